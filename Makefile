@@ -1,0 +1,59 @@
+# `make` lists what there is. Everything runs in .venv, which the first target that needs it makes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench bench-quick fuzz chaos soak clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+demo: $(VENV)/.analysis ## Record a simulated venue for 20 s and show the result; needs no key
+	$(BIN)/ingestor demo
+
+test: $(VENV)/.dev ## Run the tests
+	$(BIN)/pytest
+
+check: $(VENV)/.dev ## What CI runs: format, lint, types, tests with branch coverage
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest --cov --cov-branch --cov-report=term-missing:skip-covered
+
+bench: $(VENV)/.dev ## Measure against what a user would otherwise run
+	$(BIN)/python benchmarks/run.py
+
+bench-quick: $(VENV)/.dev ## The same in a minute, less exact
+	$(BIN)/python benchmarks/run.py --quick
+
+fuzz: $(VENV)/.dev ## Ten million mutated frames against the decoder
+	$(BIN)/python benchmarks/fuzz.py
+
+chaos: $(VENV)/.dev ## Kill, starve, cut off and lie to the recorder, long form
+	CHAOS_ROUNDS=$${CHAOS_ROUNDS:-200} $(BIN)/pytest tests/scenarios
+
+soak: $(VENV)/.dev ## Half an hour under load and faults
+	SOAK_SECONDS=$${SOAK_SECONDS:-1800} $(BIN)/pytest tests/scenarios -k soak
+
+clean: ## Remove what these targets made; recordings stay
+	rm -rf $(VENV) build dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache benchmarks/results
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: made again only when the dependencies change.
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or later is needed: make PYTHON=python3.11 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' || \
+	  { echo "Python's venv is missing. Debian, Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.analysis: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[analysis]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.analysis

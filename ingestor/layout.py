@@ -1,0 +1,203 @@
+"""Where every file of a root lives, what it is called, and how one becomes final."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+from ingestor.errors import RootLocked
+
+FILE_MODE = 0o640
+DIRECTORY_MODE = 0o750
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SegmentId:
+    """A segment's name. Order is by number: wall clocks step back."""
+
+    number: int
+    started: datetime
+    run: int
+
+    def __str__(self) -> str:
+        return f"{self.number:012d}-{self.started:%Y%m%dT%H%M%SZ}-r{self.run:06d}"
+
+    @classmethod
+    def parse(cls, text: str) -> "SegmentId":
+        """The id that this file name (with or without endings) begins with. Raises ValueError on any other name."""
+        number, started, run = text.split(".", 1)[0].split("-")
+        when = datetime.strptime(started, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        return cls(int(number), when, int(run.removeprefix("r")))
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of one root. Nothing here touches the disk but `create`."""
+
+    root: Path
+
+    @property
+    def trades(self) -> Path:
+        """The dataset: final files only, nothing else is ever in here."""
+        return self.root / "trades"
+
+    @property
+    def csv(self) -> Path:
+        return self.root / "csv"
+
+    @property
+    def journal(self) -> Path:
+        return self.root / "journal"
+
+    @property
+    def cursors(self) -> Path:
+        return self.root / "cursors"
+
+    @property
+    def rejects(self) -> Path:
+        return self.root / "rejects"
+
+    @property
+    def coverage(self) -> Path:
+        return self.root / "coverage"
+
+    @property
+    def staging(self) -> Path:
+        return self.root / "staging"
+
+    @property
+    def aside(self) -> Path:
+        """What salvage could not read, kept for a person to look at."""
+        return self.journal / "aside"
+
+    @property
+    def synced(self) -> Path:
+        return self.journal / "synced"
+
+    @property
+    def accepted_keys(self) -> Path:
+        """Salted hashes of the API keys that the venue has accepted for this root."""
+        return self.root / ".accepted-keys.json"
+
+    @property
+    def ballast(self) -> Path:
+        return self.journal / "ballast"
+
+    def open_segment(self, segment: SegmentId) -> Path:
+        return self.journal / f"{segment}.journal"
+
+    def sealed_segment(self, segment: SegmentId) -> Path:
+        return self.journal / f"{segment}.sealed.journal"
+
+    def parquet_file(self, segment: SegmentId, day: date) -> Path:
+        return self.trades / f"date={day.isoformat()}" / f"{segment}.parquet"
+
+    def csv_file(self, segment: SegmentId) -> Path:
+        return self.csv / f"date={segment.started:%Y-%m-%d}" / f"{segment}.csv"
+
+    def cursor_file(self, sink: str) -> Path:
+        return self.cursors / f"{sink}.json"
+
+    def rejects_file(self, day: date) -> Path:
+        return self.rejects / f"date={day.isoformat()}.jsonl"
+
+    def ledger_file(self, run_id: str) -> Path:
+        return self.coverage / f"{run_id}.jsonl"
+
+    def create(self) -> None:
+        """Make the root and the folders that a recorder writes to. Raises OSError."""
+        for folder in (self.root, self.journal, self.cursors, self.rejects, self.coverage, self.staging):
+            folder.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFile:
+    """A segment as the journal's folder shows it."""
+
+    id: SegmentId
+    path: Path
+    sealed: bool
+
+
+def list_segments(layout: Layout) -> list[SegmentFile]:
+    """The segments in the journal, oldest first; none where there is no journal. Other names are not ours to read."""
+    found = []
+    for path in layout.journal.glob("*.journal"):
+        with contextlib.suppress(ValueError):
+            found.append(SegmentFile(SegmentId.parse(path.name), path, path.name.endswith(".sealed.journal")))
+    return sorted(found, key=lambda file: file.id)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in this folder survive a power cut. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_file(path: Path) -> None:
+    """Make this file's bytes survive a power cut. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def publish(staged: Path, final: Path) -> None:
+    """Give a finished file its final name: after this it is whole under that name, or was never there. Raises OSError.
+
+    A rename without the fsyncs leaves an empty file under the final name after a power cut, on ext4 and xfs alike.
+    """
+    sync_file(staged)
+    if not final.parent.is_dir():
+        final.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+        sync_directory(final.parent.parent)
+    staged.replace(final)
+    sync_directory(final.parent)
+
+
+def write_whole(path: Path, text: str, staging: Path) -> None:
+    """Replace a small file by this text, whole or not at all. Raises OSError."""
+    staged = staging / f"{path.name}.{os.getpid()}"
+    fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        file.write(text)
+    publish(staged, path)
+
+
+@contextlib.contextmanager
+def locked_root(layout: Layout) -> Iterator[None]:
+    """Hold this root as its one recorder. Raises RootLocked naming the other's pid."""
+    fd = os.open(layout.root / ".lock", os.O_RDWR | os.O_CREAT, FILE_MODE)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = json.loads(os.pread(fd, 200, 0) or b"{}").get("pid", "unknown")
+            raise RootLocked(
+                f"{layout.root} is being recorded by process {pid}; one root has one recorder: "
+                "stop that one, or give this one another storage.root"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps({"pid": os.getpid()}).encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def locked_date(layout: Layout, day: date) -> Iterator[None]:
+    """Hold a date of the dataset while its files change: publish, compaction and retention exclude each other."""
+    fd = os.open(layout.staging / f"date={day.isoformat()}.lock", os.O_RDWR | os.O_CREAT, FILE_MODE)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

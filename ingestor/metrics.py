@@ -1,0 +1,63 @@
+"""What is counted, and the equations that the counts must satisfy: conservation."""
+
+from dataclasses import dataclass, field, fields
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What became of the frames of a record, a segment or a run."""
+
+    frames: int = 0
+    decoded: int = 0
+    """Frames read as trade messages, with or without trades in them."""
+    rejected_frames: int = 0
+    notices: int = 0
+    trades: int = 0
+    """Journaled."""
+    rejected_trades: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+
+    @property
+    def balanced(self) -> bool:
+        """Every frame became exactly one thing."""
+        return self.frames == self.decoded + self.rejected_frames + self.notices
+
+
+@dataclass(frozen=True, slots=True)
+class Conservation:
+    """A run's account, from three places that count by themselves: the reader, the journal's records, the sinks."""
+
+    frames_received: int
+    journaled: Counts
+    sink_rows: dict[str, int] = field(default_factory=dict)
+    """Rows in each record sink that has come to the journal's end."""
+
+    def violations(self) -> list[str]:
+        """The equations that don't hold, as sentences; empty where nothing was lost and nothing invented."""
+        counts = self.journaled
+        broken = []
+        if self.frames_received != counts.frames:
+            broken.append(f"{self.frames_received} frames received, {counts.frames} journaled")
+        if not counts.balanced:
+            broken.append(f"{counts.frames} frames are not {self._frames()}")
+        broken += [
+            f"{counts.trades} trades journaled, {rows} rows in {sink}"
+            for sink, rows in self.sink_rows.items()
+            if rows != counts.trades
+        ]
+        return broken
+
+    def __str__(self) -> str:
+        counts = self.journaled
+        sinks = "".join(f" = {rows} rows in {sink}" for sink, rows in self.sink_rows.items())
+        return (
+            f"{self.frames_received} frames = {self._frames()}; "
+            f"{counts.trades + counts.rejected_trades} trades = {counts.trades} journaled"
+            f" + {counts.rejected_trades} rejected; {counts.trades} journaled{sinks}"
+        )
+
+    def _frames(self) -> str:
+        counts = self.journaled
+        return f"{counts.decoded} decoded + {counts.rejected_frames} rejected + {counts.notices} notices"

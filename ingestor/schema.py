@@ -1,0 +1,37 @@
+"""What a trade is: the one schema from `Feed.decode` to every sink and reader."""
+
+import pyarrow as pa
+
+FORMAT_VERSION = 1
+"""Of a root, a segment and a file. New code reads old; old code refuses new with a sentence."""
+
+TIMESTAMP = pa.timestamp("ms", tz="UTC")
+RECEIVED_AT = pa.timestamp("us", tz="UTC")
+
+VENUE_FIELDS: tuple[pa.Field, ...] = (
+    pa.field("timestamp", TIMESTAMP),  # when the trade happened, by the venue's clock
+    pa.field("symbol", pa.string()),  # as the venue names it
+    pa.field("price", pa.float64()),
+    pa.field("volume", pa.float64()),  # 0 is a price-only update, null is unknown
+    pa.field("conditions", pa.string()),  # codes joined by ","; null where none were given, "" for an empty list
+)
+RECORDER_FIELDS: tuple[pa.Field, ...] = (
+    pa.field("received_at", RECEIVED_AT),  # when its bytes were read from the socket
+    pa.field("sequence", pa.int64()),  # run * 2^40 + count: unique in a root, rising with arrival
+    pa.field("repeated", pa.bool_()),  # its frame is byte-identical to the one before on the same connection
+)
+
+VENUE_TRADES = pa.schema(VENUE_FIELDS)
+"""What every feed decodes: columns (timestamp, symbol, price, volume, conditions)."""
+
+TRADES = pa.schema(VENUE_FIELDS + RECORDER_FIELDS)
+"""What is journaled: a feed's columns, then the recorder's. A feed may append columns of its own at the end."""
+
+RUN_SHIFT = 40
+"""`sequence >> RUN_SHIFT` is the run that recorded a row."""
+
+
+def recorded(venue: pa.Schema) -> pa.Schema:
+    """The schema that a root records for a feed whose decoded columns are `venue`: TRADES, then the feed's own."""
+    extra = [field for field in venue if field.name not in VENUE_TRADES.names]
+    return pa.schema([*TRADES, *extra])
