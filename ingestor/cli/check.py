@@ -1,0 +1,162 @@
+"""`ingestor check`: everything that can be known before a recording starts, and what would run."""
+
+import os
+import shutil
+import ssl
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from ingestor.cli.options import (
+    config_dir,
+    config_option,
+    format_json,
+    format_table,
+    json_option,
+    root_option,
+    settings_from,
+    symbols_option,
+)
+from ingestor.config import (
+    DEFAULT_PATH,
+    FREE_PLAN_SYMBOLS,
+    Flags,
+    Settings,
+    format_duration,
+    format_size,
+    load_key,
+)
+from ingestor.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at."""
+
+    verdict: Literal["ok", "warning", "error"]
+    subject: str
+    text: str
+    """What was found; for a warning or an error also what to do."""
+
+
+@click.command()
+@config_option
+@root_option
+@symbols_option
+@json_option
+@click.option("--schema", is_flag=True, help="Print the settings' JSON Schema for editors, and check nothing.")
+def check(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None, as_json: bool, schema: bool) -> None:
+    """Check settings, key and disk, and print what would run, without the key. Exit 2 on any error."""
+    if schema:
+        click.echo(format_json(Settings.model_json_schema()))
+        return
+    settings, findings = _settings_found(config, Flags(symbols=symbols, root=root))
+    findings += _key_found(config_dir(config))
+    if settings:
+        findings += [*_settings_findings(settings), *_disk_findings(settings)]
+    resolved = settings.model_dump(mode="json") if settings else None
+    if as_json:
+        click.echo(format_json({"findings": [asdict(finding) for finding in findings], "settings": resolved}))
+    else:
+        _print(findings, resolved)
+    sys.exit(2 if any(finding.verdict == "error" for finding in findings) else 0)
+
+
+def _settings_found(config: Path | None, flags: Flags) -> tuple[Settings | None, list[Finding]]:
+    try:
+        settings = settings_from(config, flags)
+    except ConfigError as error:
+        return None, [Finding("error", "settings", line) for line in str(error).splitlines()]
+    source = config or (DEFAULT_PATH if DEFAULT_PATH.exists() else "the defaults")
+    return settings, [Finding("ok", "settings", f"{source}: {len(settings.tickers)} tickers")]
+
+
+def _key_found(directory: Path) -> list[Finding]:
+    try:
+        key = load_key(directory)
+    except ConfigError as error:
+        return [Finding("error", "key", str(error))]
+    if key is None:
+        where = f"set FINNHUB_API_KEY, or write FINNHUB_API_KEY=… into {directory / '.env'}"
+        return [Finding("error", "key", f"none found: {where} (free at https://finnhub.io)")]
+    found = [Finding("ok", "key", f"from {key.source}")]
+    return [*found, Finding("warning", "key", key.warning)] if key.warning else found
+
+
+def _settings_findings(settings: Settings) -> Iterator[Finding]:
+    """What is allowed and still worth a word."""
+    if (count := len(settings.tickers)) > FREE_PLAN_SYMBOLS:
+        text = f"{count}: Finnhub's free plan refuses those after {FREE_PLAN_SYMBOLS}; fewer, or a paid plan"
+        yield Finding("warning", "tickers", text)
+    if settings.feed.allow_plaintext and settings.feed.url.startswith("ws://"):
+        yield Finding("warning", "feed", "the key travels in clear; use wss:// where the venue has it")
+    if (ca_file := settings.connection.ca_file) is not None:
+        try:
+            ssl.create_default_context(cafile=ca_file)
+        except OSError as error:
+            yield Finding("error", "ca_file", f"{ca_file} holds no certificate to trust: {error.strerror or error}")
+    killed = settings.journal.linger
+    unpowered = killed + settings.journal.sync_interval
+    bound = f"kill -9 loses {format_duration(killed)} + lag, a power cut {format_duration(unpowered)} + lag"
+    yield Finding("ok", "loss bound", bound)
+
+
+def _disk_findings(settings: Settings) -> Iterator[Finding]:
+    root = settings.storage.root.absolute()
+    base = next(path for path in (root, *root.parents) if path.exists())
+    fault = _fault_of_writing(base)
+    if fault:
+        yield Finding("error", "root", f"{root} can't be written: {fault} ({base}): mend that, or set storage.root")
+        return
+    yield Finding("ok", "root", f"{root}{'' if base == root else ' (will be made)'}")
+    free, floor = shutil.disk_usage(base).free, settings.storage.min_free
+    if free < floor:
+        text = f"{_readable(free)} is less than storage.min_free ({format_size(floor)}): make room, or lower it"
+        yield Finding("error", "free space", text)
+    else:
+        yield Finding("ok", "free space", f"{_readable(free)}; {format_size(floor)} of it stays free")
+
+
+def _fault_of_writing(directory: Path) -> str | None:
+    """Why no file can be made here, by making one that has no name and is gone at once."""
+    if not directory.is_dir():
+        return "not a directory"
+    if not os.access(directory, os.X_OK):
+        return "not accessible"
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(b"x")
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _readable(size: int) -> str:
+    return f"{size / (1 << 30):,.1f}GB"
+
+
+def _print(findings: list[Finding], resolved: dict[str, Any] | None) -> None:
+    for finding in findings:
+        click.echo(f"{finding.verdict:<7}  {finding.subject:<10}  {finding.text}")
+    if resolved is not None:
+        click.echo("\nWhat would run:\n")
+        click.echo(format_table(("setting", "value"), _flat(resolved)))
+
+
+def _flat(section: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """(`storage.rotate.age`, `15m`) of each setting, as the file would write it."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", ", ".join(value) if isinstance(value, list) else _as_yaml(value)
+
+
+def _as_yaml(value: object) -> str:
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)

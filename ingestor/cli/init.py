@@ -1,0 +1,62 @@
+"""`ingestor init`: the files to start from, written once and never over anything."""
+
+import os
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import click
+
+from ingestor.cli.options import config_option
+from ingestor.config import DEFAULT_PATH
+from ingestor.errors import ConfigError
+
+
+@click.command()
+@config_option
+def init(config: Path | None) -> None:
+    """Write the settings and, beside them, .env for the key. What exists is kept.
+
+    Exit 2 if there was nothing to write.
+    """
+    path = config or DEFAULT_PATH
+    dotenv = path.parent / ".env"
+    wrote_settings = _write_new(path, _template("ingestor.yaml", "ingestor.yaml"), 0o640)
+    wrote_dotenv = _write_new(dotenv, _template("env.example", ".env.example"), 0o600)
+    for target, wrote in ((path, wrote_settings), (dotenv, wrote_dotenv)):
+        click.echo(f"wrote {target}" if wrote else f"kept  {target}: it exists")
+    if not (wrote_settings or wrote_dotenv):
+        sys.exit(2)
+    given = f" --config {config}" if config else ""
+    click.echo(f"""
+Next:
+  1. put your key into {dotenv} (free at https://finnhub.io)
+  2. name your symbols in {path}
+  3. ingestor check{given}
+  4. ingestor run{given}
+
+No key yet? `ingestor demo` records a simulated venue.""")
+
+
+def _template(packaged: str, in_checkout: str) -> bytes:
+    """The file as the wheel carries it, or as the source tree has it."""
+    resource = files("ingestor.cli").joinpath("templates", packaged)
+    if resource.is_file():
+        return resource.read_bytes()
+    return (Path(__file__).parents[2] / "config" / in_checkout).read_bytes()
+
+
+def _write_new(path: Path, content: bytes, mode: int) -> bool:
+    """Writes the file unless its name exists, even as a dangling link; whether it did. Raises ConfigError."""
+    try:
+        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError:
+        if not path.parent.is_dir():
+            raise ConfigError(f"{path.parent} is no directory") from None
+        return False
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be written: {error.strerror}") from None
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+    return True

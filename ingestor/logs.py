@@ -1,0 +1,175 @@
+"""structlog, set up once: facts as lines, and no secret in any of them.
+
+A fact is named `noun.past_participle` (`connection.lost`, `segment.sealed`), with its numbers as fields.
+Loggers of libraries come out the same way. Secrets are taken out of a line when it is complete: no field,
+nested value or traceback has a way around that.
+"""
+
+import json
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import TextIO
+from urllib.parse import quote, quote_plus
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+MASK = "***"
+_OURS = "ingestor"
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+_IN_URL = re.compile(
+    r"""(?P<name>\b(?:token|key|api_?key|secret|password)=)[^&\s"'\\<>]+  # a query's value
+      | (?P<scheme>\b[a-z][a-z0-9+.-]*://)[^/\s@"']+(?=@)                 # user:password
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+class Redactor:
+    """Takes these secrets out of text, in every form that a log may show, and what a URL calls a token."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        forms = {form for secret in secrets if secret for form in _forms(secret)}
+        self._secrets = re.compile(
+            "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True)) or r"(?!)"
+        )
+
+    def __call__(self, text: str) -> str:
+        return _IN_URL.sub(_mask_value, self._secrets.sub(MASK, text))
+
+
+def _forms(secret: str) -> set[str]:
+    """As it is; percent-encoded, in either case; and as JSON and `repr` escape it."""
+    encoded = {quote(secret, safe=""), quote(secret), quote_plus(secret)}
+    return {
+        secret,
+        *encoded,
+        *(re.sub(r"%..", lambda match: match[0].lower(), form) for form in encoded),
+        json.dumps(secret)[1:-1],
+        repr(secret)[1:-1],
+    }
+
+
+def _mask_value(match: re.Match[str]) -> str:
+    return f"{match['name'] or match['scheme']}{MASK}"
+
+
+def configure_logs(
+    level: str,
+    format: str,  # noqa: A002  as the setting is called
+    secrets: Sequence[str],
+    stream: TextIO | None = None,
+) -> Redactor:
+    """Sends this process's log to `stream` (stderr): `console` or `json` lines, `auto` by where it goes.
+
+    `level` is one of `config.LoggingSettings`. Libraries speak from `warning` up (at `debug` from `info`):
+    below that they log every frame. An exception that nobody caught, in any thread, becomes a line too.
+    Returns what takes the secrets out, for text that doesn't go through the log.
+    """
+    stream = sys.stderr if stream is None else stream
+    redact = Redactor(secrets)
+    handler = _RedactedLines(stream, redact)
+    handler.setFormatter(_formatter(stream, format))
+    root = logging.getLogger()
+    for earlier in [each for each in root.handlers if isinstance(each, _RedactedLines)]:
+        root.removeHandler(earlier)
+    root.addHandler(handler)
+    root.setLevel(logging.INFO if level == "debug" else max(_LEVELS[level], logging.WARNING))
+    logging.getLogger(_OURS).setLevel(_LEVELS[level])
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *_shared(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=_our_logger,
+    )
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+    return redact
+
+
+def redactor_in_force() -> Redactor:
+    """That of the log, if it is configured; else one that knows the key in the environment."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _RedactedLines):
+            return handler.redact
+    return Redactor([os.environ.get("FINNHUB_API_KEY", "").strip()])
+
+
+def _our_logger(*_args: object) -> logging.Logger:
+    """One logger for the whole package: the fact's name says where it comes from."""
+    return logging.getLogger(_OURS)
+
+
+def _shared() -> list[Processor]:
+    """What is added to our facts and to libraries' records alike."""
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+
+
+def _formatter(stream: TextIO, format: str) -> logging.Formatter:  # noqa: A002  as the setting is called
+    terminal = stream.isatty()
+    renderer: list[Processor]
+    if format == "console" or (format == "auto" and terminal):
+        plain = structlog.dev.plain_traceback  # the others print local variables: the key is one somewhere
+        colors = terminal and "NO_COLOR" not in os.environ
+        renderer = [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
+    else:
+        renderer = [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(ensure_ascii=False, default=str),
+        ]
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[*_shared(), _add_library],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+    )
+
+
+def _add_library(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    event["library"] = event["_record"].name
+    return event
+
+
+class _RedactedLines(logging.StreamHandler[TextIO]):
+    """Writes each record as one redacted text."""
+
+    def __init__(self, stream: TextIO, redact: Redactor) -> None:
+        super().__init__(stream)
+        self.redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self.redact(super().format(record))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
+        """A record that can't be formatted: logging would print its raw arguments."""
+        kind, error, _ = sys.exc_info()
+        if isinstance(error, OSError) or self.stream.closed:
+            return  # the log's destination is gone or full: nowhere to say so, and the recording goes on
+        place = f"{record.pathname}:{record.lineno}"
+        self.stream.write(self.redact(f"log.failed at {place}: {kind and kind.__name__}: {error}\n"))
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    structlog.get_logger().critical("process.failed", exc_info=(kind, error, trace))
+
+
+def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    if issubclass(args.exc_type, SystemExit):
+        return  # a thread that ends itself, as Python has it
+    name = args.thread.name if args.thread else None
+    error = args.exc_value or args.exc_type()
+    structlog.get_logger().critical("thread.failed", thread=name, exc_info=(args.exc_type, error, args.exc_traceback))

@@ -1,0 +1,314 @@
+"""The command line: commands by name, errors as one message and an exit code, flags alike everywhere."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+import ingestor
+from ingestor.cli.main import COMMANDS, cli
+from ingestor.cli.options import (
+    Span,
+    config_option,
+    format_json,
+    format_table,
+    parse_time,
+    read_span,
+    root_from,
+    settings_from,
+    span_options,
+    symbols_option,
+)
+from ingestor.config import Flags
+from ingestor.errors import ConfigError
+
+NEW_YORK = ZoneInfo("America/New_York")
+Done = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory and no key in the environment."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("FINNHUB_API_KEY", "CREDENTIALS_DIRECTORY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, arguments)
+
+
+def start(*arguments: str) -> Done:
+    """As a user would, in a process of its own."""
+    environ = {**os.environ, "PYTHONPATH": str(Path(ingestor.__file__).parents[1])}
+    command = [sys.executable, "-m", "ingestor", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+
+
+# main
+
+
+def test_help_names_every_command_and_imports_none() -> None:
+    program = (
+        "import atexit, sys; from ingestor.cli.main import main; atexit.register(lambda: print(*sys.modules)); main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, text=True, check=True)
+    for name, (_, line) in COMMANDS.items():
+        assert f"  {name}  " in done.stdout
+        assert line in done.stdout
+    loaded = set(done.stdout.split())
+    assert "ingestor.cli.main" in loaded
+    assert not loaded & {"pyarrow", "pandas", "pydantic", "structlog", "websockets", "websocket", "yaml"}
+
+
+def test_version() -> None:
+    assert start("--version").stdout == f"ingestor, version {ingestor.__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_where_the_table_says(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    assert command.name == name
+    assert command.help
+
+
+def test_an_unknown_command_or_flag_exits_2(folder: Path) -> None:
+    for arguments in (["rnu"], ["check", "--nope"], ["check", "--symbols", "A,,B"]):
+        done = start(*arguments)
+        assert done.returncode == 2
+        assert "Error: " in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_every_line_of_an_error_is_printed_and_nothing_else(folder: Path) -> None:
+    (folder / "x").write_text("")
+    done = start("init", "--config", "x/ingestor.yaml")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: x is no directory\n")
+
+
+def test_no_secret_in_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINNHUB_API_KEY", "hunter2")
+    (folder / "hunter2").write_text("")
+    done = start("init", "--config", "hunter2/ingestor.yaml")
+    assert done.stderr == "error: *** is no directory\n"
+
+
+def test_a_reader_that_left_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as gone:
+        command = [sys.executable, "-m", "ingestor", "check", "--schema"]
+        done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")  # as click has it
+
+
+# init
+
+
+def test_init_writes_what_works(folder: Path) -> None:
+    done = call("init")
+    assert done.exit_code == 0
+    assert done.output.startswith("wrote config/ingestor.yaml\nwrote config/.env\n")
+    assert "ingestor check\n" in done.output
+    assert stat.S_IMODE((folder / "config/.env").stat().st_mode) == 0o600
+    assert stat.S_IMODE((folder / "config").stat().st_mode) & 0o027 == 0
+    assert len(settings_from(None, Flags()).tickers) == 4
+
+
+def test_init_never_overwrites(folder: Path) -> None:
+    dotenv = folder / "config/.env"
+    dotenv.parent.mkdir()
+    dotenv.symlink_to(folder / "elsewhere")
+    done = call("init")
+    assert done.exit_code == 0
+    assert "kept  config/.env: it exists" in done.output
+    assert not (folder / "elsewhere").exists()
+    written = (folder / "config/ingestor.yaml").read_bytes()
+    again = call("init")
+    assert again.exit_code == 2
+    assert again.output == "kept  config/ingestor.yaml: it exists\nkept  config/.env: it exists\n"
+    assert (folder / "config/ingestor.yaml").read_bytes() == written
+
+
+def test_init_elsewhere(folder: Path) -> None:
+    done = call("init", "--config", "a/b/my.yaml")
+    assert done.exit_code == 0
+    assert sorted(path.name for path in (folder / "a/b").iterdir()) == [".env", "my.yaml"]
+    assert "ingestor run --config a/b/my.yaml" in done.output
+
+
+# check
+
+
+def verdicts(done: Result) -> dict[str, str]:
+    return {finding["subject"]: finding["verdict"] for finding in json.loads(done.output)["findings"]}
+
+
+def test_check_says_what_would_run_and_never_the_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINNHUB_API_KEY", "hunter2")
+    (folder / "my.yaml").write_text("tickers: [ON, AAPL]\nstorage: {min_free: 0B, rotate: {age: 90s}}\n")
+    done = call("check", "--config", "my.yaml")
+    assert done.exit_code == 0
+    rows = [line.split(maxsplit=1) for line in done.output.splitlines() if line]
+    assert ["tickers", "ON, AAPL"] in rows
+    assert ["storage.rotate.age", "90s"] in rows
+    assert ["connection.ca_file", "null"] in rows
+    assert "ok       key         from FINNHUB_API_KEY in the environment\n" in done.output
+    assert "hunter2" not in done.output
+    assert not (folder / "data").exists()
+
+
+def test_check_names_all_that_is_wrong(folder: Path) -> None:
+    (folder / "my.yaml").write_text("tickers: []\nstop_timeout: 1\n")
+    done = call("check", "--config", "my.yaml")
+    assert done.exit_code == 2
+    assert [line.split()[:3] for line in done.output.splitlines()] == [
+        ["error", "settings", "my.yaml:1:1:"],
+        ["error", "settings", "my.yaml:2:1:"],
+        ["error", "key", "none"],
+    ]
+
+
+def test_check_without_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINNHUB_API_KEY", "hunter2")
+    done = call("check", "--symbols", "AAPL, BINANCE:BTCUSDT", "--root", "there", "--json")
+    answer = json.loads(done.output)
+    assert answer["settings"]["tickers"] == ["AAPL", "BINANCE:BTCUSDT"]
+    assert answer["settings"]["storage"]["root"] == "there"
+    assert verdicts(done)["key"] == "ok"
+
+
+def test_check_without_anything(folder: Path) -> None:
+    done = call("check")
+    assert done.exit_code == 2
+    assert "config/ingestor.yaml: no such file: `ingestor init` writes one" in done.output
+
+
+def test_check_warns_of_more_symbols_than_the_free_plan_takes(folder: Path) -> None:
+    symbols = ",".join(f"S{number}" for number in range(51))
+    assert verdicts(call("check", "--symbols", symbols, "--json"))["tickers"] == "warning"
+    assert "tickers" not in verdicts(call("check", "--symbols", "S1", "--json"))
+
+
+def test_check_looks_at_the_disk(folder: Path) -> None:
+    (folder / "file").write_text("")
+    (folder / "my.yaml").write_text("tickers: [A]\nstorage: {min_free: 1024TB}\nconnection: {ca_file: no.pem}\n")
+    found = verdicts(call("check", "--config", "my.yaml", "--json"))
+    assert (found["root"], found["free space"], found["ca_file"]) == ("ok", "error", "error")
+    below_a_file = verdicts(call("check", "--symbols", "A", "--root", "file/data", "--json"))
+    assert below_a_file["root"] == "error"
+
+
+def test_check_warns_of_a_key_that_others_can_read_and_of_one_in_clear(folder: Path) -> None:
+    (folder / ".env").write_text("API_KEY=hunter2\n")
+    (folder / ".env").chmod(0o640)
+    (folder / "my.yaml").write_text("tickers: [A]\nfeed: {url: 'ws://venue', allow_plaintext: true}\n")
+    found = verdicts(call("check", "--config", "my.yaml", "--json"))
+    assert (found["key"], found["feed"]) == ("warning", "warning")
+
+
+def test_check_refuses_a_key_unseen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINNHUB_API_KEY", "hunter 2")
+    done = call("check", "--symbols", "A", "--json")
+    assert verdicts(done)["key"] == "error"
+    assert "hunter" not in done.output
+
+
+def test_check_prints_the_schema() -> None:
+    assert json.loads(call("check", "--schema").output)["required"] == ["tickers"]
+
+
+# options
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-11-20", "2026-11-20T05:00:00+00:00"),
+        ("2026-07-01", "2026-07-01T04:00:00+00:00"),
+        ("2026-11-20T09:30", "2026-11-20T14:30:00+00:00"),
+        ("2026-11-20 09:30:00.25", "2026-11-20T14:30:00.250000+00:00"),
+        ("2026-11-20T09:30Z", "2026-11-20T09:30:00+00:00"),
+        ("2026-11-20T09:30+01:00", "2026-11-20T08:30:00+00:00"),
+    ],
+)
+def test_a_time_is_in_its_own_zone_or_in_tz(text: str, expected: str) -> None:
+    assert parse_time(text, NEW_YORK, "--start") == datetime.fromisoformat(expected)
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "2026-13-01", "0001-01-01T00:00+05:00", "20:15"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is no time: write 2026-11-20"):
+        parse_time(text, UTC, "--end")
+
+
+def test_a_span_is_half_open_and_never_empty() -> None:
+    day = datetime(2026, 11, 20, tzinfo=UTC)
+    assert read_span("2026-11-20", None, UTC) == Span(day, None)
+    assert read_span(None, "2026-11-20", UTC) == Span(None, day)
+    with pytest.raises(click.BadParameter, match="must be before --end"):
+        read_span("2026-11-20", "2026-11-20", UTC)
+
+
+def test_the_shared_flags_reach_a_command() -> None:
+    @click.command()
+    @config_option
+    @symbols_option
+    @span_options
+    def command(**flags: object) -> None:
+        click.echo(format_json({name: str(value) for name, value in flags.items()}))
+
+    arguments = ["--symbols", "A, B C", "--tz", "America/New_York", "--end", "2026-11-20"]
+    flags = json.loads(CliRunner().invoke(command, arguments).output)
+    assert flags == {
+        "config": "None",
+        "symbols": "('A', 'B C')",
+        "tz": "America/New_York",
+        "start": "None",
+        "end": "2026-11-20",
+    }
+    refused = CliRunner().invoke(command, ["--tz", "Mars/Olympus"])
+    assert refused.exit_code == 2
+    assert "no time zone 'Mars/Olympus' here" in refused.output
+
+
+def test_the_root_to_read(folder: Path) -> None:
+    assert root_from(None, Path("flag")) == Path("flag")
+    assert root_from(None, None) == Path("data")
+    (folder / "my.yaml").write_text("tickers: [A]\nstorage: {root: mine}\n")
+    assert root_from(Path("my.yaml"), None) == Path("mine")
+    with pytest.raises(ConfigError, match="no such file"):
+        root_from(Path("no.yaml"), None)
+
+
+def test_a_file_is_read_under_the_symbols_where_there_is_one(folder: Path) -> None:
+    (folder / "config").mkdir()
+    (folder / "config/ingestor.yaml").write_text("tickers: [A]\nstorage: {root: mine}\n")
+    settings = settings_from(None, Flags(symbols=("B",)))
+    assert (settings.tickers, settings.storage.root) == (("B",), Path("mine"))
+
+
+def test_a_table_is_aligned() -> None:
+    rows = [("AAPL", 12345, None), ("BINANCE:BTCUSDT", 7, "x")]
+    assert format_table(("symbol", "trades", "note"), rows).splitlines() == [
+        "symbol           trades  note",
+        "AAPL             12,345",
+        "BINANCE:BTCUSDT       7  x",
+    ]
+    assert format_table(("symbol", "trades"), []) == "symbol  trades"
+
+
+def test_json_says_times_and_paths_as_text() -> None:
+    value = {"at": datetime(2026, 11, 20, tzinfo=UTC), "root": Path("data"), "symbol": "ΑΒΓ"}
+    expected = '{"at": "2026-11-20T00:00:00+00:00", "root": "data", "symbol": "ΑΒΓ"}'
+    assert format_json(value, indent=None) == expected

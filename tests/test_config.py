@@ -1,0 +1,476 @@
+"""The settings: what a person writes, and what is said where it is wrong."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ingestor.config import (
+    Flags,
+    JournalSettings,
+    Settings,
+    StorageSettings,
+    format_duration,
+    format_size,
+    load_key,
+    load_settings,
+    parse_duration,
+    parse_size,
+    settings_for_symbols,
+    settings_from_flags,
+)
+from ingestor.errors import ConfigError
+
+Write = Callable[[str | bytes], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes `ingestor.yaml` into the working directory and returns its relative path."""
+    monkeypatch.chdir(tmp_path)
+
+    def write_settings(content: str | bytes) -> Path:
+        path = Path("ingestor.yaml")
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write_settings
+
+
+def complaints(path: Path, flags: Flags | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path, flags or Flags())
+    return str(caught.value).splitlines()
+
+
+# Units
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0s", 0.0),
+        ("250ms", 0.25),
+        ("20s", 20.0),
+        ("1.5s", 1.5),
+        ("15m", 900.0),
+        ("2h", 7200.0),
+        ("365d", 31536e3),
+    ],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+    assert parse_duration(format_duration(seconds)) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0B", 0), ("512KB", 512 << 10), ("64MB", 64 << 20), ("1.5GB", 3 << 29), ("2 TB", 2 << 40)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+    assert parse_size(format_size(size)) == size
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(900.0, "15m"), (150.0, "150s"), (0.1 + 0.2, "300ms"), (86400.0, "1d")])
+def test_a_duration_is_shown_in_its_largest_whole_unit(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "1e3s", "1 0s", "15M", "1s2ms", "٣s", "nan", "infs", "9" * 400 + "s"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(ValueError, match="is no duration: write it like 250ms"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1MB", "64mb", "64MiB", "1e3KB", "inf"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match="is no size: write it like 512KB"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("value", ["900", 900, "0", "1.5"])
+def test_a_number_needs_its_unit(value: object) -> None:
+    with pytest.raises(ValueError, match=f"`{value}` has no unit: write {value}s or"):
+        parse_duration(value)
+    with pytest.raises(ValueError, match=f"`{value}` has no unit: write {value}MB or"):
+        parse_size(value)
+
+
+def test_a_python_caller_gives_seconds() -> None:
+    assert JournalSettings(linger=0.02).linger == 0.02
+
+
+# What a file may say
+
+
+def test_a_file_with_tickers_alone_is_all_defaults(write: Write) -> None:
+    assert load_settings(write("tickers: [AAPL]\n")) == Settings(tickers=("AAPL",))
+
+
+def test_every_value_is_read(write: Write) -> None:
+    settings = load_settings(
+        write(
+            "tickers: [AAPL]\n"
+            "feed: {url: 'ws://venue:8765', allow_plaintext: true}\n"
+            "storage: {root: /x, formats: [csv, parquet], csv_gzip: true, rotate: {age: 2s, size: 1MB}}\n"
+            "journal: {linger: 0s, sync_interval: 30s}\n"
+            "connection: {ca_file: ca.pem, fast_frames: false, buffer: 512KB}\n"
+            "logging: {level: debug, format: json}\n"
+            "stop_timeout: 5s\n"
+        )
+    )
+    assert settings.feed.url == "ws://venue:8765"
+    assert settings.storage.root == Path("/x")
+    assert settings.storage.formats == ("csv", "parquet")
+    assert (settings.storage.rotate.age, settings.storage.rotate.size) == (2.0, 1 << 20)
+    assert (settings.journal.linger, settings.journal.sync_interval) == (0.0, 30.0)
+    assert (settings.connection.ca_file, settings.connection.fast_frames) == (Path("ca.pem"), False)
+    assert (settings.logging.level, settings.logging.format, settings.stop_timeout) == ("debug", "json", 5.0)
+
+
+def test_tickers_are_text_as_written(write: Write) -> None:
+    tickers = (
+        "ON",
+        "NO",
+        "TRUE",
+        "NULL",
+        "000001",
+        "12:30",
+        "1e5",
+        "BRK.B",
+        "IC MARKETS:1",
+        "^GSPC",
+        "~",
+        "0x1F",
+    )
+    block = "tickers:\n" + "".join(f"  - {ticker}\n" for ticker in tickers)
+    assert load_settings(write(block)).tickers == tickers
+    assert load_settings(write(f"tickers: [{', '.join(tickers)}]\n")).tickers == tickers
+
+
+def test_a_section_of_comments_is_all_defaults(write: Write) -> None:
+    assert load_settings(write("tickers: [A]\njournal:\n  #linger: 1s\n")).journal == JournalSettings()
+
+
+@pytest.mark.parametrize("nothing", ["null", "~", ""])
+def test_null_is_nothing_where_nothing_is_allowed(write: Write, nothing: str) -> None:
+    path = write(f"tickers: [A]\nconnection:\n  ca_file: {nothing}\n")
+    assert load_settings(path).connection.ca_file is None
+
+
+def test_anchors_and_a_byte_order_mark(write: Write) -> None:
+    path = write("\ufefftickers: [A]\njournal: {linger: &time 2s, sync_interval: *time}\n")
+    assert load_settings(path).journal.sync_interval == 2.0
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "[::1]", "localhost"])
+def test_plaintext_on_this_machine(write: Write, host: str) -> None:
+    url = f"ws://{host}:8765/x"
+    assert load_settings(write(f"tickers: [A]\nfeed: {{url: '{url}'}}\n")).feed.url == url
+
+
+# What it may not
+
+
+MISTAKES = {
+    "no tickers": ("journal: {}\n", ["1:1: `tickers` is missing"]),
+    "empty list": ("tickers: []\n", ["1:1: must be a list of at least one symbol"]),
+    "no list": ("tickers: AAPL\n", ["1:1: must be a list of at least one symbol"]),
+    "nothing": ("\ntickers:\n", ["2:1: must be a list of at least one symbol"]),
+    "duplicate ticker": ("tickers: [A, B, A]\n", ["1:17: A is listed twice"]),
+    "duplicate key": (
+        "tickers: [A]\njournal:\n  linger: 1s\n  linger: 2s\n  sync_interval: 3s\n",
+        ["4:3: duplicate key `linger`: line 3 has it too"],
+    ),
+    "tab": ("tickers:\n\t- A\n", ["2:1: a tab indents this line: use blanks"]),
+    "tab after blanks": ("tickers:\n  - A\n \t- B\n", ["3:2: a tab indents this line: use blanks"]),
+    "tab within": ("tickers:\t[A]\n", ["1:9: a tab: use blanks"]),
+    "stray blank": (
+        "tickers:\n  - BINANCE: BTCUSDT\n",
+        ["2:5: a stray blank after the colon: write BINANCE:BTCUSDT"],
+    ),
+    "forgotten dash": ("tickers:\n  - A\n    B\n", ["2:5: the value runs into the next line: is a `-`"]),
+    "empty ticker": ("tickers:\n  - A\n  -\n", ["3:4: must be a symbol: text"]),
+    "long ticker": (f"tickers: [{'A' * 65}]\n", ["1:11: a symbol has at most 64 characters, this one 65"]),
+    "control in ticker": ('tickers: ["A\\u0007"]\n', ["1:11: 'A\\x07' holds a control or an invisible"]),
+    "invisible in ticker": ("tickers: [A\u200b]\n", ["1:11: 'A\\u200b' holds a control or an invisible"]),
+    "two in one": ("tickers:\n  - A, B\n", ["2:5: `A, B` holds a comma"]),
+    "reserved letter": (
+        "tickers: [@A]\n",
+        ["1:11: found character '@' that cannot start any token: put the"],
+    ),
+    "unknown key": (
+        "ticker: [A]\n",
+        ["1:1: `tickers` is missing", "1:1: unknown key `ticker`: did you mean `tickers`?"],
+    ),
+    "unknown key below": (
+        "tickers: [A]\nstorage:\n  rotate:\n    aeg: 1m\n",
+        ["4:5: unknown key `aeg`: did you mean `age`?"],
+    ),
+    "unknown key unlike any": (
+        "tickers: [A]\nlogging: {x: y}\n",
+        ["2:11: unknown key `x`: known here are level, format"],
+    ),
+    "key in the file": (
+        "tickers: [A]\napi_key: hunter2\n",
+        ["2:1: unknown key `api_key`: the key belongs into"],
+    ),
+    "section is text": ("tickers: [A]\njournal: 1s\n", ["2:1: `journal` must be a mapping"]),
+    "section is a list": ("tickers: [A]\nstorage: [csv]\n", ["2:1: `storage` must be a mapping"]),
+    "value is a list": ("tickers: [A]\nstop_timeout: [1s]\n", ["2:1: `stop_timeout` must be one value"]),
+    "text is a mapping": ("tickers: [A]\nfeed: {url: {a: b}}\n", ["2:8: `url` must be one value"]),
+    "no unit": ("tickers: [A]\nstop_timeout: 60\n", ["2:1: `60` has no unit: write 60s or 60ms"]),
+    "out of bounds": ("tickers: [A]\nconnection: {silence: 0s}\n", ["2:14: must be from 1s to 1h"]),
+    "null": ("tickers: [A]\nstop_timeout: null\n", ["2:1: `null` is no duration"]),
+    "no path": ("tickers: [A]\nstorage: {root: null}\n", ["2:11: must be a path"]),
+    "no home": ("tickers: [A]\nstorage: {root: ~nobody-here/x}\n", ["2:11: `~nobody-here/x` names a home"]),
+    "yes": ("tickers: [A]\nstorage: {csv_gzip: yes}\n", ["2:11: must be true or false, not `yes`"]),
+    "no choice": (
+        "tickers: [A]\nlogging: {level: loud}\n",
+        ["2:11: must be 'debug', 'info', 'warning' or 'error'"],
+    ),
+    "format twice": (
+        "tickers: [A]\nstorage: {formats: [csv, csv]}\n",
+        ["2:11: must name parquet, csv, or each once"],
+    ),
+    "no format": ("tickers: [A]\nstorage: {formats: []}\n", ["2:11: must name parquet, csv, or each once"]),
+    "sync before linger": (
+        "tickers: [A]\njournal: {linger: 5s}\n",
+        ["2:1: sync_interval (1s) must not be shorter than linger (5s)"],
+    ),
+    "ping after silence": (
+        "tickers: [A]\nconnection: {silence: 10s}\n",
+        ["2:1: ping_interval must not be longer than silence (10s)"],
+    ),
+    "plaintext": (
+        "tickers: [A]\nfeed: {url: 'ws://10.0.0.1'}\n",
+        ["2:8: ws:// to another machine sends the key in"],
+    ),
+    "no WebSocket": (
+        "tickers: [A]\nfeed: {url: 'https://x'}\n",
+        ["2:8: must be an address that begins with wss://"],
+    ),
+    "no host": ("tickers: [A]\nfeed: {url: 'wss://'}\n", ["2:8: must be an address that begins with wss://"]),
+    "no port": ("tickers: [A]\nfeed: {url: 'wss://x:y'}\n", ["2:8: is no address: write wss://host"]),
+    "key in the url": (
+        "tickers: [A]\nfeed: {url: 'wss://x?token=hunter2'}\n",
+        ["2:8: must end before any `?`"],
+    ),
+    "user in the url": ("tickers: [A]\nfeed: {url: 'wss://u:hunter2@x'}\n", ["2:8: must end before any `?`"]),
+    "a list": ("- AAPL\n", ["1:1: the file must be a mapping"]),
+    "text": ("AAPL\n", ["1:1: the file must be a mapping"]),
+    "two documents": ("tickers: [A]\n---\ntickers: [B]\n", ["2:1: a second document"]),
+    "bad indentation": ("feed:\n  type: finnhub\n tickers: [A]\n", ["3:2: the indentation doesn't match"]),
+    "two values": ("tickers: [A]\nstop_timeout: a: b\n", ["2:16: a second `key: value` here"]),
+    "unclosed list": ("tickers: [A\njournal: {}\n", ["2:8: expected ',' or ']', but got ':'"]),
+    "list as key": ("tickers: [A]\n[a]: b\n", ["2:1: a key must be text"]),
+    "holds itself": ("tickers: &a [*a]\n", ["1:10: an anchor that holds itself"]),
+    "unknown anchor": ("tickers: [*A]\n", ["1:11: found undefined alias 'A': put the value in quotes"]),
+    "terminal's escape in a key": (
+        'tickers: [A]\n"\\e[31mred": 1\n',
+        ["2:1: unknown key `\\x1b[31mred`: known here are"],
+    ),
+    "half a character": (
+        'tickers: ["\\ud83d"]\nstop_timeout: 1s\n',
+        ["1:11: an escape (\\u…) in quotes that is half a character"],
+    ),
+    "no colon": ("tickers: [A]\njournal\nfeed: {}\n", ["2:1: no colon follows: write `key: value`"]),
+    "control character": ("tickers: [A]\nx: \x07\n", ["2:4: a control character: delete it"]),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_named_with_its_place(write: Write, text: str, expected: list[str]) -> None:
+    found = complaints(write(text))
+    assert len(found) == len(expected)
+    for line, start in zip(found, expected, strict=True):
+        assert line.startswith(f"ingestor.yaml:{start}")
+        assert "hunter2" not in line
+
+
+def test_all_mistakes_at_once_in_the_order_of_the_file(write: Write) -> None:
+    text = "tickers:\n  - A\n  - A\n  - B: C\njournal:\n  linger: 5\n  linger: 6\nlogin: {}\nstop_timeout: 9h\n"
+    assert complaints(write(text)) == [
+        "ingestor.yaml:3:5: A is listed twice",
+        "ingestor.yaml:4:5: a stray blank after the colon: write B:C",
+        "ingestor.yaml:6:3: `5` has no unit: write 5s or 5ms",
+        "ingestor.yaml:7:3: duplicate key `linger`: line 6 has it too",
+        "ingestor.yaml:8:1: unknown key `login`: did you mean `logging`?",
+        "ingestor.yaml:9:1: must be from 0s to 1h",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "the file is empty: `ingestor init` writes one that works"),
+        (b"# nothing\n", "the file is empty: `ingestor init` writes one that works"),
+        (b"#" * ((1 << 20) + 1), "larger than 1 MB: this is no settings file"),
+        (b"tickers: " + b"[" * 5000, "nested too deeply"),
+        (b'tickers: ["\\UFFFFFFFF"]', "an escape (\\U…) in quotes that is no character"),
+    ],
+)
+def test_a_file_that_holds_no_settings(write: Write, content: bytes, expected: str) -> None:
+    assert complaints(write(content)) == [f"ingestor.yaml: {expected}"]
+
+
+def test_a_file_that_is_not_utf_8(write: Write) -> None:
+    assert complaints(write("tickers:\n  - Ä\n".encode("latin-1"))) == [
+        "ingestor.yaml:2:5: not UTF-8 from here: save the file as UTF-8"
+    ]
+
+
+def test_anchors_that_repeat_anchors_are_cut_short(write: Write) -> None:
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+    bomb += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9))
+    assert "too many values" in complaints(write(bomb))[0]
+
+
+def test_a_missing_file(write: Write) -> None:
+    assert complaints(Path("nowhere.yaml"))[0].startswith("nowhere.yaml: no such file: `ingestor init` writes one")
+
+
+def test_a_directory_for_a_file(write: Write) -> None:
+    assert complaints(Path()) == [".: can't be read: Is a directory"]
+
+
+# Flags
+
+
+def test_flags_stand_above_the_file(write: Write) -> None:
+    path = write("tickers: [A]\nstorage: {root: here, formats: [csv]}\n")
+    flags = Flags(symbols=("X", "Y"), root=Path("there"), url="ws://127.0.0.1:1", log_level="debug")
+    settings = load_settings(path, flags)
+    assert settings.tickers == ("X", "Y")
+    assert settings.storage.root == Path("there")
+    assert settings.storage.formats == ("csv",)
+    assert settings.feed.url == "ws://127.0.0.1:1"
+    assert settings.logging.level == "debug"
+
+
+def test_no_file_is_needed() -> None:
+    settings = settings_for_symbols(["AAPL", "BINANCE:BTCUSDT"], root=Path("x"))
+    assert settings == Settings(tickers=("AAPL", "BINANCE:BTCUSDT"), storage=StorageSettings(root=Path("x")))
+
+
+def test_a_mistake_in_a_flag_names_the_flag(write: Write) -> None:
+    path = write("tickers: [A]\njournal: {linger: 5}\n")
+    flags = Flags(symbols=("A", "A"), url="ws://venue", log_format="xml")
+    assert [line.partition(": ")[0] for line in complaints(path, flags)] == [
+        "--url",
+        "--symbols",
+        "--log-format",
+        "ingestor.yaml:2:11",
+    ]
+
+
+def test_a_flag_leaves_a_broken_section_to_be_named(write: Write) -> None:
+    path = write("tickers: [A]\nstorage: [csv]\n")
+    assert complaints(path, Flags(root=Path("x"))) == [
+        "ingestor.yaml:2:1: `storage` must be a mapping: lines of `key: value` below it"
+    ]
+
+
+def test_no_symbols_at_all() -> None:
+    with pytest.raises(ConfigError, match="`tickers` is missing"):
+        settings_from_flags(Flags())
+
+
+# For editors, and back again
+
+
+def test_settings_survive_being_written_down() -> None:
+    settings = settings_for_symbols(["ON"])
+    assert Settings.model_validate(settings.model_dump(mode="json")) == settings
+
+
+def test_the_schema_shows_defaults_as_the_file_would() -> None:
+    schema = Settings.model_json_schema()
+    assert schema["properties"]["tickers"]["minItems"] == 1
+    rotate = schema["$defs"]["RotateSettings"]["properties"]
+    assert rotate["age"]["default"] == "15m"
+    assert rotate["size"]["default"] == "64MB"
+    assert schema["properties"]["stop_timeout"]["type"] == "string"
+    assert schema["properties"]["tickers"]["items"]["type"] == ["string", "number", "boolean", "null"]
+    assert schema["additionalProperties"] is False
+
+
+def test_every_setting_says_what_it_is() -> None:
+    schema = Settings.model_json_schema()
+    for section in (schema, *schema["$defs"].values()):
+        for key, value in section["properties"].items():
+            assert "$ref" in value or value.get("description"), key
+
+
+# The key
+
+
+def test_no_key_anywhere(tmp_path: Path) -> None:
+    assert load_key(tmp_path, {}) is None
+    (tmp_path / ".env").write_text("FINNHUB_API_KEY=\nAPI_KEY\n")
+    assert load_key(tmp_path, {"FINNHUB_API_KEY": " ", "CREDENTIALS_DIRECTORY": str(tmp_path)}) is None
+
+
+def test_the_most_specific_source_wins(tmp_path: Path) -> None:
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    environ = {"FINNHUB_API_KEY": "from-environment", "CREDENTIALS_DIRECTORY": str(credentials)}
+    (credentials / "finnhub_api_key").write_text("from-credentials\n")
+    (tmp_path / ".env").write_text("API_KEY=other\nFINNHUB_API_KEY='from-$HOME-dotenv'\n")
+    (tmp_path / ".env").chmod(0o600)
+    found = []
+    for name in ("FINNHUB_API_KEY", "CREDENTIALS_DIRECTORY", None):
+        key = load_key(tmp_path, environ)
+        assert key is not None
+        found.append((key.value.get_secret_value(), key.source, key.warning))
+        environ.pop(name or "", None)
+    assert found == [
+        ("from-environment", "FINNHUB_API_KEY in the environment", None),
+        ("from-credentials", "finnhub_api_key in $CREDENTIALS_DIRECTORY", None),
+        ("from-$HOME-dotenv", f"FINNHUB_API_KEY in {tmp_path / '.env'}", None),
+    ]
+
+
+def test_the_dotenv_may_say_api_key(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("API_KEY=c0ffee\n")
+    key = load_key(tmp_path, {})
+    assert key is not None
+    assert key.value.get_secret_value() == "c0ffee"
+    assert key.source.startswith("API_KEY in")
+
+
+def test_a_dotenv_that_others_can_read_is_warned_of(tmp_path: Path) -> None:
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("API_KEY=c0ffee\n")
+    dotenv.chmod(0o644)
+    key = load_key(tmp_path, {})
+    assert key is not None
+    assert key.warning == f"{dotenv} is open to other users (0644): chmod 600 {dotenv}"
+
+
+@pytest.mark.parametrize("key", ["hunter two", "hunter\x00two", "hunter\u00e9two", "hunter\ttwo", "hunter\ntwo"])
+def test_a_key_that_no_venue_issues_is_refused_unseen(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match="the key from FINNHUB_API_KEY in the environment holds") as caught:
+        load_key(tmp_path, {"FINNHUB_API_KEY": key})
+    assert "hunter" not in str(caught.value)
+
+
+def test_a_dotenv_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"API_KEY=\xff\xfehunter2\n")
+    with pytest.raises(ConfigError, match="outside ASCII") as caught:
+        load_key(tmp_path, {})
+    assert "hunter" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [".env", "FINNHUB_API_KEY"])
+def test_a_source_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=f"{name}: can't be read"):
+        load_key(tmp_path, {"CREDENTIALS_DIRECTORY": os.fspath(tmp_path)})
+
+
+def test_a_key_shows_itself_to_nobody(tmp_path: Path) -> None:
+    key = load_key(tmp_path, {"FINNHUB_API_KEY": "hunter2"})
+    assert "hunter2" not in f"{key!r} {key} {key and key.model_dump_json()}"

@@ -1,0 +1,225 @@
+"""The log: facts as lines, libraries joined in, and no secret in any of it."""
+
+import io
+import json
+import logging
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+from urllib.parse import quote
+
+import pytest
+import structlog
+
+from ingestor.logs import Redactor, configure_logs, redactor_in_force
+
+Done = subprocess.CompletedProcess[bytes]
+KEY = 'c0ffee+/="key'
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def restore_logging() -> Iterator[None]:
+    """What `configure_logs` sets belongs to the process: give it back."""
+    root, ours = logging.getLogger(), logging.getLogger("ingestor")
+    levels_and_handlers = root.handlers[:], root.level, ours.level
+    hooks = sys.excepthook, threading.excepthook
+    yield
+    root.handlers[:], root.level, ours.level = levels_and_handlers
+    sys.excepthook, threading.excepthook = hooks
+    structlog.reset_defaults()
+
+
+def run_program(program: str, *arguments: str, stderr: IO[bytes] | int = subprocess.PIPE) -> Done:
+    """In a process of its own: a process's last resort is tested here, and pytest has hooks of its own."""
+    command = [sys.executable, "-c", textwrap.dedent(program), *arguments]
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, check=False)
+
+
+def lines(stream: io.StringIO) -> list[dict[str, object]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+# Facts
+
+
+def test_a_fact_is_a_json_line_in_utc() -> None:
+    stream = io.StringIO()
+    configure_logs("info", "auto", [], stream)
+    structlog.get_logger().info("segment.sealed", rows=3, symbol="ΑΒΓ")
+    (line,) = lines(stream)
+    assert line.pop("timestamp").__str__().endswith("Z")
+    assert line == {"event": "segment.sealed", "rows": 3, "symbol": "ΑΒΓ", "level": "info"}
+
+
+@pytest.mark.parametrize(
+    ("stream", "format_", "shape"),
+    [
+        (io.StringIO(), "auto", "json"),
+        (Terminal(), "auto", "colour"),
+        (Terminal(), "json", "json"),
+        (io.StringIO(), "console", "plain"),
+    ],
+)
+def test_the_form_follows_the_stream_unless_asked(
+    stream: io.StringIO, format_: str, shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    configure_logs("info", format_, [], stream)
+    structlog.get_logger().info("connection.opened", attempt=1)
+    text = stream.getvalue()
+    assert "connection.opened" in text
+    assert {"json": text.startswith("{"), "colour": "\x1b[" in text, "plain": "attempt=1" in text}[shape]
+    assert ("\x1b[" in text) == (shape == "colour")
+
+
+@pytest.mark.parametrize(
+    ("level", "ours", "theirs"),
+    [("debug", 4, 3), ("info", 3, 2), ("warning", 2, 2), ("error", 1, 1)],
+)
+def test_levels_of_ours_and_of_libraries(level: str, ours: int, theirs: int) -> None:
+    stream = io.StringIO()
+    configure_logs(level, "json", [], stream)
+    for log in (structlog.get_logger(), logging.getLogger("websocket")):
+        for name in ("debug", "info", "warning", "error"):
+            getattr(log, name)("thing.done")
+    found = lines(stream)
+    assert len([line for line in found if "library" not in line]) == ours
+    assert len([line for line in found if line.get("library") == "websocket"]) == theirs
+
+
+def test_configuring_again_replaces_the_first() -> None:
+    first, second = io.StringIO(), io.StringIO()
+    configure_logs("info", "json", [], first)
+    configure_logs("info", "json", [], second)
+    structlog.get_logger().info("run.started")
+    assert first.getvalue() == ""
+    assert len(lines(second)) == 1
+
+
+# Secrets
+
+
+def be_refused(key: str) -> None:
+    raise ConnectionError(f"refused {key}") from ValueError(quote(key))
+
+
+@pytest.mark.parametrize("format_", ["json", "console"])
+def test_no_secret_by_any_way(format_: str) -> None:
+    stream = io.StringIO()
+    configure_logs("debug", format_, [KEY], stream)
+    log = structlog.get_logger()
+    event, url = f"connection.opened {KEY}", f"wss://x?token={quote(KEY, safe='')}"
+    log.info(event, url=url, nested={"a": [KEY, {KEY: 1}]})
+    log.info("bytes.seen", raw=KEY.encode(), pair=(KEY, None))
+    logging.getLogger("websockets").warning("GET /?token=%s and %r", KEY, KEY)
+    try:
+        be_refused(KEY)
+    except ConnectionError:
+        log.exception("connection.lost")
+        logging.getLogger("websocket").exception("library lost it")
+    text = stream.getvalue()
+    assert "refused ***" in text
+    assert "Traceback" in text
+    assert "c0ffee" not in text
+
+
+def test_a_library_that_logs_wrongly_shows_no_arguments() -> None:
+    program = """
+        import logging, sys
+        from ingestor.logs import configure_logs
+        configure_logs("info", "json", sys.argv[1:])
+        logging.getLogger("websocket").warning("two %s %d", sys.argv[1], sys.argv[1])
+    """
+    done = run_program(program, KEY)
+    assert done.returncode == 0
+    assert done.stderr.startswith(b"log.failed at ")
+    assert b"c0ffee" not in done.stderr
+
+
+@pytest.mark.parametrize("way", ["full", "closed"])
+def test_a_log_that_cannot_be_written_ends_nothing(way: str) -> None:
+    program = """
+        import os, sys, structlog
+        from ingestor.logs import configure_logs
+        configure_logs("info", "json", [])
+        if sys.argv[1] == "closed":
+            sys.stderr.close()
+        structlog.get_logger().info("run.started")
+        print("alive", flush=True)
+        os._exit(0)  # Python's own flush of a full stderr would fail
+    """
+    with Path("/dev/full").open("rb+", buffering=0) as full:
+        done = run_program(program, way, stderr=full)
+    assert done.stdout == b"alive\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("wss://x?token=abc&a=1", "wss://x?token=***&a=1"),
+        ("apikey=abc API_KEY=abc secret=abc", "apikey=*** API_KEY=*** secret=***"),
+        ("redis://user:pass@host:1/0", "redis://***@host:1/0"),
+        ('{"url": "wss://x?token=abc"}', '{"url": "wss://x?token=***"}'),
+        ("mistoken=abc wss://host/a@b", "mistoken=abc wss://host/a@b"),
+    ],
+)
+def test_what_a_url_calls_a_token_is_none_of_the_logs_business(text: str, shown: str) -> None:
+    assert Redactor()(text) == shown
+
+
+def test_every_form_of_a_secret() -> None:
+    secret = "a/b c%\"'\\"
+    redact = Redactor([secret, ""])
+    forms = [
+        secret,
+        quote(secret),
+        quote(secret, safe=""),
+        quote(secret, safe="").lower(),
+        json.dumps(secret),
+    ]
+    assert [redact(f"<{form}>") for form in forms] == ["<***>"] * 4 + ['<"***">']
+
+
+def test_a_secret_within_another_is_taken_out_with_it() -> None:
+    assert Redactor(["abc", "abcdef"])("abcdef abc") == "*** ***"
+
+
+def test_the_redactor_in_force_is_the_logs() -> None:
+    returned = configure_logs("info", "json", [KEY], io.StringIO())
+    assert redactor_in_force() is returned
+
+
+def test_before_there_is_a_log_the_key_in_the_environment_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINNHUB_API_KEY", " hunter2\n")
+    assert redactor_in_force()("key hunter2") == "key ***"
+
+
+@pytest.mark.parametrize("where", ["main", "thread"])
+def test_what_nobody_caught_is_a_redacted_line(where: str) -> None:
+    program = """
+        import sys, threading
+        from ingestor.logs import configure_logs
+        configure_logs("info", "json", [sys.argv[1]])
+        def fail():
+            raise RuntimeError("lost " + sys.argv[1])
+        if sys.argv[2] == "main":
+            fail()
+        thread = threading.Thread(target=fail, name="reader")
+        thread.start()
+        thread.join()
+    """
+    done = run_program(program, KEY, where)
+    line = json.loads(done.stderr)
+    assert line["event"] == {"main": "process.failed", "thread": "thread.failed"}[where]
+    assert line.get("thread") == {"main": None, "thread": "reader"}[where]
+    assert "RuntimeError: lost ***" in line["exception"]
+    assert b"c0ffee" not in done.stderr
