@@ -1,0 +1,98 @@
+"""A feed is a venue's language: pure, no I/O, no clock. A new venue is one file here and one line in `make_feed`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """A block of frames of one connection in the order of arrival; the two lists have the same length."""
+
+    payloads: list[bytes]
+    """The text of each frame as it came: any bytes, valid or not."""
+    received_us: list[int]
+    """When each frame's bytes were read, in µs since 1970."""
+
+    def __len__(self) -> int:
+        return len(self.payloads)
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A frame (`trade` is None) or one trade of a frame that is not recorded, and why."""
+
+    frame: int
+    """Index in the block."""
+    trade: int | None
+    """Index in the frame's list of trades."""
+    reason: str
+    """One of a small fixed set of words joined by `_`: it labels a metric."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A frame by which the venue says something besides trades."""
+
+    frame: int
+    kind: str
+    """`ping`, `error`, `news`, or `unknown` for a type that this feed doesn't know."""
+    text: str
+    """What an `error` says, or the name of the `unknown` type, at most 200 characters; else empty."""
+    symbol: str | None = None
+    """The symbol that an `error` refuses, where it names one."""
+    refuses: bool = False
+    """True where an `error` says that a subscription was refused (with or without naming the symbol)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a block of frames says. Each frame is counted once: decoded, rejected (a Reject without trade) or a
+    notice.
+    """
+
+    trades: pa.RecordBatch
+    """In order of arrival, with the feed's schema. Values are of the right type and present, not yet sane."""
+    frame_of: pa.Array
+    """int64, one a trade: the index of its frame in the block, never falling."""
+    rejects: list[Reject]
+    notices: list[Notice]
+
+
+class Feed(Protocol):
+    """A venue's language."""
+
+    name: str
+    schema: pa.Schema
+    """What `decode` returns: VENUE_TRADES, then columns of the feed's own."""
+
+    def url(self) -> str:
+        """Where to connect, with the key in it: never log it."""
+        ...
+
+    def subscribe(self, symbols: Sequence[str]) -> list[str]:
+        """The messages that ask for these symbols, in order."""
+        ...
+
+    def unsubscribe(self, symbols: Sequence[str]) -> list[str]:
+        """The messages that give these symbols up."""
+        ...
+
+    def decode(self, frames: Frames) -> Decoded:
+        """What the frames say. Never raises on bad input: what can't be read is a Reject."""
+        ...
+
+    def encode(self, trades: pa.RecordBatch) -> list[bytes]:
+        """The same language backwards: frames that carry these trades. The simulator speaks it."""
+        ...
+
+
+def make_feed(kind: str, url: str, key: str) -> Feed:
+    """The feed of this `feed.type`; `config.FeedSettings` has already refused any other."""
+    if kind == "finnhub":
+        from ingestor.feeds.finnhub import Finnhub
+
+        return Finnhub(url, key)
+    raise ValueError(kind)

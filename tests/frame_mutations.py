@@ -1,0 +1,226 @@
+"""A seeded source of frames: as Finnhub sends them, and as nobody should."""
+
+import json
+from collections.abc import Callable
+from random import Random
+
+_SYMBOLS = ("AAPL", "BRK.B", "BINANCE:BTCUSDT", "OANDA:EUR_USD", "IC MARKETS:1", "BINANCE:NANOUSDT", "Ünï")
+_OTHERS = (
+    b'{"type":"ping"}',
+    b'{"msg":"Subscribing to too many symbols","type":"error"}',
+    b'{"msg":"Invalid symbol OANDA:EUR_USD","type":"error"}',
+    b'{"msg":"Invalid symbol","type":"error"}',
+    b'{"data":[{"category":"company","datetime":1679920200,"headline":"[A] {B","id":1}],"type":"news"}',
+)
+
+_NUMBERS = """
+    0 -0 -0.0 5 1.0 -3 1.5 0.1e1 1e12 1E5 1e+5 1e-7 5e-324 1e-999 1e999 -1e999 1e99999999999999999999
+    1680286537580.5 123456789012345678901 9223372036854775807 9223372036854775808 9223372036854775807.0
+    -9223372036854775808 -9223372036854775809
+    NaN Infinity -Infinity Inf -Inf nan inf 01 1. .5 +1 - 1e 0x1F 1_0
+    """.split()  # noqa: SIM905 - as a list the formatter makes it a page
+_STRINGS = r"""
+    "" "A" "5" "trade" "ping" "error" "1,2" "," 'A' "é" "NaN" "Inf"
+    "\u0000" "\ud800" "\udc00x" "\ud83d\ude00" "\ud83d\u0041" "\u0041" "\/\b\f\n\r\t" "\x41" "\u12" "\'"
+    """.split()  # noqa: SIM905 - as a list the formatter makes it a page
+_OTHER_VALUES = """
+    null true false undefined [] [null] [1] [true] ["1"] ["1",null] ["1","12"] ["1",] [""] ["1,2"] [["1"]]
+    {} {"a":1} {"s":"A","s":"B"} {"type":"trade","data":[]} [{}] [[]] [{},null,1] /**/1
+    """.split()  # noqa: SIM905 - as a list the formatter makes it a page
+_VALUES = (
+    *_NUMBERS,
+    *_STRINGS,
+    *_OTHER_VALUES,
+    *("1" * 310, "-" + "1" * 400, "7" * 5000, "0." + "3" * 2000),
+    *("\n1", "\r1", "1 ", "\xa01", '"\t"', '"\x7f"', '"\x85"', '"Invalid symbol A"', '"' + "x" * 300 + '"'),
+    *("[" * 60 + "]" * 60, '{"s":' * 60 + "1" + "}" * 60, "[" * 200 + "]" * 200),
+)
+_KEYS = ("c", "p", "s", "t", "v", "x", "type", "data", "msg", r"\u0073", r"s\u0000", r"\ud800", "", "S")
+_DOCUMENTS = (
+    *b"null true 5 -0 NaN [] {} { } [ {}{} }{ {}null{} null{} [{}] {type:1} {null:1}".split(),
+    *(b"", b" ", b"\n", b"\x00", b"}\n{", b"{}\n{}", b"\xff", b"\xc3", b"\xed\xa0\x80", b'"', b'"trade"'),
+    *b"""{"type" {"type":} {"type":"ping",} {,"type":"ping"} {"type":"ping"}} {{"type":"ping"}}""".split(),
+    *b"""{"data":null,"type":"trade"} {"data":[],"type":"trade"} {"type":"trade"}""".split(),
+    *b"""{"type":"trade","type":"ping"} {"type":null,"type":"ping"} {"type":"pong"} {"type":""}""".split(),
+    *rb"""{"t\u0079pe":"ping"} {"type":"ping","t\u0079pe":"ping"}""".split(),
+    b'{"data":[],"data":[],"type":"trade"}',
+)
+_JUNK = (b"\n", b"\r", b"\x00", b" ", b"\t", b"\x0b", b"\xff", b"\xc3\x28", b"\xef\xbb\xbf", b"\xe2\x80\xa8")
+_MESSAGES = (
+    *('"Invalid symbol IC MARKETS:1"', '"Invalid symbols"', '"Invalid symbol  "', '"invalid symbol A"'),
+    *('"Subscribing to too many symbols."', '"Other"'),
+)
+_BLANKS = (b"", b" ", b"\n", b"\r\n", b"\t ", b"\xef\xbb\xbf", b"\x00", b"\xc2\xa0", b"\x1e")
+_BETWEEN = (b"", b" ", b",", b"\r", b"\n", b"\n\n", b" null ", b" 5 ", b"\x00", b"\x1e")
+
+
+def good_frame(random: Random) -> bytes:
+    """A frame as Finnhub sends them: trades mostly."""
+    if random.random() < 0.05:
+        return random.choice(_OTHERS)
+    return _trade_frame([_trade(random) for _ in range(min(10, int(random.expovariate(0.5)) + 1))])
+
+
+def hostile_frames(random: Random) -> list[bytes]:
+    """One frame that is wrong, or looks so; or two that belong together."""
+    return random.choice(_MUTATIONS)(random)
+
+
+def block(random: Random, frames: int, hostile: float) -> list[bytes]:
+    """At least so many frames, of which this share is hostile."""
+    payloads: list[bytes] = []
+    while len(payloads) < frames:
+        payloads += hostile_frames(random) if random.random() < hostile else [good_frame(random)]
+    return payloads
+
+
+def lone_block(random: Random) -> list[bytes]:
+    """A block in which one thing is wrong, long enough to be read as one: nothing else sends it the strict way.
+
+    Most of it are pings: they are quick to check.
+    """
+    before, after = ([good_frame(random) for _ in range(random.randrange(4))] for _ in range(2))
+    return [*before, *hostile_frames(random), *after, *[_OTHERS[0]] * 64]
+
+
+def _trade(random: Random) -> dict[str, str]:
+    """The JSON of each value of a trade."""
+    trade = {
+        "c": random.choice(('["1","12"]', '["1"]', "null", "[]", '["1","24","12"]')),
+        "p": random.choice((str(random.randrange(1, 60_000)), repr(round(random.uniform(0.01, 500), 4)), "1e2")),
+        "s": json.dumps(random.choice(_SYMBOLS), ensure_ascii=False),
+        "t": str(1_680_286_537_580 + random.randrange(10**9)),
+        "v": random.choice(("0", "5", "0.00008", "1e-07", str(random.randrange(1000)))),
+    }
+    for optional in "cv":
+        if random.random() < 0.05:
+            del trade[optional]
+    return trade
+
+
+def _written(pairs: list[tuple[str, str]]) -> str:
+    return "{" + ",".join(f'"{key}":{value}' for key, value in pairs) + "}"
+
+
+def _trade_frame(trades: list[dict[str, str]]) -> bytes:
+    items = ",".join(_written(list(trade.items())) for trade in trades)
+    return f'{{"data":[{items}],"type":"trade"}}'.encode()
+
+
+def _opened(random: Random) -> bytes:
+    """A good frame that lacks its last brace."""
+    return _trade_frame([_trade(random)])[:-1]
+
+
+def _truncated(random: Random) -> list[bytes]:
+    frame = good_frame(random)
+    return [frame[: random.randrange(len(frame))]]
+
+
+def _bytes_flipped(random: Random) -> list[bytes]:
+    frame = bytearray(good_frame(random))
+    for _ in range(random.randrange(1, 4)):
+        frame[random.randrange(len(frame))] = random.choice((random.randrange(256), *b'{}[],:"\\\n0'))
+    return [bytes(frame)]
+
+
+def _bytes_moved(random: Random) -> list[bytes]:
+    frame = good_frame(random)
+    start, end = sorted(random.randrange(len(frame) + 1) for _ in range(2))
+    return [random.choice((frame[:start] + frame[end:], frame[:end] + frame[start:end] + frame[end:]))]
+
+
+def _bytes_inserted(random: Random) -> list[bytes]:
+    frame = good_frame(random)
+    at = random.randrange(len(frame) + 1)
+    return [frame[:at] + random.choice(_JUNK) + frame[at:]]
+
+
+def _surrounded(random: Random) -> list[bytes]:
+    return [random.choice(_BLANKS) + good_frame(random) + random.choice(_BLANKS)]
+
+
+def _values_swapped(random: Random) -> list[bytes]:
+    trades = [_trade(random) for _ in range(random.randrange(1, 4))]
+    for _ in range(random.randrange(1, 3)):
+        random.choice(trades)[random.choice("cpstv")] = random.choice(_VALUES)
+    return [_trade_frame(trades)]
+
+
+def _keys_added(random: Random) -> list[bytes]:
+    pairs = list(_trade(random).items())
+    pairs.insert(random.randrange(len(pairs) + 1), (random.choice(_KEYS), random.choice(_VALUES)))
+    random.shuffle(pairs)
+    return [f'{{"type":"trade","data":[{_written(pairs)},{_written(list(_trade(random).items()))}]}}'.encode()]
+
+
+def _keys_removed(random: Random) -> list[bytes]:
+    trade = _trade(random)
+    del trade[random.choice("pst")]
+    return [_trade_frame([_trade(random), trade])]
+
+
+def _frame_changed(random: Random) -> list[bytes]:
+    items = random.choice((_written(list(_trade(random).items())), random.choice(_VALUES)))
+    kind = random.choice(('"trade"', '"trade"', '"ping"', '"error"', '"news"', random.choice(_VALUES)))
+    pairs = [("data", f"[{items}]"), ("type", kind)]
+    pairs += [(random.choice(("x", *_KEYS)), random.choice(_VALUES)) for _ in range(random.randrange(3))]
+    random.shuffle(pairs)
+    return [_written(pairs[random.random() < 0.1 :]).encode()]
+
+
+def _error_changed(random: Random) -> list[bytes]:
+    message = random.choice((*_MESSAGES, *_VALUES))
+    return [_written([("msg", message), ("type", '"error"')]).encode()]
+
+
+def _documents(random: Random) -> list[bytes]:
+    return [random.choice(_DOCUMENTS)]
+
+
+def _two_documents(random: Random) -> list[bytes]:
+    return [good_frame(random) + random.choice(_BETWEEN) + good_frame(random)]
+
+
+def _halves(random: Random) -> list[bytes]:
+    """One document in two frames, and often two in the next, so that their number is right again."""
+    frame = good_frame(random)
+    at = random.randrange(1, len(frame))
+    return [frame[:at], frame[at:], *(_two_documents(random) if random.random() < 0.7 else [])]
+
+
+def _nested_halves(random: Random) -> list[bytes]:
+    """Halves that begin with `{` and end with `}` as a whole frame does."""
+    trades = _opened(random)
+    halves = random.choice(
+        (
+            (trades + b',"x":{}', b',"y":{}}'),
+            (trades + b',"x":', good_frame(random) + b"}"),
+            (trades + b',"x":[{}', b"]}"),
+            (trades + b',"x":{', b"}}"),
+            (trades, b"}"),
+        )
+    )
+    return [*halves, *_two_documents(random)]
+
+
+def _nested_deep(random: Random) -> list[bytes]:
+    depth = 100_000 if random.random() < 0.01 else random.randrange(1, 200)
+    opened, closed = random.choice((("[", "]"), ('{"type":', "}"), ('[{"x":', "}]")))
+    nest = (opened * depth + random.choice(("", "1", "null")) + closed * depth).encode()
+    before = random.choice((b"", b'{"type":"ping","x":', b'{"type":"trade","data":', _opened(random) + b',"x":'))
+    return [before + nest + b"}" * bool(before)]
+
+
+def _long(random: Random) -> list[bytes]:
+    size = 1 << 20 if random.random() < 0.002 else random.randrange(1 << 12)
+    text = json.dumps(random.choice(("A", "é", "[", '"', "\\", "😀")) * size, ensure_ascii=False)
+    trade = _trade(random) | {random.choice(("s", "x")): text}
+    return [random.choice((_trade_frame([trade]), _written([("msg", text), ("type", '"error"')]).encode()))]
+
+
+_MUTATIONS: tuple[Callable[[Random], list[bytes]], ...] = (
+    *(_truncated, _bytes_flipped, _bytes_moved, _bytes_inserted, _surrounded, _values_swapped, _keys_added),
+    *(_keys_removed, _frame_changed, _error_changed, _documents, _two_documents, _halves, _nested_halves),
+    *(_nested_deep, _long, _values_swapped, _keys_added, _frame_changed),
+)
