@@ -1,0 +1,231 @@
+"""The journal's reading end: follows the segments with a cursor, in this process or any other, and never waits.
+
+A follower stands still at what is not a whole record. A segment is over at its END record, or where its records stop
+*and* a later segment has begun; the later one may say that it continues this one from an earlier offset (the disk had
+failed), and then what stands behind that offset is void.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from ingestor.errors import Lagged
+from ingestor.journal.cursor import Cursor, read_synced
+from ingestor.journal.segment import (
+    Kind,
+    Record,
+    decode_reasons,
+    decode_rows,
+    decode_schema,
+    find_record,
+    read_identity,
+    read_record,
+)
+from ingestor.layout import Layout, SegmentFile, SegmentId, list_segments
+from ingestor.metrics import Counts
+from ingestor.schema import TRADES
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A record of the journal: its rows (perhaps none), what its frames became, and the place behind it."""
+
+    segment: SegmentId
+    batch: pa.RecordBatch
+    counts: Counts
+    reasons: dict[str, int]
+    first_received_us: int
+    last_received_us: int
+    at: Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Bytes of a dead segment that are no record."""
+
+    segment: SegmentId
+    offset: int
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentEnd:
+    """A segment is complete: no row of it will follow."""
+
+    segment: SegmentId
+    at: Cursor
+    """The place from which to go on."""
+
+
+Event = Rows | Damage | SegmentEnd
+
+
+class Follower:
+    """Reads the journal on from `start` (None: from its oldest segment); with `synced_only`, no further than is
+    synced.
+    """
+
+    def __init__(self, layout: Layout, start: Cursor | None, *, synced_only: bool) -> None:
+        self._layout = layout
+        self._synced_only = synced_only
+        self._segment: _ReadSegment | None = None
+        self._last_sequence = -1
+        self.cursor = start or Cursor(0, 0)
+
+    def read(self) -> Iterator[Event]:
+        """All that there is now. Raises Lagged where the cursor's segment is gone, FormatTooNew, OSError."""
+        while True:
+            if self._segment is None:
+                self._segment = self._enter()
+                if self._segment is None:
+                    return
+            for event in self._available(self._segment):
+                if isinstance(event, Rows):
+                    self.cursor = event.at
+                    yield self._unseen(event)
+                else:
+                    yield event
+            if not self._segment.over:
+                return
+            ended = self._segment.file.id
+            self._segment.close()
+            self._segment = None
+            self.cursor = Cursor(ended.number + 1, 0)
+            yield SegmentEnd(ended, self.cursor)
+
+    def close(self) -> None:
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None
+
+    def _enter(self) -> "_ReadSegment | None":
+        """The segment at the cursor, or the next one there is; None where there is none yet."""
+        for file in list_segments(self._layout):
+            if file.id.number < self.cursor.segment:
+                continue
+            if file.id.number > self.cursor.segment and self.cursor.offset:
+                raise Lagged(f"the journal no longer holds segment {self.cursor.segment}, where this reader stopped")
+            offset = self.cursor.offset if file.id.number == self.cursor.segment else 0
+            return _ReadSegment(self._layout, file, offset)
+        if self.cursor.offset:
+            raise Lagged(f"the journal no longer holds segment {self.cursor.segment}, where this reader stopped")
+        return None
+
+    def _available(self, segment: "_ReadSegment") -> "Iterator[Rows | Damage]":
+        """What this segment holds now for this follower."""
+        if not self._synced_only:
+            return segment.read(None)
+        synced = read_synced(self._layout)
+        if synced.segment > segment.file.id.number:
+            return segment.read_rest()
+        return segment.read(synced.offset if synced.segment == segment.file.id.number else 0)
+
+    def _unseen(self, rows: Rows) -> Rows:
+        """These rows without those already given: a reader to the end may have read what an abandoned segment lost."""
+        if not rows.batch.num_rows:
+            return rows
+        sequences = rows.batch.column("sequence")
+        first, last = sequences[0].as_py(), sequences[-1].as_py()
+        seen = min(max(self._last_sequence + 1 - first, 0), rows.batch.num_rows)
+        self._last_sequence = max(self._last_sequence, last)
+        if not seen:
+            return rows
+        return Rows(
+            rows.segment, rows.batch.slice(seen), rows.counts, rows.reasons,
+            rows.first_received_us, rows.last_received_us, rows.at,
+        )  # fmt: skip
+
+
+class _ReadSegment:
+    """One segment, being read from an offset on."""
+
+    def __init__(self, layout: Layout, file: SegmentFile, offset: int) -> None:
+        self.file = file
+        self.over = False
+        self._layout = layout
+        self._offset = offset
+        self._schema = TRADES  # until the segment says otherwise, or where its word was damaged
+        self._reasons: dict[str, int] = {}
+        self._fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        if offset:
+            self._read_schema()
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def read(self, limit: int | None) -> Iterator[Rows | Damage]:
+        """What stands between here and `limit` (None: the end of the file); sets `over` when nothing can follow."""
+        while not self.over:
+            record = read_record(self._fd, self._offset, limit)
+            if record is None:
+                yield from self.read_rest()
+                return
+            yield from self._take(record)
+
+    def read_rest(self) -> Iterator[Rows | Damage]:
+        """All that is left, where nobody writes this segment any more: steps over what is no record; else nothing."""
+        end = self._final_end()
+        if end is None:
+            return
+        while self._offset < end and not self.over:
+            record = read_record(self._fd, self._offset, end)
+            if record is not None:
+                yield from self._take(record)
+                continue
+            found = find_record(self._fd, self._offset + 1, end) or end
+            yield from self._damage(found)
+            self._reasons = {}
+            self._offset = found
+        self.over = True
+
+    def _take(self, record: Record) -> Iterator[Rows | Damage]:
+        self._offset = record.end
+        match record.header.kind:
+            case Kind.SCHEMA:
+                self._schema = decode_schema(record)
+            case Kind.REASONS:
+                self._reasons = decode_reasons(record)
+            case Kind.END:
+                self.over = True
+            case Kind.BLOCK:
+                reasons, self._reasons = self._reasons, {}
+                header = record.header
+                at = Cursor(self.file.id.number, record.end)
+                batch = decode_rows(record, self._schema)
+                yield Rows(
+                    self.file.id, batch, header.counts, reasons,
+                    header.first_received_us, header.last_received_us, at,
+                )  # fmt: skip
+
+    def _damage(self, end: int) -> Iterator[Damage]:
+        content = os.pread(self._fd, end - self._offset, self._offset)
+        if content.strip(b"\0"):
+            yield Damage(self.file.id, self._offset, content)
+
+    def _read_schema(self) -> None:
+        start = read_record(self._fd, 0)
+        schema = read_record(self._fd, start.end) if start else None
+        if schema and schema.header.kind is Kind.SCHEMA:
+            self._schema = decode_schema(schema)
+
+    def _final_end(self) -> int | None:
+        """Where this segment ends for good, or None while it may still grow.
+
+        A later segment whose first record is whole proves that nobody writes this one any more.
+        """
+        end = None
+        for later in list_segments(self._layout):
+            if later.id.number <= self.file.id.number:
+                continue
+            identity = read_identity(later.path)
+            if identity is None:
+                continue
+            end = os.fstat(self._fd).st_size if end is None else end
+            segment, offset = identity["continues"] or (later.id.number, 0)
+            if segment == self.file.id.number:
+                end = min(end, offset)
+            elif segment < self.file.id.number:
+                end = 0
+        return end
