@@ -1,0 +1,116 @@
+"""The bounded Buffer between the reader and the recorder: when it is full the reader waits, and nothing is thrown
+away.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ingestor.feeds import Frames
+
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Frames of one connection, as the recorder takes them."""
+
+    connection: int
+    frames: Frames
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    connection: int
+    payloads: list[bytes]
+    received_us: int
+    size: int
+    put_at: float
+
+
+class Buffer:
+    """A queue of frames between two threads, bounded by the bytes of its frames. One lock a chunk of frames, none a
+    frame.
+    """
+
+    def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._chunks: deque[_Chunk] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self.bytes = 0
+        self.frames_put = 0
+        self.pauses = 0
+        self.paused_s = 0.0
+
+    def put(self, connection: int, payloads: list[bytes], received_us: int) -> None:
+        """Add the frames that one read brought; then wait until there is room for the next ones, or `close`."""
+        size = sum(map(len, payloads))
+        with self._changed:
+            self._chunks.append(_Chunk(connection, payloads, received_us, size, self._clock()))
+            self.bytes += size
+            self.frames_put += len(payloads)
+            if len(self._chunks) == 1 or self.bytes >= _BLOCK_BYTES:  # else the recorder has no reason to wake
+                self._changed.notify_all()
+            if self.bytes >= self._max_bytes and not self._closed:
+                paused_at = self._clock()
+                self.pauses += 1
+                self._changed.wait_for(lambda: self.bytes < self._max_bytes // 2 or self._closed)
+                self.paused_s += self._clock() - paused_at
+
+    def take(self, linger_s: float, timeout_s: float) -> Block | None:
+        """The frames that wait, in order, of one connection, about 1 MB at most; None where none came in `timeout_s`.
+
+        Waits until the oldest frame is `linger_s` old, or a block is full, or the buffer is closed.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._chunks or self._closed, timeout_s) or not self._chunks:
+                return None
+            due = self._chunks[0].put_at + linger_s
+            while self.bytes < _BLOCK_BYTES and not self._closed and (left := due - self._clock()) > 0:
+                self._changed.wait(left)
+            block = self._pop_block()
+            self._changed.notify_all()
+            return block
+
+    def _pop_block(self) -> Block:
+        connection = self._chunks[0].connection
+        payloads: list[bytes] = []
+        received_us: list[int] = []
+        size = 0
+        while self._chunks and self._chunks[0].connection == connection and size < _BLOCK_BYTES:
+            chunk = self._chunks.popleft()
+            payloads += chunk.payloads
+            received_us += [chunk.received_us] * len(chunk.payloads)
+            size += chunk.size
+        self.bytes -= size
+        return Block(connection, Frames(payloads, received_us))
+
+    def lag_s(self) -> float:
+        """How long the oldest waiting frame has waited."""
+        with self._changed:
+            return self._clock() - self._chunks[0].put_at if self._chunks else 0.0
+
+    @property
+    def frames_waiting(self) -> int:
+        with self._changed:
+            return sum(len(chunk.payloads) for chunk in self._chunks)
+
+    @property
+    def drained(self) -> bool:
+        """Closed, and nothing waits any more."""
+        return self._closed and not self._chunks
+
+    def wait_closed(self, timeout_s: float) -> bool:
+        """Whether the buffer is closed, within this time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._closed, timeout_s)
+
+    def close(self) -> None:
+        """No more frames will be put: whoever waits goes on at once."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()

@@ -1,0 +1,43 @@
+"""Remembers, as salted hashes, which API keys the venue has accepted for this root.
+
+A 401 for such a key is a venue's bad minute (a bot filter after a reboot), not a typing mistake, and must not end a
+recording.
+"""
+
+import hashlib
+import json
+import secrets
+
+from ingestor.layout import Layout, write_whole
+
+
+class KnownKey:
+    """One key, and whether this root has seen it accepted."""
+
+    def __init__(self, layout: Layout, key: str) -> None:
+        """Raises OSError."""
+        self._layout = layout
+        try:
+            stored = json.loads(layout.accepted_keys.read_text("utf-8"))
+            self._salt = bytes.fromhex(stored["salt"])
+            self._hashes = set(stored["hashes"])
+        except (
+            FileNotFoundError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # none yet, or a power cut took it: begin anew
+            self._salt, self._hashes = secrets.token_bytes(16), set()
+        self._hash = hashlib.scrypt(key.encode(), salt=self._salt, n=1 << 14, r=8, p=1).hex()
+
+    @property
+    def accepted(self) -> bool:
+        return self._hash in self._hashes
+
+    def remember(self) -> None:
+        """The venue has accepted this key. Raises OSError."""
+        if self.accepted:
+            return
+        self._hashes.add(self._hash)
+        stored = {"salt": self._salt.hex(), "hashes": sorted(self._hashes)}
+        write_whole(self._layout.accepted_keys, json.dumps(stored), self._layout.staging)
