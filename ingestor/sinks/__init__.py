@@ -1,0 +1,43 @@
+"""Sinks are followers of the journal: each keeps a cursor, and none can slow the recorder or make it lose a row.
+
+A new destination is one file here, and one line where the daemon builds the sinks.
+"""
+
+from typing import Protocol
+
+from ingestor.journal.cursor import Cursor
+from ingestor.journal.follower import Damage, Rows, SegmentEnd
+
+
+class Sink(Protocol):
+    """A destination. Any call may raise SinkUnavailable: the same call is then made again later, and must not do twice
+    what the first attempt had already done.
+    """
+
+    name: str
+
+    def write(self, rows: Rows) -> None:
+        """Take these rows. They need not be durable before `committed` says so."""
+        ...
+
+    def set_aside(self, damage: Damage) -> None:
+        """A dead segment holds bytes that are no record."""
+        ...
+
+    def end_segment(self, end: SegmentEnd) -> None:
+        """A segment is complete: seal, flush, rotate."""
+        ...
+
+    def tick(self, now_s: float) -> None:
+        """Idle work: flush, poll, commit. `now_s` is a monotonic clock."""
+        ...
+
+    def committed(self) -> Cursor:
+        """Everything before this place is durable there; Cursor(0, 0): nothing is yet."""
+        ...
+
+    def close(self) -> None:
+        """Flush and let go. Raises SinkUnavailable where something could not be made durable: it is done again at the
+        next start.
+        """
+        ...

@@ -1,0 +1,126 @@
+"""Writes each segment's account to the ledger when it ends, from the records themselves; and holds them to the
+equations.
+"""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+
+import structlog
+
+from ingestor.coverage import Ledger
+from ingestor.errors import SinkUnavailable
+from ingestor.journal.cursor import Cursor
+from ingestor.journal.follower import Damage, Rows, SegmentEnd
+from ingestor.layout import DIRECTORY_MODE, FILE_MODE, Layout, SegmentId, sync_directory
+from ingestor.metrics import Counts
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Account:
+    """What one segment holds."""
+
+    counts: Counts = field(default_factory=Counts)
+    rows: int = 0
+    trades: Counter[str] = field(default_factory=Counter)
+    repeated: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    first_received_us: int = 0
+    last_received_us: int = 0
+    aside: int = 0
+
+    def add(self, rows: Rows) -> None:
+        self.counts += rows.counts
+        self.rows += rows.batch.num_rows
+        self.reasons.update(rows.reasons)
+        self.first_received_us = self.first_received_us or rows.first_received_us
+        self.last_received_us = rows.last_received_us
+        symbols = rows.batch.column("symbol")
+        self.trades.update(_count_values(symbols))
+        repeated = rows.batch.column("repeated")
+        if repeated.true_count:
+            self.repeated.update(_count_values(symbols.filter(repeated)))
+
+
+class SegmentAccounts:
+    """Follows the journal like a sink; its destination is the ledger."""
+
+    name = "accounts"
+
+    def __init__(self, layout: Layout, ledger: Ledger, last_closed: int) -> None:
+        """`last_closed` is the number of the last segment of which the ledger holds an account."""
+        self._layout = layout
+        self._ledger = ledger
+        self._committed = Cursor(last_closed + 1, 0)
+        self._account = _Account()
+        self.totals: dict[int, Counts] = {}
+        """By run: the sum of its segments' counts."""
+        self.violations = 0
+
+    def write(self, rows: Rows) -> None:
+        self._account.add(rows)
+
+    def set_aside(self, damage: Damage) -> None:
+        """Keep the bytes that could not be read, for a person to look at."""
+        path = self._layout.aside / f"{damage.segment}.{damage.offset}.bin"
+        try:
+            path.parent.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+            path.write_bytes(damage.content)
+            path.chmod(FILE_MODE)
+            sync_directory(path.parent)
+        except OSError as error:
+            raise SinkUnavailable(f"can't set {path.name} aside: {error.strerror or error}") from None
+        self._account.aside += len(damage.content)
+        log.error("journal.damaged", segment=str(damage.segment), offset=damage.offset, bytes=len(damage.content))
+
+    def end_segment(self, end: SegmentEnd) -> None:
+        account, self._account = self._account, _Account()
+        self._check(end.segment, account)
+        if account.counts.frames or account.aside:
+            self._record(end.segment, account)
+        run = end.segment.run
+        self.totals[run] = self.totals.get(run, Counts()) + account.counts
+        self._committed = end.at
+
+    def tick(self, now_s: float) -> None:
+        """Nothing: an account is written when its segment ends."""
+
+    def committed(self) -> Cursor:
+        return self._committed
+
+    def close(self) -> None:
+        """Nothing: an account that is not whole is made anew from the segment."""
+
+    def _record(self, segment: SegmentId, account: _Account) -> None:
+        self._ledger.record(
+            "segment.closed",
+            segment=str(segment),
+            first_received=account.first_received_us,
+            last_received=account.last_received_us,
+            counts=asdict(account.counts),
+            symbols=dict(account.trades),
+            repeated=dict(account.repeated),
+            reasons=dict(account.reasons),
+            aside=account.aside,
+        )
+
+    def _check(self, segment: SegmentId, account: _Account) -> None:
+        """Conservation: every frame became one thing, every rejected one has its reason, every counted trade is a
+        row.
+        """
+        counts = account.counts
+        broken = []
+        if not counts.balanced:
+            broken.append("frames received ≠ decoded + rejected + notices")
+        if counts.trades != account.rows:
+            broken.append("trades counted ≠ rows journaled")
+        if counts.rejected_frames + counts.rejected_trades != account.reasons.total():
+            broken.append("rejects counted ≠ reasons given")
+        for equation in broken:
+            self.violations += 1
+            log.error("conservation.violated", segment=str(segment), equation=equation, counts=asdict(counts))
+
+
+def _count_values(symbols: object) -> dict[str, int]:
+    return {entry["values"]: entry["counts"] for entry in symbols.value_counts().to_pylist()}  # type: ignore[attr-defined]

@@ -1,0 +1,191 @@
+"""CSV files that grow as trades come, in the order of arrival: one a segment, under the date of the segment's start.
+
+Exactly once: a file is synced before its length is written to the cursor, and cut back to that length on the next
+start.
+"""
+
+import gzip
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import structlog
+
+from ingestor.errors import SinkUnavailable
+from ingestor.journal.cursor import Cursor
+from ingestor.journal.follower import Damage, Rows, SegmentEnd
+from ingestor.layout import (
+    DIRECTORY_MODE,
+    FILE_MODE,
+    Layout,
+    list_segments,
+    publish,
+    sync_directory,
+    write_whole,
+)
+
+_COMMIT_S = 1.0
+
+log = structlog.get_logger()
+
+
+class CsvFiles:
+    """Appends each batch to its segment's file; commits once a second, and where a segment ends."""
+
+    name = "csv"
+
+    def __init__(self, layout: Layout, *, compress: bool) -> None:
+        """Take up where the cursor says. Raises OSError."""
+        self._layout = layout
+        self._compress = compress
+        self._file: _GrowingFile | None = None
+        self._committed, self._known = _read_cursor(layout)
+        self._at = self._committed
+        self._commit_due_s = 0.0
+        self.rows: Counter[int] = Counter()
+        """Written by this process, by the run that recorded them."""
+
+    def write(self, rows: Rows) -> None:
+        try:
+            if rows.batch.num_rows:
+                if self._file is None:
+                    self._file = self._open(rows)
+                self._file.append(encode_csv(rows.batch))
+                self.rows[rows.segment.run] += rows.batch.num_rows
+        except OSError as error:
+            raise SinkUnavailable(f"can't write {rows.segment}.csv: {error.strerror or error}") from None
+        self._at = rows.at
+
+    def set_aside(self, damage: Damage) -> None:
+        """Nothing: what is no record holds no row."""
+
+    def end_segment(self, end: SegmentEnd) -> None:
+        path = self._layout.csv_file(end.segment)
+        try:
+            if self._file is not None:
+                self._file.sync()
+                self._file.close()
+                self._file = None
+            if self._compress and path.exists():
+                _compress(path, self._layout.staging)
+            self._commit(end.at)
+        except OSError as error:
+            raise SinkUnavailable(f"can't end {path.name}: {error.strerror or error}") from None
+
+    def tick(self, now_s: float) -> None:
+        if now_s < self._commit_due_s or self._at == self._committed:
+            return
+        self._commit_due_s = now_s + _COMMIT_S
+        try:
+            if self._file is not None:
+                self._file.sync()
+            self._commit(self._at)
+        except OSError as error:
+            raise SinkUnavailable(f"can't commit: {error.strerror or error}") from None
+
+    def committed(self) -> Cursor:
+        return self._committed
+
+    def close(self) -> None:
+        self.tick(float("inf"))
+        if self._file is not None:
+            self._file.close()
+
+    def _open(self, rows: Rows) -> "_GrowingFile":
+        """The segment's file, cut back to what the cursor vouches for. Raises OSError."""
+        known, self._known = self._known, 0
+        heading = ",".join(rows.batch.schema.names) + "\n"
+        return _GrowingFile(self._layout.csv_file(rows.segment), known, heading)
+
+    def _commit(self, at: Cursor) -> None:
+        self._at = at
+        length = self._file.length if self._file is not None else self._known
+        text = json.dumps({"segment": at.segment, "offset": at.offset, "bytes": length})
+        write_whole(self._layout.cursor_file(self.name), text, self._layout.staging)
+        self._committed = at
+
+
+class _GrowingFile:
+    """A file that is only ever appended to, by whole batches."""
+
+    def __init__(self, path: Path, known: int, heading: str) -> None:
+        """Open it, cut back to its first `known` bytes. Raises OSError."""
+        if not path.parent.is_dir():
+            path.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+            sync_directory(path.parent.parent)
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        os.ftruncate(self._fd, known)
+        self.length = known
+        sync_directory(path.parent)
+        if not known:
+            self.append(heading.encode())
+
+    def append(self, content: bytes | pa.Buffer) -> None:
+        """Write all of it, or leave the file as it was. Raises OSError."""
+        left = memoryview(content)
+        at = self.length
+        while left:
+            written = os.pwrite(self._fd, left, at)
+            left, at = left[written:], at + written
+        self.length = at
+
+    def sync(self) -> None:
+        os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def encode_csv(batch: pa.RecordBatch) -> pa.Buffer:
+    """The rows as lines: ISO times in UTC; null and empty conditions read alike."""
+    columns = [_as_text(column) for column in batch.columns]
+    sink = pa.BufferOutputStream()
+    options = pacsv.WriteOptions(include_header=False)
+    pacsv.write_csv(pa.RecordBatch.from_arrays(columns, names=batch.schema.names), sink, options)
+    return sink.getvalue()
+
+
+def _as_text(column: pa.Array) -> pa.Array:
+    """A time as `2026-11-20T14:30:00.123Z`; any other column as it is."""
+    if not pa.types.is_timestamp(column.type):
+        return column
+    return pc.binary_replace_slice(column.cast(pa.string()), 10, 11, "T")
+
+
+def _compress(path: Path, staging: Path) -> None:
+    """Put `X.csv.gz` in the place of `X.csv`. Raises OSError.
+
+    A crash between the two steps leaves both, and the cursor before them: the next start comes here again.
+    """
+    final = path.with_name(path.name + ".gz")
+    staged = staging / final.name
+    with path.open("rb") as plain, gzip.open(staged, "wb", compresslevel=6) as packed:
+        shutil.copyfileobj(plain, packed, 1 << 20)
+    publish(staged, final)
+    path.unlink()
+    sync_directory(path.parent)
+
+
+def _read_cursor(layout: Layout) -> tuple[Cursor, int]:
+    """Where this sink stands, and how many bytes of its growing file are vouched for.
+
+    Where the file is shorter than that, its segment is written anew; where the cursor can't be read, all segments are.
+    """
+    try:
+        stored = json.loads(layout.cursor_file(CsvFiles.name).read_text("utf-8"))
+        cursor, known = Cursor(int(stored["segment"]), int(stored["offset"])), int(stored["bytes"])
+    except FileNotFoundError:
+        return Cursor(0, 0), 0
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("cursor.unreadable", sink=CsvFiles.name, error=str(error))
+        return Cursor(0, 0), 0
+    path = next((layout.csv_file(file.id) for file in list_segments(layout) if file.id.number == cursor.segment), None)
+    if known and (path is None or not path.exists() or path.stat().st_size < known):
+        log.warning("csv.rebuilt", segment=cursor.segment)
+        return Cursor(cursor.segment, 0), 0
+    return cursor, known
