@@ -1,0 +1,162 @@
+"""`ingestor simulate`: a venue of our own to record from."""
+
+import asyncio
+import math
+import secrets
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ingestor.cli.options import format_json, json_option, symbols_option
+from ingestor.config import parse_duration
+from ingestor.errors import ConfigError
+from ingestor.logs import configure_logs
+from ingestor.simulator.faults import Schedule, load_faults
+from ingestor.simulator.market import START_PRICES, MarketSettings
+from ingestor.simulator.venue import Venue, VenueSettings, open_venue
+
+
+class _Duration(click.ParamType[float]):
+    """`250ms` → 0.25. Nothing here may last no time at all."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            seconds = parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if seconds == 0:
+            self.fail("must be above 0", param, ctx)
+        return seconds
+
+
+class _Pace(click.ParamType[float]):
+    """A number above zero, or `max` → infinity."""
+
+    name = "number|max"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if value == "max":
+            return math.inf
+        try:
+            pace = float(str(value))
+        except ValueError:
+            pace = math.nan
+        if not 0 < pace < math.inf:
+            self.fail(f"{value!r} is neither a number above 0 nor `max`", param, ctx)
+        return pace
+
+
+POSITIVE = click.FloatRange(min=0, min_open=True)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--protocol",
+    type=click.Choice(["finnhub", "flat", "bars"]),
+    default="finnhub",
+    show_default=True,
+    help="`flat` and `bars` stream plain JSON without a subscription: prices, and OHLCV bars.",
+)
+@symbols_option
+@click.option("--rate", type=_Pace(), help="Trades per second over all symbols; `max`: as fast as they are read.")
+@click.option("--interval", type=_Duration(), default="50ms", show_default=True, help="A batch, or a bar, so often.")
+@click.option("--seed", type=int, help="Makes the run repeatable.")
+@click.option("--start-price", type=POSITIVE, help="Of every symbol; else about what is usual.")
+@click.option("--volatility", type=click.FloatRange(min=0), default=0.3, show_default=True, help="A year.")
+@click.option("--drift", type=float, default=0.05, show_default=True, help="A year.")
+@click.option("--tick-size", type=POSITIVE, help="Smallest step of a price.")
+@click.option("--truth", type=FILE, help="Write every trade sent, and when, to this file (JSON lines).")
+@click.option(
+    "--replay",
+    type=click.Path(path_type=Path, exists=True),
+    help="Send recorded trades: Parquet, CSV, JSON lines (a truth file), or a directory such as data/trades.",
+)
+@click.option(
+    "--speed", type=_Pace(), default="1", show_default=True, help="Of a replay, times its own pace, or `max`."
+)
+@click.option("--key", "keys", multiple=True, default=("demo",), show_default=True, help="A valid key; repeatable.")
+@click.option("--any-key", is_flag=True, help="Accept every key.")
+@click.option("--limit", type=click.IntRange(0), default=50, show_default=True, help="Symbols a connection.")
+@click.option("--ping-interval", type=_Duration(), default="60s", show_default=True, help="From ping to ping.")
+@click.option("--faults", metavar="FILE|NAME[,NAME]", help="Misbehave: a fault script, or presets by name.")
+@click.option("--tls-cert", type=FILE, help="Serve wss:// with this certificate (PEM).")
+@click.option("--tls-key", type=FILE, help="Its key (PEM).")
+@click.option("--for", "run_s", type=_Duration(), help="Stop after this time.")
+@json_option
+def simulate(**options: Any) -> None:
+    """Be a venue: speak Finnhub's protocol over a real WebSocket, with made-up trades.
+
+    Prints one line, `listening on ws://127.0.0.1:8765`, when clients can connect; what happens then is logged
+    on stderr. Stops on Ctrl-C.
+
+    \b
+    Example, in two terminals:
+      ingestor simulate --seed 7 --rate 2000 --truth truth.jsonl
+      FINNHUB_API_KEY=demo ingestor run --url ws://127.0.0.1:8765 --symbols AAPL,BINANCE:BTCUSDT
+    """  # noqa: D301  \b is click's mark for text as it stands
+    configure_logs("info", "auto", options["keys"])
+    asyncio.run(_simulate(_venue_settings(options), options["run_s"], as_json=options["as_json"]))
+
+
+async def _simulate(settings: VenueSettings, run_s: float | None, *, as_json: bool) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    venue = await open_venue(settings)
+    if run_s is not None:
+        loop.call_later(run_s, stop.set)
+    click.echo(_ready(venue, settings, as_json=as_json))
+    await venue.run(stop)
+
+
+def _ready(venue: Venue, settings: VenueSettings, *, as_json: bool) -> str:
+    if as_json:
+        facts = {"url": venue.url, "protocol": settings.protocol, "seed": settings.market.seed}
+        return format_json(facts, indent=None)
+    return f"listening on {venue.url}"
+
+
+def _venue_settings(options: dict[str, Any]) -> VenueSettings:
+    """The settings that the flags mean. Raises ConfigError for what can't be used together, or at all."""
+    certificate = (options["tls_cert"], options["tls_key"])
+    if (certificate[0] is None) != (certificate[1] is None):
+        raise ConfigError("TLS needs both --tls-cert and --tls-key.")
+    return VenueSettings(
+        host=options["host"],
+        port=options["port"],
+        protocol=options["protocol"],
+        symbols=options["symbols"] or (),
+        keys=None if options["any_key"] else frozenset(options["keys"]),
+        limit=options["limit"],
+        ping_interval_s=options["ping_interval"],
+        market=_market_settings(options),
+        replay=options["replay"],
+        speed=options["speed"],
+        faults=Schedule() if options["faults"] is None else load_faults(options["faults"]),
+        truth=options["truth"],
+        certificate=None if certificate[0] is None else certificate,
+    )
+
+
+def _market_settings(options: dict[str, Any]) -> MarketSettings:
+
+    return MarketSettings(
+        seed=secrets.randbits(32) if options["seed"] is None else options["seed"],
+        rate=options["rate"],
+        interval_s=options["interval"],
+        drift=options["drift"],
+        volatility=options["volatility"],
+        tick_size=options["tick_size"],
+        start_price=options["start_price"],
+        start_prices=START_PRICES if options["start_price"] is None else {},
+    )

@@ -1,0 +1,184 @@
+"""One client's socket at the venue: the rules from websockets' Sans-I/O core, the bytes in our own hands.
+
+A venue that misbehaves on command must be able to send half a frame, nothing, or a reset: no WebSocket server
+offers that.
+"""
+
+import asyncio
+import json
+import logging
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from websockets.datastructures import Headers
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+
+from ingestor.simulator.truth import TruthFile
+from ingestor.simulator.wire import Message, fragmented, padded, text_frame
+
+REQUEST_TIMEOUT_S = 10.0
+READ_BYTES = 1 << 16
+
+
+async def read_request(protocol: ServerProtocol, reader: asyncio.StreamReader) -> Request | None:
+    """The client's handshake; None where what came is none. Raises TimeoutError after REQUEST_TIMEOUT_S."""
+    async with asyncio.timeout(REQUEST_TIMEOUT_S):
+        while data := await reader.read(READ_BYTES):
+            protocol.receive_data(data)
+            for event in protocol.events_received():
+                if isinstance(event, Request):
+                    return event
+            if protocol.handshake_exc is not None:
+                return None
+    return None
+
+
+def key_of(request: Request) -> str:
+    """The `token` in the URL, which is where Finnhub's clients put their key; empty where there is none."""
+    return parse_qs(urlsplit(request.path).query).get("token", [""])[0]
+
+
+def http_answer(status: int, location: str | None = None) -> Response:
+    """A whole HTTP answer without an upgrade; statuses that HTTP doesn't define (524) included."""
+    defined = {member.value: member.phrase for member in HTTPStatus}
+    body = f"{defined.get(status, 'A Timeout Occurred')}\n".encode()
+    headers = Headers({"Content-Type": "text/plain", "Content-Length": str(len(body)), "Connection": "close"})
+    if location is not None:
+        headers["Location"] = location
+    return Response(status, body.decode().strip(), headers, body)
+
+
+def make_protocol() -> ServerProtocol:
+    """A server's side of one WebSocket, before the handshake. No compression, as at Finnhub."""
+    # At debug level the library prints requests, and with them the key: its log ends here.
+    silent = logging.getLogger("ingestor.simulator.websockets")
+    silent.setLevel(logging.CRITICAL + 1)
+    return ServerProtocol(logger=silent)
+
+
+class VenueConnection:
+    """One client, from its accepted handshake to the end of its socket.
+
+    What is sent after the end, or after `jam`, goes nowhere, and neither into the truth.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        opened_s: float,
+        protocol: ServerProtocol,
+        writer: asyncio.StreamWriter,
+        truth: TruthFile | None,
+    ) -> None:
+        self.number = number
+        self.opened_s = opened_s
+        """Seconds since the venue's start."""
+        self.subscribed_s: dict[str, float] = {}
+        """Each symbol asked for, and when (last) it was; the first one first."""
+        self.trades_sent = 0
+        self._protocol = protocol
+        self._writer = writer
+        self._truth = truth
+        self._frames = 0
+        self._padding = 0
+        self._jammed = False
+
+    @property
+    def open(self) -> bool:
+        """Whether what is sent reaches the socket."""
+        return not self._jammed and self._protocol.state is State.OPEN and not self._writer.transport.is_closing()
+
+    def hear(self, data: bytes, *, answering: bool) -> list[str]:
+        """The text messages in what the client sent. Answers pings and a close frame, if `answering`."""
+        self._protocol.receive_data(data)
+        events = self._protocol.events_received()
+        self._flush(answering=answering)
+        return [
+            bytes(event.data).decode("utf-8", "replace")
+            for event in events
+            if isinstance(event, Frame) and event.opcode is Opcode.TEXT
+        ]
+
+    def say(self, **message: Any) -> None:
+        """A message without trades."""
+        self.write(text_frame(json.dumps(message, separators=(",", ":")).encode()))
+
+    def send(self, messages: Sequence[Message], *, copies: int = 1, in_fragments: bool = False) -> None:
+        """Messages with trades, each `copies` times in a row; in the truth if they reached the socket."""
+        if not self.open or not messages:
+            return
+        if self._padding:
+            messages = [padded(messages[0], self._padding), *messages[1:]]
+            self._padding = 0
+        frame = fragmented if in_fragments else text_frame
+        messages = [message for message in messages for _ in range(copies)]
+        wire = b"".join([frame(message.payload) for message in messages])
+        sent_us = time.time_ns() // 1000
+        self._writer.write(wire)
+        for message in messages:
+            self._frames += 1
+            self.trades_sent += len(message.trades)
+            if self._truth is not None:
+                self._truth.add(sent_us, self.number, self._frames, message.trades)
+
+    def write(self, wire: bytes) -> None:
+        """Raw bytes without trades."""
+        if self.open:
+            self._writer.write(wire)
+
+    def pad_next(self, size: int) -> None:
+        """The next message with trades will be `size` bytes long."""
+        self._padding = size
+
+    async def trickle(self, header: bytes, pause_s: float) -> None:
+        """The header of a frame, then a blank every `pause_s` and nothing else, until the socket ends."""
+        self.write(header)
+        self.jam()
+        while not self._writer.transport.is_closing():
+            self._writer.write(b" ")
+            await asyncio.sleep(pause_s)
+
+    def jam(self) -> None:
+        """Send nothing more on this connection, which stays open."""
+        self._jammed = True
+
+    async def drain(self) -> None:
+        """Wait while the client reads more slowly than the venue sends."""
+        try:
+            await self._writer.drain()
+        except ConnectionError:
+            self.abort()
+
+    def close(self, code: int, reason: str) -> None:
+        """A close frame; whatever the protocol says then ends the connection, once the client answers."""
+        if self.open:
+            self._protocol.send_close(code, reason)
+            self._flush(answering=True)
+
+    def abort(self) -> None:
+        """Close the TCP connection at once, without a close frame."""
+        self._writer.transport.abort()
+
+    def reset(self) -> None:
+        """Close the TCP connection at once, with a RST."""
+        sock: socket.socket = self._writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.abort()
+
+    def _flush(self, *, answering: bool) -> None:
+        """What the protocol wants to say: pongs, close frames, the end of the stream (an empty piece)."""
+        for piece in self._protocol.data_to_send():
+            if self._jammed or not answering or self._writer.transport.is_closing():
+                continue
+            if piece:
+                self._writer.write(piece)
+            else:
+                self._writer.close()
