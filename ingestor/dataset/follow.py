@@ -1,0 +1,65 @@
+"""Trades as they are recorded, from any process: a view, which neither slows the recorder nor is waited for."""
+
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingestor.errors import NotARecording
+from ingestor.journal.cursor import Cursor
+from ingestor.journal.follower import Follower, Rows
+from ingestor.journal.segment import end_of_records
+from ingestor.layout import Layout, list_segments
+from ingestor.schema import TRADES
+
+_POLL_S = 0.02
+
+
+def follow(
+    root: str | Path,
+    symbols: Sequence[str] | None = None,
+    from_: Literal["now", "start"] | datetime = "now",
+    idle_s: float | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """Batches of trades (schema.TRADES) in order of arrival, across rotations and restarts of the recorder, without end.
+
+    `from_`: `now`, `start` (what the journal still holds), or an aware time of receipt. With `idle_s` an empty batch comes
+    whenever nothing came for that long, so that the caller gets a turn. Raises NotARecording where `root` has no journal,
+    Lagged where the caller fell behind what the journal keeps, FormatTooNew.
+    """
+    layout = Layout(Path(root))
+    if not layout.journal.is_dir():
+        raise NotARecording(f"{layout.root} holds no recording: there is no {layout.journal.name}/ in it")
+    follower = Follower(layout, _end_of_journal(layout) if from_ == "now" else None, synced_only=False)
+    since = from_ if isinstance(from_, datetime) else None
+    wanted = None if symbols is None else pa.array(symbols, pa.string())
+    heard_at_s = time.monotonic()
+    while True:
+        for event in follower.read():
+            if isinstance(event, Rows) and (batch := _select(event.batch, wanted, since)).num_rows:
+                yield batch
+                heard_at_s = time.monotonic()
+        if idle_s is not None and time.monotonic() - heard_at_s >= idle_s:
+            yield pa.RecordBatch.from_pylist([], schema=TRADES)
+            heard_at_s = time.monotonic()
+        time.sleep(_POLL_S)
+
+
+def _select(batch: pa.RecordBatch, symbols: pa.Array | None, since: datetime | None) -> pa.RecordBatch:
+    if symbols is not None:
+        batch = batch.filter(pc.is_in(batch.column("symbol"), symbols))
+    if since is not None:
+        batch = batch.filter(pc.greater_equal(batch.column("received_at"), since))
+    return batch
+
+
+def _end_of_journal(layout: Layout) -> Cursor | None:
+    """Behind the last record that is whole now."""
+    segments = list_segments(layout)
+    if not segments:
+        return None
+    return Cursor(segments[-1].id.number, end_of_records(segments[-1].path))

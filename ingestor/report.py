@@ -1,0 +1,84 @@
+"""What the log says of a recording as it goes: one sentence after the start, then a line a minute. Never a line a
+trade.
+"""
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import structlog
+
+from ingestor.capture.buffer import Buffer
+from ingestor.capture.market_hours import trades_expected
+from ingestor.capture.observed import Observed
+from ingestor.capture.recorder import Recorder
+from ingestor.capture.session import Session
+
+_FIRST_S = 15.0
+_EVERY_S = 60.0
+_NAMED = 5
+
+log = structlog.get_logger()
+
+
+class Report:
+    """Looks at the parts of a recording and says how they are."""
+
+    def __init__(
+        self, tickers: Sequence[str], session: Session, buffer: Buffer, recorder: Recorder, observed: Observed
+    ) -> None:
+        self._tickers = tickers
+        self._session = session
+        self._buffer = buffer
+        self._recorder = recorder
+        self._observed = observed
+        self._welcome_at_s: float | None = time.monotonic() + _FIRST_S
+        self._last_at_s = time.monotonic()
+        self._last_trades = 0
+
+    def tick(self, now_s: float) -> None:
+        """Say what is due."""
+        if self._welcome_at_s is not None and now_s >= self._welcome_at_s:
+            self._welcome_at_s = None
+            log.info("recording.started", summary=self.summary(datetime.now(UTC)))
+        if now_s >= self._last_at_s + _EVERY_S:
+            self._progress(now_s)
+
+    def summary(self, now: datetime) -> str:
+        """What a newcomer needs: `connected; 2 of 4 ticking; AAPL, MSFT silent: the US market is closed`."""
+        link = "connected" if self._session.connected else "not connected"
+        silent = [symbol for symbol in self._tickers if symbol not in self._observed.last_trade_s]
+        ticking = f"{len(self._tickers) - len(silent)} of {len(self._tickers)} ticking"
+        closed = [symbol for symbol in silent if not trades_expected(symbol, now)]
+        puzzling = [symbol for symbol in silent if symbol not in closed]
+        parts = [link, ticking]
+        if closed:
+            stocks = all(":" not in symbol for symbol in closed)
+            parts.append(f"{_name(closed)} silent: {'the US market' if stocks else 'its market'} is closed")
+        if puzzling:
+            parts.append(f"{_name(puzzling)} silent: no trade yet, or not on your plan")
+        return "; ".join(parts)
+
+    def _progress(self, now_s: float) -> None:
+        counts = self._recorder.counts
+        rate = (counts.trades - self._last_trades) / (now_s - self._last_at_s)
+        self._last_at_s, self._last_trades = now_s, counts.trades
+        minute_ago_s = now_s - _EVERY_S
+        log.info(
+            "recording.progressed",
+            trades=counts.trades,
+            trades_per_s=round(rate, 1),
+            frames=counts.frames,
+            rejected=counts.rejected_frames + counts.rejected_trades,
+            ticking=sum(at_s >= minute_ago_s for at_s in list(self._observed.last_trade_s.values())),
+            connected=self._session.connected,
+            connections=self._session.connections,
+            buffer_bytes=self._buffer.bytes,
+            lag_ms=round(self._buffer.lag_s() * 1000),
+            pauses=self._buffer.pauses,
+        )
+
+
+def _name(symbols: Sequence[str]) -> str:
+    more = len(symbols) - _NAMED
+    return ", ".join(symbols[:_NAMED]) + (f" and {more} more" if more > 0 else "")
