@@ -1,0 +1,176 @@
+"""What is written is so: README's commands, the example settings, the changelog. What is, is written."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from dotenv import dotenv_values
+
+import ingestor
+from ingestor.cli.main import COMMANDS, cli
+from ingestor.config import Settings, load_settings, parse_duration
+from ingestor.yaml_file import read_yaml
+
+REPOSITORY = Path(__file__).parents[1]
+EXAMPLE = REPOSITORY / "config/ingestor.yaml"
+_BLOCK = re.compile(r"^```(console|bash|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_OPTION_LINE = re.compile(r"^(\s*)#(\w+:)", re.MULTILINE)
+
+
+def read(name: str) -> str:
+    return (REPOSITORY / name).read_text(encoding="utf-8")
+
+
+def shell_lines(markdown: str) -> Iterator[str]:
+    """What a reader would type: each line of a shell block, of a console block only those after `$ `."""
+    for language, block in _BLOCK.findall(markdown):
+        for line in block.replace("\\\n", " ").splitlines():
+            if language != "console":
+                yield line.strip()
+            elif line.startswith("$ "):
+                yield line.removeprefix("$ ").strip()
+
+
+def calls(line: str, programs: tuple[str, ...]) -> Iterator[list[str]]:
+    """The arguments of each call of one of these programs in a shell line, without redirections."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    commands: list[list[str]] = [[]]
+    for token in lexer:
+        if set(token) <= set("|&;()<>"):
+            commands.append([])
+        else:
+            commands[-1].append(token)
+    for command in commands:
+        while command and re.match(r"[A-Z_]+=|(sudo|time|nohup)$", command[0]):
+            command.pop(0)
+        if command and Path(command[0]).name in programs:
+            yield command[1:]
+
+
+def parse_call(arguments: list[str]) -> None:
+    """Reads the arguments as the command line would, and runs nothing. Raises what it would say."""
+    name = next((word for word in arguments[:1] if not word.startswith("-")), None)
+    try:
+        context = cli.make_context("ingestor", list(arguments))
+        command = cli.get_command(context, name or "")
+        if command is None:
+            raise click.UsageError(f"no command {name}")
+        command.make_context(name, arguments[1:], parent=context)
+    except click.exceptions.Exit:
+        return  # --help, --version
+
+
+def options(command: click.Command) -> set[str]:
+    names = {name for parameter in command.params for name in parameter.opts}
+    return {name for name in names if name.startswith("--")} - {"--help"}
+
+
+# README and the code
+
+
+@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_every_command_that_is_shown_exists(document: str) -> None:
+    for line in shell_lines(read(document)):
+        for arguments in calls(line, ("ingestor", "finnhub-ingestor")):
+            parse_call(arguments)
+
+
+@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_every_make_target_that_is_shown_exists(document: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE))
+    for line in shell_lines(read(document)):
+        for arguments in calls(line, ("make",)):
+            assert {word for word in arguments if "=" not in word} <= targets
+
+
+def test_the_service_starts_a_command_that_exists() -> None:
+    found = 0
+    for line in re.findall(r"^Exec\w+=(.*)$", read("systemd/ingestor.service"), re.MULTILINE):
+        for arguments in calls(line, ("ingestor", "finnhub-ingestor")):
+            parse_call(arguments)
+            found += 1
+    assert found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_in_the_readme(name: str) -> None:
+    assert re.search(rf"\bingestor {name}\b", read("README.md"))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_documented(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    text = "\n".join(read(document) for document in ("README.md", "ARCHITECTURE.md", "config/ingestor.yaml"))
+    missing = {option for option in options(command) if not re.search(rf"(?<![\w-]){option}(?![\w-])", text)}
+    assert missing == set()
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    newest = re.search(r"^## \[?([^\s\]]+)", read("CHANGELOG.md"), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == ingestor.__version__
+
+
+# The example settings
+
+
+def flat(section: dict[str, Any], above: str = "") -> set[str]:
+    """`storage.rotate.age` of each setting."""
+    found: set[str] = set()
+    for key, value in section.items():
+        found |= flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}"}
+    return found
+
+
+def test_the_example_is_the_defaults() -> None:
+    settings = load_settings(EXAMPLE)
+    assert settings == Settings(tickers=settings.tickers)
+
+
+def test_the_example_holds_every_setting_with_its_default(tmp_path: Path) -> None:
+    uncommented = tmp_path / "ingestor.yaml"
+    uncommented.write_text(_OPTION_LINE.sub(r"\1\2", EXAMPLE.read_text()))
+    settings = load_settings(uncommented)
+    assert settings == Settings(tickers=settings.tickers)
+    assert flat(read_yaml(uncommented).data) == flat(settings.model_dump(mode="json"))
+
+
+def test_the_profile_for_sd_cards_states_its_loss_bound(tmp_path: Path) -> None:
+    story, block = re.findall(r"(# Profile for SD cards.*?)\n#\n(.*)", EXAMPLE.read_text(), re.DOTALL)[0]
+    profile = tmp_path / "ingestor.yaml"
+    profile.write_text("tickers: [A]\n" + re.sub(r"^# {3}", "", block, flags=re.MULTILINE))
+    journal = load_settings(profile).journal
+    assert journal.sync_interval > Settings(tickers=("A",)).journal.sync_interval
+    stated = [parse_duration(bound) for bound in re.findall(r"\blose[s]?\s(?:up to )?(\d+s)", story)]
+    assert stated == [journal.linger + journal.sync_interval, journal.linger]
+
+
+def test_the_example_key_is_empty_and_has_the_name_that_is_read() -> None:
+    assert dotenv_values(REPOSITORY / "config/.env.example") == {"FINNHUB_API_KEY": ""}
+
+
+# That the checks can fail
+
+
+def test_what_a_reader_would_type() -> None:
+    markdown = "```console\n$ make x\nwrote y\n```\n```bash\na \\\n  b  # c\n```\n```python\nno\n```\n"
+    assert list(shell_lines(markdown)) == ["make x", "a    b  # c"]
+    line = "KEY='a b' .venv/bin/ingestor run --root x > log 2>&1 & ingestor tail | head  # ingestor no"
+    assert list(calls(line, ("ingestor",))) == [["run", "--root", "x"], ["tail"]]
+
+
+@pytest.mark.parametrize("line", ["nope", "check --nope", "init extra", "check --config"])
+def test_a_call_that_the_command_line_refuses(line: str) -> None:
+    with pytest.raises(click.UsageError):
+        parse_call(line.split())
+
+
+@pytest.mark.parametrize("line", ["--version", "check --help", "check --root x --symbols A,B", "init"])
+def test_a_call_that_it_takes(line: str) -> None:
+    parse_call(line.split())
