@@ -18,7 +18,7 @@ from ingestor.capture.recorder import Recorder
 from ingestor.capture.rejects import Rejects
 from ingestor.capture.session import Session
 from ingestor.config import Settings
-from ingestor.coverage import History, Ledger, now_us, read_history, run_id
+from ingestor.ledger import History, Ledger, now_us, read_history, run_id
 from ingestor.errors import ConfigError, ConservationViolated
 from ingestor.feeds import make_feed
 from ingestor.journal.segment import last_received_us

@@ -75,8 +75,9 @@ def test_url_is_written_as_finnhub_documents_it() -> None:
     assert FEED.url() == "wss://ws.finnhub.io?token=c0ffee"
 
 
-def test_repr_hides_the_key() -> None:
-    assert repr(FEED) == "Finnhub('wss://ws.finnhub.io')"
+@pytest.mark.parametrize("base", ["wss://ws.finnhub.io", "wss://ws.finnhub.io?token=c0ffee"])
+def test_repr_hides_the_key(base: str) -> None:
+    assert repr(Finnhub(base, "c0ffee")) == "Finnhub('wss://ws.finnhub.io')"
 
 
 def test_requests_name_one_symbol_a_message() -> None:
@@ -259,7 +260,7 @@ def test_decode_rejects_trade_for_its_value(key: str, written: str, reason: str)
         (b'{"p":1,"s":"A"}', "bad_time"),
         (b'{"p":1,"t":1}', "bad_symbol"),
         (b'{"s":"A","t":1}', "bad_price"),
-        (b'{"p":1,"s":"A","t":1,"s":"A"}', "repeated_key"),
+        *[(b'{"c":null,"p":1,"s":"A","t":1,"v":1,"%c":null}' % key, "repeated_key") for key in b"cpstv"],
         (b'{"p":1,"s":"A","t":1,"c":null,"\\u0063":null}', "repeated_key"),
     ],
 )

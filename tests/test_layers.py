@@ -16,6 +16,7 @@ LEVELS = {
     "logs": 1,
     "metrics": 1,
     "layout": 1,
+    "ledger": 1,
     "coverage": 1,
     "feeds": 2,
     "journal": 2,

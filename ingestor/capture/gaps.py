@@ -6,7 +6,7 @@ from typing import Literal
 
 import structlog
 
-from ingestor.coverage import Ledger
+from ingestor.ledger import Ledger
 
 Cause = Literal["connection", "stall", "symbol_mute", "refused", "restart", "crash", "backpressure", "disk", "shutdown"]
 

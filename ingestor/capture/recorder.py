@@ -18,7 +18,7 @@ from ingestor.capture.observed import Observed, Refusal
 from ingestor.capture.rejects import Refused, Rejects
 from ingestor.capture.validate import validate
 from ingestor.config import JournalSettings
-from ingestor.coverage import Ledger, now_us
+from ingestor.ledger import Ledger, now_us
 from ingestor.errors import RowsUnsaved
 from ingestor.feeds import Decoded, Feed, Frames, Notice
 from ingestor.journal.segment import Header, Kind

@@ -22,7 +22,7 @@ from ingestor.capture.known_key import KnownKey
 from ingestor.capture.liveness import Counters, Liveness
 from ingestor.capture.observed import Observed
 from ingestor.config import ConnectionSettings
-from ingestor.coverage import Ledger, now_us
+from ingestor.ledger import Ledger, now_us
 from ingestor.errors import ConnectionLost, FeedRefused, HandshakeRefused, Stalled
 from ingestor.feeds import Feed
 

@@ -27,10 +27,13 @@ _BLOCK_BYTES = 1 << 28
 _STRICT_FRAMES = 64
 """Below this many frames the fixed cost of pyarrow's reader, some 100 µs, exceeds that of strict reading."""
 _PARTS = 8
-"""Into how many a block is cut that can't be read as one. Halves would read each frame twice as often."""
+_PART_FRAMES = 32
+"""A block that can't be read as one is cut into so many parts of at least so many frames. Cut in halves, a bad
+frame would have its neighbours read twice as often."""
 _LONG_BYTES = 1000
-_DEEP_BRACKETS = 400
-"""`json` gives up where nesting meets the interpreter's recursion limit (1000, less what is on the stack)."""
+_DEEP_BRACKETS = 500
+"""`json` gives up where nesting meets the interpreter's recursion limit (1000, less what is on the stack): in no
+frame shorter than this, since every bracket is closed again, and in none with fewer opening brackets."""
 
 _TRADE = pa.struct(
     [
@@ -66,7 +69,7 @@ class Finnhub:
         self._key = key
 
     def __repr__(self) -> str:
-        return f"Finnhub({self._url!r})"
+        return f"Finnhub({self._url.partition('?')[0]!r})"
 
     def url(self) -> str:
         """Where to connect, with the key in it: never log it."""
@@ -113,7 +116,7 @@ def _decode(payloads: list[bytes], first: int) -> list[Decoded]:
         return [_decode_strictly(payloads, first)]
     if decoded := _decode_block(payloads, first):
         return [decoded]
-    step = -(-len(payloads) // _PARTS)
+    step = -(-len(payloads) // min(_PARTS, len(payloads) // _PART_FRAMES))
     return [
         part
         for start in range(0, len(payloads), step)
@@ -174,10 +177,10 @@ def _read_block(payloads: list[bytes]) -> pa.Table | None:
 def _fenced(payloads: list[bytes]) -> bool:
     """Whether pyarrow, if it reads these frames and as this many rows, reads each by itself and as JSON.
 
-    The frames will be joined by newlines. Inside a JSON document no newline stands between `}` and `{`, so
-    where there are as many rows as frames, no row is made of two broken frames. And the first document is no
-    `null`, on which the reader ends the process (apache/arrow#47409). The reader lets invalid UTF-8 pass and,
-    in fields that it ignores, NaN, Inf and nesting of any depth.
+    The frames will be joined by newlines, and the reader is told that values hold none. Inside a JSON document
+    no newline stands between `}` and `{`, so where there are as many rows as frames, no row is made of two broken
+    frames. And the first document is no `null`, on which the reader ends the process (apache/arrow#47409). The
+    reader lets invalid UTF-8 pass and, in fields that it ignores, NaN, Inf and nesting of any depth.
     """
     text = b"".join(payloads)
     return (

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 import structlog
 
-from ingestor.coverage import Ledger
+from ingestor.ledger import Ledger
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
