@@ -1,6 +1,27 @@
 """The ledger: what the recorder asked for, what it heard, and when it was blind. One file a run, never deleted.
 
-A fact is a line of JSON: `at` (µs since 1970), `fact` (`noun.past_participle`) and its fields. Each is synced before it counts.
+A fact is a line of JSON: `at` (µs since 1970), `fact` (`noun.past_participle`), its fields; synced before it counts.
+
+    run.started         format, version, run, feed, columns, tickers, formats, first_segment,
+                        open_gaps: those that earlier runs left open, told again (gap, cause, since, symbol)
+    connection.opened   connection: its number in this run
+    symbols.requested   connection, symbols
+    symbol.proven       connection, symbol, since: the receive time of its first trade on this connection
+    symbol.dropped      symbol: not asked for any more
+    symbol.refused      connection, symbol (null: the venue named none), text;  symbols.retried with symbols, why
+    symbol.dropped      symbol: not asked for any more
+    connection.lost     connection, code, reason, bytes, frames;  connection.closed where we left
+    gap.opened          gap, cause, since, symbol (null: blind for all);  gap.closed with until
+    clock.stepped       by_us: how far the wall clock was set forward; `at` is what it showed after it
+    segment.closed      segment, first_received, last_received, counts, symbols, repeated, reasons, aside
+    segment.sealed      segment, dates: rows by UTC date
+    day.deleted         date, retention_s: told before it is done
+    settings.reloaded   added, dropped: tickers; waiting: other settings that changed.  settings.refused with error
+    disk.low            free, floor: bytes, where less than storage.min_free is left;  disk.recovered
+    day.deleted         date, retention_s: told before it is done
+    settings.reloaded   added, dropped, waiting;  settings.refused with error
+    disk.low            free, floor;  disk.recovered
+    run.stopped         error (null: in order)
 """
 
 import contextlib
@@ -9,16 +30,20 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from ingestor.errors import FormatTooNew, NotARecording
 from ingestor.layout import FILE_MODE, Layout, SegmentId, sync_directory
+from ingestor.schema import FORMAT_VERSION
 
 Fact = dict[str, Any]
+
+_read_json = json.JSONDecoder().raw_decode
 
 log = structlog.get_logger()
 
@@ -29,7 +54,7 @@ def now_us() -> int:
 
 
 class Ledger:
-    """The writing end of one run's ledger; any thread may record. A fact that the disk refuses waits for the next one."""
+    """The writing end of one run's ledger; any thread may record. What the disk refuses waits for the next fact."""
 
     def __init__(self, layout: Layout, run_id: str) -> None:
         """Create the run's file. Raises OSError; FileExistsError where the run has one already."""
@@ -46,8 +71,11 @@ class Ledger:
     def record_all(self, facts: list[Fact]) -> None:
         """Append facts and sync them together; never raises OSError: what the disk refuses is written with the next."""
         with self._lock:
+            ended = (
+                "\n" if self._waiting else ""
+            )  # a part of a line that the disk took last time must not swallow these
             self._waiting += facts
-            text = "".join(json.dumps(fact, separators=(",", ":")) + "\n" for fact in self._waiting)
+            text = ended + "".join(json.dumps(fact, separators=(",", ":")) + "\n" for fact in self._waiting)
             size = os.fstat(self._fd).st_size
             try:
                 written = os.write(self._fd, text.encode())
@@ -60,6 +88,11 @@ class Ledger:
                 log.error("ledger.refused", facts=len(self._waiting), error=error.strerror or str(error))
             else:
                 self._waiting.clear()
+
+    @property
+    def waiting(self) -> int:
+        """Facts that the disk has refused so far."""
+        return len(self._waiting)
 
     def close(self) -> bool:
         """Try once more what the disk refused; whether every fact is on it."""
@@ -75,14 +108,42 @@ def list_ledgers(layout: Layout) -> list[Path]:
     return sorted(layout.coverage.glob("*.jsonl"))
 
 
-def read_facts(path: Path) -> Iterator[Fact]:
-    """The facts of one ledger. A line that a crash cut, and what is no fact, is passed over."""
-    with path.open("rb") as file:
+def read_facts(path: Path, skip: str | None = None) -> Iterator[Fact]:
+    """The facts of one ledger. A line that a crash cut, and what is no fact, is passed over.
+
+    Lines that hold `skip` are not read, but for the last line of all: when the run last spoke is always told.
+    """
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        line = ""
         for line in file:
-            with contextlib.suppress(ValueError):
-                fact = json.loads(line)
-                if isinstance(fact, dict) and "fact" in fact and isinstance(fact.get("at"), int):
-                    yield fact
+            if (skip is None or skip not in line) and (fact := _parse(line)):
+                yield fact
+        if skip is not None and skip in line and (fact := _parse(line)):
+            yield fact
+
+
+def read_all_facts(layout: Layout, skip: str | None = None) -> Iterator[Fact]:
+    """The facts of all runs in order, each beginning with its `run.started`; `skip` as for `read_facts`.
+
+    Raises NotARecording, FormatTooNew, OSError.
+    """
+    ledgers = list_ledgers(layout)
+    if not ledgers:
+        raise NotARecording(f"{layout.root} holds no recording: there is no ledger in its folder `coverage`")
+    for path in ledgers:
+        for fact in read_facts(path, skip):
+            if fact["fact"] == "run.started" and fact["format"] > FORMAT_VERSION:
+                raise FormatTooNew(f"{path} is of format {fact['format']}; this version reads up to {FORMAT_VERSION}")
+            yield fact
+
+
+def _parse(line: str) -> Fact | None:
+    """The fact in this line, if it is one."""
+    try:
+        fact, _ = _read_json(line)  # a third of what `json.loads` takes
+    except ValueError:
+        return None
+    return fact if isinstance(fact, dict) and "fact" in fact and isinstance(fact.get("at"), int) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +154,12 @@ class History:
     """Its number; 0: this is the first."""
     segment: int = 0
     """The highest segment number that it names."""
+    closed: int = 0
+    """The highest segment number of which any run's ledger holds the account."""
     stopped: bool = True
     """Whether it ended in order."""
-    last_at: int = 0
-    """Its last word, in µs since 1970."""
+    first_at: int = 0
+    """Its first word, in µs since 1970."""
     last_received: int = 0
     """When the last frame that it accounted for was received."""
     open_gaps: tuple[Fact, ...] = ()
@@ -112,31 +175,43 @@ def run_id(run: int, started: datetime) -> str:
 def read_history(layout: Layout) -> History:
     """The last run of this root. A run that never said that it started counts only by its number."""
     ledgers = list_ledgers(layout)
-    run = int(ledgers[-1].name.split("-")[0]) if ledgers else 0
+    history = History(run=int(ledgers[-1].name.split("-")[0]) if ledgers else 0)
     for path in reversed(ledgers):
         facts = list(read_facts(path))
         if facts and facts[0]["fact"] == "run.started":
-            return _summarise(run, facts)
-    return History(run=run)
+            history = _summarise(history.run, facts)
+            break
+    return replace(history, closed=_last_closed(ledgers))
 
 
 def _summarise(run: int, facts: list[Fact]) -> History:
     started = facts[0]
-    segment = started["first_segment"] - 1
     gaps: dict[str, Fact] = {gap["gap"]: gap for gap in started["open_gaps"]}
     for fact in facts:
         if fact["fact"] == "gap.opened":
             gaps[fact["gap"]] = fact
         elif fact["fact"] == "gap.closed":
             gaps.pop(fact["gap"], None)
-        elif fact["fact"] == "segment.closed":
-            segment = max(segment, SegmentId.parse(fact["segment"]).number)
+    closed = [fact for fact in facts if fact["fact"] == "segment.closed"]
     return History(
         run=run,
-        segment=segment,
-        stopped=any(fact["fact"] == "run.stopped" for fact in facts),
-        last_at=max(fact["at"] for fact in facts),
-        last_received=max((fact["last_received"] for fact in facts if fact["fact"] == "segment.closed"), default=0),
+        segment=max([started["first_segment"] - 1, *map(_number, closed)]),
+        stopped=any(fact["fact"] == "run.stopped" and fact.get("error") is None for fact in facts),
+        first_at=started["at"],
+        last_received=max((fact["last_received"] for fact in closed), default=0),
         open_gaps=tuple(gaps.values()),
         feed=started["feed"],
     )
+
+
+def _last_closed(ledgers: list[Path]) -> int:
+    """Segments are accounted for in order: the newest run that closed one closed the highest."""
+    for path in reversed(ledgers):
+        numbers = [_number(fact) for fact in read_facts(path) if fact["fact"] == "segment.closed"]
+        if numbers:
+            return max(numbers)
+    return 0
+
+
+def _number(closed: Fact) -> int:
+    return SegmentId.parse(closed["segment"]).number

@@ -1,0 +1,128 @@
+"""`ingestor coverage`: when the recorder could see, and when not."""
+
+import math
+from datetime import UTC, datetime, timedelta, tzinfo
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ingestor.cli.options import (
+    Span,
+    config_option,
+    format_json,
+    format_table,
+    json_option,
+    read_span,
+    root_from,
+    root_option,
+    span_options,
+    symbols_option,
+)
+from ingestor.coverage import Coverage, Gap, Interval, blind_by_cause, clip, sum_shares
+from ingestor.dataset.coverage import read_coverage
+from ingestor.layout import Layout
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FOREVER_US = 1 << 62
+
+
+@click.command()
+@config_option
+@root_option
+@symbols_option
+@span_options
+@json_option
+def coverage(
+    config: Path | None,
+    root: Path | None,
+    symbols: tuple[str, ...] | None,
+    start: str | None,
+    end: str | None,
+    tz: tzinfo,
+    as_json: bool,
+) -> None:
+    """Say when each symbol was recorded, when not and why, and when nobody can tell.
+
+    Recorded: a trade would have been kept. Blind: it would not, for the cause named. Unproven: asked for, and no
+    trade came on that connection yet, so that silence may be the market or a subscription that doesn't work.
+
+    ingestor coverage --symbols AAPL --start 2026-11-20 --tz America/New_York
+    """
+    bounds = _bounds_us(read_span(start, end, tz))
+    found = read_coverage(Layout(root_from(config, root)), symbols)
+    click.echo(_as_json(found, bounds, tz) if as_json else _as_text(found, bounds, tz))
+
+
+def _as_json(found: Coverage, bounds: tuple[int, int], tz: tzinfo) -> str:
+    """For programs: times in ISO 8601, durations in seconds, shares of the claimed time from 0 to 1."""
+    pieces = {symbol: clip(found.intervals(symbol), *bounds) for symbol in found.symbols}
+    gaps = clip(found.gaps, *bounds)
+    report = {
+        "horizon": _time(found.horizon_us, tz),
+        "symbols": [_summary(symbol, pieces[symbol], tz) for symbol in pieces],
+        "gaps": [_as_row(gap, tz) for gap in gaps],
+        "blind_by_cause": {cause: us / 1e6 for cause, us in blind_by_cause(gaps).items()},
+        "intervals": [{"state": piece.state, **_as_row(piece, tz)} for symbol in pieces for piece in pieces[symbol]],
+    }
+    return format_json(report)
+
+
+def _as_text(found: Coverage, bounds: tuple[int, int], tz: tzinfo) -> str:
+    """For people: the symbols, the gaps, the time blind by cause."""
+    gaps = clip(found.gaps, *bounds)
+    symbols = [_summary(symbol, clip(found.intervals(symbol), *bounds), tz) for symbol in found.symbols]
+    heading = ("symbol", "from", "to", "recorded %", "blind %", "unproven %", "gaps")
+    parts = [
+        format_table(heading, [_percentages(list(summary.values())) for summary in symbols]),
+        f"Known up to {_time(found.horizon_us, tz)}.",
+    ]
+    if gaps:
+        rows = [{**_as_row(gap, tz), "symbol": gap.symbol or "all"} for gap in gaps]
+        blind = [(cause, us / 1e6) for cause, us in blind_by_cause(gaps).items()]
+        parts += [
+            format_table(("from", "to", "seconds", "cause", "symbol"), [list(row.values()) for row in rows]),
+            "Time blind, by cause:\n" + format_table(("cause", "seconds"), blind),
+        ]
+    return "\n\n".join(parts)
+
+
+def _summary(symbol: str, pieces: list[Interval], tz: tzinfo) -> dict[str, Any]:
+    """One symbol's line. Where nothing is claimed there are no times and no shares."""
+    shares = sum_shares(pieces)
+    claimed_us = sum(shares)
+    return {
+        "symbol": symbol,
+        "start": _time(pieces[0].start_us, tz) if pieces else None,
+        "end": _time(pieces[-1].end_us, tz) if pieces else None,
+        "recorded": shares.recorded_us / claimed_us if claimed_us else None,
+        "blind": shares.blind_us / claimed_us if claimed_us else None,
+        "unproven": shares.unproven_us / claimed_us if claimed_us else None,
+        "gaps": sum(piece.state == "blind" for piece in pieces),
+    }
+
+
+def _as_row(piece: Interval | Gap, tz: tzinfo) -> dict[str, Any]:
+    return {
+        "start": _time(piece.start_us, tz),
+        "end": _time(piece.end_us, tz),
+        "seconds": (piece.end_us - piece.start_us) / 1e6,
+        "cause": piece.cause,
+        "symbol": piece.symbol,
+    }
+
+
+def _percentages(row: list[Any]) -> list[Any]:
+    """Shares as percentages, cut and not rounded: 100 means all of it."""
+    return [math.floor(value * 1e5) / 1e3 if isinstance(value, float) else value for value in row]
+
+
+def _bounds_us(span: Span) -> tuple[int, int]:
+    """The span in µs since 1970."""
+    start_us = 0 if span.start is None else (span.start - _EPOCH) // timedelta(microseconds=1)
+    end_us = _FOREVER_US if span.end is None else (span.end - _EPOCH) // timedelta(microseconds=1)
+    return start_us, end_us
+
+
+def _time(at_us: int, tz: tzinfo) -> str:
+    return (_EPOCH + timedelta(microseconds=at_us)).astimezone(tz).isoformat(timespec="milliseconds")

@@ -1,0 +1,375 @@
+"""Coverage: from the ledger's facts to what can be said of each symbol at each moment. Pure: no file, no clock.
+
+A symbol is *claimed* from its first request until the run that asked for it ends and the next one does not ask, at most
+up to the last word of the ledger (the horizon). While it is claimed it is in one state:
+
+    blind       a gap holds, for all symbols or for this one
+    unproven    asked for, and no trade of it came on this connection yet: the venue acknowledges nothing
+    recorded    from its first trade on a connection to the next gap
+
+Where a clock that was set back has shown a moment twice, it is in the state that promises least, in the order above.
+"""
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from operator import attrgetter, itemgetter
+from typing import Literal, NamedTuple, TypeVar
+
+from ingestor.ledger import Fact
+
+State = Literal["recorded", "blind", "unproven"]
+
+IRRELEVANT = '"fact":"segment.'
+"""What a line of the ledger holds that says nothing of coverage: nine tenths of its bytes need not be read."""
+
+
+class Interval(NamedTuple):
+    """A symbol's state from `start_us` up to but without `end_us`, in µs since 1970."""
+
+    symbol: str
+    state: State
+    cause: str | None
+    """Of blindness; else None."""
+    start_us: int
+    end_us: int
+
+
+class Gap(NamedTuple):
+    """An interval of blindness, for one symbol or (None) for all that were claimed."""
+
+    symbol: str | None
+    cause: str
+    start_us: int
+    end_us: int
+
+
+_Piece = TypeVar("_Piece", Interval, Gap)
+
+
+class Shares(NamedTuple):
+    """How long a symbol was in each state, in µs."""
+
+    recorded_us: int
+    blind_us: int
+    unproven_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What a root's ledgers say."""
+
+    horizon_us: int
+    """The last word: nothing is claimed at or beyond it."""
+    gaps: list[Gap]
+    """Sorted by start. Gaps of one symbol may overlap those of all."""
+    _lives: "dict[str, list[_Life]]"
+    _blind: "dict[str | None, list[_Stretch]]"
+    _claims: "dict[str | None, list[_Stretch]]"
+
+    @property
+    def symbols(self) -> list[str]:
+        """Those that were ever requested, sorted."""
+        return sorted(self._lives)
+
+    def intervals(self, symbol: str) -> list[Interval]:
+        """Sorted, without overlap, and without a hole while the symbol is claimed; empty where it never was.
+
+        Made anew by each call: a year of an unsteady link has tens of thousands of them for each symbol.
+        """
+        lives = self._lives.get(symbol, [])
+        blind = self._blind.get(None, [])
+        if symbol in self._blind:
+            blind = _settle(blind + self._blind[symbol])
+        return _layered(symbol, _clip(blind, self._claims.get(symbol, [])), lives, self.horizon_us)
+
+
+def find_coverage(facts: Iterable[Fact], symbols: Collection[str] | None = None, journaled_us: int = 0) -> Coverage:
+    """The coverage of `symbols` (None: of all that were ever requested), from the facts of all runs in order.
+
+    `journaled_us` is the receive time of the newest frame in the journal: in a live recording that is the last word.
+    """
+    story = _Story(symbols)
+    for fact in facts:
+        story.tell(fact)
+    horizon_us = max(story.last_us, journaled_us)
+    blind = story.end(horizon_us)
+    claims: dict[str | None, list[_Stretch]] = {
+        symbol: _claims(lives, horizon_us) for symbol, lives in story.lives.items()
+    }
+    claims[None] = _settle(span for spans in claims.values() for span in spans)
+    gaps = [
+        Gap(symbol, cause, start, end)
+        for symbol, stretches in blind.items()
+        for start, end, cause in _clip(stretches, claims.get(symbol, []))
+    ]
+    return Coverage(horizon_us, sorted(gaps, key=attrgetter("start_us")), story.lives, blind, claims)
+
+
+def state_at(intervals: Sequence[Interval], at_us: int) -> Interval | None:
+    """The interval of one symbol that holds this moment; None where nothing is claimed."""
+    before = bisect_right(intervals, at_us, key=attrgetter("start_us"))
+    found = intervals[before - 1] if before else None
+    return found if found is not None and at_us < found.end_us else None
+
+
+def clip(pieces: Iterable[_Piece], start_us: int, end_us: int) -> list[_Piece]:
+    """What of intervals or gaps lies in [start, end)."""
+    return [
+        piece._replace(start_us=max(piece.start_us, start_us), end_us=min(piece.end_us, end_us))
+        for piece in pieces
+        if piece.start_us < end_us and piece.end_us > start_us
+    ]
+
+
+def sum_shares(intervals: Iterable[Interval]) -> Shares:
+    """How long each state lasted. To have it for a span, clip first."""
+    spent: Counter[State] = Counter()
+    for one in intervals:
+        spent[one.state] += one.end_us - one.start_us
+    return Shares(spent["recorded"], spent["blind"], spent["unproven"])
+
+
+def blind_by_cause(gaps: Iterable[Gap]) -> dict[str, int]:
+    """For how long (µs) at least one symbol was blind, by cause. To have it for a span, clip first."""
+    by_cause: dict[str, list[_Stretch]] = {}
+    for gap in gaps:
+        by_cause.setdefault(gap.cause, []).append((gap.start_us, gap.end_us, gap.cause))
+    return {
+        cause: sum(end - start for start, end, _ in _settle(stretches)) for cause, stretches in sorted(by_cause.items())
+    }
+
+
+# The facts, in order
+
+_NEVER = 1 << 62
+
+
+@dataclass(slots=True)
+class _Life:
+    """What was asked for together on one connection. For each symbol it lasts up to the symbol's next life."""
+
+    requested_us: int
+    proven_us: dict[str, int] | None = field(default_factory=dict)
+    """By symbol; None marks an end: from then on nothing is claimed."""
+
+
+@dataclass(slots=True)
+class _OpenGap:
+    cause: str
+    since_us: int
+    implied: bool = False
+    """No fact says so: it follows from a connection, or a run, that has ended."""
+
+
+@dataclass(slots=True)
+class _Story:
+    """What the facts told so far amount to."""
+
+    only: Collection[str] | None
+    lives: dict[str, list[_Life]] = field(default_factory=dict)
+    last_us: int = 0
+    _gaps: "dict[str | None, list[_Stretch]]" = field(default_factory=dict)
+    _open: dict[str | None, _OpenGap] = field(default_factory=dict)
+    _on: dict[tuple[str, int], _Life] = field(default_factory=dict)
+    """By symbol and connection of this run: a proof may come when the connection is lost already."""
+    _asked: dict[str, int] = field(default_factory=dict)
+    """The connection on which each symbol was last requested in this run."""
+
+    def tell(self, fact: Fact) -> None:
+        """One more fact."""
+        match fact["fact"]:
+            case "symbol.proven":
+                self._prove(fact["symbol"], fact["connection"], fact["since"])
+            case "symbols.requested":
+                self._request(fact["symbols"], fact["connection"], fact["at"])
+            case "symbol.dropped":
+                self._drop(fact["symbol"], fact["at"])
+            case "gap.opened":
+                self._open_gap(fact["symbol"], _OpenGap(fact["cause"], fact["since"]))
+            case "gap.closed":
+                self._close_gap(fact["symbol"], fact["until"])
+            case "connection.lost" | "connection.closed":
+                self._open_gap(None, _OpenGap("connection", fact["at"], implied=True))
+            case "run.stopped":
+                self._stop(fact["at"])
+            case "run.started":
+                self._start(fact["at"], fact["open_gaps"], fact["tickers"])
+            case "clock.stepped":
+                self._step_clock(fact["at"], fact["by_us"])
+        self.last_us = fact["at"]
+
+    def end(self, horizon_us: int) -> "dict[str | None, list[_Stretch]]":
+        """There are no more facts, and what goes on is known up to the horizon: all gaps, settled."""
+        for symbol in list(self._open):
+            self._close_gap(symbol, horizon_us)
+        return {symbol: _settle(gaps) for symbol, gaps in self._gaps.items()}
+
+    def _request(self, symbols: Iterable[str], connection: int, at_us: int) -> None:
+        whole = self._open.get(None)
+        if whole is not None and whole.implied:
+            self._close_gap(None, at_us)
+        # Asking again on the same connection takes nothing back.
+        fresh = [symbol for symbol in symbols if self._asked.get(symbol) != connection]
+        self._begin([one for one in fresh if self.only is None or one in self.only], connection, _Life(at_us))
+
+    def _begin(self, symbols: Iterable[str], connection: int, life: _Life) -> None:
+        for symbol in symbols:
+            self.lives.setdefault(symbol, []).append(life)
+            self._asked[symbol] = connection
+            self._on[symbol, connection] = life
+
+    def _prove(self, symbol: str, connection: int, since_us: int) -> None:
+        """A trade that came before its symbol was asked for (dropped, then asked for again) proves nothing."""
+        life = self._on.get((symbol, connection))
+        if life is not None and life.proven_us is not None and since_us >= life.requested_us:
+            life.proven_us.setdefault(symbol, since_us)
+
+    def _open_gap(self, symbol: str | None, gap: _OpenGap) -> None:
+        """A gap that is open already goes on, unless it was only implied."""
+        held = self._open.get(symbol)
+        if held is None or (held.implied and not gap.implied):
+            self._open[symbol] = gap
+
+    def _close_gap(self, symbol: str | None, until_us: int) -> None:
+        gap = self._open.pop(symbol, None)
+        if gap is not None:
+            # Ends before it began: the clock was set back, nobody knows by how much. None of it is promised.
+            start_us, end_us = sorted((gap.since_us, until_us))
+            self._gaps.setdefault(symbol, []).append((start_us, end_us, gap.cause))
+
+    def _stop(self, at_us: int) -> None:
+        whole = self._open.get(None)
+        if whole is not None and whole.implied:
+            whole.cause = "shutdown"
+        self._open_gap(None, _OpenGap("shutdown", at_us, implied=True))
+
+    def _start(self, at_us: int, open_gaps: Iterable[Fact], tickers: Collection[str]) -> None:
+        """A run takes over the gaps that the last one left, under the causes by which it knows them."""
+        for told in open_gaps:
+            held = self._open.get(told["symbol"])
+            if held is not None and not held.implied:
+                held.cause, held.since_us = told["cause"], min(held.since_us, told["since"])
+            self._open_gap(told["symbol"], _OpenGap(told["cause"], told["since"]))
+        if self.lives:
+            self._open_gap(None, _OpenGap("crash", self.last_us, implied=True))
+            ended_us = max(self.last_us, self._open[None].since_us)
+            for symbol in self.lives.keys() - set(tickers):  # last claimed when the run before this one ended
+                self._drop(symbol, ended_us)
+            self._step_clock(at_us, at_us - ended_us)  # between two runs nobody watched it
+        self._on.clear()
+        self._asked.clear()
+
+    def _drop(self, symbol: str, ended_us: int) -> None:
+        lives = self.lives.get(symbol)
+        if lives and lives[-1].proven_us is not None:
+            lives.append(_Life(ended_us, None))
+        self._asked.pop(symbol, None)
+        self._close_gap(symbol, ended_us)
+
+    def _step_clock(self, at_us: int, by_us: int) -> None:
+        """Set back, the clock parts what is under way in two. Set forward, it passed over time that nobody lived."""
+        if by_us >= 0:
+            return
+        showed_us = at_us - by_us
+        for symbol, gap in list(self._open.items()):
+            self._close_gap(symbol, showed_us)
+            self._open[symbol] = _OpenGap(gap.cause, at_us, gap.implied)
+        for symbol, connection in list(self._asked.items()):
+            proven = symbol in (self.lives[symbol][-1].proven_us or ())
+            self.lives[symbol].append(_Life(showed_us, None))
+            self._begin([symbol], connection, _Life(at_us, {symbol: at_us} if proven else {}))
+
+
+# Stretches of time
+
+_Stretch = tuple[int, int, str]
+"""Start, end, cause. A list of them is *settled* where it is sorted and without overlap."""
+
+
+def _claims(lives: Sequence[_Life], horizon_us: int) -> list[_Stretch]:
+    """The spans over which a symbol is claimed: its lives, joined where one follows on another."""
+    claims: list[_Stretch] = []
+    for start, end, _ in _settle((start, end, "") for start, _, end in _spans("", lives, horizon_us)):
+        if claims and claims[-1][1] == start:
+            claims[-1] = (claims[-1][0], end, "")
+        else:
+            claims.append((start, end, ""))
+    return claims
+
+
+def _spans(symbol: str, lives: Sequence[_Life], horizon_us: int) -> Iterator[tuple[int, int, int]]:
+    """(requested, proven, ended) of each of this symbol's lives; one that was never proven is so at its end."""
+    for life, following in zip_longest(lives, lives[1:]):
+        if life.proven_us is not None:
+            ended_us = horizon_us if following is None else min(following.requested_us, horizon_us)
+            yield life.requested_us, min(life.proven_us.get(symbol, ended_us), ended_us), ended_us
+
+
+def _layered(symbol: str, blind: list[_Stretch], lives: list[_Life], horizon_us: int) -> list[Interval]:
+    """A symbol's intervals: blind stands above unproven, and that above recorded."""
+    spans = list(_spans(symbol, lives, horizon_us))
+    unproven = _settle((requested, proven, "") for requested, proven, _ in spans)
+    recorded = _settle((proven, ended, "") for _, proven, ended in spans)
+    layers: list[tuple[int, int, State, str | None]] = []
+    layers += [(start, end, "blind", cause) for start, end, cause in blind]
+    layers += [(start, end, "unproven", None) for start, end, _ in _without(unproven, blind)]
+    sure = _without(_without(recorded, unproven), blind)
+    layers += [(start, end, "recorded", None) for start, end, _ in sure]
+    layers.sort(key=itemgetter(0))
+    return _joined(symbol, layers)
+
+
+def _joined(symbol: str, layers: Iterable[tuple[int, int, State, str | None]]) -> list[Interval]:
+    """Sorted stretches as intervals; those that touch and say the same are one."""
+    intervals: list[Interval] = []
+    last: Interval | None = None
+    for start, end, state, cause in layers:
+        if last is not None and (last.end_us, last.state, last.cause) == (start, state, cause):
+            last = intervals[-1] = last._replace(end_us=end)
+        else:
+            last = Interval(symbol, state, cause, start, end)
+            intervals.append(last)
+    return intervals
+
+
+def _settle(stretches: Iterable[_Stretch]) -> list[_Stretch]:
+    """Sorted, without the empty ones; where two overlap, the one that began first stands."""
+    settled: list[_Stretch] = []
+    free_from = -_NEVER
+    for start, end, cause in sorted(stretches, key=itemgetter(0)):
+        if end > free_from and end > start:
+            settled.append((max(start, free_from), end, cause))
+            free_from = end
+    return settled
+
+
+def _clip(stretches: Iterable[_Stretch], spans: Sequence[_Stretch]) -> list[_Stretch]:
+    """What of settled stretches lies in settled spans."""
+    found = list(stretches)
+    return [
+        (max(start, span_start), min(end, span_end), cause)
+        for span_start, span_end, _ in spans
+        for start, end, cause in found
+        if start < span_end and end > span_start
+    ]
+
+
+def _without(stretches: Iterable[_Stretch], taken: Sequence[_Stretch]) -> list[_Stretch]:
+    """What of settled stretches lies outside of `taken`, which is settled as well."""
+    left: list[_Stretch] = []
+    first = 0
+    for start, end, cause in stretches:
+        while first < len(taken) and taken[first][1] <= start:
+            first += 1
+        at, free_from = first, start
+        while at < len(taken) and taken[at][0] < end:
+            if taken[at][0] > free_from:
+                left.append((free_from, taken[at][0], cause))
+            free_from = taken[at][1]
+            at += 1
+        if free_from < end:
+            left.append((free_from, end, cause))
+    return left
