@@ -1,0 +1,177 @@
+"""Counts what a file holds and looks whether it is sound; knows nothing of the ledger. Memory: a row group, and the
+sequence numbers of one file.
+"""
+
+import gzip
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY
+from ingestor.schema import FORMAT_VERSION, TRADES
+
+_DAY_MS = 86_400_000
+_EPOCH = date(1970, 1, 1)
+_CSV_TYPES = {"symbol": pa.string(), "sequence": pa.int64(), "repeated": pa.bool_()}
+
+
+@dataclass(slots=True)
+class Recount:
+    """What was found in one file, or in one segment of the journal."""
+
+    rows: int = 0
+    trades: Counter[str] = field(default_factory=Counter)
+    """By symbol."""
+    repeated: Counter[str] = field(default_factory=Counter)
+    first_sequence: int | None = None
+    last_sequence: int | None = None
+    """The lowest and the highest."""
+    faults: list[tuple[str, str]] = field(default_factory=list)
+    """(what is wrong, what was expected)."""
+
+    def add(self, rows: pa.Table | pa.RecordBatch) -> None:
+        """Count rows with the columns symbol, sequence and repeated."""
+        if not rows.num_rows:
+            return
+        self.rows += rows.num_rows
+        symbols, repeated = rows.column("symbol"), rows.column("repeated")
+        self.trades.update(count_values(symbols))
+        self.repeated.update(count_values(symbols.filter(repeated)))
+        self._widen(*pc.min_max(rows.column("sequence")).as_py().values())
+
+    def join(self, other: "Recount") -> None:
+        """Count another file of the same segment."""
+        self.rows += other.rows
+        self.trades += other.trades
+        self.repeated += other.repeated
+        if other.first_sequence is not None and other.last_sequence is not None:
+            self._widen(other.first_sequence, other.last_sequence)
+
+    def _widen(self, low: int, high: int) -> None:
+        self.first_sequence = low if self.first_sequence is None else min(self.first_sequence, low)
+        self.last_sequence = high if self.last_sequence is None else max(self.last_sequence, high)
+
+
+def count_values(symbols: Any) -> dict[str, int]:
+    """How often each symbol occurs in a column."""
+    return {entry["values"]: entry["counts"] for entry in symbols.value_counts().to_pylist()}
+
+
+def recount_parquet(path: Path, day: date, columns: list[str]) -> tuple[Recount, str]:
+    """What a file of the dataset holds, and the origin it names. Raises FileNotFoundError; other faults are told."""
+    recount = Recount()
+    origin = ""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            metadata = file.schema_arrow.metadata or {}
+            origin = metadata.get(ORIGIN_KEY, b"").decode(errors="replace")
+            recount.faults += _faults_of_schema(file.schema_arrow, columns)
+            if not recount.faults:
+                _recount_groups(file, day, recount)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
+        recount.faults.append((f"can't be read: {one_line(error)}", "whole pages with right checksums"))
+    return recount, origin
+
+
+def recount_csv(path: Path, columns: list[str]) -> Recount:
+    """What a CSV file, packed or not, holds. Raises FileNotFoundError; every other fault is told."""
+    recount = Recount()
+    last = -1
+    try:
+        heading = _read_heading(path)
+        if heading != ",".join(columns):
+            recount.faults.append((f"columns {heading[:200]!r}", f"{','.join(columns)}"))
+            return recount
+        for batch in _csv_batches(path):
+            sequences = pa.concat_arrays([pa.array([last]), batch.column("sequence")])
+            if not _rises(sequences):
+                recount.faults.append(("sequence falls or repeats", "rising from row to row"))
+                return recount
+            last = sequences[-1].as_py()
+            recount.add(batch)
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
+        recount.faults.append((f"can't be read: {one_line(error)}", "whole lines"))
+    return recount
+
+
+def _recount_groups(file: pq.ParquetFile, day: date, recount: Recount) -> None:
+    unsorted = misplaced = False
+    before: pa.Table | None = None
+    sequences: list[pa.ChunkedArray] = []
+    for index in range(file.metadata.num_row_groups):
+        rows = file.read_row_group(index)
+        unsorted |= not is_sorted(rows if before is None else pa.concat_tables([before, rows]))
+        misplaced |= not _lies_in(rows.column("timestamp"), day)
+        before = rows.slice(rows.num_rows - 1)
+        sequences.append(rows.column("sequence"))
+        recount.add(rows)
+    if unsorted:
+        recount.faults.append(("rows out of order", "sorted by symbol, timestamp, sequence"))
+    if misplaced:
+        recount.faults.append(("rows of another date", f"rows of {day.isoformat()} only"))
+    distinct = pc.count_distinct(pa.chunked_array([chunk for one in sequences for chunk in one.chunks], pa.int64()))
+    if distinct.as_py() != recount.rows:
+        recount.faults.append((f"{recount.rows - distinct.as_py()} repeated sequence numbers", "each only once"))
+
+
+def is_sorted(rows: pa.Table) -> bool:
+    """Whether each row stands after the one before it in (symbol, timestamp, sequence). No null stands in order."""
+    in_order: Any = False
+    for name in ("sequence", "timestamp", "symbol"):
+        column = rows.column(name)
+        before, after = column.slice(0, rows.num_rows - 1), column.slice(1)
+        rises = pc.less(before, after)
+        in_order = rises if in_order is False else pc.or_(rises, pc.and_(pc.equal(before, after), in_order))
+    return rows.num_rows < 2 or pc.all(pc.fill_null(in_order, False)).as_py() is True
+
+
+def _rises(sequences: pa.Array) -> bool:
+    rises = pc.less(sequences.slice(0, len(sequences) - 1), sequences.slice(1))
+    return len(sequences) < 2 or pc.all(pc.fill_null(rises, False)).as_py() is True
+
+
+def _lies_in(timestamps: pa.ChunkedArray, day: date) -> bool:
+    bounds = pc.min_max(timestamps.cast(pa.timestamp("ms", tz="UTC")).cast(pa.int64())).as_py()
+    ordinal = (day - _EPOCH).days
+    return all(bound is None or bound // _DAY_MS == ordinal for bound in bounds.values())
+
+
+def _faults_of_schema(schema: pa.Schema, columns: list[str]) -> list[tuple[str, str]]:
+    """What of the schema is not as this root's ledger and this version have it."""
+    version = (schema.metadata or {}).get(FORMAT_KEY, b"missing").decode(errors="replace")
+    if version not in map(str, range(1, FORMAT_VERSION + 1)):
+        return [(f"format {version}", str(FORMAT_VERSION))]
+    if schema.names != columns:
+        return [(f"columns {','.join(schema.names)}", ",".join(columns))]
+    return [
+        (f"column {name} of type {schema.field(name).type}", str(TRADES.field(name).type))
+        for name in TRADES.names
+        if schema.field(name).type != TRADES.field(name).type
+    ]
+
+
+def _csv_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    options = pacsv.ConvertOptions(include_columns=list(_CSV_TYPES), column_types=_CSV_TYPES)
+    with pacsv.open_csv(path, convert_options=options) as reader:
+        yield from reader
+
+
+def _read_heading(path: Path) -> str:
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        return file.readline(1 << 16).decode(errors="replace").removesuffix("\n")
+
+
+def one_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
