@@ -164,8 +164,9 @@ class VenueConnection:
             self._flush(answering=True)
 
     def abort(self) -> None:
-        """Close the TCP connection at once, without a close frame."""
-        self._writer.transport.abort()
+        """Close the TCP connection at once, without a close frame, unless it is being closed anyway."""
+        if not self._writer.transport.is_closing():  # asyncio fails on aborting a transport that has closed
+            self._writer.transport.abort()
 
     def reset(self) -> None:
         """Close the TCP connection at once, with a RST."""

@@ -11,7 +11,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -408,15 +408,15 @@ def _cause(error: BaseException) -> BaseException:
 
 
 async def _hang_up(writer: asyncio.StreamWriter) -> None:
-    """Ends the socket, after what was written has left; a client that doesn't take it has HANG_UP_S."""
+    """Ends the socket after what was written has left; a client that doesn't take it has HANG_UP_S."""
     writer.close()
     try:
         async with asyncio.timeout(HANG_UP_S):
             await writer.wait_closed()
-    except (ConnectionError, TimeoutError, ssl.SSLError) as error:
-        log.debug("connection.broken", reason=type(error).__name__)
-    finally:
+    except (TimeoutError, asyncio.CancelledError):
         writer.transport.abort()
+    except (ConnectionError, ssl.SSLError) as error:
+        log.debug("connection.broken", reason=type(error).__name__)
 
 
 # Opening
@@ -498,8 +498,9 @@ class RunningVenue:
         self._call(lambda: self._venue.mute(seconds))
 
     def stop(self) -> None:
-        """Asks the venue to end; `running_venue` waits for it."""
-        self._call(self._stop.set)
+        """Asks the venue to end; `running_venue` waits for it. Once it has ended, this does nothing."""
+        with suppress(RuntimeError):  # its event loop is closed
+            self._loop.call_soon_threadsafe(self._stop.set)
 
     def _call(self, function: Callable[[], T]) -> T:
         async def call() -> T:
@@ -522,8 +523,7 @@ def running_venue(settings: VenueSettings) -> Iterator[RunningVenue]:
         try:
             yield venue
         finally:
-            if not ended.done():
-                venue.stop()
+            venue.stop()
             ended.result()
 
 
