@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -13,6 +14,9 @@ from ingestor.errors import RootLocked
 
 FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
+_LOCK_BYTES = 256
+_LOCK_ATTEMPTS = 20
+_LOCK_RETRY_S = 0.01
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -39,6 +43,11 @@ class Layout:
     """The paths of one root. Nothing here touches the disk but `create`."""
 
     root: Path
+
+    @property
+    def lock(self) -> Path:
+        """Locked by the one recorder, whom it names."""
+        return self.root / ".lock"
 
     @property
     def trades(self) -> Path:
@@ -84,6 +93,21 @@ class Layout:
         return self.root / ".accepted-keys.json"
 
     @property
+    def holidays(self) -> Path:
+        """The days off of the US market, as the venue last told them."""
+        return self.root / ".us-holidays.json"
+
+    @property
+    def root_name(self) -> Path:
+        """What other systems know this root by."""
+        return self.root / ".name"
+
+    @property
+    def sinks_lock(self) -> Path:
+        """Locked by the one process that carries the journal to other systems."""
+        return self.cursors / ".sinks.lock"
+
+    @property
     def ballast(self) -> Path:
         return self.journal / "ballast"
 
@@ -110,8 +134,8 @@ class Layout:
 
     def create(self) -> None:
         """Make the root and the folders that a recorder writes to. Raises OSError."""
-        for folder in (self.root, self.journal, self.cursors, self.rejects, self.coverage, self.staging):
-            folder.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+        for folder in (self.journal, self.cursors, self.rejects, self.coverage, self.staging):
+            make_folder(folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +154,15 @@ def list_segments(layout: Layout) -> list[SegmentFile]:
         with contextlib.suppress(ValueError):
             found.append(SegmentFile(SegmentId.parse(path.name), path, path.name.endswith(".sealed.journal")))
     return sorted(found, key=lambda file: file.id)
+
+
+def make_folder(path: Path) -> None:
+    """Make this folder, and those above it, so that they survive a power cut. Raises OSError."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+    sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:
@@ -156,9 +189,7 @@ def publish(staged: Path, final: Path) -> None:
     A rename without the fsyncs leaves an empty file under the final name after a power cut, on ext4 and xfs alike.
     """
     sync_file(staged)
-    if not final.parent.is_dir():
-        final.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
-        sync_directory(final.parent.parent)
+    make_folder(final.parent)
     staged.replace(final)
     sync_directory(final.parent)
 
@@ -172,24 +203,79 @@ def write_whole(path: Path, text: str, staging: Path) -> None:
     publish(staged, path)
 
 
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The recorder that holds a root."""
+
+    pid: int
+    health: str | None = None
+    """`host:port` where it answers."""
+
+
+class RootLock:
+    """A root that is ours; what its lock's file says of us is for others to read."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def announce(self, health: str | None) -> None:
+        """Say who holds the root, and where it answers. Raises OSError."""
+        text = json.dumps({"pid": os.getpid(), "health": health}).encode()
+        os.pwrite(self._fd, text.ljust(_LOCK_BYTES), 0)
+
+
 @contextlib.contextmanager
-def locked_root(layout: Layout) -> Iterator[None]:
-    """Hold this root as its one recorder. Raises RootLocked naming the other's pid."""
-    fd = os.open(layout.root / ".lock", os.O_RDWR | os.O_CREAT, FILE_MODE)
+def locked_root(layout: Layout) -> Iterator[RootLock]:
+    """Hold this root as its one recorder. Raises RootLocked naming the other's pid, OSError."""
+    fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = json.loads(os.pread(fd, 200, 0) or b"{}").get("pid", "unknown")
+        if not _locks(fd):
+            pid = _read_holder(fd).pid or "unknown"
             raise RootLocked(
                 f"{layout.root} is being recorded by process {pid}; one root has one recorder: "
                 "stop that one, or give this one another storage.root"
-            ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps({"pid": os.getpid()}).encode(), 0)
-        yield
+            )
+        lock = RootLock(fd)
+        lock.announce(health=None)
+        yield lock
     finally:
         os.close(fd)
+
+
+def read_holder(layout: Layout) -> Holder | None:
+    """The recorder that holds this root now; None where none does. Raises OSError where that can't be seen."""
+    try:
+        fd = os.open(layout.lock, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _read_holder(fd)
+    else:
+        return None
+    finally:
+        os.close(fd)
+
+
+def _locks(fd: int) -> bool:
+    """Whether the lock could be had. One who only looks holds it for an instant: that is waited for."""
+    for _ in range(_LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_RETRY_S)
+        else:
+            return True
+    return False
+
+
+def _read_holder(fd: int) -> Holder:
+    try:
+        told = json.loads(os.pread(fd, _LOCK_BYTES, 0))
+        return Holder(int(told["pid"]), told.get("health"))
+    except (ValueError, KeyError, TypeError):  # it has the lock, and has not said so yet
+        return Holder(0)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ A fact is a line of JSON: `at` (µs since 1970), `fact` (`noun.past_participle`)
 import contextlib
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -44,6 +45,8 @@ from ingestor.schema import FORMAT_VERSION
 Fact = dict[str, Any]
 
 _read_json = json.JSONDecoder().raw_decode
+
+_LEDGER = re.compile(r"\d{6,}-\d{8}T\d{6}Z")
 
 log = structlog.get_logger()
 
@@ -104,8 +107,8 @@ class Ledger:
 
 
 def list_ledgers(layout: Layout) -> list[Path]:
-    """The ledgers of this root, oldest run first."""
-    return sorted(layout.coverage.glob("*.jsonl"))
+    """The ledgers of this root, oldest run first. Files of other names are not ours to read."""
+    return sorted(path for path in layout.coverage.glob("*.jsonl") if _LEDGER.fullmatch(path.stem))
 
 
 def read_facts(path: Path, skip: str | None = None) -> Iterator[Fact]:

@@ -36,7 +36,7 @@ SEGMENT = SegmentId(1, NOON, 1)
 
 _MEMORY = Path("/dev/shm")  # noqa: S108  a folder of our own is made in it
 FAST_DISK = _MEMORY if _MEMORY.is_dir() else None
-"""For what starts a recorder thousands of times: in memory where there is such a disk, else where temporary files go."""
+"""For what starts a recorder thousands of times: memory where there is such a disk, else where temporary files go."""
 
 
 class Clock:

@@ -120,7 +120,7 @@ class TestRecovery:
         life.writer.rotate()
         life.writer.append(6)
         life.writer.journal.close()
-        life.drain(crash=Crash(after, before))
+        life.drain(Crash(after, before))
         life.kill()
         assert differences(layout) == []
         Life(layout).stop()

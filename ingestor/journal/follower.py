@@ -8,6 +8,7 @@ failed), and then what stands behind that offset is void.
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -48,6 +49,8 @@ class Damage:
     segment: SegmentId
     offset: int
     content: bytes
+    at: Cursor
+    """The place behind them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +84,9 @@ class Follower:
                 self._segment = self._enter()
                 if self._segment is None:
                     return
-            for event in self._available(self._segment):
-                if isinstance(event, Rows):
-                    self.cursor = event.at
-                    yield self._unseen(event)
-                else:
-                    yield event
+            for event in self._segment.read(self._limit(self._segment)):
+                self.cursor = event.at
+                yield self._unseen(event) if isinstance(event, Rows) else event
             if not self._segment.over:
                 return
             ended = self._segment.file.id
@@ -102,25 +102,31 @@ class Follower:
 
     def _enter(self) -> "_ReadSegment | None":
         """The segment at the cursor, or the next one there is; None where there is none yet."""
-        for file in list_segments(self._layout):
-            if file.id.number < self.cursor.segment:
+        while True:
+            try:
+                return self._find()
+            except FileNotFoundError:  # sealed, and so renamed, or freed since it was listed
                 continue
-            if file.id.number > self.cursor.segment and self.cursor.offset:
-                raise Lagged(f"the journal no longer holds segment {self.cursor.segment}, where this reader stopped")
-            offset = self.cursor.offset if file.id.number == self.cursor.segment else 0
-            return _ReadSegment(self._layout, file, offset)
-        if self.cursor.offset:
-            raise Lagged(f"the journal no longer holds segment {self.cursor.segment}, where this reader stopped")
-        return None
 
-    def _available(self, segment: "_ReadSegment") -> "Iterator[Rows | Damage]":
-        """What this segment holds now for this follower."""
+    def _find(self) -> "_ReadSegment | None":
+        file = next((file for file in list_segments(self._layout) if file.id.number >= self.cursor.segment), None)
+        if file is not None and file.id.number == self.cursor.segment:
+            return _ReadSegment(self._layout, file, self.cursor.offset)
+        if self.cursor.offset or (file is not None and self._missed(file)):
+            raise Lagged(f"the journal no longer holds segment {self.cursor.segment}, where this reader stands")
+        return None if file is None else _ReadSegment(self._layout, file, 0)
+
+    def _missed(self, file: SegmentFile) -> bool:
+        """Whether there were segments between the cursor and this one. Some numbers are left out: the disk refused."""
+        identity = read_identity(file.path)
+        return identity is not None and identity["previous"] >= self.cursor.segment > 0
+
+    def _limit(self, segment: "_ReadSegment") -> int | None:
+        """Where this follower must stop in a segment that may still grow; None: at its end."""
         if not self._synced_only:
-            return segment.read(None)
+            return None
         synced = read_synced(self._layout)
-        if synced.segment > segment.file.id.number:
-            return segment.read_rest()
-        return segment.read(synced.offset if synced.segment == segment.file.id.number else 0)
+        return synced.offset if synced.segment == segment.file.id.number else 0
 
     def _unseen(self, rows: Rows) -> Rows:
         """These rows without those already given: a reader to the end may have read what an abandoned segment lost."""
@@ -156,15 +162,15 @@ class _ReadSegment:
         os.close(self._fd)
 
     def read(self, limit: int | None) -> Iterator[Rows | Damage]:
-        """What stands between here and `limit` (None: the end of the file); sets `over` when nothing can follow."""
-        while not self.over:
-            record = read_record(self._fd, self._offset, limit)
-            if record is None:
-                yield from self.read_rest()
-                return
+        """What stands between here and `limit` (None: the end of the file), or all that is left where it is dead.
+
+        Sets `over` when nothing can follow.
+        """
+        yield from self._read_rest()  # first: what an abandoned segment holds behind its end may look whole
+        while not self.over and (record := read_record(self._fd, self._offset, limit)) is not None:
             yield from self._take(record)
 
-    def read_rest(self) -> Iterator[Rows | Damage]:
+    def _read_rest(self) -> Iterator[Rows | Damage]:
         """All that is left, where nobody writes this segment any more: steps over what is no record; else nothing."""
         end = self._final_end()
         if end is None:
@@ -174,10 +180,9 @@ class _ReadSegment:
             if record is not None:
                 yield from self._take(record)
                 continue
-            found = find_record(self._fd, self._offset + 1, end) or end
-            yield from self._damage(found)
+            start, self._offset = self._offset, find_record(self._fd, self._offset + 1, end) or end
             self._reasons = {}
-            self._offset = found
+            yield from self._damage(start)
         self.over = True
 
     def _take(self, record: Record) -> Iterator[Rows | Damage]:
@@ -199,10 +204,10 @@ class _ReadSegment:
                     header.first_received_us, header.last_received_us, at,
                 )  # fmt: skip
 
-    def _damage(self, end: int) -> Iterator[Damage]:
-        content = os.pread(self._fd, end - self._offset, self._offset)
+    def _damage(self, start: int) -> Iterator[Damage]:
+        content = os.pread(self._fd, self._offset - start, start)
         if content.strip(b"\0"):
-            yield Damage(self.file.id, self._offset, content)
+            yield Damage(self.file.id, start, content, Cursor(self.file.id.number, self._offset))
 
     def _read_schema(self) -> None:
         start = read_record(self._fd, 0)
@@ -215,17 +220,26 @@ class _ReadSegment:
 
         A later segment whose first record is whole proves that nobody writes this one any more.
         """
-        end = None
-        for later in list_segments(self._layout):
-            if later.id.number <= self.file.id.number:
+        later = self._identities_of_later()
+        if not later:
+            return None
+        end = os.fstat(self._fd).st_size
+        for identity in later:
+            if identity["continues"] is None:
                 continue
-            identity = read_identity(later.path)
-            if identity is None:
-                continue
-            end = os.fstat(self._fd).st_size if end is None else end
-            segment, offset = identity["continues"] or (later.id.number, 0)
+            segment, offset = identity["continues"]
             if segment == self.file.id.number:
                 end = min(end, offset)
             elif segment < self.file.id.number:
                 end = 0
         return end
+
+    def _identities_of_later(self) -> list[dict[str, Any]]:
+        """What the later segments whose first record is whole say of themselves."""
+        while True:
+            files = [file for file in list_segments(self._layout) if file.id.number > self.file.id.number]
+            try:
+                identities = [read_identity(file.path) for file in files]
+            except FileNotFoundError:  # sealed, and so renamed, or freed since it was listed
+                continue
+            return [identity for identity in identities if identity is not None]

@@ -142,10 +142,13 @@ def read_identity(path: Path) -> dict[str, Any] | None:
 
 
 def last_received_us(path: Path) -> int:
-    """When the last frame that this segment journaled was received, in µs since 1970; 0 where it journaled none."""
+    """When the last frame that this segment journaled was received, in µs since 1970; 0 where it journaled none.
+
+    The last in order, not the latest: the clock may have been set back.
+    """
     last = 0
     for record in _scan(path):
-        last = max(last, record.header.last_received_us)
+        last = record.header.last_received_us or last
     return last
 
 
@@ -155,6 +158,24 @@ def end_of_records(path: Path) -> int:
     for record in _scan(path):
         end = record.end
     return end
+
+
+def read_headers(path: Path, offset: int, limit: int | None) -> Iterator[Header]:
+    """The headers of the records from `offset` on, one after the other, up to `limit` or to what is no record.
+
+    Bodies are not read, so nothing is checked: to measure by, not to copy from. Raises OSError.
+    """
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        end = os.fstat(fd).st_size if limit is None else limit
+        while offset < end and len(head := os.pread(fd, _HEADER.size, offset)) == _HEADER.size:
+            magic, _, kind, _, _, length, *numbers = _HEADER.unpack(head)
+            if magic != MAGIC:
+                return
+            yield Header(Kind(kind), Counts(*numbers[:6]), *numbers[6:])
+            offset += _HEADER.size + length + -length % _ALIGN
+    finally:
+        os.close(fd)
 
 
 def _scan(path: Path) -> Iterator[Record]:

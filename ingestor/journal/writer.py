@@ -8,6 +8,7 @@ numbers.
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -90,6 +91,13 @@ class _OpenSegment:
     def close(self) -> None:
         os.close(self.fd)
 
+    def discard(self) -> None:
+        """Give up a segment that holds no synced row. Where its file stays, it is empty or the next one voids it."""
+        with contextlib.suppress(OSError):
+            self.close()
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
 
 class Journal:
     """The one writer of a root's journal. Owned by the recorder's thread.
@@ -118,13 +126,17 @@ class Journal:
         self._unsynced: list[tuple[int, list[bytes | pa.Buffer]]] = []
         self._unsynced_bytes = 0
         self._rotated = 0
+        self._unsynced_since_s = 0.0
         self.failed: OSError | None = None
+        self.syncs = 0
+        self.sync_s = 0.0
+        """How long those took together."""
         for left in list_segments(layout):
             if not left.sealed:
                 sync_file(left.path)
         self._fill_ballast()
         self._synced_fd = os.open(layout.synced, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
-        self._open = self._open_segment(None)
+        self._open = self._open_segment(first_segment - 1, None)
         self.synced = Cursor(0, 0)
         self._settle()
 
@@ -139,6 +151,11 @@ class Journal:
         return sum(rows for rows, _ in self._unsynced)
 
     @property
+    def sync_age_s(self) -> float:
+        """How long the oldest row that a power cut would lose now has been waiting."""
+        return time.monotonic() - self._unsynced_since_s if self._unsynced else 0.0
+
+    @property
     def full(self) -> bool:
         """Whether more is unsynced than should be held in memory: sync now, whatever the interval."""
         return self._unsynced_bytes >= _UNSYNCED_MAX
@@ -149,6 +166,8 @@ class Journal:
         if block.reasons:
             pieces += encode_reasons(block.reasons)
         pieces += encode_record(block.header, block.rows.serialize() if block.rows.num_rows else b"")
+        if not self._unsynced:
+            self._unsynced_since_s = time.monotonic()
         self._unsynced.append((block.rows.num_rows, pieces))
         self._unsynced_bytes += sum(len(piece) for piece in pieces)
         try:
@@ -160,11 +179,14 @@ class Journal:
         """Make everything appended survive a power cut, then tell the readers; never raises OSError."""
         if not self._unsynced or self.failed:
             return
+        began_s = time.monotonic()
         try:
             self._open.sync()
             self._settle()
         except OSError as error:
             self._fail(error)
+        self.syncs += 1
+        self.sync_s += time.monotonic() - began_s
 
     def rotate_if_due(self) -> None:
         """Close the open segment if it is time, and open the next; never raises OSError."""
@@ -175,7 +197,7 @@ class Journal:
             return
         try:
             self._end_segment()
-            following = self._open_segment(None)
+            following = self._open_segment(self._open.id.number, None)
             ended, self._open = self._open, following
             ended.close()
             self._rotated += 1
@@ -186,21 +208,23 @@ class Journal:
     def recover(self) -> bool:
         """Try to go on in a new segment with the rows that are not synced; whether the journal works again."""
         try:
-            following = self._open_segment(self.synced)
+            following = self._open_segment(self._open.id.number, self.synced)
         except OSError as error:
             self.failed = error
             return False
         abandoned, self._open = self._open, following
-        with contextlib.suppress(OSError):  # its bytes are given up: nothing hangs on this close
-            abandoned.close()
         try:
             for rows, pieces in self._unsynced:
                 self._write(rows, pieces)
             following.sync()
             self._settle()
         except OSError as error:
-            self._fail(error)
+            self.failed = error
+            self._open = abandoned
+            following.discard()
             return False
+        with contextlib.suppress(OSError):  # its bytes are given up: nothing hangs on this close
+            abandoned.close()
         self.failed = None
         log.info("journal.recovered", segment=str(following.id), continues=str(abandoned.id))
         return True
@@ -231,8 +255,11 @@ class Journal:
             self._open.first_row_at = self._clock()
         self._open.write(pieces)
 
-    def _open_segment(self, continues: Cursor | None) -> _OpenSegment:
-        """A new segment: created, synced and its directory synced before the first row. Raises OSError."""
+    def _open_segment(self, previous: int, continues: Cursor | None) -> _OpenSegment:
+        """A new segment: created, synced and its directory synced before the first row. Raises OSError.
+
+        Its number is not taken twice, even where it is given up: a reader may have seen it.
+        """
         segment = SegmentId(self._number, self._clock().replace(microsecond=0), self._run)
         self._number += 1
         opened = _OpenSegment(self._layout, segment)
@@ -240,6 +267,7 @@ class Journal:
             "format": FORMAT_VERSION,
             "segment": str(segment),
             "feed": self._feed,
+            "previous": previous,
             "continues": None if continues is None else [continues.segment, continues.offset],
         }
         try:
@@ -248,8 +276,7 @@ class Journal:
             os.fsync(opened.fd)
             sync_directory(self._layout.journal)
         except OSError:
-            opened.close()
-            opened.path.unlink(missing_ok=True)
+            opened.discard()
             raise
         return opened
 
@@ -277,6 +304,7 @@ class Journal:
         try:
             os.posix_fallocate(fd, 0, _BALLAST)
         except OSError as error:
+            os.ftruncate(fd, 0)  # it may have taken what room there was
             log.warning("ballast.refused", error=error.strerror)
         finally:
             os.close(fd)

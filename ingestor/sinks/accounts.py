@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field
 
 import structlog
 
-from ingestor.ledger import Ledger
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
-from ingestor.layout import DIRECTORY_MODE, FILE_MODE, Layout, SegmentId, sync_directory
+from ingestor.layout import FILE_MODE, Layout, SegmentId, publish
+from ingestor.ledger import Ledger
 from ingestor.metrics import Counts
 
 log = structlog.get_logger()
@@ -52,7 +52,7 @@ class SegmentAccounts:
         """`last_closed` is the number of the last segment of which the ledger holds an account."""
         self._layout = layout
         self._ledger = ledger
-        self._committed = Cursor(last_closed + 1, 0)
+        self._at = self._committed = Cursor(last_closed + 1, 0)
         self._account = _Account()
         self.totals: dict[int, Counts] = {}
         """By run: the sum of its segments' counts."""
@@ -64,11 +64,11 @@ class SegmentAccounts:
     def set_aside(self, damage: Damage) -> None:
         """Keep the bytes that could not be read, for a person to look at."""
         path = self._layout.aside / f"{damage.segment}.{damage.offset}.bin"
+        staged = self._layout.staging / path.name
         try:
-            path.parent.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
-            path.write_bytes(damage.content)
-            path.chmod(FILE_MODE)
-            sync_directory(path.parent)
+            staged.write_bytes(damage.content)
+            staged.chmod(FILE_MODE)
+            publish(staged, path)
         except OSError as error:
             raise SinkUnavailable(f"can't set {path.name} aside: {error.strerror or error}") from None
         self._account.aside += len(damage.content)
@@ -77,16 +77,18 @@ class SegmentAccounts:
     def end_segment(self, end: SegmentEnd) -> None:
         account, self._account = self._account, _Account()
         self._check(end.segment, account)
-        if account.counts.frames or account.aside:
-            self._record(end.segment, account)
+        self._record(end.segment, account)  # an empty one too: its number must not be taken again
         run = end.segment.run
         self.totals[run] = self.totals.get(run, Counts()) + account.counts
-        self._committed = end.at
+        self._at = end.at
 
     def tick(self, now_s: float) -> None:
         """Nothing: an account is written when its segment ends."""
 
     def committed(self) -> Cursor:
+        """An account counts when the ledger has it on the disk: one that waits there is made anew after a crash."""
+        if not self._ledger.waiting:
+            self._committed = self._at
         return self._committed
 
     def close(self) -> None:

@@ -20,16 +20,17 @@ from ingestor.errors import SinkUnavailable
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
 from ingestor.layout import (
-    DIRECTORY_MODE,
     FILE_MODE,
     Layout,
     list_segments,
+    make_folder,
     publish,
     sync_directory,
     write_whole,
 )
 
 _COMMIT_S = 1.0
+_UNSYNCED_MAX = 16 << 20
 
 log = structlog.get_logger()
 
@@ -69,8 +70,11 @@ class CsvFiles:
         try:
             if self._file is not None:
                 self._file.sync()
-                self._file.close()
-                self._file = None
+                ended, self._file = self._file, None
+                ended.close()
+            self._known = 0
+            if not self._compress:  # a crash may have left a packed one, and the setting has changed since
+                path.with_name(path.name + ".gz").unlink(missing_ok=True)
             if self._compress and path.exists():
                 _compress(path, self._layout.staging)
             self._commit(end.at)
@@ -98,9 +102,8 @@ class CsvFiles:
 
     def _open(self, rows: Rows) -> "_GrowingFile":
         """The segment's file, cut back to what the cursor vouches for. Raises OSError."""
-        known, self._known = self._known, 0
         heading = ",".join(rows.batch.schema.names) + "\n"
-        return _GrowingFile(self._layout.csv_file(rows.segment), known, heading)
+        return _GrowingFile(self._layout.csv_file(rows.segment), self._known, heading)
 
     def _commit(self, at: Cursor) -> None:
         self._at = at
@@ -111,31 +114,55 @@ class CsvFiles:
 
 
 class _GrowingFile:
-    """A file that is only ever appended to, by whole batches."""
+    """A file that is only ever appended to, by whole batches.
+
+    What no fsync has covered is kept: after one that failed the kernel may have dropped its pages, and would call the
+    next one good. So they are written again first.
+    """
 
     def __init__(self, path: Path, known: int, heading: str) -> None:
         """Open it, cut back to its first `known` bytes. Raises OSError."""
-        if not path.parent.is_dir():
-            path.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
-            sync_directory(path.parent.parent)
+        make_folder(path.parent)
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
-        os.ftruncate(self._fd, known)
-        self.length = known
-        sync_directory(path.parent)
-        if not known:
-            self.append(heading.encode())
+        self._synced = self.length = known
+        self._unsynced: list[bytes | pa.Buffer] = []
+        self._sync_failed = False
+        try:
+            os.ftruncate(self._fd, known)
+            sync_directory(path.parent)
+            if not known:
+                self.append(heading.encode())
+        except OSError:
+            self.close()
+            raise
 
     def append(self, content: bytes | pa.Buffer) -> None:
         """Write all of it, or leave the file as it was. Raises OSError."""
+        if self.length - self._synced >= _UNSYNCED_MAX:
+            self.sync()
+        try:
+            self._write(content, self.length)
+        except OSError:
+            os.ftruncate(self._fd, self.length)
+            raise
+        self.length += len(content)
+        self._unsynced.append(content)
+
+    def sync(self) -> None:
+        """Make it survive a power cut. Raises OSError; may be tried again."""
+        if self._sync_failed:
+            self._write(b"".join(self._unsynced), self._synced)
+        self._sync_failed = True
+        os.fdatasync(self._fd)
+        self._sync_failed = False
+        self._synced = self.length
+        self._unsynced.clear()
+
+    def _write(self, content: bytes | pa.Buffer, at: int) -> None:
         left = memoryview(content)
-        at = self.length
         while left:
             written = os.pwrite(self._fd, left, at)
             left, at = left[written:], at + written
-        self.length = at
-
-    def sync(self) -> None:
-        os.fdatasync(self._fd)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -185,7 +212,9 @@ def _read_cursor(layout: Layout) -> tuple[Cursor, int]:
         log.warning("cursor.unreadable", sink=CsvFiles.name, error=str(error))
         return Cursor(0, 0), 0
     path = next((layout.csv_file(file.id) for file in list_segments(layout) if file.id.number == cursor.segment), None)
-    if known and (path is None or not path.exists() or path.stat().st_size < known):
+    if path is None:  # all of it was passed, or it was freed while this sink was not asked for
+        return Cursor(cursor.segment, 0), 0
+    if known and (not path.exists() or path.stat().st_size < known):
         log.warning("csv.rebuilt", segment=cursor.segment)
         return Cursor(cursor.segment, 0), 0
     return cursor, known

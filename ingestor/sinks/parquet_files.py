@@ -12,16 +12,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import structlog
 
-from ingestor.ledger import Ledger
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
 from ingestor.layout import Layout, SegmentId, list_segments, locked_date, publish, sync_directory
-from ingestor.schema import FORMAT_VERSION, TIMESTAMP
+from ingestor.ledger import Ledger
+from ingestor.parquet import ROW_GROUP, file_schema, writer_options
+from ingestor.schema import TIMESTAMP
 
 _DAY_MS = 86_400_000
-_ROW_GROUP = 1 << 15
-_DELTA = ("timestamp", "received_at", "sequence")
 _EPOCH = date(1970, 1, 1)
 
 log = structlog.get_logger()
@@ -97,9 +96,20 @@ def publish_rows(layout: Layout, segment: SegmentId, batches: list[pa.RecordBatc
 
 
 def sort_trades(rows: pa.Table) -> pa.Table:
-    """Rows in order of (symbol, timestamp, sequence), given in order of sequence: Arrow's sort is stable."""
-    order = pc.sort_indices(rows, sort_keys=[("symbol", "ascending"), ("timestamp", "ascending")])
-    return rows.take(order)
+    """Rows in order of (symbol, timestamp, sequence), given in order of sequence.
+
+    Sorted by time, then by the symbol's rank: Arrow's sort of one array is stable, counts where it can, and takes a
+    quarter of the time of its sort of a table. Column by column, so that no more than one stands in memory thrice.
+    """
+    symbols = _in_one(rows.column("symbol")).dictionary_encode()
+    ranks = pc.sort_indices(pc.sort_indices(symbols.dictionary)).take(symbols.indices)
+    by_time = pc.array_sort_indices(_in_one(rows.column("timestamp")).cast(pa.int64()))
+    order = by_time.take(pc.array_sort_indices(ranks.take(by_time)))
+    return pa.Table.from_arrays([_in_one(column).take(order) for column in rows.columns], schema=rows.schema)
+
+
+def _in_one(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
 
 
 def split_by_date(rows: pa.Table) -> Iterator[tuple[date, pa.Table]]:
@@ -115,20 +125,8 @@ def write_parquet(path: Path, rows: pa.Table, origin: str) -> None:
     """Write sorted rows with the encodings that suit them: about 7 bytes a trade, against 21 by default. Raises
     OSError.
     """
-    pq.write_table(
-        rows.replace_schema_metadata({"ingestor.format": str(FORMAT_VERSION), "ingestor.origin": origin}),
-        path,
-        row_group_size=_ROW_GROUP,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=[name for name in rows.column_names if name not in _DELTA],
-        column_encoding=dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED"),
-        sorting_columns=pq.SortingColumn.from_ordering(
-            rows.schema, [("symbol", "ascending"), ("timestamp", "ascending"), ("sequence", "ascending")]
-        ),
-        write_page_checksum=True,
-        write_page_index=True,
-    )
+    schema = file_schema(rows.schema, origin)
+    pq.write_table(rows.cast(schema), path, row_group_size=ROW_GROUP, **writer_options(schema))
 
 
 def _first_unsealed(layout: Layout) -> Cursor:

@@ -4,7 +4,7 @@ passed.
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import structlog
 
@@ -29,8 +29,8 @@ class Runner:
         self._sinks = sinks
         self._stop = stop
         self._places = {sink.name: sink.committed() for sink in sinks}
-        self._follower = Follower(layout, min(self._places.values()), synced_only=True)
-        self._unavailable: set[str] = set()
+        self._follower = Follower(layout, _first_place(layout, self._places.values()), synced_only=True)
+        self._failing: set[str] = set()
         self.hurried = threading.Event()
         """Set: give up what is left; the next start does it."""
         self.turned_at_s = time.monotonic()
@@ -40,35 +40,61 @@ class Runner:
         """Until `stop` and the end of the journal, or `hurried`."""
         while not self.hurried.is_set():
             stopping = self._stop.is_set()  # looked at before reading: what is read after it is all there will be
-            for event in self._follower.read():
-                self._deliver(event)
-                if self.hurried.is_set():
-                    return
+            at_end = self._deliver_all()
             self._tick()
-            if stopping:
-                break
+            if stopping and at_end:
+                self._close()
+                return
+            self._wait(at_end=at_end)
+
+    def _deliver_all(self) -> bool:
+        """Hand out all that is synced; whether the journal's end was reached. What can't be read waits."""
+        events = self._follower.read()
+        while not self.hurried.is_set():
+            try:
+                event = next(events, None)
+            except OSError as error:
+                return self._works("journal", error)
+            if event is None:
+                return self._works("journal", None)
+            self._deliver(event)
+        return False
+
+    def _wait(self, *, at_end: bool) -> None:
+        if at_end:
             self._stop.wait(_POLL_S)
-        for sink in self._sinks:
-            self._attempt(sink, None)
-        free_segments(self._layout, self._sinks)
+        else:
+            self.hurried.wait(_RETRY_S)
+
+    def _free(self) -> None:
+        try:
+            free_segments(self._layout, self._sinks)
+        except OSError as error:
+            self._works("freeing", error)
+        else:
+            self._works("freeing", None)
 
     def _tick(self) -> None:
         self.turned_at_s = time.monotonic()
         for sink in self._sinks:
             self._attempt(sink, self.turned_at_s)
-        free_segments(self._layout, self._sinks)
+        self._free()
+
+    def _close(self) -> None:
+        for sink in self._sinks:
+            self._attempt(sink, None)
+        self._free()
 
     def _deliver(self, event: Event) -> None:
         """Hand one event to each sink that has not had it, waiting for those that are unavailable."""
-        at = Cursor(event.segment.number, event.offset) if isinstance(event, Damage) else event.at
         for sink in self._sinks:
-            if self._places[sink.name] >= at:
+            if self._places[sink.name] >= event.at:
                 continue
             while not self._attempt(sink, event):
                 self.turned_at_s = time.monotonic()
                 if self.hurried.wait(_RETRY_S):
                     return
-            self._places[sink.name] = at
+            self._places[sink.name] = event.at
 
     def _attempt(self, sink: Sink, work: Event | float | None) -> bool:
         """Let the sink take an event, tick at a moment, or (None) close; whether it could."""
@@ -84,14 +110,24 @@ class Runner:
             else:
                 sink.end_segment(work)
         except SinkUnavailable as error:
-            if sink.name not in self._unavailable:
-                self._unavailable.add(sink.name)
-                log.error("sink.failed", sink=sink.name, error=str(error))
-            return False
-        if sink.name in self._unavailable:
-            self._unavailable.discard(sink.name)
-            log.info("sink.recovered", sink=sink.name)
-        return True
+            return self._works(sink.name, error)
+        return self._works(sink.name, None)
+
+    def _works(self, name: str, error: Exception | None) -> bool:
+        """Whether it does; a failure and its end are logged once."""
+        if error is not None and name not in self._failing:
+            self._failing.add(name)
+            log.error("sink.failed", sink=name, error=str(error))
+        elif error is None and name in self._failing:
+            self._failing.discard(name)
+            log.info("sink.recovered", sink=name)
+        return error is None
+
+
+def _first_place(layout: Layout, places: Iterable[Cursor]) -> Cursor:
+    """Where the first of the sinks stands; a segment that is gone was freed while that sink was not asked for."""
+    oldest = next((Cursor(file.id.number, 0) for file in list_segments(layout)), Cursor(0, 0))
+    return max(min(places), oldest)
 
 
 def free_segments(layout: Layout, sinks: Sequence[Sink]) -> None:

@@ -1,0 +1,344 @@
+"""The journal's reading end: whole records, once each, in order, whatever the writer or a crash does meanwhile."""
+
+import os
+from pathlib import Path
+
+import pytest
+from journals import (
+    Writer,
+    block,
+    break_descriptor,
+    damages,
+    ends,
+    first_sequence,
+    journal_sequences,
+    make_root,
+    no_file_beyond,
+    read_events,
+    sequences,
+    trades,
+)
+
+from ingestor.errors import Lagged
+from ingestor.journal.cursor import Cursor
+from ingestor.journal.follower import Follower, Rows
+from ingestor.layout import Layout, list_segments
+
+
+def flip(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        content = os.pread(file.fileno(), 1, offset)
+        os.pwrite(file.fileno(), bytes([content[0] ^ 0x40]), offset)
+
+
+def seal(layout: Layout, number: int) -> None:
+    file = next(file for file in list_segments(layout) if file.id.number == number)
+    file.path.rename(layout.sealed_segment(file.id))
+
+
+def free(layout: Layout, number: int) -> None:
+    next(file for file in list_segments(layout) if file.id.number == number).path.unlink()
+
+
+class TestBasic:
+    def test_where_there_is_no_journal_there_is_nothing(self, tmp_path: Path) -> None:
+        assert read_events(Layout(tmp_path / "nowhere")) == []
+
+    def test_it_goes_on_where_it_was(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        follower = Follower(layout, None, synced_only=False)
+        for _ in range(3):
+            numbers = writer.append()
+            assert sequences(list(follower.read())) == numbers
+            assert list(follower.read()) == []
+
+    def test_it_goes_on_across_rotation(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        follower = Follower(layout, None, synced_only=True)
+        for number in range(1, 4):
+            numbers = writer.append()
+            writer.rotate()
+            events = list(follower.read())
+            assert (sequences(events), ends(events)) == (numbers, [number])
+            assert follower.cursor == Cursor(number + 1, 0)
+
+    def test_every_event_says_from_where_to_go_on(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        for _ in range(2):
+            for _ in range(3):
+                writer.append(reasons={"bad_time": 1})
+            writer.rotate()
+        events = read_events(layout)
+        assert len(events) == 8
+        for index, event in enumerate(events):
+            assert read_events(layout, event.at) == events[index + 1 :]
+
+    def test_the_schema_is_known_in_mid_segment(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        writer.append()
+        place = read_events(layout)[-1].at
+        rows = trades(first_sequence(1) + 3, 4)
+        writer.journal.append(block(rows))
+        (event,) = read_events(layout, place)
+        assert isinstance(event, Rows)
+        assert event.batch.equals(rows)
+
+
+class TestStandsStill:
+    def test_at_a_record_that_is_not_whole_yet(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        before = writer.append()
+        size = writer.path.stat().st_size
+        after = writer.append()
+        content = writer.path.read_bytes()
+        follower = Follower(layout, None, synced_only=False)
+        os.truncate(writer.path, size)
+        assert sequences(list(follower.read())) == before
+        for cut in range(size, len(content) - 8, 7):
+            writer.path.write_bytes(content[:cut])
+            assert list(follower.read()) == []
+        writer.path.write_bytes(content)
+        assert sequences(list(follower.read())) == after
+
+    def test_at_what_is_not_synced(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        follower = Follower(layout, None, synced_only=True)
+        synced: list[int] = []
+        for _ in range(3):
+            synced += writer.append()
+            writer.journal.sync()
+            unsynced = writer.append()
+            assert sequences(list(follower.read())) == synced
+            synced = unsynced
+
+    def test_where_the_synced_place_cannot_be_read(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        numbers = writer.append()
+        writer.journal.sync()
+        good = layout.synced.read_bytes()
+        layout.synced.write_bytes(bytes(len(good)))
+        follower = Follower(layout, None, synced_only=True)
+        assert list(follower.read()) == []
+        layout.synced.write_bytes(good)
+        assert sequences(list(follower.read())) == numbers
+
+    def test_at_damage_in_a_segment_that_is_still_written(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        first = writer.append()
+        size = writer.path.stat().st_size
+        writer.append()
+        third = writer.append()
+        writer.journal.sync()
+        flip(writer.path, size + 90)
+        follower = Follower(layout, None, synced_only=True)
+        assert sequences(list(follower.read())) == first
+        assert list(follower.read()) == []
+        writer.rotate()
+        events = list(follower.read())
+        assert (sequences(events), ends(events)) == (third, [1])
+        assert [damage.offset for damage in damages(events)] == [size]
+
+
+class TestRecovery:
+    def test_damage_in_a_dead_segment_is_stepped_over_and_reported(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        first = writer.append()
+        size = writer.path.stat().st_size
+        writer.append()
+        end = writer.path.stat().st_size
+        third = writer.append()
+        flip(writer.path, size + 100)
+        content = writer.path.read_bytes()
+        Writer(layout, run=2, segment=2)
+        events = read_events(layout)
+        assert (sequences(events), ends(events)) == (first + third, [1])
+        (damage,) = damages(events)
+        assert (damage.offset, damage.content, damage.at) == (size, content[size:end], Cursor(1, end))
+
+    @pytest.mark.parametrize("tail", [b"junk", b"FIJ\x1a" * 30, os.urandom(500), b"\1" + bytes(200)])
+    def test_a_torn_tail_is_reported_and_holds_no_row(self, tmp_path: Path, tail: bytes) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        numbers = writer.append()
+        with writer.path.open("ab") as file:
+            file.write(tail)
+        Writer(layout, run=2, segment=2)
+        events = read_events(layout)
+        assert (sequences(events), ends(events)) == (numbers, [1])
+        assert [damage.content for damage in damages(events)] == [tail]
+
+    def test_a_tail_of_zeros_is_nothing(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        numbers = writer.append()
+        os.truncate(writer.path, writer.path.stat().st_size + 5000)
+        Writer(layout, run=2, segment=2)
+        events = read_events(layout)
+        assert (sequences(events), ends(events), damages(events)) == (numbers, [1], [])
+
+    @pytest.mark.parametrize("content", [b"", bytes(100), b"FIJ\x1a"])
+    def test_a_segment_that_never_became_one_is_passed(self, tmp_path: Path, content: bytes) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        before = writer.append()
+        writer.journal.close()
+        layout.open_segment(type(writer.journal.segment)(2, writer.clock.now, 1)).write_bytes(content)
+        after = Writer(layout, run=2, segment=3).append()
+        events = read_events(layout)
+        assert (sequences(events), ends(events)) == (before + after, [1, 2])
+
+    def test_what_an_abandoned_segment_holds_beyond_its_offset_is_void(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        synced = writer.append()
+        writer.journal.sync()
+        lost = writer.append()  # whole in the file, but no fsync vouches for it
+        break_descriptor(writer.fd)
+        writer.journal.sync()
+        assert writer.journal.recover()
+        for synced_only in (False, True):
+            events = read_events(layout, synced_only=synced_only)
+            assert sequences(events) == synced + lost
+            places = [event.at.segment for event in events if isinstance(event, Rows)]
+            assert places == [1, 2]
+
+    def test_void_rows_stay_void_where_the_next_segment_never_got_them(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        synced = writer.append()
+        writer.journal.sync()
+        writer.append()
+        break_descriptor(writer.fd)
+        writer.journal.sync()
+        assert writer.journal.recover()
+        header = [event for event in read_events(layout) if isinstance(event, Rows)]
+        assert len(header) == 2
+        os.truncate(writer.path, header[1].at.offset - 16)  # the power went before the rows were on the disk
+        Writer(layout, run=2, segment=3)
+        assert journal_sequences(layout) == journal_sequences(layout, synced_only=True) == synced
+
+    def test_a_reader_that_was_beyond_the_offset_gets_no_row_twice(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        synced = writer.append()
+        writer.journal.sync()
+        view = Follower(layout, None, synced_only=False)
+        lost = writer.append()
+        assert sequences(list(view.read())) == synced + lost
+        break_descriptor(writer.fd)
+        refused = writer.append()
+        assert writer.journal.recover()
+        later = writer.append()
+        assert sequences(list(view.read())) == refused + later
+
+    def test_a_segment_given_up_while_it_was_read_is_void(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        before = writer.append()
+        writer.journal.sync()
+        break_descriptor(writer.fd)
+        refused = writer.append(200)
+        view = Follower(layout, None, synced_only=False)
+        assert sequences(list(view.read())) == before
+        with no_file_beyond(3000):
+            assert not writer.journal.recover()
+        assert list(view.read()) == []
+        assert writer.journal.recover()
+        assert sequences(list(view.read())) == refused
+
+    def test_sealing_renames_while_it_reads(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        numbers = writer.append()
+        follower = Follower(layout, None, synced_only=False)
+        events = list(follower.read())
+        more = writer.append()
+        writer.rotate()
+        seal(layout, 1)
+        last = writer.append()
+        events += follower.read()
+        assert (sequences(events), ends(events)) == (numbers + more + last, [1])
+
+    def test_a_sealed_segment_is_read_as_before(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        numbers = writer.append()
+        writer.rotate()
+        seal(layout, 1)
+        events = read_events(layout, synced_only=True)
+        assert (sequences(events), ends(events)) == (numbers, [1])
+
+
+class TestKnownErrors:
+    def stopped_after(self, layout: Layout, segments: int) -> tuple[Writer, list[Cursor]]:
+        """A journal of so many closed segments; the place behind each event of the first."""
+        writer = Writer(layout)
+        for _ in range(segments):
+            writer.append()
+            writer.append()
+            writer.rotate()
+        return writer, [event.at for event in read_events(layout) if event.segment.number == 1]
+
+    def test_a_reader_whose_segment_is_gone_has_lagged(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        _, places = self.stopped_after(layout, 3)
+        free(layout, 1)
+        for place in places[:2]:
+            with pytest.raises(Lagged, match="segment 1"):
+                read_events(layout, place)
+        assert ends(read_events(layout, places[2])) == [2, 3]
+
+    def test_a_reader_before_a_segment_that_is_gone_has_lagged(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        _, places = self.stopped_after(layout, 3)
+        free(layout, 1)
+        free(layout, 2)
+        assert places[2] == Cursor(2, 0)
+        with pytest.raises(Lagged, match="segment 2"):
+            read_events(layout, places[2])
+        assert ends(read_events(layout, None)) == [3]
+
+    def test_numbers_that_the_disk_refused_are_not_missed(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        writer.append()
+        view = Follower(layout, None, synced_only=False)
+        list(view.read())
+        with no_file_beyond(0):
+            writer.rotate()
+            for _ in range(3):
+                assert not writer.journal.recover()
+        assert writer.journal.recover()
+        numbers = writer.append()
+        assert writer.journal.segment.number == 5
+        assert sequences(list(view.read())) == numbers
+
+    def test_a_reader_that_waits_for_the_next_segment_has_not_lagged(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        writer.append()
+        writer.journal.close()
+        view = Follower(layout, None, synced_only=False)
+        assert ends(list(view.read())) == [1]
+        free(layout, 1)
+        assert list(view.read()) == []
+        numbers = Writer(layout, run=2, segment=2).append()
+        assert sequences(list(view.read())) == numbers
+
+    def test_the_whole_journal_gone_is_lagging(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        writer.append()
+        place = read_events(layout)[0].at
+        free(layout, 1)
+        with pytest.raises(Lagged):
+            read_events(layout, place)
