@@ -17,12 +17,20 @@ class RootLocked(ConfigError):
     """Another recorder holds this root. Exit 2."""
 
 
+class KeyInUse(ConfigError):
+    """Another recorder on this machine uses this API key. Exit 2."""
+
+
 class FormatTooNew(ConfigError):
     """The root, a segment or a file was written by a later version than this one. Exit 2."""
 
 
 class NotARecording(ConfigError):
     """The directory to read holds no recording. Exit 2."""
+
+
+class CompactionRunning(IngestorError):
+    """Another process compacts this root just now: there is nothing to do for a second one. Exit 1."""
 
 
 class FeedRefused(IngestorError):

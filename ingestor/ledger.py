@@ -17,6 +17,7 @@ A fact is a line of JSON: `at` (µs since 1970), `fact` (`noun.past_participle`)
     segment.sealed      segment, dates: rows by UTC date
     day.deleted         date, retention_s: told before it is done
     settings.reloaded   added, dropped: tickers; waiting: other settings that changed.  settings.refused with error
+    sink.skipped        sink, rows, from, to: places of the journal (segment, offset) that it lost its claim on
     disk.low            free, floor: bytes, where less than storage.min_free is left;  disk.recovered
     day.deleted         date, retention_s: told before it is done
     settings.reloaded   added, dropped, waiting;  settings.refused with error

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from ingestor.feeds import Frames
 
 _BLOCK_BYTES = 1 << 20
+_FRAME_OVERHEAD = 48
+"""What a frame takes in memory besides its bytes: a flood of empty ones is a flood, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +33,13 @@ class _Chunk:
 
 
 class Buffer:
-    """A queue of frames between two threads, bounded by the bytes of its frames. One lock a chunk of frames, none a
+    """A queue of frames between two threads, bounded by the memory they take. One lock a chunk of frames, none a
     frame.
     """
 
     def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_bytes = max_bytes
+        self._full_block = min(_BLOCK_BYTES, max_bytes)
         self._clock = clock
         self._chunks: deque[_Chunk] = deque()
         self._changed = threading.Condition()
@@ -46,20 +49,29 @@ class Buffer:
         self.pauses = 0
         self.paused_s = 0.0
 
-    def put(self, connection: int, payloads: list[bytes], received_us: int) -> None:
-        """Add the frames that one read brought; then wait until there is room for the next ones, or `close`."""
-        size = sum(map(len, payloads))
+    def put(self, connection: int, payloads: list[bytes], received_us: int) -> bool:
+        """Add the frames that one read brought; then wait until there is room for the next ones, or `close`.
+
+        False where the buffer was closed before: the frames are not in it, and nothing may be claimed of them.
+        """
+        size = sum(map(len, payloads)) + _FRAME_OVERHEAD * len(payloads)
         with self._changed:
+            if self._closed:
+                return False
             self._chunks.append(_Chunk(connection, payloads, received_us, size, self._clock()))
             self.bytes += size
             self.frames_put += len(payloads)
-            if len(self._chunks) == 1 or self.bytes >= _BLOCK_BYTES:  # else the recorder has no reason to wake
+            if len(self._chunks) == 1 or self.bytes >= self._full_block:  # else the recorder has no reason to wake
                 self._changed.notify_all()
-            if self.bytes >= self._max_bytes and not self._closed:
-                paused_at = self._clock()
-                self.pauses += 1
-                self._changed.wait_for(lambda: self.bytes < self._max_bytes // 2 or self._closed)
-                self.paused_s += self._clock() - paused_at
+            if self.bytes >= self._max_bytes:
+                self._wait_for_room()
+        return True
+
+    def _wait_for_room(self) -> None:
+        paused_at = self._clock()
+        self.pauses += 1
+        self._changed.wait_for(lambda: self.bytes < self._max_bytes // 2 or self._closed)
+        self.paused_s += self._clock() - paused_at
 
     def take(self, linger_s: float, timeout_s: float) -> Block | None:
         """The frames that wait, in order, of one connection, about 1 MB at most; None where none came in `timeout_s`.
@@ -70,7 +82,7 @@ class Buffer:
             if not self._changed.wait_for(lambda: self._chunks or self._closed, timeout_s) or not self._chunks:
                 return None
             due = self._chunks[0].put_at + linger_s
-            while self.bytes < _BLOCK_BYTES and not self._closed and (left := due - self._clock()) > 0:
+            while self.bytes < self._full_block and not self._closed and (left := due - self._clock()) > 0:
                 self._changed.wait(left)
             block = self._pop_block()
             self._changed.notify_all()

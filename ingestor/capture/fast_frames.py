@@ -6,6 +6,9 @@ frames. The invariant: for any stream of bytes, cut anywhere, `FrameStream.recei
 same order as `WebSocket.recv_data_frame` does, and raises where it raises. It holds because only a whole frame that
 begins with FIN + text and carries no mask (RFC 6455, 5.2) is taken here, and only where the library itself stands
 between two messages; everything else is handed to the library's own parser with the bytes in front of it untouched.
+
+One `receive` reads the socket once, whoever parses: left alone, the library goes on reading until its frame is whole,
+and a venue that trickles would hold the reader for ever.
 """
 
 import socket
@@ -19,11 +22,15 @@ _LENGTH_64 = 127
 _READ = 1 << 18
 
 
-def scan_text_frames(data: bytes) -> tuple[list[bytes], int]:
-    """The payloads of the whole text frames at the front of `data`, and how many bytes they took."""
+class NothingYet(WebSocketTimeoutException):
+    """Nothing came within the socket's timeout, or what came does not make a message whole: call again."""
+
+
+def scan_text_frames(data: bytes, at: int = 0) -> tuple[list[bytes], int]:
+    """The payloads of the whole text frames that stand in `data` from `at` on, and where the next frame begins."""
     payloads: list[bytes] = []
     append = payloads.append
-    at, size = 0, len(data)
+    size = len(data)
     while at + 2 <= size and data[at] == _FIN_TEXT:
         length = data[at + 1]
         body = at + 2
@@ -45,37 +52,41 @@ def scan_text_frames(data: bytes) -> tuple[list[bytes], int]:
 class FrameStream(WebSocket):
     """A `WebSocket` that is read a chunk at a time. With `fast` off every frame goes through the library's parser."""
 
-    def __init__(self, sock: socket.socket, *, fast: bool, max_frame: int) -> None:
+    def __init__(self, sock: socket.socket, *, fast: bool, max_message: int) -> None:
         super().__init__(enable_multithread=False, skip_utf8_validation=True)
         self.bytes_received = 0
         self._tcp = sock
         self._fast = fast
-        self._max_frame = max_frame
+        self._max_message = max_message
         self._ahead = b""
+        self._at = 0
+        """How much of `_ahead` is taken."""
         self._since_message = 0
+        self._may_read = False
 
     def receive(self) -> tuple[int, list[bytes]]:
         """The next messages as (opcode, payloads): any number of text messages, or one of another kind.
 
-        An empty list means that no message is whole yet. Raises WebSocketException (a timeout included), OSError.
+        Raises NothingYet, any other WebSocketException or OSError where the connection is of no more use.
         """
+        self._may_read = True
         if not self._fast or self._inside_message():
             return self._receive_slowly()
-        if not self._ahead:
-            self._ahead = self._read(_READ)
-        payloads, taken = scan_text_frames(self._ahead)
+        if self._at == len(self._ahead):
+            self._read()
+        payloads, self._at = scan_text_frames(self._ahead, self._at)
         if payloads:
-            self._ahead = self._ahead[taken:]
-            self._since_message = len(self._ahead)
+            self._since_message = len(self._ahead) - self._at
             return ABNF.OPCODE_TEXT, payloads
-        if self._text_frame_is_cut():
-            self._ahead += self._read(_READ)
+        if self._short_text_frame_is_cut():
+            self._read()
             return ABNF.OPCODE_TEXT, []
         return self._receive_slowly()
 
     def _receive_slowly(self) -> tuple[int, list[bytes]]:
         opcode, frame = self.recv_data_frame(control_frame=True)
-        self._since_message = len(self._ahead)
+        if not self._inside_message():  # a ping between two fragments ends no message
+            self._since_message = len(self._ahead) - self._at
         return opcode, [frame.data]
 
     def _inside_message(self) -> bool:
@@ -83,27 +94,35 @@ class FrameStream(WebSocket):
         parser = self.frame_buffer
         return bool(self.cont_frame.recving_frames or parser.header or parser.recv_buffer)
 
-    def _text_frame_is_cut(self) -> bool:
-        """Whether what lies ahead is the beginning of a text frame as `scan_text_frames` takes them."""
-        ahead = self._ahead
-        return ahead[0] == _FIN_TEXT and (len(ahead) == 1 or ahead[1] <= _LENGTH_64)
+    def _short_text_frame_is_cut(self) -> bool:
+        """Whether the beginning of a text frame of less than 64 KB lies ahead. A longer one is for the library, which
+        gathers its pieces in a list: adding each to the bytes before it takes time by the square of their number.
+        """
+        ahead, at = self._ahead, self._at
+        return ahead[at] == _FIN_TEXT and (len(ahead) == at + 1 or ahead[at + 1] < _LENGTH_64)
 
     def _recv(self, bufsize: int) -> bytes:
-        """Where the library's parser gets its bytes: first those that were read ahead."""
-        if not self._ahead:
-            return self._read(bufsize)
-        given, self._ahead = self._ahead[:bufsize], self._ahead[bufsize:]
-        return given
+        """Where the library's parser gets its bytes."""
+        if self._at == len(self._ahead):
+            self._read()
+        start = self._at
+        self._at = min(start + bufsize, len(self._ahead))
+        return self._ahead[start : self._at]
 
-    def _read(self, size: int) -> bytes:
+    def _read(self) -> None:
+        """Add what the socket has to what lies ahead; once a `receive`."""
+        if not self._may_read:
+            raise NothingYet("not whole yet")
+        self._may_read = False
         try:
-            data = self._tcp.recv(size)
+            data = self._tcp.recv(_READ)
         except (TimeoutError, ssl.SSLWantReadError) as error:
-            raise WebSocketTimeoutException("nothing came") from error
+            raise NothingYet("nothing came") from error
         if not data:
             raise WebSocketConnectionClosedException("the connection was closed without a close frame")
         self.bytes_received += len(data)
         self._since_message += len(data)
-        if self._since_message > self._max_frame:
-            raise WebSocketConnectionClosedException(f"a message longer than {self._max_frame} bytes")
-        return data
+        if self._since_message > self._max_message:
+            raise WebSocketConnectionClosedException(f"a message longer than {self._max_message} bytes")
+        self._ahead = self._ahead[self._at :] + data
+        self._at = 0

@@ -8,25 +8,25 @@ import hashlib
 import json
 import secrets
 
+import structlog
+
 from ingestor.layout import Layout, write_whole
+
+log = structlog.get_logger()
 
 
 class KnownKey:
     """One key, and whether this root has seen it accepted."""
 
     def __init__(self, layout: Layout, key: str) -> None:
-        """Raises OSError."""
+        """Raises OSError where there is a memory that can't be read."""
         self._layout = layout
+        self._unwritten = False
         try:
             stored = json.loads(layout.accepted_keys.read_text("utf-8"))
             self._salt = bytes.fromhex(stored["salt"])
-            self._hashes = set(stored["hashes"])
-        except (
-            FileNotFoundError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # none yet, or a power cut took it: begin anew
+            self._hashes = {str(one) for one in stored["hashes"]}
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # none yet, or a power cut took it: begin anew
             self._salt, self._hashes = secrets.token_bytes(16), set()
         self._hash = hashlib.scrypt(key.encode(), salt=self._salt, n=1 << 14, r=8, p=1).hex()
 
@@ -35,9 +35,15 @@ class KnownKey:
         return self._hash in self._hashes
 
     def remember(self) -> None:
-        """The venue has accepted this key. Raises OSError."""
-        if self.accepted:
+        """The venue has accepted this key. What the disk refuses is written the next time."""
+        if self.accepted and not self._unwritten:
             return
         self._hashes.add(self._hash)
         stored = {"salt": self._salt.hex(), "hashes": sorted(self._hashes)}
-        write_whole(self._layout.accepted_keys, json.dumps(stored), self._layout.staging)
+        try:
+            write_whole(self._layout.accepted_keys, json.dumps(stored), self._layout.staging)
+        except OSError as error:
+            log.error("key.unremembered", error=error.strerror)
+            self._unwritten = True
+        else:
+            self._unwritten = False

@@ -1,8 +1,8 @@
 """Is the connection alive? Pure decisions over counters and a monotonic clock.
 
-An application ping shows that the transport lives, not that data flows; a protocol ping may go unanswered by a venue
-that is well. So silence is judged by what came at all, and an unanswered ping only counts where nothing else came
-either.
+An application ping shows that the transport lives, not that data flows (that is `trade_watch`); a protocol ping may go
+unanswered by a venue that is well. So silence is judged by what came at all, and an unanswered ping counts only
+where nothing else came either, and only on a connection that has answered one before.
 """
 
 from dataclasses import dataclass
@@ -39,27 +39,34 @@ class Liveness:
 
     def judge(self, counters: Counters, now_s: float) -> Verdict:
         """What these counters mean at this moment."""
-        if counters.frames != self._seen.frames:
-            self._frame_at_s = now_s
-        if counters.bytes != self._seen.bytes:
-            self._bytes_at_s = now_s
-            self._pinged_at_s = None
-        self._seen = counters
+        self._note(counters, now_s)
         if now_s - self._frame_at_s >= self._silence_s:
             trickles = self._bytes_at_s > self._frame_at_s
             what = "bytes came, but never a whole frame" if trickles else "nothing came"
             return Verdict(lost=f"{what} for {self._silence_s:g} s")
-        if self._pinged_at_s is not None and now_s - self._pinged_at_s >= 2 * self._ping_interval_s:
-            return Verdict(lost=f"no answer to a ping, and nothing else, for {2 * self._ping_interval_s:g} s")
-        if now_s >= self._next_ping_s:
-            self._next_ping_s = now_s + self._ping_interval_s
-            if self._pinged_at_s is None:
-                self._pinged_at_s = now_s
-            return Verdict(ping=True)
-        return Verdict()
+        patience_s = 2 * self._ping_interval_s
+        if self._pinged_at_s is not None and counters.pongs and now_s - self._pinged_at_s >= patience_s:
+            return Verdict(lost=f"no answer to a ping, and nothing else, for {patience_s:g} s")
+        return Verdict(ping=self._ping_is_due(now_s))
 
     def suspend(self, now_s: float) -> None:
         """The reader was paused, and what waits in the socket says nothing of when it came: start anew."""
         self._frame_at_s = self._bytes_at_s = now_s
         self._pinged_at_s = None
         self._next_ping_s = now_s + self._ping_interval_s
+
+    def _note(self, counters: Counters, now_s: float) -> None:
+        if counters.frames != self._seen.frames:  # pongs don't count: a proxy may answer for a venue that stalls
+            self._frame_at_s = now_s
+        if counters.bytes != self._seen.bytes:
+            self._bytes_at_s = now_s
+            self._pinged_at_s = None
+        self._seen = counters
+
+    def _ping_is_due(self, now_s: float) -> bool:
+        if now_s < self._next_ping_s:
+            return False
+        self._next_ping_s = now_s + self._ping_interval_s
+        if self._pinged_at_s is None:
+            self._pinged_at_s = now_s
+        return True

@@ -13,22 +13,25 @@ import structlog
 
 from ingestor.capture.buffer import Block as FrameBlock
 from ingestor.capture.buffer import Buffer
+from ingestor.capture.delays import Delays
 from ingestor.capture.gaps import Gaps
 from ingestor.capture.observed import Observed, Refusal
 from ingestor.capture.rejects import Refused, Rejects
 from ingestor.capture.validate import validate
 from ingestor.config import JournalSettings
-from ingestor.ledger import Ledger, now_us
 from ingestor.errors import RowsUnsaved
 from ingestor.feeds import Decoded, Feed, Frames, Notice
 from ingestor.journal.segment import Header, Kind
 from ingestor.journal.writer import Block, Journal
+from ingestor.ledger import Ledger, now_us
 from ingestor.metrics import Counts
 from ingestor.schema import RECEIVED_AT, RUN_SHIFT, recorded
 
 _DISK_RETRY_S = 1.0
 _IDLE_S = 0.25
 _UNKNOWN_MAX = 100
+_PROVEN_MAX = 10_000
+"""Symbols that a venue invents must not fill the memory, nor the ledger."""
 
 log = structlog.get_logger()
 
@@ -72,6 +75,9 @@ class Recorder:
         self._synced_at_s = time.monotonic()
         self._next_sequence = run << RUN_SHIFT
         self.counts = Counts()
+        self.reasons: Counter[str] = Counter()
+        """Why frames and trades were rejected."""
+        self.delays = Delays()
         self.turned_at_s = time.monotonic()
         """When the loop last came round: progress, even where the disk makes it wait."""
 
@@ -89,7 +95,7 @@ class Recorder:
                 self._record(block)
             self._sync_if_due()
             self._journal.rotate_if_due()
-        self._rejects.close()
+        self._close_rejects()
         self._journal.close()
 
     def _record(self, block: FrameBlock) -> None:
@@ -115,6 +121,8 @@ class Recorder:
         self._journal.append(Block(header, batch, _by_reason(refused)))
         self._next_sequence += rows.num_rows
         self.counts += counts
+        self.reasons.update(one.reason for one in refused)
+        self.delays.add(batch)
         self._last = _Last(block.connection, frames.payloads[-1])
         self._observe(block, decoded, batch)
 
@@ -134,31 +142,31 @@ class Recorder:
         """Tell the session and the ledger what this block shows."""
         if block.connection != self._proven_on:
             self._proven_on, self._proven = block.connection, set()
+        self._proven -= self._observed.take_unproven()
         ticking = {entry["values"]: entry["counts"] for entry in batch.column("symbol").value_counts().to_pylist()}
-        self._observed.saw_trades(ticking)
+        self._observed.saw_trades(ticking, block.frames.received_us[-1])
         fresh = ticking.keys() - self._proven
-        if fresh:
+        if fresh and len(self._proven) < _PROVEN_MAX:
             self._prove(block.connection, batch, fresh)
+        for symbol in ticking.keys() & self._gaps.blind_symbols:
+            self._gaps.close(_first_received_us(batch, symbol), symbol)
         for notice in decoded.notices:
             self._heed(notice, block.frames.received_us[notice.frame])
 
     def _prove(self, connection: int, batch: pa.RecordBatch, symbols: set[str]) -> None:
         """The first trade of a symbol on this connection proves its subscription."""
         self._proven |= symbols
-        facts = []
-        for symbol in sorted(symbols):
-            first = pc.index(batch.column("symbol"), symbol).as_py()
-            received_us = batch.column("received_at")[first].value
-            facts.append(
-                {
-                    "at": now_us(),
-                    "fact": "symbol.proven",
-                    "symbol": symbol,
-                    "connection": connection,
-                    "since": received_us,
-                }
-            )
-            self._gaps.close(received_us, symbol)
+        told_us = now_us()
+        facts = [
+            {
+                "at": told_us,
+                "fact": "symbol.proven",
+                "symbol": symbol,
+                "connection": connection,
+                "since": _first_received_us(batch, symbol),
+            }
+            for symbol in sorted(symbols)
+        ]
         self._ledger.record_all(facts)
 
     def _heed(self, notice: Notice, received_us: int) -> None:
@@ -196,13 +204,16 @@ class Recorder:
     def _keep_rejects(self, refused: list[Refused]) -> None:
         """Before the record that counts them; waits for the disk, and gives their texts up only at a stop."""
         while True:
+            self.turned_at_s = time.monotonic()
             try:
                 self._rejects.write(refused)
             except OSError as error:
                 log.error("rejects.failed", error=error.strerror)
+                self._observed.saw_disk(failing=True)
                 if self._buffer.wait_closed(_DISK_RETRY_S):
                     return
             else:
+                self._observed.saw_disk(failing=False)
                 return
 
     def _sync_if_due(self) -> None:
@@ -216,22 +227,34 @@ class Recorder:
         self._journal.sync()
         self._synced_at_s = time.monotonic()
 
+    def _close_rejects(self) -> None:
+        try:
+            self._rejects.close()
+        except OSError as error:  # the journal counts them, and its rows come first
+            log.error("rejects.failed", error=error.strerror)
+
     def _wait_for_disk(self) -> None:
         """Rows stay in memory and the Buffer fills until the journal works again.
 
         Raises RowsUnsaved where the process must end and even the ballast's room is not enough.
         """
-        self._observed.disk_failing = True
+        self._observed.saw_disk(failing=True)
         stopping = self._buffer.wait_closed(_DISK_RETRY_S)
         if stopping:
             self._journal.release_ballast()
         if self._journal.recover():
-            self._observed.disk_failing = False
-        elif stopping:
+            self._observed.saw_disk(failing=False)
+        elif stopping and (error := self._journal.failed):
             waiting = self._buffer.frames_waiting
             raise RowsUnsaved(
-                f"{self._journal.unsynced_rows} trades and {waiting} frames could not be saved: {self._journal.failed}"
+                f"{self._journal.unsynced_rows} trades and {waiting} frames could not be saved: {error.strerror}"
             )
+
+
+def _first_received_us(batch: pa.RecordBatch, symbol: str) -> int:
+    """When the first trade of this symbol, which the batch holds, was received."""
+    first = pc.index(batch.column("symbol"), symbol).as_py()
+    return int(batch.column("received_at")[first].value)
 
 
 def _count(frames: int, decoded: Decoded, trades: int, rejected_rows: int) -> Counts:

@@ -54,9 +54,17 @@ class Rejects:
             if os.write(self._fd, lines) < len(lines):
                 raise OSError("the disk took only a part")
         except OSError:
-            os.ftruncate(self._fd, size)
+            self._cut_back(size)
             raise
         self._dirty = True
+
+    def _cut_back(self, size: int) -> None:
+        """A part of a line must not swallow the next one: where it can't be cut off, the next open ends it."""
+        try:
+            os.ftruncate(self._fd, size)
+        except OSError:
+            self._day = None
+            raise
 
     def sync(self) -> None:
         """Make the lines survive a power cut. Raises OSError."""
@@ -65,18 +73,24 @@ class Rejects:
             self._dirty = False
 
     def close(self) -> None:
-        if self._fd >= 0:
-            self.sync()
-            os.close(self._fd)
-            self._fd = -1
+        """Raises OSError where the disk refuses the last lines; the file is closed even so."""
+        if self._fd < 0:
+            return
+        fd, self._fd, self._day = self._fd, -1, None
+        try:
+            if self._dirty:
+                os.fdatasync(fd)
+        finally:
+            self._dirty = False
+            os.close(fd)
 
     def _open(self, day: date) -> None:
         self.close()
         path = self._layout.rejects_file(day)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, FILE_MODE)
-        self._day = day
         sync_directory(path.parent)
         _end_last_line(self._fd)
+        self._day = day
 
     def _format(self, refused: Refused, *, keep_text: bool) -> str:
         line = {

@@ -1,9 +1,10 @@
-"""The logical link to the venue: outlives connections, owns retry, subscriptions, liveness and gaps."""
+"""The logical link to the venue: outlives connections, owns retry, liveness and gaps."""
 
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import structlog
 from tenacity import (
@@ -11,29 +12,48 @@ from tenacity import (
     Retrying,
     retry_if_exception_type,
     stop_when_event_set,
-    wait_exponential_jitter,
+    wait_exponential,
+    wait_random,
 )
 from tenacity.nap import sleep_using_event
 
 from ingestor.capture.buffer import Buffer
 from ingestor.capture.connection import Connection
 from ingestor.capture.gaps import Cause, Gaps
+from ingestor.capture.holidays import Holidays
 from ingestor.capture.known_key import KnownKey
 from ingestor.capture.liveness import Counters, Liveness
+from ingestor.capture.market_hours import Phase, find_phase
 from ingestor.capture.observed import Observed
+from ingestor.capture.subscriptions import Subscriptions
+from ingestor.capture.trade_watch import TradeWatch
+from ingestor.capture.wall_clock import WallClock
 from ingestor.config import ConnectionSettings
-from ingestor.ledger import Ledger, now_us
 from ingestor.errors import ConnectionLost, FeedRefused, HandshakeRefused, Stalled
 from ingestor.feeds import Feed
+from ingestor.ledger import Ledger, now_us
 
-_REFUSED_WAIT_S = 300.0
-_THROTTLED_WAIT_S = 30.0
-_RETRY_SYMBOLS_S = 600.0
 _TEND_S = 0.5
 _SHORT_LIFE_S = 1.0
+_LONG_LIFE_S = 30.0
 _SHORT_LIVES_OF_A_SHARED_KEY = 3
+_LAG_S = 1.0
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """How long to leave a venue alone that said no, in seconds."""
+
+    again_s: float = 0.5
+    """After a connection that was of no use, with as much jitter; it doubles from there."""
+    refused_s: float = 300.0
+    """After a 401 or 403."""
+    throttled_s: float = 30.0
+    """After a 429, at least."""
+    symbol_s: float = 600.0
+    """Until a refused symbol is asked for again."""
 
 
 @dataclass(slots=True)
@@ -43,9 +63,22 @@ class _Life:
     number: int
     opened_s: float
     opened_us: int
+    trades_before: int
+    """Of the whole run."""
+    last_frame_us: int
+    """When the last frame was received, or the connection opened."""
     frames: int = 0
-    paused: bool = False
-    """The reader waited for room, and what piled up at the venue has not drained yet."""
+    paused_s: float | None = None
+    """Since when (monotonic) what piled up at the venue, while the reader waited for room, has not drained."""
+    paused_us: int = 0
+    """The last receive time before that: later ones say nothing of when their frames came."""
+    drought_us: int | None = None
+    """The last trade before a drought that is called blindness."""
+
+    @property
+    def seen_until_us(self) -> int:
+        """Up to here nothing was missed."""
+        return self.last_frame_us if self.paused_s is None else self.paused_us
 
 
 class Session:
@@ -63,21 +96,28 @@ class Session:
         gaps: Gaps,
         observed: Observed,
         known_key: KnownKey,
+        holidays: Holidays,
         stop: threading.Event,
+        waits: Waits = Waits(),
     ) -> None:
         self._feed = feed
-        self._symbols = tuple(symbols)
+        self.symbols = self._wanted = tuple(symbols)
         self._settings = settings
         self._buffer = buffer
         self._ledger = ledger
         self._gaps = gaps
         self._observed = observed
         self._known_key = known_key
+        self._holidays = holidays
         self._stop = stop
-        self._backoff = wait_exponential_jitter(initial=0.5, max=settings.backoff_max, jitter=0.5)
-        self._retry_symbols_at: dict[str, float] = {}
+        self._waits = waits
+        self._subscriptions = Subscriptions(feed, symbols, ledger, gaps, observed, waits.symbol_s)
+        self._trade_watch = TradeWatch(symbols, settings.silence, time.monotonic())
+        self._wall_clock = WallClock(now_us(), time.monotonic())
+        self._backoff = wait_exponential(waits.again_s, settings.backoff_max) + wait_random(0, waits.again_s)
         self._short_lives = 0
         self._connection: Connection | None = None
+        self._subscribed = False
         self.connections = 0
         self.last_frame_us: int | None = None
 
@@ -85,8 +125,19 @@ class Session:
     def connected(self) -> bool:
         return self._connection is not None
 
+    @property
+    def answered(self) -> bool:
+        """Something came on this connection since the symbols were asked for."""
+        connection = self._connection
+        return connection is not None and self._subscribed and connection.bytes_received > 0
+
+    def change_symbols(self, symbols: Sequence[str]) -> None:
+        """From now on these; from any thread. An open connection stays, and what both lists hold is not touched."""
+        self._wanted = tuple(symbols)
+
     def run(self) -> None:
         """Until `stop`. Raises FeedRefused where the key is wrong for good."""
+        self._gaps.drop_others(self.symbols, now_us())
         while not self._stop.is_set():
             retrying = Retrying(
                 retry=retry_if_exception_type(ConnectionLost),
@@ -100,8 +151,6 @@ class Session:
             except ConnectionLost:
                 if not self._stop.is_set():
                     raise
-        if self.last_frame_us is not None:
-            self._gaps.open("shutdown", self.last_frame_us)
 
     def interrupt(self) -> None:
         """Wake the reader after `stop` was set; from any thread."""
@@ -113,13 +162,14 @@ class Session:
         """How long to wait before the next attempt, by what ended the last one."""
         seconds = self._backoff(state)
         error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, HandshakeRefused):
-            if error.status in (401, 403):
-                seconds = _REFUSED_WAIT_S
-            elif error.status == 429:
-                seconds = max(seconds, _THROTTLED_WAIT_S)
-        level = log.error if seconds >= _REFUSED_WAIT_S else log.warning
-        level("connection.retried", reason=str(error), attempt=state.attempt_number, wait_s=round(seconds, 1))
+        told_no = isinstance(error, HandshakeRefused) and error.status in (401, 403)
+        if told_no:
+            seconds = self._waits.refused_s
+        elif isinstance(error, HandshakeRefused) and error.status == 429:
+            seconds = max(seconds, self._waits.throttled_s)
+        if not self._stop.is_set():
+            level = log.error if told_no else log.warning
+            level("connection.retried", reason=str(error), attempt=state.attempt_number, wait_s=round(seconds, 1))
         return seconds
 
     def _live_once(self) -> None:
@@ -130,23 +180,31 @@ class Session:
         if self._stop.is_set():
             return
         connection = self._connect()
-        self.connections += 1
-        life = _Life(self.connections, time.monotonic(), now_us())
-        self._ledger.record("connection.opened", connection=life.number)
-        log.info("connection.opened", connection=life.number)
+        life = self._begin_life()
         self._connection = connection
+        lost: ConnectionLost | None = None
         try:
-            self._subscribe(connection, life, self._symbols)
+            self.adopt_changes()
+            self._subscriptions.request_all(connection, life.number, life.opened_s)
+            connection.ping()  # its answer shows that the socket works, where no trade does
+            self._subscribed = True
             self._read(connection, life)
         except ConnectionLost as error:
-            if self._stop.is_set():
-                return
-            self._record_loss(connection, life, error)
-            if not life.frames or time.monotonic() - life.opened_s < _SHORT_LIFE_S:
-                raise
+            if not self._stop.is_set():
+                lost = error
+                self._record_loss(connection, life, error)
+                if not self._was_of_use(life):
+                    raise
         finally:
             self._connection = None
+            self._subscribed = False
             connection.close()
+        if lost is None:
+            self._ledger.record("connection.closed", connection=life.number, frames=life.frames)
+            self._gaps.open("shutdown", life.seen_until_us)
+        elif isinstance(lost, Stalled):
+            # It was we who hung up: until the venue has noticed, a second connection would end both.
+            self._stop.wait(self._waits.again_s)
 
     def _connect(self) -> Connection:
         try:
@@ -155,6 +213,7 @@ class Session:
                 connect_timeout_s=self._settings.connect_timeout,
                 ca_file=self._settings.ca_file,
                 fast_frames=self._settings.fast_frames,
+                stop=self._stop,
             )
         except HandshakeRefused as error:
             if error.status == 401 and not self._known_key.accepted:
@@ -166,67 +225,108 @@ class Session:
         self._known_key.remember()
         return connection
 
-    def _subscribe(self, connection: Connection, life: _Life, symbols: Sequence[str]) -> None:
-        for message in self._feed.subscribe(symbols):
-            connection.send(message)
-        self._ledger.record("symbols.requested", connection=life.number, symbols=list(symbols))
+    def _begin_life(self) -> _Life:
+        self.connections += 1
+        opened_us = now_us()
+        life = _Life(self.connections, time.monotonic(), opened_us, self._observed.trades, opened_us)
+        self._ledger.record("connection.opened", connection=life.number)
+        log.info("connection.opened", connection=life.number)
+        self._trade_watch.begin(life.opened_s)
+        return life
+
+    def _was_of_use(self, life: _Life) -> bool:
+        """Whether the next connection may be tried at once: trades came on this one, or it lasted."""
+        age_s = time.monotonic() - life.opened_s
+        return age_s >= _LONG_LIFE_S or (age_s >= _SHORT_LIFE_S and self._observed.trades > life.trades_before)
 
     def _read(self, connection: Connection, life: _Life) -> None:
         """Frames into the Buffer until the connection is lost (raises ConnectionLost) or `stop` (returns)."""
         liveness = Liveness(self._settings.silence, self._settings.ping_interval, time.monotonic())
         tend_at_s = 0.0
         while not self._stop.is_set():
+            bytes_before = connection.bytes_received
             payloads = connection.receive()
             if payloads:
                 self._take(life, payloads)
-            else:
-                life.paused = False
+            elif connection.bytes_received == bytes_before:
+                life.paused_s = None  # the socket was empty
             now_s = time.monotonic()
             if now_s >= tend_at_s:
                 tend_at_s = now_s + _TEND_S
                 self._tend(connection, life, liveness, now_s)
-        self._ledger.record("connection.closed", connection=life.number, frames=life.frames)
 
     def _take(self, life: _Life, payloads: list[bytes]) -> None:
         received_us = now_us()
         if not life.frames:
             self._gaps.close(received_us)
+        before_s, pauses = time.monotonic(), self._buffer.pauses
+        if not self._buffer.put(life.number, payloads, received_us):
+            return  # closed: we are told to stop
         life.frames += len(payloads)
-        self.last_frame_us = received_us
-        pauses = self._buffer.pauses
-        self._buffer.put(life.number, payloads, received_us)
-        if self._buffer.pauses != pauses:
-            life.paused = True
+        if self._buffer.pauses != pauses and life.paused_s is None:
+            life.paused_s, life.paused_us = before_s, received_us
+        life.last_frame_us = self.last_frame_us = received_us
 
     def _tend(self, connection: Connection, life: _Life, liveness: Liveness, now_s: float) -> None:
         """Twice a second: is it alive, is there something to ask for again? Raises ConnectionLost."""
-        if life.paused:  # what waits in the socket says nothing of when it came
+        step_us = self._wall_clock.find_step(now_us(), now_s)
+        if step_us is not None:
+            self._ledger.record("clock.stepped", by_us=step_us)
+            log.warning("clock.stepped", by_s=round(step_us / 1e6, 3))
+        if life.paused_s is not None:  # what waits in the socket says nothing of when it came
             liveness.suspend(now_s)
         verdict = liveness.judge(Counters(life.frames, connection.bytes_received, connection.pongs), now_s)
         if verdict.lost:
             raise Stalled(verdict.lost)
+        if now_s - life.opened_s >= self._feed.terms.max_age_s:
+            raise ConnectionLost("renewed by us: the venue would close it soon, at a time of its own")
         if verdict.ping:
             connection.ping()
-        self._retry_refused(connection, life, now_s)
+        self.adopt_changes(connection)
+        self._subscriptions.retry_refused(now_s)
+        self._watch_trades(life, now_s)
+        self._subscriptions.send_due(connection, now_s)
 
-    def _retry_refused(self, connection: Connection, life: _Life, now_s: float) -> None:
-        """Ask again for what the venue refused: its refusals can be false (#472), and places get free."""
-        for refusal in self._observed.take_refusals():
-            self._ledger.record("symbol.refused", symbol=refusal.symbol, text=refusal.text, connection=life.number)
-            log.warning("symbol.refused", symbol=refusal.symbol, text=refusal.text, retry_s=_RETRY_SYMBOLS_S)
-            if refusal.symbol in self._symbols:
-                self._gaps.open("refused", refusal.received_us, refusal.symbol)
-            for symbol in [refusal.symbol] if refusal.symbol in self._symbols else self._silent_symbols():
-                self._retry_symbols_at.setdefault(symbol, now_s + _RETRY_SYMBOLS_S)
-        due = [symbol for symbol, at_s in self._retry_symbols_at.items() if at_s <= now_s]
-        if due:
-            for symbol in due:
-                del self._retry_symbols_at[symbol]
-            self._subscribe(connection, life, due)
-            log.info("symbols.retried", symbols=due)
+    def adopt_changes(self, connection: Connection | None = None) -> None:
+        """Take over what `change_symbols` asked for; for the reader's thread. Raises ConnectionLost."""
+        wanted = self._wanted
+        if wanted != self.symbols:
+            self.symbols = wanted
+            self._trade_watch.change(wanted, time.monotonic())
+            self._subscriptions.change(connection, wanted)
 
-    def _silent_symbols(self) -> list[str]:
-        return [symbol for symbol in self._symbols if symbol not in self._observed.last_trade_s]
+    def _watch_trades(self, life: _Life, now_s: float) -> None:
+        """Ask again for what has gone silent; call it blindness where that is the likelier reading.
+
+        A silence is called blindness, from the last trade to the next, once it is far beyond what was usual in this
+        phase of the market: then a venue that forgot us is likelier than a market that sleeps. A trading halt looks
+        the same: for that time nothing is claimed that might be untrue. Before the usual is known, silence on a
+        connection stays what it was: unproven, or recorded. Raises ConnectionLost.
+        """
+        self._holidays.refresh(now_s)
+        if life.drought_us is not None and self._observed.last_received_us > life.drought_us:
+            self._gaps.close(self._observed.last_received_us)
+            life.drought_us = None
+        if life.paused_s is not None or self._buffer.lag_s() > _LAG_S:  # trades wait that nobody has seen yet
+            self._trade_watch.begin(now_s)
+            return
+        now = datetime.now(UTC)
+        phases = {symbol: self._phase(symbol, now) for symbol in self.symbols}
+        doubt = self._trade_watch.judge(self._observed.last_trade_s, phases, now_s)
+        if doubt.drought and doubt.blind and life.drought_us is None:
+            life.drought_us = max(self._observed.last_received_us, life.opened_us)
+            self._gaps.open("stall", life.drought_us)
+        if doubt.drought == "reconnect":
+            raise Stalled(f"frames came, but no trades for {doubt.silence_s:.0f} s")
+        if doubt.drought == "resubscribe":
+            self._subscriptions.request_again("no trades")
+        if doubt.mute:
+            self._subscriptions.request_again("mute", doubt.mute)
+        for symbol in doubt.mute:
+            self._gaps.open("symbol_mute", max(self._observed.last_trade_us.get(symbol, 0), life.opened_us), symbol)
+
+    def _phase(self, symbol: str, now: datetime) -> Phase:
+        return "regular" if self._feed.terms.never_closes else find_phase(symbol, now, self._holidays.days)
 
     def _record_loss(self, connection: Connection, life: _Life, error: ConnectionLost) -> None:
         self._ledger.record(
@@ -238,12 +338,12 @@ class Session:
             frames=life.frames,
         )
         log.warning("connection.lost", connection=life.number, reason=str(error), frames=life.frames)
-        self._gaps.open(self._cause(life, error), self.last_frame_us or life.opened_us)
+        self._gaps.open(self._cause(life, error), life.seen_until_us)
         self._short_lives = self._short_lives + 1 if time.monotonic() - life.opened_s < _SHORT_LIFE_S else 0
         if self._short_lives >= _SHORT_LIVES_OF_A_SHARED_KEY:
             log.error("key.shared", hint="connections close as soon as they open: somebody else uses this API key")
 
     def _cause(self, life: _Life, error: ConnectionLost) -> Cause:
-        if life.paused:
-            return "disk" if self._observed.disk_failing else "backpressure"
+        if life.paused_s is not None:
+            return "disk" if self._observed.disk_failed_s >= life.paused_s else "backpressure"
         return "stall" if isinstance(error, Stalled) else "connection"

@@ -242,7 +242,7 @@ class Journal:
         if self.failed:
             self.release_ballast()
             if not self.recover():
-                raise RowsUnsaved(f"{self.unsynced_rows} trades could not be saved: {self.failed}")
+                raise RowsUnsaved(f"{self.unsynced_rows} trades could not be saved: {self.failed.strerror}")
         try:
             self._end_segment()
         except OSError as error:  # every row is synced, and the next start finds the segment's end without the record

@@ -1,0 +1,123 @@
+"""What is asked of the venue, and what of it is asked for again."""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+import structlog
+
+from ingestor.capture.connection import Connection
+from ingestor.capture.gaps import Gaps
+from ingestor.capture.observed import Observed, Refusal
+from ingestor.feeds import Feed
+from ingestor.ledger import Ledger, now_us
+
+log = structlog.get_logger()
+
+
+class Subscriptions:
+    """The symbols of a session. Nothing survives a connection: each begins with `request_all`."""
+
+    def __init__(
+        self,
+        feed: Feed,
+        symbols: Sequence[str],
+        ledger: Ledger,
+        gaps: Gaps,
+        observed: Observed,
+        retry_s: float,
+    ) -> None:
+        self._feed = feed
+        self._symbols = tuple(symbols)
+        self._ledger = ledger
+        self._gaps = gaps
+        self._observed = observed
+        self._retry_s = retry_s
+        self._retry_at_s: dict[str, float] = {}
+        self._number = 0
+        self._requested_s = 0.0
+        self._outbox: deque[str] = deque()
+        self._next_send_s = 0.0
+
+    def request_all(self, connection: Connection, number: int, now_s: float) -> None:
+        """Ask for every symbol on a new connection. Raises ConnectionLost."""
+        self._number = number
+        self._requested_s = now_s
+        self._retry_at_s.clear()
+        self._outbox = deque(self._feed.subscribe(self._symbols))
+        self._next_send_s = now_s
+        self.send_due(connection, now_s)
+        self._ledger.record("symbols.requested", connection=number, symbols=list(self._symbols))
+
+    def change(self, connection: Connection | None, symbols: Sequence[str]) -> None:
+        """From now on these. What is new is asked for on the open connection, after what is not wanted any more was
+        given up: places may be few. Where there is none, the next one begins with all.
+        """
+        before, self._symbols = self._symbols, tuple(symbols)
+        dropped = [symbol for symbol in before if symbol not in set(symbols)]
+        added = [symbol for symbol in symbols if symbol not in set(before)]
+        told_us = now_us()
+        self._ledger.record_all([{"at": told_us, "fact": "symbol.dropped", "symbol": symbol} for symbol in dropped])
+        for symbol in dropped:
+            self._retry_at_s.pop(symbol, None)
+            self._gaps.close(told_us, symbol)
+        self._observed.asked_anew(added)
+        if connection is None:
+            return
+        self._outbox += self._feed.unsubscribe(dropped)
+        if added:
+            self._outbox += self._feed.subscribe(added)
+            self._ledger.record("symbols.requested", connection=self._number, symbols=added)
+
+    def request_again(self, why: str, symbols: Sequence[str] | None = None) -> None:
+        """Ask once more for these symbols (None: for all), which is harmless where they flow."""
+        asked = self._symbols if symbols is None else symbols
+        self._outbox += self._feed.subscribe(asked)
+        self._ledger.record("symbols.retried", connection=self._number, symbols=list(asked), why=why)
+        log.warning("symbols.retried", why=why, symbols=asked)
+
+    def retry_refused(self, now_s: float) -> None:
+        """Ask again, some time later, for what the venue refused: its refusals can be false (Finnhub-API #472), and
+        places get free.
+        """
+        refusals = self._observed.take_refusals()
+        if refusals:
+            self._note(refusals, now_s)
+        due = [symbol for symbol, at_s in self._retry_at_s.items() if at_s <= now_s]
+        if due:
+            for symbol in due:
+                del self._retry_at_s[symbol]
+            self.request_again("refused", due)
+
+    def _note(self, refusals: Iterable[Refusal], now_s: float) -> None:
+        told_us = now_us()
+        self._ledger.record_all(
+            [
+                {
+                    "at": told_us,
+                    "fact": "symbol.refused",
+                    "connection": self._number,
+                    "symbol": refusal.symbol,
+                    "text": refusal.text,
+                }
+                for refusal in refusals
+            ]
+        )
+        for refusal in refusals:
+            log.warning("symbol.refused", symbol=refusal.symbol, text=refusal.text, retry_s=self._retry_s)
+            if refusal.symbol in self._symbols:
+                self._gaps.open("refused", refusal.received_us, refusal.symbol)
+                self._retry_at_s.setdefault(refusal.symbol, now_s + self._retry_s)
+            else:
+                for symbol in self._silent():
+                    self._retry_at_s.setdefault(symbol, now_s + self._retry_s)
+
+    def _silent(self) -> list[str]:
+        """Any of these may be meant by a refusal that names none of ours: no trade came of them on this connection."""
+        last_s = self._observed.last_trade_s
+        return [symbol for symbol in self._symbols if last_s.get(symbol, float("-inf")) < self._requested_s]
+
+    def send_due(self, connection: Connection, now_s: float) -> None:
+        """Send what is to be asked for, as fast as the venue wants to be asked. Raises ConnectionLost."""
+        while self._outbox and now_s >= self._next_send_s:
+            connection.send(self._outbox.popleft())
+            self._next_send_s = now_s + self._feed.terms.message_pause_s

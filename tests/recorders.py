@@ -1,0 +1,143 @@
+"""The parts of a recorder on a real root, wired as the daemon wires them, for tests that look at one of them."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ingestor.capture.buffer import Buffer
+from ingestor.capture.gaps import Gaps, OpenGap
+from ingestor.capture.holidays import Holidays
+from ingestor.capture.known_key import KnownKey
+from ingestor.capture.observed import Observed
+from ingestor.capture.recorder import Recorder
+from ingestor.capture.rejects import Rejects
+from ingestor.capture.session import Session, Waits
+from ingestor.config import ConnectionSettings, JournalSettings
+from ingestor.feeds.finnhub import Finnhub
+from ingestor.journal.writer import Journal, Rotation
+from ingestor.layout import Layout
+from ingestor.ledger import Fact, Ledger, read_facts, run_id
+from ingestor.schema import recorded
+
+T = TypeVar("T")
+
+PATIENCE_S = 20.0
+"""Longer than any fact here takes to come about."""
+CRYPTO = ("BINANCE:BTCUSDT", "BINANCE:ETHUSDT", "BINANCE:SOLUSDT")
+"""Their market never closes: what is expected of them doesn't hang on when the tests run."""
+KEY = "secret-key-of-a-test"
+LINGER_S = 0.02
+WAITS = Waits()
+
+
+def eventually(fact: Callable[[], T | None], what: str) -> T:
+    """The fact, once it is there (not None, not False, not empty)."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
+        if found := fact():
+            return found
+        time.sleep(0.005)
+    raise AssertionError(f"never came about: {what}")
+
+
+@dataclass
+class Rig:
+    """A Session and a Recorder between a venue and a root."""
+
+    layout: Layout
+    ledger: Ledger
+    buffer: Buffer
+    gaps: Gaps
+    observed: Observed
+    journal: Journal
+    recorder: Recorder
+    session: Session
+    stop: threading.Event
+    errors: list[BaseException] = field(default_factory=list)
+
+    def facts(self, *names: str) -> list[Fact]:
+        """What the ledger holds so far of these facts (none: all)."""
+        paths = sorted(self.layout.coverage.glob("*.jsonl"))
+        return [fact for path in paths for fact in read_facts(path) if not names or fact["fact"] in names]
+
+    def wait_fact(self, name: str, count: int = 1, **fields: Any) -> Fact:
+        """The fact number `count` of this name and with these fields, once the ledger holds it."""
+
+        def found() -> list[Fact]:
+            all_ = [fact for fact in self.facts(name) if fields.items() <= fact.items()]
+            return all_[count - 1 :]
+
+        return eventually(found, f"{name} {fields} number {count}")[0]
+
+    def wait_trades(self, more: int = 1) -> None:
+        """So many more trades than now are recorded."""
+        target = self.observed.trades + more
+        eventually(lambda: self.observed.trades >= target, f"{more} more trades")
+
+    def read(self) -> None:
+        """The reader thread's work; what ends it is kept."""
+        try:
+            self.session.run()
+        except BaseException as error:  # noqa: BLE001  as the daemon's Worker
+            self.errors.append(error)
+
+
+def make_rig(
+    root: Path,
+    url: str,
+    symbols: Sequence[str] = CRYPTO,
+    *,
+    waits: Waits = WAITS,
+    inherited: Sequence[OpenGap] = (),
+    run: int = 1,
+    linger_s: float = LINGER_S,
+    **connection: Any,
+) -> Rig:
+    """`connection` are settings of that section, in seconds and bytes."""
+    layout = Layout(root)
+    layout.create()
+    feed = Finnhub(url, KEY)
+    ledger = Ledger(layout, run_id(run, datetime.now(UTC)))
+    gaps = Gaps(ledger, run, inherited)
+    observed = Observed()
+    settings = ConnectionSettings.model_validate({"connect_timeout": 5.0, "backoff_max": 1.0, **connection})
+    buffer = Buffer(settings.buffer)
+    stop = threading.Event()
+    journal = Journal(layout, run, run, feed.name, recorded(feed.schema), Rotation(900.0, 1 << 26))
+    rejects = Rejects(layout, run, 1 << 30)
+    times = JournalSettings.model_validate({"linger": linger_s, "sync_interval": 0.2})
+    recorder = Recorder(feed, run, times, buffer, journal, rejects, ledger, gaps, observed)
+    holidays = Holidays(layout, None, KEY)
+    known_key = KnownKey(layout, KEY)
+    session = Session(feed, symbols, settings, buffer, ledger, gaps, observed, known_key, holidays, stop, waits)
+    return Rig(layout, ledger, buffer, gaps, observed, journal, recorder, session, stop)
+
+
+@contextmanager
+def running(rig: Rig) -> Iterator[Rig]:
+    """The reader and the recorder in their threads, stopped in order at the end of the block."""
+    reader = threading.Thread(target=rig.read, name="reader")
+    recorder = threading.Thread(target=rig.recorder.run, name="recorder")
+    reader.start()
+    recorder.start()
+    try:
+        yield rig
+    finally:
+        stop_reader(rig, reader)
+        rig.buffer.close()
+        reader.join()
+        recorder.join()
+        rig.ledger.close()
+
+
+def stop_reader(rig: Rig, reader: threading.Thread) -> bool:
+    """Whether the reader ended within the 2 s that a stop leaves it."""
+    rig.stop.set()
+    rig.session.interrupt()
+    reader.join(2.0)
+    return not reader.is_alive()

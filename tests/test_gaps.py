@@ -1,0 +1,80 @@
+"""Intervals of blindness, as the ledger then tells them."""
+
+from pathlib import Path
+
+import pytest
+from journals import make_ledger, make_root
+
+from ingestor.capture.gaps import Gaps, OpenGap
+from ingestor.layout import Layout
+from ingestor.ledger import Fact, Ledger, list_ledgers, read_facts
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return make_root(tmp_path)
+
+
+@pytest.fixture
+def ledger(layout: Layout) -> Ledger:
+    return make_ledger(layout)
+
+
+def facts(layout: Layout) -> list[Fact]:
+    """Without the time they were told."""
+    told = [fact for path in list_ledgers(layout) for fact in read_facts(path)]
+    return [{name: value for name, value in fact.items() if name != "at"} for fact in told]
+
+
+def test_a_gap_opens_and_closes(layout: Layout, ledger: Ledger) -> None:
+    gaps = Gaps(ledger, 3, [])
+    gaps.open("connection", 100)
+    gaps.close(250)
+    gap = {"gap": "r000003-1", "cause": "connection", "symbol": None}
+    assert facts(layout) == [{"fact": "gap.opened", "since": 100, **gap}, {"fact": "gap.closed", "until": 250, **gap}]
+    assert gaps.blind_us["connection"] == 150
+
+
+def test_a_gap_that_is_open_goes_on_under_its_own_cause(layout: Layout, ledger: Ledger) -> None:
+    gaps = Gaps(ledger, 1, [])
+    gaps.open("stall", 100)
+    gaps.open("connection", 200)
+    gaps.close(300)
+    gaps.close(400)
+    assert [(fact["fact"], fact["cause"]) for fact in facts(layout)] == [
+        ("gap.opened", "stall"),
+        ("gap.closed", "stall"),
+    ]
+
+
+def test_symbols_have_gaps_of_their_own(layout: Layout, ledger: Ledger) -> None:
+    gaps = Gaps(ledger, 1, [])
+    gaps.open("refused", 100, "AAPL")
+    gaps.open("symbol_mute", 110, "MSFT")
+    gaps.open("connection", 120)
+    assert gaps.blind_symbols == {"AAPL", "MSFT"}
+    gaps.close(130)
+    gaps.close(140, "AAPL")
+    assert gaps.blind_symbols == {"MSFT"}
+    assert [fact["symbol"] for fact in facts(layout) if fact["fact"] == "gap.closed"] == [None, "AAPL"]
+
+
+def test_what_an_earlier_run_left_open_ends_here_under_its_name(layout: Layout, ledger: Ledger) -> None:
+    gaps = Gaps(ledger, 2, [OpenGap("r000001-7", "crash", 50), OpenGap("r000001-8", "refused", 60, "AAPL")])
+    gaps.open("connection", 70)
+    gaps.close(80)
+    gaps.close(90, "AAPL")
+    assert [(fact["fact"], fact["gap"]) for fact in facts(layout)] == [
+        ("gap.closed", "r000001-7"),
+        ("gap.closed", "r000001-8"),
+    ]
+
+
+def test_nobody_waits_for_symbols_that_are_not_asked_for(layout: Layout, ledger: Ledger) -> None:
+    gaps = Gaps(ledger, 2, [OpenGap("r000001-8", "refused", 60, "OLD"), OpenGap("r000001-9", "refused", 60, "AAPL")])
+    gaps.drop_others(["AAPL"], 100)
+    assert gaps.blind_symbols == {"AAPL"}
+    assert [(fact["fact"], fact["symbol"]) for fact in facts(layout)] == [
+        ("symbol.dropped", "OLD"),
+        ("gap.closed", "OLD"),
+    ]

@@ -1,0 +1,62 @@
+"""What the recorder tells the session."""
+
+from ingestor.capture.observed import Observed, Refusal
+
+
+def test_trades_by_symbol() -> None:
+    observed = Observed()
+    observed.saw_trades({"AAPL": 3, "MSFT": 1}, 1000)
+    first_s = observed.last_trade_s["AAPL"]
+    observed.saw_trades({"AAPL": 2}, 2000)
+    assert observed.trades == 6
+    assert observed.last_trade_us == {"AAPL": 2000, "MSFT": 1000}
+    assert observed.last_trade_s["AAPL"] >= first_s == observed.last_trade_s["MSFT"]
+    assert observed.last_received_us == 2000
+
+
+def test_a_block_without_trades_is_no_sign_of_life() -> None:
+    observed = Observed()
+    observed.saw_trades({"AAPL": 1}, 1000)
+    observed.saw_trades({}, 2000)
+    assert observed.last_received_us == 1000
+
+
+def test_refusals_are_taken_once_the_last_of_each_symbol() -> None:
+    observed = Observed()
+    for text in ("Invalid symbol A", "Invalid symbol A again"):
+        observed.saw_refusal(Refusal("A", text, 1))
+    observed.saw_refusal(Refusal(None, "too many", 2))
+    assert [one.text for one in observed.take_refusals()] == ["Invalid symbol A again", "too many"]
+    assert list(observed.take_refusals()) == []
+
+
+def test_what_a_venue_invents_is_bounded() -> None:
+    observed = Observed()
+    for thousand in range(30):
+        observed.saw_trades({f"S{thousand}-{one}": 1 for one in range(1000)}, thousand)
+        for one in range(1000):
+            observed.saw_refusal(Refusal(f"S{thousand}-{one}", "", 1))
+    observed.saw_trades({"S0-0": 1}, 99)
+    assert observed.trades == 30_001
+    assert len(observed.last_trade_s) == len(observed.last_trade_us) == 10_000
+    assert observed.last_trade_us["S0-0"] == 99
+    assert len(list(observed.take_refusals())) == 1000
+
+
+def test_when_the_disk_last_failed_outlives_its_recovery() -> None:
+    observed = Observed()
+    assert observed.disk_failed_s == float("-inf")
+    observed.saw_disk(failing=True)
+    failed_s = observed.disk_failed_s
+    observed.saw_disk(failing=False)
+    recovered_s = observed.disk_failed_s
+    observed.saw_disk(failing=False)
+    assert not observed.disk_failing
+    assert 0 < failed_s <= recovered_s == observed.disk_failed_s
+
+
+def test_symbols_asked_anew_are_taken_once() -> None:
+    observed = Observed()
+    observed.asked_anew(["A", "B"])
+    assert observed.take_unproven() == {"A", "B"}
+    assert observed.take_unproven() == set()

@@ -1,0 +1,68 @@
+"""What the log says of a recording as it goes."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from prepared import prepared_recording
+from structlog.testing import capture_logs
+
+from ingestor.capture.market_hours import NEW_YORK
+from ingestor.recording import Recording
+from ingestor.report import Report
+
+NOON = datetime(2026, 11, 20, 12, tzinfo=NEW_YORK)
+NIGHT = datetime(2026, 11, 21, 1, tzinfo=NEW_YORK)
+CHRISTMAS = datetime(2026, 12, 25, 12, tzinfo=NEW_YORK)
+TICKERS = ["AAPL", "MSFT", "BINANCE:BTCUSDT", "OANDA:EUR_USD"]
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Iterator[Recording]:
+    with prepared_recording(tmp_path, tickers=TICKERS) as prepared:
+        yield prepared
+
+
+@pytest.mark.parametrize(
+    ("ticking", "now", "says"),
+    [
+        (TICKERS, NOON, "not connected; 4 of 4 ticking"),
+        (TICKERS[2:], NIGHT, "not connected; 2 of 4 ticking; AAPL, MSFT silent: the US market is closed"),
+        (TICKERS[1:], NOON, "not connected; 3 of 4 ticking; AAPL silent: no trade yet, or not on your plan"),
+        (
+            TICKERS[1:2],
+            NIGHT,
+            (
+                "not connected; 1 of 4 ticking; AAPL silent: the US market is closed; "
+                "OANDA:EUR_USD silent: the currency market is closed; "
+                "BINANCE:BTCUSDT silent: no trade yet, or not on your plan"
+            ),
+        ),
+    ],
+)
+def test_the_first_sentence(recording: Recording, ticking: list[str], now: datetime, says: str) -> None:
+    recording.observed.saw_trades(dict.fromkeys(ticking, 1), 1)
+    assert Report(recording).summary(now) == says
+
+
+def test_a_holiday_is_known(recording: Recording) -> None:
+    recording.holidays.days = frozenset({CHRISTMAS.date()})
+    recording.observed.saw_trades(dict.fromkeys(TICKERS[2:], 1), 1)
+    assert Report(recording).summary(CHRISTMAS).endswith("AAPL, MSFT silent: the US market is closed")
+
+
+def test_many_silent_symbols_are_not_all_named(tmp_path: Path) -> None:
+    with prepared_recording(tmp_path, tickers=[f"S{n}" for n in range(8)]) as recording:
+        assert "S0, S1, S2, S3, S4 and 3 more silent" in Report(recording).summary(NOON)
+
+
+def test_one_sentence_after_the_start_then_a_line_a_minute(recording: Recording) -> None:
+    with capture_logs() as logs:
+        report = Report(recording)
+        begun_s = report._last_at_s
+        for second in range(200):
+            report.tick(begun_s + second)
+    events = [one["event"] for one in logs]
+    assert events == ["recording.started", *["recording.progressed"] * 3]
+    assert {"trades", "frames", "rejected", "lag_ms", "pauses", "connected"} <= logs[1].keys()
