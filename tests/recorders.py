@@ -18,6 +18,7 @@ from ingestor.capture.recorder import Recorder
 from ingestor.capture.rejects import Rejects
 from ingestor.capture.session import Session, Waits
 from ingestor.config import ConnectionSettings, JournalSettings
+from ingestor.feeds import Feed
 from ingestor.feeds.finnhub import Finnhub
 from ingestor.journal.writer import Journal, Rotation
 from ingestor.layout import Layout
@@ -96,12 +97,13 @@ def make_rig(
     inherited: Sequence[OpenGap] = (),
     run: int = 1,
     linger_s: float = LINGER_S,
+    feed: Feed | None = None,
     **connection: Any,
 ) -> Rig:
-    """`connection` are settings of that section, in seconds and bytes."""
+    """`connection` are settings of that section, in seconds and bytes; without a feed it is Finnhub's."""
     layout = Layout(root)
     layout.create()
-    feed = Finnhub(url, KEY)
+    feed = feed or Finnhub(url, KEY)
     ledger = Ledger(layout, run_id(run, datetime.now(UTC)))
     gaps = Gaps(ledger, run, inherited)
     observed = Observed()

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_decoder import Said, Trade, read, said
 
+from ingestor.config import FinnhubSettings
 from ingestor.feeds import Frames, Notice, Reject, make_feed
 from ingestor.feeds.finnhub import Finnhub
 from ingestor.schema import VENUE_TRADES
@@ -89,7 +90,7 @@ def test_requests_name_one_symbol_a_message() -> None:
 
 
 def test_make_feed_knows_it() -> None:
-    feed = make_feed("finnhub", "wss://ws.finnhub.io", "c0ffee")
+    feed = make_feed(FinnhubSettings(), "c0ffee")
     assert feed.url() == FEED.url()
     assert (feed.name, feed.schema) == ("finnhub", VENUE_TRADES)
 

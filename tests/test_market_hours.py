@@ -4,7 +4,7 @@ from datetime import UTC, date, datetime
 
 import pytest
 
-from ingestor.capture.market_hours import NEW_YORK, Phase, find_phase, trades_expected
+from ingestor.capture.market_hours import NEW_YORK, Phase, find_phase
 
 CHRISTMAS = frozenset({date(2026, 12, 25)})
 
@@ -39,14 +39,13 @@ def new_york(text: str) -> datetime:
 )
 def test_the_phase_of_a_symbols_market(symbol: str, when: str, phase: Phase) -> None:
     assert find_phase(symbol, new_york(when), CHRISTMAS) == phase
-    assert trades_expected(symbol, new_york(when), CHRISTMAS) == (phase != "closed")
 
 
 def test_daylight_saving_moves_the_market_not_the_clock() -> None:
     winter, summer = datetime(2026, 1, 14, 8, 30, tzinfo=UTC), datetime(2026, 7, 15, 8, 30, tzinfo=UTC)
-    assert not trades_expected("AAPL", winter)  # 03:30 in New York
-    assert trades_expected("AAPL", summer)  # 04:30
+    assert find_phase("AAPL", winter) == "closed"  # 03:30 in New York
+    assert find_phase("AAPL", summer) == "extended"  # 04:30
 
 
 def test_without_holidays_weekdays_are_the_rule() -> None:
-    assert trades_expected("AAPL", new_york("2026-12-25T12:00:00"))
+    assert find_phase("AAPL", new_york("2026-12-25T12:00:00")) == "regular"

@@ -30,11 +30,6 @@ def find_phase(symbol: str, now: datetime, holidays: AbstractSet[date] = frozens
     return "closed" if prefix in _FOREX and _is_forex_weekend(local) else "regular"
 
 
-def trades_expected(symbol: str, now: datetime, holidays: AbstractSet[date] = frozenset()) -> bool:
-    """Whether this symbol's market should be trading at `now` (aware)."""
-    return find_phase(symbol, now, holidays) != "closed"
-
-
 def _stock_phase(local: datetime, holidays: AbstractSet[date]) -> Phase:
     if local.weekday() >= 5 or local.date() in holidays or not _EARLY <= local.time() < _LATE:
         return "closed"

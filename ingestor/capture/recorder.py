@@ -17,6 +17,7 @@ from ingestor.capture.delays import Delays
 from ingestor.capture.gaps import Gaps
 from ingestor.capture.observed import Observed, Refusal
 from ingestor.capture.rejects import Refused, Rejects
+from ingestor.capture.twins import Twins
 from ingestor.capture.validate import validate
 from ingestor.config import JournalSettings
 from ingestor.errors import RowsUnsaved
@@ -69,6 +70,7 @@ class Recorder:
         self._gaps = gaps
         self._observed = observed
         self._last = _Last(0, b"")
+        self._twins = Twins(feed.schema)
         self._proven_on = 0
         self._proven: set[str] = set()
         self._unknown_seen: set[str] = set()
@@ -102,6 +104,9 @@ class Recorder:
         frames = block.frames
         decoded = self._feed.decode(frames)
         validated = validate(decoded.trades, frames.received_us[-1])
+        twins = self._twins.find(block.connection, decoded.trades)
+        if twins is not None:
+            validated = validated.without(twins, "repeated_id")
         rows, frame_of = decoded.trades, decoded.frame_of
         if validated.kept is not None:
             rows, frame_of = rows.filter(validated.kept), frame_of.filter(validated.kept)
@@ -120,6 +125,7 @@ class Recorder:
             self._keep_rejects(refused)
         self._journal.append(Block(header, batch, _by_reason(refused)))
         self._next_sequence += rows.num_rows
+        self._twins.remember(block.connection, rows, frames.received_us[-1])
         self.counts += counts
         self.reasons.update(one.reason for one in refused)
         self.delays.add(batch)
@@ -140,12 +146,12 @@ class Recorder:
 
     def _observe(self, block: FrameBlock, decoded: Decoded, batch: pa.RecordBatch) -> None:
         """Tell the session and the ledger what this block shows."""
-        if block.connection != self._proven_on:
+        if block.connection > self._proven_on:
             self._proven_on, self._proven = block.connection, set()
         self._proven -= self._observed.take_unproven()
         ticking = {entry["values"]: entry["counts"] for entry in batch.column("symbol").value_counts().to_pylist()}
         self._observed.saw_trades(ticking, block.frames.received_us[-1])
-        fresh = ticking.keys() - self._proven
+        fresh = ticking.keys() - self._proven if block.connection == self._proven_on else set()
         if fresh and len(self._proven) < _PROVEN_MAX:
             self._prove(block.connection, batch, fresh)
         for symbol in ticking.keys() & self._gaps.blind_symbols:

@@ -25,6 +25,7 @@ from ingestor.capture.known_key import KnownKey
 from ingestor.capture.liveness import Counters, Liveness
 from ingestor.capture.market_hours import Phase, find_phase
 from ingestor.capture.observed import Observed
+from ingestor.capture.retiring import Retiring
 from ingestor.capture.subscriptions import Subscriptions
 from ingestor.capture.trade_watch import TradeWatch
 from ingestor.capture.wall_clock import WallClock
@@ -117,6 +118,7 @@ class Session:
         self._backoff = wait_exponential(waits.again_s, settings.backoff_max) + wait_random(0, waits.again_s)
         self._short_lives = 0
         self._connection: Connection | None = None
+        self._retiring: Retiring | None = None
         self._subscribed = False
         self.connections = 0
         self.last_frame_us: int | None = None
@@ -137,6 +139,12 @@ class Session:
 
     def run(self) -> None:
         """Until `stop`. Raises FeedRefused where the key is wrong for good."""
+        self._live()
+        if self._retiring:
+            self._retiring.join()
+
+    def _live(self) -> None:
+        """One connection after the other."""
         self._gaps.drop_others(self.symbols, now_us())
         while not self._stop.is_set():
             retrying = Retrying(
@@ -183,12 +191,13 @@ class Session:
         life = self._begin_life()
         self._connection = connection
         lost: ConnectionLost | None = None
+        aged = False
         try:
             self.adopt_changes()
             self._subscriptions.request_all(connection, life.number, life.opened_s)
             connection.ping()  # its answer shows that the socket works, where no trade does
             self._subscribed = True
-            self._read(connection, life)
+            aged = self._read(connection, life)
         except ConnectionLost as error:
             if not self._stop.is_set():
                 lost = error
@@ -198,13 +207,31 @@ class Session:
         finally:
             self._connection = None
             self._subscribed = False
-            connection.close()
-        if lost is None:
+            if not aged:
+                connection.close()
+        if aged:
+            self._retire(connection, life)
+        elif lost is None:
             self._ledger.record("connection.closed", connection=life.number, frames=life.frames)
             self._gaps.open("shutdown", life.seen_until_us)
         elif isinstance(lost, Stalled):
             # It was we who hung up: until the venue has noticed, a second connection would end both.
             self._stop.wait(self._waits.again_s)
+
+    def _retire(self, connection: Connection, life: _Life) -> None:
+        """It is read on, elsewhere, while the next one is opened: the venue would end it soon, at a time of its own."""
+        self._ledger.record("connection.retired", connection=life.number, frames=life.frames)
+        log.info("connection.retired", connection=life.number)
+        self._retiring = Retiring(
+            connection,
+            life.number,
+            life.seen_until_us,
+            self._buffer,
+            self._gaps,
+            self._stop,
+            self._feed.terms.overlap_s,
+        )
+        self._retiring.start()
 
     def _connect(self) -> Connection:
         try:
@@ -239,8 +266,8 @@ class Session:
         age_s = time.monotonic() - life.opened_s
         return age_s >= _LONG_LIFE_S or (age_s >= _SHORT_LIFE_S and self._observed.trades > life.trades_before)
 
-    def _read(self, connection: Connection, life: _Life) -> None:
-        """Frames into the Buffer until the connection is lost (raises ConnectionLost) or `stop` (returns)."""
+    def _read(self, connection: Connection, life: _Life) -> bool:
+        """Frames into the Buffer until it is lost (raises ConnectionLost), too old (True), or `stop` (False)."""
         liveness = Liveness(self._settings.silence, self._settings.ping_interval, time.monotonic())
         tend_at_s = 0.0
         while not self._stop.is_set():
@@ -254,11 +281,16 @@ class Session:
             if now_s >= tend_at_s:
                 tend_at_s = now_s + _TEND_S
                 self._tend(connection, life, liveness, now_s)
+                if now_s - life.opened_s >= self._feed.terms.max_age_s:
+                    return not self._stop.is_set()
+        return False
 
     def _take(self, life: _Life, payloads: list[bytes]) -> None:
         received_us = now_us()
         if not life.frames:
             self._gaps.close(received_us)
+            if self._retiring:
+                self._retiring.succeed(received_us)
         before_s, pauses = time.monotonic(), self._buffer.pauses
         if not self._buffer.put(life.number, payloads, received_us):
             return  # closed: we are told to stop
@@ -278,8 +310,6 @@ class Session:
         verdict = liveness.judge(Counters(life.frames, connection.bytes_received, connection.pongs), now_s)
         if verdict.lost:
             raise Stalled(verdict.lost)
-        if now_s - life.opened_s >= self._feed.terms.max_age_s:
-            raise ConnectionLost("renewed by us: the venue would close it soon, at a time of its own")
         if verdict.ping:
             connection.ping()
         self.adopt_changes(connection)
@@ -311,7 +341,7 @@ class Session:
             self._trade_watch.begin(now_s)
             return
         now = datetime.now(UTC)
-        phases = {symbol: self._phase(symbol, now) for symbol in self.symbols}
+        phases = {symbol: self.phase(symbol, now) for symbol in self.symbols}
         doubt = self._trade_watch.judge(self._observed.last_trade_s, phases, now_s)
         if doubt.drought and doubt.blind and life.drought_us is None:
             life.drought_us = max(self._observed.last_received_us, life.opened_us)
@@ -325,7 +355,8 @@ class Session:
         for symbol in doubt.mute:
             self._gaps.open("symbol_mute", max(self._observed.last_trade_us.get(symbol, 0), life.opened_us), symbol)
 
-    def _phase(self, symbol: str, now: datetime) -> Phase:
+    def phase(self, symbol: str, now: datetime) -> Phase:
+        """Of this symbol's market, by what the feed says of its markets and the holidays as far as they are known."""
         return "regular" if self._feed.terms.never_closes else find_phase(symbol, now, self._holidays.days)
 
     def _record_loss(self, connection: Connection, life: _Life, error: ConnectionLost) -> None:

@@ -23,6 +23,12 @@ class Validated:
     rejected: list[tuple[int, str]]
     """Row and reason of each trade that is not, by row."""
 
+    def without(self, refused: pa.BooleanArray, reason: str) -> "Validated":
+        """The verdict, with these rows rejected too; where one was already, its first reason stays."""
+        kept = pc.invert(refused) if self.kept is None else pc.and_(self.kept, pc.invert(refused))
+        reason_of = dict.fromkeys(pc.indices_nonzero(refused).to_pylist(), reason) | dict(self.rejected)
+        return Validated(kept, sorted(reason_of.items()))
+
 
 def validate(trades: pa.RecordBatch, now_us: int) -> Validated:
     """Judge trades by the clock `now_us` (µs since 1970).

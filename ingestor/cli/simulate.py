@@ -10,10 +10,11 @@ from typing import Any
 import click
 
 from ingestor.cli.options import format_json, json_option, symbols_option
-from ingestor.config import parse_duration
+from ingestor.config import JsonSettings, load_settings, parse_duration
 from ingestor.errors import ConfigError
 from ingestor.logs import configure_logs
 from ingestor.simulator.faults import Schedule, load_faults
+from ingestor.simulator.languages import PLAIN_JSON
 from ingestor.simulator.market import START_PRICES, MarketSettings
 from ingestor.simulator.venue import Venue, VenueSettings, open_venue
 
@@ -61,11 +62,13 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0 takes a free one.")
 @click.option(
     "--protocol",
-    type=click.Choice(["finnhub", "flat", "bars"]),
+    type=click.Choice(["finnhub", "flat", "bars", "binance", "json"]),
     default="finnhub",
     show_default=True,
-    help="`flat` and `bars` stream plain JSON without a subscription: prices, and OHLCV bars.",
+    help="`flat` and `bars` stream plain JSON without a subscription: prices, and OHLCV bars. `binance` and `json` "
+    "need no key.",
 )
+@click.option("--config", type=FILE, help="With `--protocol json`: speak the language of these settings' feed.")
 @symbols_option
 @click.option("--rate", type=_Pace(), help="Trades per second over all symbols; `max`: as fast as they are read.")
 @click.option("--interval", type=_Duration(), default="50ms", show_default=True, help="A batch, or a bar, so often.")
@@ -93,7 +96,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--for", "run_s", type=_Duration(), help="Stop after this time.")
 @json_option
 def simulate(**options: Any) -> None:
-    """Be a venue: speak Finnhub's protocol over a real WebSocket, with made-up trades.
+    """Be a venue: speak Finnhub's protocol, or another, over a real WebSocket, with made-up trades.
 
     Prints one line, `listening on ws://127.0.0.1:8765`, when clients can connect; what happens then is logged
     on stderr. Stops on Ctrl-C.
@@ -135,6 +138,7 @@ def _venue_settings(options: dict[str, Any]) -> VenueSettings:
         host=options["host"],
         port=options["port"],
         protocol=options["protocol"],
+        json_feed=PLAIN_JSON if options["config"] is None else _json_feed(options["config"]),
         symbols=options["symbols"] or (),
         keys=None if options["any_key"] else frozenset(options["keys"]),
         limit=options["limit"],
@@ -146,6 +150,14 @@ def _venue_settings(options: dict[str, Any]) -> VenueSettings:
         truth=options["truth"],
         certificate=None if certificate[0] is None else certificate,
     )
+
+
+def _json_feed(config: Path) -> JsonSettings:
+    """Raises ConfigError."""
+    feed = load_settings(config).feed
+    if not isinstance(feed, JsonSettings):
+        raise ConfigError(f"{config}: its feed is `{feed.type}`: --config is for `--protocol json`.")
+    return feed
 
 
 def _market_settings(options: dict[str, Any]) -> MarketSettings:

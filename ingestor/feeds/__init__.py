@@ -1,10 +1,13 @@
 """A feed is a venue's language: pure, no I/O, no clock. A new venue is one file here and one line in `make_feed`."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import pyarrow as pa
+
+from ingestor.config import BinanceSettings, FeedSettings, JsonSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class Notice:
 
     frame: int
     kind: str
-    """`ping`, `error`, `news`, or `unknown` for a type that this feed doesn't know."""
+    """`ping`, `ack` (a request was taken), `error`, `news`, or `unknown` for a type that this feed doesn't know."""
     text: str
     """What an `error` says, or the name of the `unknown` type, at most 200 characters; else empty."""
     symbol: str | None = None
@@ -61,10 +64,25 @@ class Decoded:
     notices: list[Notice]
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a venue asks of its clients, and what may be expected of it."""
+
+    message_pause_s: float = 0.0
+    """Between two messages to it, at least."""
+    max_age_s: float = math.inf
+    """How old a connection may get: a little less than what the venue allows."""
+    overlap_s: float = 5.0
+    """How long it and its successor are both read: what one hears, the other hears within this time."""
+    never_closes: bool = False
+    """All its markets trade around the clock, whatever their symbols look like."""
+
+
 class Feed(Protocol):
     """A venue's language."""
 
     name: str
+    terms: Terms
     schema: pa.Schema
     """What `decode` returns: VENUE_TRADES, then columns of the feed's own."""
 
@@ -89,10 +107,16 @@ class Feed(Protocol):
         ...
 
 
-def make_feed(kind: str, url: str, key: str) -> Feed:
-    """The feed of this `feed.type`; `config.FeedSettings` has already refused any other."""
-    if kind == "finnhub":
-        from ingestor.feeds.finnhub import Finnhub
+def make_feed(settings: FeedSettings, key: str) -> Feed:
+    """The feed that these settings name. `key` is empty where the venue asks for none."""
+    if isinstance(settings, BinanceSettings):
+        from ingestor.feeds.binance import Binance
 
-        return Finnhub(url, key)
-    raise ValueError(kind)
+        return Binance(settings.url, settings.stream)
+    if isinstance(settings, JsonSettings):
+        from ingestor.feeds.json_map import JsonMap
+
+        return JsonMap(settings)
+    from ingestor.feeds.finnhub import Finnhub
+
+    return Finnhub(settings.url, key)

@@ -10,6 +10,7 @@ import logging
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -26,9 +27,11 @@ from ingestor.simulator.wire import Message, fragmented, padded, text_frame
 
 REQUEST_TIMEOUT_S = 10.0
 READ_BYTES = 1 << 16
+MESSAGES_A_SECOND = 5
+"""What Binance allows a client."""
 
 
-async def read_request(protocol: ServerProtocol, reader: asyncio.StreamReader) -> Request | None:
+async def read_handshake(protocol: ServerProtocol, reader: asyncio.StreamReader) -> Request | None:
     """The client's handshake; None where what came is none. Raises TimeoutError after REQUEST_TIMEOUT_S."""
     async with asyncio.timeout(REQUEST_TIMEOUT_S):
         while data := await reader.read(READ_BYTES):
@@ -44,6 +47,11 @@ async def read_request(protocol: ServerProtocol, reader: asyncio.StreamReader) -
 def key_of(request: Request) -> str:
     """The `token` in the URL, which is where Finnhub's clients put their key; empty where there is none."""
     return parse_qs(urlsplit(request.path).query).get("token", [""])[0]
+
+
+def is_combined(request: Request) -> bool:
+    """Whether the client asks for Binance's combined streams: by the path."""
+    return urlsplit(request.path).path.rstrip("/").endswith("/stream")
 
 
 def http_answer(status: int, location: str | None = None) -> Response:
@@ -77,6 +85,8 @@ class VenueConnection:
         protocol: ServerProtocol,
         writer: asyncio.StreamWriter,
         truth: TruthFile | None,
+        *,
+        combined: bool = False,
     ) -> None:
         self.number = number
         self.opened_s = opened_s
@@ -84,6 +94,9 @@ class VenueConnection:
         self.subscribed_s: dict[str, float] = {}
         """Each symbol asked for, and when (last) it was; the first one first."""
         self.trades_sent = 0
+        self.combined = combined
+        """It wants Binance's events in the envelope of combined streams."""
+        self._heard_s: deque[float] = deque(maxlen=MESSAGES_A_SECOND + 1)
         self._protocol = protocol
         self._writer = writer
         self._truth = truth
@@ -101,11 +114,17 @@ class VenueConnection:
         self._protocol.receive_data(data)
         events = self._protocol.events_received()
         self._flush(answering=answering)
+        self._heard_s.extend(time.monotonic() for event in events if isinstance(event, Frame))
         return [
             bytes(event.data).decode("utf-8", "replace")
             for event in events
             if isinstance(event, Frame) and event.opcode is Opcode.TEXT
         ]
+
+    @property
+    def hurried(self) -> bool:
+        """It has sent more than MESSAGES_A_SECOND, pings and pongs among them."""
+        return len(self._heard_s) > MESSAGES_A_SECOND and self._heard_s[-1] - self._heard_s[0] < 1.0
 
     def say(self, **message: Any) -> None:
         """A message without trades."""

@@ -51,6 +51,8 @@ class Trade(NamedTuple):
     time_ms: int
     conditions: str | None
     """JSON of the field `c` as it is sent: `["1","12"]`, `[]` or `null`; None where the field is absent."""
+    number: int = 0
+    """Of the trades of its symbol, from 1; 0 until the venue numbers them."""
 
 
 class Batch(NamedTuple):

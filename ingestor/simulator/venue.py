@@ -5,31 +5,33 @@ While nobody has subscribed, the market rests.
 """
 
 import asyncio
-import json
 import math
 import ssl
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from websockets.frames import CloseCode
-from websockets.http11 import Request, Response
+from websockets.http11 import Request as Handshake
+from websockets.http11 import Response
 from websockets.server import ServerProtocol
 
+from ingestor.config import JsonSettings
 from ingestor.errors import ConfigError
 from ingestor.simulator.connection import (
     READ_BYTES,
     VenueConnection,
     http_answer,
+    is_combined,
     key_of,
     make_protocol,
-    read_request,
+    read_handshake,
 )
 from ingestor.simulator.faults import (
     Abort,
@@ -45,6 +47,14 @@ from ingestor.simulator.faults import (
     Sudden,
     Trickle,
 )
+from ingestor.simulator.languages import (
+    BINANCE_STREAMS,
+    PLAIN_JSON,
+    Refusal,
+    Request,
+    VenueProtocol,
+    make_language,
+)
 from ingestor.simulator.market import Intervals, Market, MarketSettings, Source, Trade
 from ingestor.simulator.replay import Replay
 from ingestor.simulator.truth import TruthFile
@@ -52,22 +62,17 @@ from ingestor.simulator.wire import (
     ENDLESS_FRAME,
     HALF_FRAME,
     JUNK,
-    Message,
-    bar_messages,
-    finnhub_messages,
-    flat_messages,
+    PING,
 )
 
 log = structlog.get_logger("ingestor.simulator")
 
 T = TypeVar("T")
 Accepted = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-VenueProtocol = Literal["finnhub", "flat", "bars"]
-_MESSAGES: MappingProxyType[str, Callable[[Sequence[Trade]], list[Message]]] = MappingProxyType(
-    {"finnhub": finnhub_messages, "flat": flat_messages, "bars": bar_messages}
-)
+UNASKED = ("flat", "bars")
+"""The protocols without subscriptions."""
 STREAMED_SYMBOLS = ("AAPL", "MSFT", "BINANCE:BTCUSDT")
-"""What `flat` and `bars` stream, which have no subscriptions, unless symbols are given."""
+"""What these stream, unless symbols are given."""
 
 BURST_MESSAGES = 100
 """Messages written between two looks at whether the clients keep up."""
@@ -86,6 +91,8 @@ class VenueSettings:
     port: int = 0
     """0 takes a free one."""
     protocol: VenueProtocol = "finnhub"
+    json_feed: JsonSettings = PLAIN_JSON
+    """What the protocol `json` speaks."""
     symbols: tuple[str, ...] = ()
     """What is traded here. Empty: whatever is asked for, except what begins with INVALID."""
     keys: frozenset[str] | None = field(default=frozenset({"demo"}), repr=False)
@@ -120,7 +127,8 @@ class Venue:
         self._source = source
         self._truth = truth
         self._faults = settings.faults
-        self._messages = _MESSAGES[settings.protocol]
+        self._language = make_language(settings.protocol, settings.json_feed)
+        self._numbers: Counter[str] = Counter()
         self._clients: dict[int, VenueConnection] = {}
         self._by_key: dict[str, VenueConnection] = {}
         self._universe = settings.symbols
@@ -197,7 +205,7 @@ class Venue:
             writer.transport.abort()
             return None
         protocol = make_protocol()
-        request = await read_request(protocol, reader)
+        request = await read_handshake(protocol, reader)
         if request is None:
             return None
         self._handshakes += 1
@@ -213,11 +221,12 @@ class Venue:
         if response.status_code != 101:
             log.info("connection.refused", connection=number, status=response.status_code)
             return None
-        client = VenueConnection(number, self.now_s, protocol, writer, self._truth)
+        combined = is_combined(request)
+        client = VenueConnection(number, self.now_s, protocol, writer, self._truth, combined=combined)
         log.info("connection.opened", connection=number)
         return client if self._admit(client, key_of(request)) else None
 
-    def _response(self, protocol: ServerProtocol, request: Request, active: Active) -> Response:
+    def _response(self, protocol: ServerProtocol, request: Handshake, active: Active) -> Response:
         if fault := active.answer():
             return http_answer(fault.status, fault.location)
         keys = self._settings.keys
@@ -234,7 +243,7 @@ class Venue:
                 client.abort()
                 return False
             self._by_key[key] = client
-        else:
+        elif self._settings.protocol in UNASKED:
             client.subscribed_s.update(dict.fromkeys(self._settings.symbols, client.opened_s))
         self._clients[client.number] = client
         self._survey()
@@ -260,42 +269,57 @@ class Venue:
             while data := await reader.read(READ_BYTES):
                 for text in client.hear(data, answering=not self._active(client).silent()):
                     self._obey(client, text)
+                if self._settings.protocol == "binance" and client.hurried:
+                    log.warning("client.hurried", connection=client.number)
+                    client.close(CloseCode.POLICY_VIOLATION, "Too many requests")
         except (ConnectionError, ssl.SSLError) as error:
             log.debug("connection.broken", connection=client.number, reason=type(error).__name__)
 
     async def _ping(self, client: VenueConnection) -> None:
-        """Finnhub's pings are messages; the other protocols have none."""
-        while self._settings.protocol == "finnhub":
+        """Finnhub's pings are messages, Binance's are the protocol's own; the others have none."""
+        while self._settings.protocol in {"finnhub", "binance"}:
             await asyncio.sleep(self._settings.ping_interval_s)
-            if not self._active(client).silent():
+            if self._active(client).silent():
+                continue
+            if self._settings.protocol == "binance":
+                client.write(PING)
+            else:
                 client.say(type="ping")
 
     # Subscriptions
 
     def _obey(self, client: VenueConnection, text: str) -> None:
         """A message of the client. What can't be understood gets no answer, as at Finnhub."""
-        try:
-            message = json.loads(text)
-            command, symbol = message["type"], message["symbol"]
-        except (ValueError, TypeError, KeyError):
+        request = self._language.read(text)
+        if request is None:
             log.warning("message.ignored", connection=client.number, text=text[:200])
             return
-        if command == "subscribe":
-            self._subscribe(client, str(symbol))
-        elif command == "unsubscribe":
-            client.subscribed_s.pop(str(symbol), None)
+        for answer in self._language.answer(request, self._fulfil(client, request)):
+            client.say(**answer)
         self._survey()
 
-    def _subscribe(self, client: VenueConnection, symbol: str) -> None:
-        """Says nothing where all is well, as Finnhub."""
-        refusal = self._active(client).refusal(symbol)
-        if refusal is not None or not self._trades(symbol):
-            named = refusal is None or refusal.named
-            client.say(msg=f"Invalid symbol {symbol}" if named else "Invalid symbol", type="error")
-        elif len(client.subscribed_s) >= self._settings.limit and symbol not in client.subscribed_s:
-            client.say(msg="Subscribing to too many symbols", type="error")
-        else:
-            client.subscribed_s[symbol] = self.now_s
+    def _fulfil(self, client: VenueConnection, request: Request) -> list[Refusal]:
+        """Begin, or end, to send these symbols. What can't be."""
+        if not request.wanted:
+            for symbol in request.symbols:
+                client.subscribed_s.pop(symbol, None)
+            return []
+        refusals = []
+        for symbol in request.symbols:
+            if refusal := self._refusal(client, symbol):
+                refusals.append(refusal)
+            else:
+                client.subscribed_s[symbol] = self.now_s
+        return refusals
+
+    def _refusal(self, client: VenueConnection, symbol: str) -> Refusal | None:
+        fault = self._active(client).refusal(symbol)
+        if fault is not None or not self._trades(symbol):
+            return Refusal("invalid", symbol, named=fault is None or fault.named)
+        limit = BINANCE_STREAMS if self._settings.protocol == "binance" else self._settings.limit
+        if len(client.subscribed_s) >= limit and symbol not in client.subscribed_s:
+            return Refusal("too many", symbol)
+        return None
 
     def _trades(self, symbol: str) -> bool:
         known = self._settings.symbols
@@ -337,9 +361,17 @@ class Venue:
             batch = self._source.batch(self._universe, time.time_ns() // 1_000_000)
             if batch is None:
                 return batches, math.inf
-            batches.append(batch.trades)
+            batches.append(self._numbered(batch.trades))
             due_s += batch.lasts_s
         return batches, due_s
+
+    def _numbered(self, trades: list[Trade]) -> list[Trade]:
+        """Each with its place among all trades of its symbol here: Binance sends it as the trade's id."""
+        numbered = []
+        for trade in trades:
+            self._numbers[trade.symbol] += 1
+            numbered.append(trade._replace(number=self._numbers[trade.symbol]))
+        return numbered
 
     def _deliver(self, client: VenueConnection, batches: list[list[Trade]]) -> None:
         """To one client what it asked for, as its faults let it through."""
@@ -349,7 +381,7 @@ class Venue:
         wanted = client.subscribed_s.keys() - active.muted(client.subscribed_s)
         asked = [[trade for trade in trades if trade.symbol in wanted] for trades in batches]
         sent = active.distorted([trades for trades in asked if trades])
-        messages = [message for trades in sent for message in self._messages(trades)]
+        messages = [message for trades in sent for message in self._language.say(trades, combined=client.combined)]
         client.send(messages, copies=active.copies(), in_fragments=active.fragments())
 
     async def _flush_truth(self) -> None:
@@ -426,7 +458,7 @@ async def open_venue(settings: VenueSettings) -> Venue:
     """A venue that listens already; `Venue.run` attends to its clients. Raises ConfigError."""
     if settings.truth is not None and settings.protocol == "bars":
         raise ConfigError("The truth is about trades, and the protocol `bars` sends none.")
-    if settings.protocol != "finnhub" and not settings.symbols:
+    if settings.protocol in UNASKED and not settings.symbols:
         settings = replace(settings, symbols=STREAMED_SYMBOLS)
     source = _source(settings)
     accepted: asyncio.Queue[Accepted] = asyncio.Queue()

@@ -79,6 +79,8 @@ def padded(message: Message, size: int) -> Message:
     return Message(message.payload[:-1] + blanks + message.payload[-1:], message.trades)
 
 
+PING = Frame(Opcode.PING, b"").serialize(mask=False)
+
 HALF_FRAME = text_frame(b'{"data":[{"c":null,"p":1.5,"s":"BINANCE:HALF","t":1700000000000,"v":1}],"type":"trade"}')[:40]
 """The first bytes of a frame whose rest never comes."""
 

@@ -1,0 +1,269 @@
+"""Binance's language: https://developers.binance.com/docs/binance-spot-api-docs/web-socket-streams.
+
+`trade` and `aggTrade` events, bare or in a combined stream's envelope. Their single letters mean other things in
+other events: what a frame is is told by `stream` and `e` alone.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingestor.feeds import Decoded, Frames, Notice, Reject, Terms
+from ingestor.feeds.json_blocks import decode_blocks, no_false, read_table
+from ingestor.feeds.strict_json import (
+    DECIMAL,
+    JsonObject,
+    RefusedError,
+    notice_text,
+    read_json,
+    take_decimal,
+    take_integer,
+    take_object,
+    take_text,
+)
+from ingestor.schema import TIMESTAMP, VENUE_FIELDS
+
+BINANCE_TRADES = pa.schema(
+    [
+        *VENUE_FIELDS,
+        pa.field("trade_id", pa.int64()),  # rising by one with each trade (or aggregate) of a symbol
+        pa.field("side", pa.string()),  # "buy" or "sell": what the aggressor did
+    ]
+)
+
+_TERMS = Terms(message_pause_s=0.25, max_age_s=23.75 * 3600, never_closes=True)
+"""Five messages a second and 24 h a connection are what Binance allows; our pings and pongs count, too."""
+_STREAMS_A_MESSAGE = 200
+"""A connection has 1024 streams at most, and so takes six messages."""
+
+_EVENT_FIELDS = [
+    *[pa.field(key, pa.string()) for key in ("e", "s", "p", "q")],
+    *[pa.field(key, pa.int64()) for key in ("E", "T", "t", "a", "b", "f", "l")],
+    *[pa.field(key, pa.bool_()) for key in ("m", "M")],
+]
+"""All that an event has, so that the quick reader meets nothing unexpected."""
+_FRAME = pa.schema([pa.field("stream", pa.string()), pa.field("data", pa.struct(_EVENT_FIELDS)), *_EVENT_FIELDS])
+_FRAME_KEYS = frozenset({"stream", "data", "e", "result", "error", "code", "msg"})
+_ID_KEYS = {"trade": "t", "aggTrade": "a"}
+"""The events that are trades, and where each has its id."""
+_TRADE_KEYS = frozenset("Tspqm")
+
+
+class Binance:
+    """The feed of wss://stream.binance.com:9443/ws, or …/stream for combined streams.
+
+    Why it rejects a frame: `not_utf8`, `not_json`, `too_deep`, `not_an_object`, `repeated_key`, `no_event`,
+    `no_data` (a combined stream's envelope without an event). Why it rejects a trade, the first that applies:
+    `repeated_key`, `bad_time`, `bad_symbol`, `bad_price`, `bad_volume`, `bad_id`, `bad_side`. What is missing is bad,
+    too, and so is a price that is no decimal number in a string.
+    """
+
+    name = "binance"
+    schema = BINANCE_TRADES
+    terms = _TERMS
+
+    def __init__(self, url: str, stream: Literal["trade", "aggTrade"]) -> None:
+        self._url = url
+        self._stream = stream
+        self._combined = urlsplit(url).path.rstrip("/").endswith("/stream")
+
+    def __repr__(self) -> str:
+        return f"Binance({self._url!r}, {self._stream!r})"
+
+    def url(self) -> str:
+        """Where to connect; there is no key."""
+        return self._url
+
+    def subscribe(self, symbols: Sequence[str]) -> list[str]:
+        """One message for 200 symbols; Binance answers each by its id."""
+        return list(self._requests("SUBSCRIBE", symbols))
+
+    def unsubscribe(self, symbols: Sequence[str]) -> list[str]:
+        """One message for 200 symbols."""
+        return list(self._requests("UNSUBSCRIBE", symbols))
+
+    def decode(self, frames: Frames) -> Decoded:
+        """What the frames say. Never raises on bad input: what can't be read is a Reject."""
+        return decode_blocks(self, frames)
+
+    def read_strictly(self, frames: Frames, first: int) -> Decoded:
+        """Frame by frame; the first of them is number `first`."""
+        reading = _Reading()
+        for frame, payload in enumerate(frames.payloads, first):
+            reading.read(frame, payload)
+        columns = zip(*reading.rows, strict=True) if reading.rows else [()] * len(BINANCE_TRADES)
+        arrays = [pa.array(column, type_) for column, type_ in zip(columns, BINANCE_TRADES.types, strict=True)]
+        return Decoded(
+            trades=pa.record_batch(arrays, schema=BINANCE_TRADES),
+            frame_of=pa.array(reading.frame_of, pa.int64()),
+            rejects=reading.rejects,
+            notices=reading.notices,
+        )
+
+    def read_block(self, frames: Frames, first: int) -> Decoded | None:
+        """As one, or None where pyarrow can't be relied on to read them as strict `json` would."""
+        table = read_table(frames.payloads, _FRAME)
+        events = None if table is None else _events(table.combine_chunks().to_batches()[0])
+        if events is None:
+            return None
+        is_trade = pc.is_in(events["e"], pa.array(_ID_KEYS))
+        trades = _columns(events if no_false(is_trade) else events.filter(is_trade))
+        if trades is None:
+            return None
+        others = _Reading()
+        for row in pc.indices_nonzero(pc.invert(is_trade)).to_pylist():
+            others.read(first + row, frames.payloads[row])
+        frame_of = pc.add(pc.indices_nonzero(is_trade).cast(pa.int64()), pa.scalar(first))
+        return Decoded(trades, frame_of, others.rejects, others.notices)
+
+    def encode(self, trades: pa.RecordBatch) -> list[bytes]:
+        """One frame a trade, in the form that this feed asks for; a trade without volume can't be said."""
+        columns = (trades["timestamp"].cast(pa.int64()), *trades.columns[1:4], trades["trade_id"], trades["side"])
+        rows = zip(*(column.to_pylist() for column in columns), strict=True)
+        return [self._written(*row).encode() for row in rows]
+
+    def _requests(self, method: str, symbols: Sequence[str]) -> Iterator[str]:
+        starts = range(0, len(symbols), _STREAMS_A_MESSAGE)
+        for number, start in enumerate(starts, 1):
+            params = [self._stream_of(symbol) for symbol in symbols[start : start + _STREAMS_A_MESSAGE]]
+            request = {"method": method, "params": params, "id": number}
+            yield json.dumps(request, separators=(",", ":"), ensure_ascii=False)
+
+    def _stream_of(self, symbol: str) -> str:
+        return f"{symbol.lower()}@{self._stream}"
+
+    def _written(self, time: int, symbol: str, price: float, volume: float, trade_id: int, side: str) -> str:
+        event: dict[str, Any] = {"e": self._stream, "E": time, "s": symbol, _ID_KEYS[self._stream]: trade_id}
+        event |= {"p": _decimal(price), "q": _decimal(volume), "T": time, "m": side == "sell", "M": True}
+        message = {"stream": self._stream_of(symbol), "data": event} if self._combined else event
+        return json.dumps(message, separators=(",", ":"), ensure_ascii=False)
+
+
+def _decimal(number: float) -> str:
+    """The shortest decimal number that reads back as this double; Binance writes no exponents."""
+    return format(Decimal(repr(number)), "f")
+
+
+# A block at a time
+
+
+def _events(frames: pa.RecordBatch) -> pa.RecordBatch | None:
+    """A row a frame with the fields of its event, null where it holds none; None where only some are in an envelope."""
+    enveloped = pc.is_valid(frames["stream"])
+    if not pc.any(enveloped).as_py():
+        return frames.select([field.name for field in _EVENT_FIELDS])
+    if not no_false(pc.or_(enveloped, pc.is_null(frames["e"]))):
+        return None
+    fields = frames["data"].flatten()
+    kind = pc.if_else(enveloped, fields[0], pa.scalar(None, pa.string()))  # without `stream` it is no envelope
+    return pa.record_batch([kind, *fields[1:]], schema=pa.schema(_EVENT_FIELDS))
+
+
+def _columns(events: pa.RecordBatch) -> pa.RecordBatch | None:
+    """The trades that these events are, or None where there is one to reject."""
+    trade_id = pc.if_else(pc.equal(events["e"], pa.scalar("trade")), events["t"], events["a"])
+    needed = [events[key] for key in "Tspqm"]
+    if trade_id.null_count or any(column.null_count for column in needed):
+        return None
+    time, symbol, price_text, volume_text, buyer_made = needed
+    price, volume = _doubles(price_text), _doubles(volume_text)
+    if price is None or volume is None:
+        return None
+    conditions = pa.nulls(events.num_rows, pa.string())
+    side = pc.if_else(buyer_made, pa.scalar("sell"), pa.scalar("buy"))
+    columns = [time.cast(TIMESTAMP), symbol, price, volume, conditions, trade_id, side]
+    return pa.record_batch(columns, schema=BINANCE_TRADES)
+
+
+def _doubles(decimals: pa.Array) -> pa.Array | None:
+    """Each the nearest double; None where one is no decimal number, or too large."""
+    if not no_false(pc.match_substring_regex(decimals, rf"\A{DECIMAL.pattern}\z")):
+        return None
+    doubles = decimals.cast(pa.float64())
+    return doubles if no_false(pc.is_finite(doubles)) else None
+
+
+# A frame at a time
+
+Row = tuple[int, str, float, float, None, int, str]
+"""Of BINANCE_TRADES; the time in milliseconds."""
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What the frames read so far say."""
+
+    rows: list[Row] = field(default_factory=list)
+    frame_of: list[int] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+
+    def read(self, frame: int, payload: bytes) -> None:
+        """Add what this frame says."""
+        try:
+            document = take_object(read_json(payload), _FRAME_KEYS)
+            event = _event(document)
+            if event is None:
+                self.notices.append(_answer(frame, document))
+            elif (kind := take_text(event.get("e"), "no_event")) in _ID_KEYS:
+                self._read_trade(frame, event, _ID_KEYS[kind])
+            else:
+                self.notices.append(Notice(frame, "unknown", notice_text(kind)))
+        except RefusedError as refused:
+            self.rejects.append(Reject(frame, None, str(refused)))
+
+    def _read_trade(self, frame: int, event: JsonObject, id_key: str) -> None:
+        try:
+            self.rows.append(_trade(event, id_key))
+            self.frame_of.append(frame)
+        except RefusedError as refused:
+            self.rejects.append(Reject(frame, 0, str(refused)))
+
+
+def _event(document: JsonObject) -> JsonObject | None:
+    """The event in a frame; None where it answers a request."""
+    if document.get("stream") is not None:
+        take_text(document["stream"], "no_event")
+        if not isinstance(document.get("data"), JsonObject):
+            raise RefusedError("no_data")
+        return take_object(document["data"], {"e"})
+    if document.get("e") is None and not document.keys().isdisjoint({"result", "error", "code"}):
+        return None
+    return document
+
+
+def _answer(frame: int, document: JsonObject) -> Notice:
+    """What became of a request: `{"result":null,"id":1}`, `{"error":{"code":2,"msg":"…"},"id":1}`; older servers
+    write an error's fields without the envelope.
+    """
+    error = document if "code" in document else document.get("error")
+    if error is None:
+        return Notice(frame, "ack", "")
+    said = error.get("msg") if isinstance(error, JsonObject) else error
+    return Notice(frame, "error", notice_text(said), refuses=True)
+
+
+def _trade(event: JsonObject, id_key: str) -> Row:
+    take_object(event, _TRADE_KEYS | {id_key})
+    return (
+        take_integer(event.get("T"), "bad_time"),
+        take_text(event.get("s"), "bad_symbol"),
+        take_decimal(event.get("p"), "bad_price"),
+        take_decimal(event.get("q"), "bad_volume"),
+        None,
+        take_integer(event.get(id_key), "bad_id"),
+        _side(event.get("m")),
+    )
+
+
+def _side(buyer_made: Any) -> str:
+    """What the aggressor did: where the buyer made the price, it sold."""
+    if not isinstance(buyer_made, bool):
+        raise RefusedError("bad_side")
+    return "sell" if buyer_made else "buy"

@@ -1,0 +1,329 @@
+"""A venue's JSON read by its settings: shapes, units, what is a notice, what is refused."""
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from ingestor.config import JsonSettings, load_settings
+from ingestor.feeds import Frames, Notice, Reject, make_feed
+from ingestor.feeds.json_map import JsonMap
+from ingestor.schema import VENUE_TRADES
+
+RECEIVED_US = 1_700_000_000_123_999
+RECEIVED_MS = 1_700_000_000_123
+Row = tuple[int, int, str, float, float | None]
+"""Frame, time in ms, symbol, price, volume."""
+
+
+def feed(**settings: Any) -> JsonMap:
+    return JsonMap(JsonSettings.model_validate({"type": "json", "url": "wss://venue", **settings}))
+
+
+def decode(payload: object, **settings: Any) -> tuple[list[Row], list[Reject], list[Notice]]:
+    """What one frame says: bytes as they are, anything else as JSON."""
+    text = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+    decoded = feed(**settings).decode(Frames([text], [RECEIVED_US]))
+    assert decoded.trades.schema == VENUE_TRADES
+    assert decoded.trades["conditions"].null_count == decoded.trades.num_rows
+    columns = [decoded.trades["timestamp"].cast(pa.int64()), *decoded.trades.columns[1:4]]
+    rows = zip(decoded.frame_of.to_pylist(), *(column.to_pylist() for column in columns), strict=True)
+    return list(rows), decoded.rejects, decoded.notices
+
+
+# Asking
+
+
+def test_it_asks_by_its_templates() -> None:
+    asking = feed(subscribe='{"op":"sub","args":["{symbol}"]}', unsubscribe='{"op":"unsub","args":["{symbol}"]}')
+    assert asking.subscribe(["BTC-USD", 'a"b']) == [
+        '{"op":"sub","args":["BTC-USD"]}',
+        '{"op":"sub","args":["a\\"b"]}',
+    ]
+    assert asking.unsubscribe(["A"]) == ['{"op":"unsub","args":["A"]}']
+
+
+def test_a_template_without_a_symbol_is_sent_once_and_never_given_up() -> None:
+    asking = feed(subscribe='{"op":"all"}', unsubscribe='{"op":"none"}')
+    assert asking.subscribe(["A", "B"]) == ['{"op":"all"}']
+    assert asking.unsubscribe(["A"]) == []
+
+
+def test_a_venue_that_sends_unasked_is_not_asked() -> None:
+    assert feed().subscribe(["A"]) == feed().unsubscribe(["A"]) == []
+
+
+def test_make_feed_makes_it() -> None:
+    made = make_feed(JsonSettings(type="json", url="wss://venue", never_closes=True), "")
+    assert (made.name, made.schema, made.url()) == ("json", VENUE_TRADES, "wss://venue")
+    assert made.terms.never_closes
+    assert not feed().terms.never_closes
+
+
+# Shapes
+
+COINBASE = {
+    "fields": {"symbol": "product_id", "price": "price", "volume": "size", "timestamp": "time"},
+    "time_unit": "iso",
+    "match": {"type": "match"},
+}
+LISTED = {"fields": {"symbol": "s", "price": "d.p", "volume": "d.v", "timestamp": "t"}, "items": "data.trades"}
+
+
+@pytest.mark.parametrize(
+    ("payload", "settings", "rows"),
+    [
+        (
+            {"symbol": "AAPL", "price": 145.67, "volume": 1500},
+            {},
+            [(0, RECEIVED_MS, "AAPL", 145.67, 1500.0)],
+        ),
+        (
+            {"symbol": "AAPL", "price": "145.67", "volume": "1500", "timestamp": 5},
+            {},
+            [(0, 5, "AAPL", 145.67, 1500.0)],
+        ),
+        ({"symbol": "AAPL", "price": 1, "volume": None, "timestamp": None}, {}, [(0, RECEIVED_MS, "AAPL", 1.0, None)]),
+        ({"symbol": "AAPL", "price": 1, "volume": 0, "x": {"y": [1]}}, {}, [(0, RECEIVED_MS, "AAPL", 1.0, 0.0)]),
+        (
+            [{"symbol": "A", "price": 1, "timestamp": 1}, {"symbol": "B", "price": 2, "timestamp": 2}],
+            {},
+            [(0, 1, "A", 1.0, None), (0, 2, "B", 2.0, None)],
+        ),
+        ([], {}, []),
+        (
+            {"AAPL": 145.67, "GOOGL": 2725.67, "T": 20, "IC MARKETS:1": 1},
+            {},
+            [
+                (0, RECEIVED_MS, "AAPL", 145.67, None),
+                (0, RECEIVED_MS, "GOOGL", 2725.67, None),
+                (0, RECEIVED_MS, "T", 20.0, None),
+                (0, RECEIVED_MS, "IC MARKETS:1", 1.0, None),
+            ],
+        ),
+        (
+            [{"AAPL": 1}, {"symbol": "B", "price": 2}],
+            {},
+            [(0, RECEIVED_MS, "AAPL", 1.0, None), (0, RECEIVED_MS, "B", 2.0, None)],
+        ),
+        (
+            {"data": {"trades": [{"s": "A", "t": 7, "d": {"p": 1.5, "v": 2}}], "n": 1}},
+            LISTED,
+            [(0, 7, "A", 1.5, 2.0)],
+        ),
+        ({"data": {"trades": {"s": "A", "t": 7, "d": {"p": 1.5}}}}, LISTED, [(0, 7, "A", 1.5, None)]),
+        ({"data": {"trades": {"AAPL": 1.5}}}, LISTED, [(0, RECEIVED_MS, "AAPL", 1.5, None)]),
+        (
+            {
+                "type": "match",
+                "product_id": "BTC-USD",
+                "price": "97012.5",
+                "size": "0.01",
+                "time": "2026-11-20T14:30:00Z",
+            },
+            COINBASE,
+            [(0, 1795185000000, "BTC-USD", 97012.5, 0.01)],
+        ),
+        (
+            {"symbol": "A", "price": 1, "volume": 5},
+            {"fields": {"volume": "null"}},
+            [(0, RECEIVED_MS, "A", 1.0, None)],
+        ),
+        (
+            {"symbol": "A", "price": 1, "timestamp": 5},
+            {"fields": {"timestamp": "null"}},
+            [(0, RECEIVED_MS, "A", 1.0, None)],
+        ),
+        (b'{"x":1,"x":2,"symbol":"A","price":1}', {}, [(0, RECEIVED_MS, "A", 1.0, None)]),
+    ],
+)
+def test_decode_shape(payload: object, settings: dict[str, Any], rows: list[Row]) -> None:
+    assert decode(payload, **settings) == (rows, [], [])
+
+
+@pytest.mark.parametrize(
+    ("unit", "written", "read_as"),
+    [
+        ("ms", 1700000000123, 1700000000123),
+        ("ms", "1700000000123", 1700000000123),
+        ("ms", 1700000000123.9, 1700000000123),
+        ("s", 1700000000, 1700000000000),
+        ("s", 1700000000.123, 1700000000123),
+        ("s", "1700000000.1239", 1700000000123),
+        ("us", 1700000000123456, 1700000000123),
+        ("ns", 1700000000123456789, 1700000000123),
+        ("ns", "1700000000123999999", 1700000000123),
+        ("iso", "2026-11-20T14:30:00.123999Z", 1795185000123),
+        ("iso", "2026-11-20T09:30:00.123456789-05:00", 1795185000123),
+        ("iso", "2026-11-20 14:30:00", 1795185000000),
+    ],
+)
+def test_decode_time(unit: str, written: object, read_as: int) -> None:
+    ((_, time, *_),), _, _ = decode({"symbol": "A", "price": 1, "timestamp": written}, time_unit=unit)
+    assert time == read_as
+
+
+# What is no trade
+
+
+@pytest.mark.parametrize(
+    ("payload", "notice"),
+    [
+        ({"type": "subscriptions", "channels": []}, Notice(0, "unknown", "subscriptions")),
+        ({"type": "ping"}, Notice(0, "ping", "")),
+        ({"type": "error", "message": "no such product"}, Notice(0, "error", "no such product")),
+        ({"type": "error"}, Notice(0, "error", "")),
+        ({"type": "x" * 300}, Notice(0, "unknown", "x" * 200)),
+        ({"type": 5}, Notice(0, "unknown", "5")),
+        ({"product_id": "BTC-USD", "price": "1"}, Notice(0, "unknown", "")),
+        ([{"type": "match"}], Notice(0, "unknown", "")),
+    ],
+)
+def test_what_does_not_match_is_a_notice(payload: object, notice: Notice) -> None:
+    assert decode(payload, **COINBASE) == ([], [], [notice])
+
+
+def test_numbers_and_switches_match_as_they_are_written() -> None:
+    settings = {"match": {"channel": "3", "snapshot": "false"}}
+    frame = {"channel": 3, "snapshot": False, "symbol": "A", "price": 1}
+    assert decode(frame, **settings) == ([(0, RECEIVED_MS, "A", 1.0, None)], [], [])
+    assert decode({**frame, "snapshot": True}, **settings) == ([], [], [Notice(0, "unknown", "3")])
+
+
+@pytest.mark.parametrize(
+    ("payload", "settings", "reject"),
+    [
+        (b"", {}, Reject(0, None, "not_json")),
+        (b"\xff", {}, Reject(0, None, "not_utf8")),
+        (b'{"symbol":"A","price":NaN}', {}, Reject(0, None, "not_json")),
+        (b"[" * 100_000, {}, Reject(0, None, "too_deep")),
+        (5, {}, Reject(0, None, "not_an_object")),
+        (None, COINBASE, Reject(0, None, "not_an_object")),
+        ({"data": {}}, LISTED, Reject(0, None, "no_data")),
+        ({"data": {"trades": 5}}, LISTED, Reject(0, None, "no_data")),
+        (b'{"type":"match","type":"match"}', COINBASE, Reject(0, None, "repeated_key")),
+        (b'{"data":{},"data":{"trades":[]}}', LISTED, Reject(0, None, "repeated_key")),
+        ({}, {}, Reject(0, 0, "bad_symbol")),
+        ([5], {}, Reject(0, 0, "not_an_object")),
+        ({"symbol": 5, "price": 1}, {}, Reject(0, 0, "bad_symbol")),
+        (b'{"symbol":"\\ud800","price":1}', {}, Reject(0, 0, "bad_symbol")),
+        ({"symbol": "A"}, {}, Reject(0, 0, "bad_price")),
+        ({"symbol": "A", "price": True}, {}, Reject(0, 0, "bad_price")),
+        ({"symbol": "A", "price": "1e5"}, {}, Reject(0, 0, "bad_price")),
+        (b'{"symbol":"A","price":1e999}', {}, Reject(0, 0, "bad_price")),
+        ({"symbol": "A", "price": 1, "volume": []}, {}, Reject(0, 0, "bad_volume")),
+        ({"symbol": "A", "price": 1, "timestamp": "soon"}, {}, Reject(0, 0, "bad_time")),
+        ({"symbol": "A", "price": 1, "timestamp": True}, {}, Reject(0, 0, "bad_time")),
+        ({"symbol": "A", "price": 1, "timestamp": 1e308}, {"time_unit": "s"}, Reject(0, 0, "bad_time")),
+        ({"symbol": "A", "price": 1, "timestamp": 2**63}, {}, Reject(0, 0, "bad_time")),
+        ({"symbol": "A", "price": 1, "timestamp": "2026-13-01"}, {"time_unit": "iso"}, Reject(0, 0, "bad_time")),
+        ({"symbol": "A", "price": 1, "timestamp": 5}, {"time_unit": "iso"}, Reject(0, 0, "bad_time")),
+        (b'{"symbol":"A","price":1,"price":2}', {}, Reject(0, 0, "repeated_key")),
+    ],
+)
+def test_decode_rejects(payload: object, settings: dict[str, Any], reject: Reject) -> None:
+    assert decode(payload, **settings) == ([], [reject], [])
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"seq": 17},
+        {"AAPL": 1, "price": 2},
+        {"AAPL": True},
+        {"AAPL": 1, "GOOGL": None},
+        {"AAPL": "145.67"},
+        {"heart": 5},
+    ],
+)
+def test_what_is_no_map(payload: object) -> None:
+    """A word of the protocol, or of this venue's fields, is no symbol; and a price is a number."""
+    rows, rejects, _ = decode(payload, fields={"symbol": "heart.beat"})
+    assert (rows, rejects) == ([], [Reject(0, 0, "bad_symbol")])
+
+
+def test_a_symbol_twice_in_a_map_is_refused() -> None:
+    assert decode(b'{"AAPL":1,"AAPL":2}') == ([], [Reject(0, 0, "bad_symbol")], [])
+
+
+def test_the_other_trades_of_a_frame_are_kept() -> None:
+    good = {"symbol": "A", "price": 1}
+    rows, rejects, _ = decode([good, {"AAPL": 1, "MSFT": 2}, {"symbol": "B"}, good])
+    assert [row[2] for row in rows] == ["A", "AAPL", "MSFT", "A"]
+    assert rejects == [Reject(0, 3, "bad_price")]
+
+
+# The example
+
+EXAMPLE = Path(__file__).parents[1] / "config/json.yaml"
+
+
+def test_the_example_reads_coinbase() -> None:
+    """As its documentation writes a match: https://docs.cdp.coinbase.com/exchange/websocket-feed/channels."""
+    match = {
+        "type": "match",
+        "trade_id": 10,
+        "sequence": 50,
+        "maker_order_id": "ac928c66-ca53-498f-9c13-a110027a60e8",
+        "taker_order_id": "132fb6ae-456b-4654-b4e0-d681ac05cea1",
+        "time": "2014-11-07T08:19:27.028459Z",
+        "product_id": "BTC-USD",
+        "size": "5.23512",
+        "price": "400.23",
+        "side": "sell",
+    }
+    settings = load_settings(EXAMPLE)
+    assert isinstance(settings.feed, JsonSettings)
+    coinbase = JsonMap(settings.feed)
+    payloads = [json.dumps(match).encode(), b'{"type":"subscriptions","channels":[]}']
+    decoded = coinbase.decode(Frames(payloads, [RECEIVED_US] * 2))
+    (row,) = decoded.trades.to_pylist()
+    assert (row["symbol"], row["price"], row["volume"]) == ("BTC-USD", 400.23, 5.23512)
+    assert row["timestamp"] == datetime(2014, 11, 7, 8, 19, 27, 28000, tzinfo=UTC)
+    assert decoded.notices == [Notice(1, "unknown", "subscriptions")]
+    assert json.loads(coinbase.subscribe(settings.symbols)[0]) == {
+        "type": "subscribe",
+        "product_ids": ["BTC-USD"],
+        "channels": ["matches"],
+    }
+
+
+def test_the_example_names_every_setting_of_its_feed() -> None:
+    named = set(re.findall(r"^  #?(\w+):", EXAMPLE.read_text(), re.MULTILINE))
+    assert set(JsonSettings.model_fields) - {"allow_plaintext"} <= named
+
+
+# Backwards
+
+
+def test_encode_writes_as_the_venue_does() -> None:
+    rows = [[1795185000123], ["BTC-USD"], [97012.5], [0.01], [None]]
+    arrays = [pa.array(column, kind) for column, kind in zip(rows, VENUE_TRADES.types, strict=True)]
+    trades = pa.record_batch(arrays, schema=VENUE_TRADES)
+    assert feed(**COINBASE).encode(trades) == [
+        b'{"product_id":"BTC-USD","price":97012.5,"size":0.01,"time":"2026-11-20T14:30:00.123Z","type":"match"}'
+    ]
+    assert feed(**LISTED, time_unit="us", match={"data.kind": "t"}).encode(trades) == [
+        b'{"data":{"trades":[{"s":"BTC-USD","d":{"p":97012.5,"v":0.01},"t":1795185000123000}],"kind":"t"}}'
+    ]
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"fields": {"price": "a..b"}}, "must be a key, or keys joined by dots"),
+        ({"subscribe": "subscribe {symbol}"}, "must be JSON"),
+        ({"time_unit": "minutes"}, "Input should be"),
+        ({"url": "https://venue"}, "must be an address"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        feed(**settings)
