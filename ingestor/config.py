@@ -4,6 +4,7 @@ Every default is here and nowhere else; `config/ingestor.yaml` is the manual; a 
 """
 
 import difflib
+import json
 import os
 import re
 import stat
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 from urllib.parse import SplitResult, urlsplit
 
 from dotenv import dotenv_values
@@ -21,9 +23,11 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PlainSerializer,
     SecretStr,
+    Tag,
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
@@ -33,11 +37,14 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from ingestor.errors import ConfigError
+from ingestor.shard import symbols_of_shard
 from ingestor.yaml_file import KeyPath, Mistake, YamlFile, read_yaml
 
 DEFAULT_PATH = Path("config/ingestor.yaml")
 FREE_PLAN_SYMBOLS = 50
 """What Finnhub's free plan accepts on its one connection."""
+BINANCE_STREAMS = 1024
+"""What Binance serves on one connection."""
 
 _SECONDS = {
     "ms": Decimal("0.001"),
@@ -160,7 +167,12 @@ def _parse_path(value: object) -> object:
 
 
 def _null_as_none(value: object) -> object:
-    return None if value in {"", "~", "null"} else value
+    return None if value in ("", "~", "null") else value
+
+
+def _null_section(value: object) -> object:
+    """An empty section is one whose every line is a comment: it is all defaults, and not null."""
+    return None if value in ("~", "null") else value
 
 
 def _parse_ticker(value: object) -> object:
@@ -223,15 +235,76 @@ def _check_url(url: str) -> str:
     return url
 
 
+def _check_redis_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable or parts.scheme not in {"redis", "rediss"} or parts.query or parts.fragment or not url.isprintable():
+        raise ValueError("must be an address: redis://host:port/database, or rediss:// for TLS")
+    if parts.password is not None:
+        raise ValueError("the password belongs into REDIS_PASSWORD or into .env beside this file, never in here")
+    return url
+
+
+def _check_store(uri: str) -> str:
+    parts = urlsplit(uri)
+    if not uri or ("://" in uri and parts.scheme not in {"s3", "gs", "file"}) or not uri.isprintable():
+        raise ValueError("must be s3://bucket/path, gs://bucket/path, or a directory")
+    if parts.password is not None or "secret_key" in parts.query:
+        raise ValueError("credentials belong into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, never in here")
+    return uri
+
+
 def _on_loopback(parts: SplitResult) -> bool:
-    host = parts.hostname or ""
+    return is_loopback(parts.hostname or "")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach this address."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
 
 
+def split_address(text: str) -> tuple[str, int]:
+    """`127.0.0.1:9464` or `[::1]:9464` → host and port. Raises ValueError with a sentence."""
+    host, colon, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or not bare or (":" in bare) != bracketed or not re.fullmatch(r"\d{1,5}", port, re.ASCII):
+        raise ValueError(f"`{text}` is no address: write 127.0.0.1:9464, [::1]:9464, or null")
+    if int(port) > 65535:
+        raise ValueError(f"{port} is no port: at most 65535")
+    return bare, int(port)
+
+
+def _check_address(text: str | None) -> str | None:
+    if text is not None:
+        split_address(text)
+    return text
+
+
+def _check_path(text: str) -> str:
+    if not all(text.split(".")) or not text.isprintable():
+        raise ValueError("must be a key, or keys joined by dots: data.price")
+    return text
+
+
+def _check_template(text: str) -> str:
+    """A message in which `{symbol}` may stand in a string."""
+    try:
+        json.loads(text.replace("{symbol}", "X"))
+    except ValueError:
+        raise ValueError("""must be JSON, such as '{"op":"subscribe","symbol":"{symbol}"}'""") from None
+    return text
+
+
 Switch = Annotated[bool, BeforeValidator(_parse_switch)]
+JsonPath = Annotated[str, AfterValidator(_check_path)]
+JsonTemplate = Annotated[str, AfterValidator(_check_template)]
 PathText = Annotated[Path, BeforeValidator(_parse_path)]
 Ticker = Annotated[
     str,
@@ -262,26 +335,124 @@ class _Section(BaseModel):
         return {} if value == "" else value
 
 
-class FeedSettings(_Section):
-    """The venue and its language."""
+class _Feed(_Section):
+    """What every venue's settings have; `needs_key` says whether it wants the API key."""
 
+    needs_key: ClassVar[bool] = False
+    allow_plaintext: Switch = Field(default=False, description="permit ws:// to another machine")
+    url: Annotated[str, AfterValidator(_check_url)] = Field(description="where to connect, without a key")
+
+    @field_validator("url")
+    @classmethod
+    def _in_clear(cls, url: str, info: ValidationInfo) -> str:
+        parts = urlsplit(url)
+        if parts.scheme == "ws" and not info.data.get("allow_plaintext", True) and not _on_loopback(parts):
+            what = "sends the key" if cls.needs_key else "is"
+            raise ValueError(f"ws:// to another machine {what} in clear: use wss://, or set allow_plaintext: true")
+        return url
+
+
+class FinnhubSettings(_Feed):
+    """Finnhub: https://finnhub.io/docs/api/websocket-trades."""
+
+    needs_key: ClassVar[bool] = True
     type: Literal["finnhub"] = Field(default="finnhub", description="the venue's language")
-    allow_plaintext: Switch = Field(
-        default=False, description="permit ws:// to another machine; the key then travels in clear"
-    )
     url: Annotated[str, AfterValidator(_check_url)] = Field(
         default="wss://ws.finnhub.io", description="where to connect, without the key"
     )
 
-    @field_validator("url")
+
+class BinanceSettings(_Feed):
+    """Binance's spot market: trades with their ids and sides, without a key."""
+
+    type: Literal["binance"] = Field(description="the venue's language")
+    url: Annotated[str, AfterValidator(_check_url)] = Field(
+        default="wss://stream.binance.com:9443/ws", description="…/ws, or …/stream for combined streams"
+    )
+    stream: Literal["trade", "aggTrade"] = Field(
+        default="trade", description="each trade, or the fills of one order at one price as one"
+    )
+
+
+def _check_binance_tickers(symbols: Sequence[str]) -> None:
+    """Raises ValueError for what Binance would take without a word, and send nothing of."""
+    for symbol in symbols:
+        name = symbol.rpartition(":")[2].upper()
+        if symbol != name:
+            raise ValueError(f"`{symbol}` is no symbol of Binance: write {name}")
+    if len(symbols) > BINANCE_STREAMS:
+        raise ValueError(f"{len(symbols)} tickers: Binance serves {BINANCE_STREAMS} a connection, `shard` divides them")
+
+
+class JsonFields(_Section):
+    """Where a trade's values stand: keys, joined by dots where objects hold objects."""
+
+    symbol: JsonPath = Field(default="symbol", description="the key of the symbol")
+    price: JsonPath = Field(default="price", description="of the price, a number or the text of one")
+    volume: Annotated[JsonPath | None, BeforeValidator(_null_as_none)] = Field(
+        default="volume", description="of the volume; null where the venue sends none"
+    )
+    timestamp: Annotated[JsonPath | None, BeforeValidator(_null_as_none)] = Field(
+        default="timestamp", description="of the trade's time; null: when it came"
+    )
+
+
+class JsonSettings(_Feed):
+    """Any venue that sends trades as JSON."""
+
+    type: Literal["json"] = Field(description="the venue's language")
+    fields: JsonFields = JsonFields()
+    items: Annotated[JsonPath | None, BeforeValidator(_null_as_none)] = Field(
+        default=None, description="the key of the list of trades, where a message has one"
+    )
+    time_unit: Literal["s", "ms", "us", "ns", "iso"] = Field(
+        default="ms", description="of the timestamp: since 1970, or iso for text such as 2026-11-20T14:30:00.123Z"
+    )
+    match: dict[str, str] = Field(
+        default={}, description="what a message with trades says, by key; all others are notices"
+    )
+    subscribe: Annotated[JsonTemplate | None, BeforeValidator(_null_as_none)] = Field(
+        default=None, description="message that asks for {symbol}; null where the venue sends all unasked"
+    )
+    never_closes: Switch = Field(default=False, description="its markets trade around the clock; else as US stocks do")
+    unsubscribe: Annotated[JsonTemplate | None, BeforeValidator(_null_as_none)] = Field(
+        default=None, description="message that gives {symbol} up"
+    )
+
+
+_FEEDS: Mapping[str, type[_Feed]] = MappingProxyType(
+    {"finnhub": FinnhubSettings, "binance": BinanceSettings, "json": JsonSettings}
+)
+
+
+def _feed_type(value: object) -> str | None:
+    """Which of them a section is for: Finnhub where it doesn't say. None for another word."""
+    kind = value.get("type", "finnhub") if isinstance(value, Mapping) else getattr(value, "type", "finnhub")
+    return kind if isinstance(kind, str) and kind in _FEEDS else None
+
+
+FeedSettings = Annotated[
+    Annotated[FinnhubSettings, Tag("finnhub")]
+    | Annotated[BinanceSettings, Tag("binance")]
+    | Annotated[JsonSettings, Tag("json")],
+    Discriminator(
+        _feed_type, custom_error_type="feed_type", custom_error_message=f"`type` must be one of {', '.join(_FEEDS)}"
+    ),
+]
+
+
+class ShardSettings(_Section):
+    """One of several recorders that divide the tickers between them."""
+
+    index: Annotated[int, Field(ge=1, le=1000)] = Field(description="which of them this is, from 1")
+    count: Annotated[int, Field(ge=1, le=1000)] = Field(description="how many there are")
+
+    @field_validator("count")
     @classmethod
-    def _key_in_clear(cls, url: str, info: ValidationInfo) -> str:
-        parts = urlsplit(url)
-        if parts.scheme == "ws" and not info.data.get("allow_plaintext", True) and not _on_loopback(parts):
-            raise ValueError(
-                "ws:// to another machine sends the key in clear: use wss://, or set allow_plaintext: true"
-            )
-        return url
+    def _not_below_index(cls, count: int, info: ValidationInfo) -> int:
+        if count < info.data.get("index", 1):
+            raise ValueError("must be at least `index`, which counts from 1")
+        return count
 
 
 class RotateSettings(_Section):
@@ -303,6 +474,9 @@ class StorageSettings(_Section):
     min_free: Annotated[Size, _holding("0B", "1024TB")] = Field(
         default=1 << 30, description="free space to leave on the disk"
     )
+    retention: Annotated[Annotated[Duration, _lasting("1d", "36500d")] | None, BeforeValidator(_null_as_none)] = Field(
+        default=None, description="delete days of trades and CSV that are older; null keeps everything"
+    )
     rejects_per_day: Annotated[Size, _holding("0B", "1024TB")] = Field(
         default=1 << 30,
         description="raw text of refused frames to keep a day; beyond it they are only counted",
@@ -310,7 +484,7 @@ class StorageSettings(_Section):
 
 
 class JournalSettings(_Section):
-    """The loss bounds."""
+    """The loss bounds, and how long a backlog is kept."""
 
     linger: Annotated[Duration, _lasting("0s", "10s")] = Field(
         default=0.1, description="how long frames may wait to be journaled together: what `kill -9` can lose"
@@ -319,6 +493,10 @@ class JournalSettings(_Section):
         default=1.0,
         description="how often the journal is forced to the disk: what a power cut can lose",
         validate_default=True,
+    )
+    max_bytes: Annotated[Size, _holding("64MB", "1024TB")] = Field(
+        default=2 << 30,
+        description="what may be kept for sinks that are behind; beyond it the last one loses its place",
     )
 
     @field_validator("sync_interval")
@@ -370,6 +548,81 @@ class ConnectionSettings(_Section):
         return ping_interval
 
 
+class HealthSettings(_Section):
+    """What the recorder tells programs that watch it."""
+
+    listen: Annotated[str | None, BeforeValidator(_null_as_none), AfterValidator(_check_address)] = Field(
+        default="127.0.0.1:9464",
+        description="address of /metrics, /healthz, /readyz and /status; port 0 takes a free one, null turns it off",
+    )
+
+
+class SqliteSettings(_Section):
+    """Rows in a SQLite database."""
+
+    path: PathText = Field(default=Path("data/trades.sqlite"), description="relative to the working directory")
+
+
+class RedisSettings(_Section):
+    """A stream, the last price and publications a symbol. The password is REDIS_PASSWORD."""
+
+    url: Annotated[str, AfterValidator(_check_redis_url)] = Field(
+        default="redis://127.0.0.1:6379",
+        description="rediss:// for TLS; user@ and /database are allowed, a password not",
+    )
+    ca_file: Annotated[PathText | None, BeforeValidator(_null_as_none)] = Field(
+        default=None, description="PEM file of a private certificate authority; null trusts the system's"
+    )
+    stream_max: Annotated[int, Field(ge=1, le=1 << 40)] = Field(
+        default=100_000, description="about how many trades a stream keeps"
+    )
+
+
+class KafkaSettings(_Section):
+    """Messages in a topic. The password of SASL is KAFKA_PASSWORD."""
+
+    brokers: str = Field(default="127.0.0.1:9092", description="host:port, several with commas between")
+    topic: Annotated[str | None, BeforeValidator(_null_as_none)] = Field(
+        default=None, description="null is trades.<feed>, such as trades.finnhub"
+    )
+    values: Literal["json", "arrow"] = Field(
+        default="json", description="a trade as JSON, or the trades of a symbol as an Arrow IPC stream"
+    )
+    options: dict[str, str] = Field(default_factory=dict, description="any option of librdkafka")
+
+    @field_validator("options")
+    @classmethod
+    def _no_password(cls, options: dict[str, str]) -> dict[str, str]:
+        if secret := next((name for name in options if name.endswith((".password", ".pem", "client.secret"))), None):
+            raise ValueError(f"{secret} is a secret: the password of SASL belongs into KAFKA_PASSWORD")
+        return options
+
+
+class ObjectStoreSettings(_Section):
+    """A mirror of the dataset. Credentials are found as usual: AWS_ACCESS_KEY_ID and so on, or the machine's role."""
+
+    uri: Annotated[str, AfterValidator(_check_store)] = Field(
+        default="mirror", description="s3://bucket/path, gs://bucket/path, or a directory"
+    )
+
+
+class SinkSettings(_Section):
+    """Where trades go besides files; null is nowhere."""
+
+    sqlite: Annotated[SqliteSettings | None, BeforeValidator(_null_section)] = Field(
+        default=None, description="a SQLite database; null is nowhere"
+    )
+    redis: Annotated[RedisSettings | None, BeforeValidator(_null_section)] = Field(
+        default=None, description="Redis: a stream, the last price and publications a symbol; null is nowhere"
+    )
+    kafka: Annotated[KafkaSettings | None, BeforeValidator(_null_section)] = Field(
+        default=None, description="a Kafka topic; null is nowhere"
+    )
+    object_store: Annotated[ObjectStoreSettings | None, BeforeValidator(_null_section)] = Field(
+        default=None, description="a mirror of the dataset in an object store or a directory; null is nowhere"
+    )
+
+
 class LoggingSettings(_Section):
     """What the recorder says of itself, on stderr."""
 
@@ -384,17 +637,43 @@ class LoggingSettings(_Section):
 class Settings(_Section):
     """All of one recorder's settings. Durations are seconds, sizes bytes."""
 
-    feed: FeedSettings = FeedSettings()
+    feed: FeedSettings = Field(default=FinnhubSettings(), description="the venue and its language")
     tickers: Annotated[tuple[Ticker, ...], BeforeValidator(_mark_repeats)] = Field(
         description="the symbols to record, as the venue names them", json_schema_extra={"minItems": 1}
+    )
+    tickers_watch: Switch = Field(
+        default=False, description="apply a change of tickers as soon as the file is saved; else on `ingestor reload`"
+    )
+    shard: Annotated[ShardSettings | None, BeforeValidator(_null_as_none)] = Field(
+        default=None, description="record only this recorder's part of the tickers; null records all"
     )
     storage: StorageSettings = StorageSettings()
     journal: JournalSettings = JournalSettings()
     connection: ConnectionSettings = ConnectionSettings()
+    health: HealthSettings = HealthSettings()
+    sinks: SinkSettings = SinkSettings()
     logging: LoggingSettings = LoggingSettings()
     stop_timeout: Annotated[Duration, _lasting("0s", "1h")] = Field(
         default=60.0, description="how long an orderly stop may wait for files to be complete"
     )
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """What this recorder asks for: the tickers, or its shard of them."""
+        if self.shard is None:
+            return self.tickers
+        return symbols_of_shard(self.tickers, self.shard.index, self.shard.count)
+
+    @model_validator(mode="after")
+    def _recordable(self) -> Self:
+        """What the sections say of one another."""
+        if self.shard and isinstance(self.feed, JsonSettings) and self.feed.subscribe is None:
+            raise ValueError("`shard` needs `feed.subscribe`: without it every shard is sent every symbol")
+        if not self.symbols:
+            raise ValueError("this shard gets none of the tickers: there are too few of them for so many shards")
+        if isinstance(self.feed, BinanceSettings):
+            _check_binance_tickers(self.symbols)
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,6 +719,19 @@ def settings_from_flags(flags: Flags) -> Settings:
     return _validate(YamlFile(Path("command line"), {}, {}, []), flags)
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where settings come from, so that they can be read again."""
+
+    path: Path | None
+    """None: from the flags alone."""
+    flags: Flags = Flags()
+
+    def read(self) -> Settings:
+        """Raises ConfigError: one line a mistake, all of them."""
+        return settings_from_flags(self.flags) if self.path is None else load_settings(self.path, self.flags)
+
+
 def _validate(file: YamlFile, flags: Flags) -> Settings:
     mistakes = list(file.mistakes)
     complaints: list[str] = []
@@ -448,15 +740,21 @@ def _validate(file: YamlFile, flags: Flags) -> Settings:
         settings = Settings.model_validate(_under(file.data, flags))
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_input=False):
-            flag = next((flag for path, flag in flag_of.items() if detail["loc"][: len(path)] == path), None)
+            at = _path_in_file(detail["loc"])
+            flag = next((flag for path, flag in flag_of.items() if at[: len(path)] == path), None)
             if flag:
                 complaints.append(f"{flag}: {_sentence(detail)}")
             else:
-                mistakes.append(Mistake(file.place(detail["loc"]), _sentence(detail)))
+                mistakes.append(Mistake(file.place(at), _sentence(detail)))
     complaints += [file.complaint(mistake) for mistake in sorted(mistakes)]
     if complaints:
         raise ConfigError("\n".join(complaints))
     return settings
+
+
+def _path_in_file(path: KeyPath) -> KeyPath:
+    """The error names the venue after `feed`; the file doesn't."""
+    return path[:1] + path[2:] if path[:1] == ("feed",) and path[1:2] and path[1] in _FEEDS else path
 
 
 def _under(data: Mapping[str, object], flags: Flags) -> dict[str, object]:
@@ -492,7 +790,7 @@ _SENTENCES = {
 def _sentence(detail: ErrorDetails) -> str:
     """What pydantic found, as a person would say it, with a hint."""
     path, context = detail["loc"], detail.get("ctx", {})
-    key = str(path[-1]) if path else ""
+    key = str(_path_in_file(path)[-1]) if path else ""
     if detail["type"] == "value_error":
         return str(context["error"])
     if detail["type"] == "extra_forbidden":
@@ -503,11 +801,15 @@ def _sentence(detail: ErrorDetails) -> str:
 
 
 def _keys_beside(path: KeyPath) -> list[str]:
-    """The keys that are known where `path` stands."""
-    section = Settings.model_construct()
+    """The keys that are known where `path` stands; after `feed` it names the venue, as pydantic does."""
+    section: type[BaseModel] = Settings
     for key in path[:-1]:
-        section = getattr(section, str(key))
-    return list(type(section).model_fields)
+        if key in _FEEDS:
+            section = _FEEDS[str(key)]
+            continue
+        kinds = (section.model_fields[str(key)].annotation, *get_args(section.model_fields[str(key)].annotation))
+        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), section)
+    return list(section.model_fields)
 
 
 def _hint(key: str, known: Sequence[str]) -> str:
@@ -545,6 +847,15 @@ def load_key(config_dir: Path, environ: Mapping[str, str] = os.environ) -> Key |
         if key:
             return Key(value=SecretStr(key), source=source, warning=warning)
     return None
+
+
+def load_secret(name: str, config_dir: Path, environ: Mapping[str, str] = os.environ) -> str | None:
+    """A password: `name` in the environment, in `$CREDENTIALS_DIRECTORY`, or in `config_dir/.env`; None where it is
+    nowhere. Raises ConfigError for a source that can't be read.
+    """
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    found = environ.get(name) or (_read_secret(Path(directory) / name).strip() if directory else "")
+    return found or _read_dotenv(config_dir / ".env").get(name) or None
 
 
 def _key_candidates(config_dir: Path, environ: Mapping[str, str]) -> Iterator[tuple[str, str, str | None]]:

@@ -149,10 +149,16 @@ class SegmentFile:
 
 def list_segments(layout: Layout) -> list[SegmentFile]:
     """The segments in the journal, oldest first; none where there is no journal. Other names are not ours to read."""
+    try:
+        names = os.listdir(layout.journal)  # noqa: PTH208  asked many times a second: five times as fast
+    except FileNotFoundError:
+        return []
     found = []
-    for path in layout.journal.glob("*.journal"):
+    for name in names:
         with contextlib.suppress(ValueError):
-            found.append(SegmentFile(SegmentId.parse(path.name), path, path.name.endswith(".sealed.journal")))
+            if name.endswith(".journal"):
+                sealed = name.endswith(".sealed.journal")
+                found.append(SegmentFile(SegmentId.parse(name), layout.journal / name, sealed))
     return sorted(found, key=lambda file: file.id)
 
 

@@ -11,6 +11,7 @@ A fact is a line of JSON: `at` (µs since 1970), `fact` (`noun.past_participle`)
     symbol.refused      connection, symbol (null: the venue named none), text;  symbols.retried with symbols, why
     symbol.dropped      symbol: not asked for any more
     connection.lost     connection, code, reason, bytes, frames;  connection.closed where we left
+    connection.retired  connection, frames: it is old, and read on until the next one hears
     gap.opened          gap, cause, since, symbol (null: blind for all);  gap.closed with until
     clock.stepped       by_us: how far the wall clock was set forward; `at` is what it showed after it
     segment.closed      segment, first_received, last_received, counts, symbols, repeated, reasons, aside
@@ -19,9 +20,6 @@ A fact is a line of JSON: `at` (µs since 1970), `fact` (`noun.past_participle`)
     settings.reloaded   added, dropped: tickers; waiting: other settings that changed.  settings.refused with error
     sink.skipped        sink, rows, from, to: places of the journal (segment, offset) that it lost its claim on
     disk.low            free, floor: bytes, where less than storage.min_free is left;  disk.recovered
-    day.deleted         date, retention_s: told before it is done
-    settings.reloaded   added, dropped, waiting;  settings.refused with error
-    disk.low            free, floor;  disk.recovered
     run.stopped         error (null: in order)
 """
 
@@ -136,9 +134,14 @@ def read_all_facts(layout: Layout, skip: str | None = None) -> Iterator[Fact]:
         raise NotARecording(f"{layout.root} holds no recording: there is no ledger in its folder `coverage`")
     for path in ledgers:
         for fact in read_facts(path, skip):
-            if fact["fact"] == "run.started" and fact["format"] > FORMAT_VERSION:
-                raise FormatTooNew(f"{path} is of format {fact['format']}; this version reads up to {FORMAT_VERSION}")
+            if fact["fact"] == "run.started":
+                _check_format(path, fact)
             yield fact
+
+
+def _check_format(path: Path, started: Fact) -> None:
+    if started["format"] > FORMAT_VERSION:
+        raise FormatTooNew(f"{path} is of format {started['format']}; this version reads up to {FORMAT_VERSION}")
 
 
 def _parse(line: str) -> Fact | None:
@@ -177,12 +180,16 @@ def run_id(run: int, started: datetime) -> str:
 
 
 def read_history(layout: Layout) -> History:
-    """The last run of this root. A run that never said that it started counts only by its number."""
+    """The last run of this root. A run that never said that it started counts only by its number.
+
+    Raises FormatTooNew.
+    """
     ledgers = list_ledgers(layout)
     history = History(run=int(ledgers[-1].name.split("-")[0]) if ledgers else 0)
     for path in reversed(ledgers):
         facts = list(read_facts(path))
         if facts and facts[0]["fact"] == "run.started":
+            _check_format(path, facts[0])
             history = _summarise(history.run, facts)
             break
     return replace(history, closed=_last_closed(ledgers))

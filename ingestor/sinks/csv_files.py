@@ -178,10 +178,14 @@ def encode_csv(batch: pa.RecordBatch) -> pa.Buffer:
 
 
 def _as_text(column: pa.Array) -> pa.Array:
-    """A time as `2026-11-20T14:30:00.123Z`; any other column as it is."""
+    """A time as `2026-11-20T14:30:00.123Z`; any other column as it is.
+
+    Each distinct time is written once: Arrow takes 2 µs for one, and at high rates many trades share theirs.
+    """
     if not pa.types.is_timestamp(column.type):
         return column
-    return pc.binary_replace_slice(column.cast(pa.string()), 10, 11, "T")
+    times = column.dictionary_encode()
+    return pc.binary_replace_slice(times.dictionary.cast(pa.string()), 10, 11, "T").take(times.indices)
 
 
 def _compress(path: Path, staging: Path) -> None:

@@ -13,8 +13,9 @@ from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Event, Follower, Rows
 from ingestor.layout import Layout, list_segments
 from ingestor.sinks import Sink
+from ingestor.sinks.claims import Claims
 
-_POLL_S = 0.05
+_POLL_S = 0.2  # what is synced grows once in `journal.sync_interval`
 _RETRY_S = 1.0
 
 log = structlog.get_logger()
@@ -23,11 +24,14 @@ log = structlog.get_logger()
 class Runner:
     """Some sinks that share one reading of the journal. `run` is a thread's work."""
 
-    def __init__(self, layout: Layout, sinks: Sequence[Sink], stop: threading.Event) -> None:
-        """`stop`: nothing more will be journaled; run to the journal's end, then return."""
+    def __init__(
+        self, layout: Layout, sinks: Sequence[Sink], stop: threading.Event, claims: Claims | None = None
+    ) -> None:
+        """`stop`: nothing more will be journaled; run to the journal's end, then return. `claims`: what others need."""
         self._layout = layout
         self._sinks = sinks
         self._stop = stop
+        self._claims = claims
         self._places = {sink.name: sink.committed() for sink in sinks}
         self._follower = Follower(layout, _first_place(layout, self._places.values()), synced_only=True)
         self._failing: set[str] = set()
@@ -68,7 +72,7 @@ class Runner:
 
     def _free(self) -> None:
         try:
-            free_segments(self._layout, self._sinks)
+            free_segments(self._layout, self._sinks, self._claims)
         except OSError as error:
             self._works("freeing", error)
         else:
@@ -130,10 +134,10 @@ def _first_place(layout: Layout, places: Iterable[Cursor]) -> Cursor:
     return max(min(places), oldest)
 
 
-def free_segments(layout: Layout, sinks: Sequence[Sink]) -> None:
-    """Delete the segments that every sink has passed."""
-    passed = min(sink.committed() for sink in sinks)
-    for file in list_segments(layout):
-        if file.id.number < passed.segment:
-            file.path.unlink()
-            log.debug("segment.freed", segment=str(file.id))
+def free_segments(layout: Layout, sinks: Sequence[Sink], claims: Claims | None) -> None:
+    """Delete the segments that every sink has passed, and that nobody else claims. Raises OSError."""
+    place = min(sink.committed() for sink in sinks)
+    passed = [file for file in list_segments(layout) if file.id.number < place.segment]
+    for file in passed if claims is None else claims.settle(passed):
+        file.path.unlink()
+        log.debug("segment.freed", segment=str(file.id))

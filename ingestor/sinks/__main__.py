@@ -1,0 +1,85 @@
+"""The process that carries the journal to other systems: `python -m ingestor.sinks`, started by the recorder alone."""
+
+import fcntl
+import json
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from typing import BinaryIO
+
+import structlog
+
+from ingestor.layout import FILE_MODE, Layout
+from ingestor.lean import refuse_pandas
+from ingestor.logs import configure_logs
+from ingestor.sinks.destinations import make_carriers
+from ingestor.sinks.process import Handover
+
+_NICE = 10
+_LOOK_S = 0.2
+_PIECE = 4096
+
+log = structlog.get_logger()
+
+
+def main(pipe: BinaryIO) -> int:
+    """Carry until the pipe ends, then to the end of the journal within `stop_timeout`. The exit code: 0 in order."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the recorder, which ends the pipe when it is time
+        signal.signal(number, signal.SIG_IGN)
+    os.umask(0o027)
+    os.nice(_NICE)
+    refuse_pandas()
+    told = pipe.readline()
+    if not told:
+        return 0
+    handover = Handover.model_validate(json.loads(told))  # as YAML is: the settings' parsers take Python's values
+    configure_logs(handover.logging.level, handover.logging.format, list(handover.secrets.values()))
+    layout = Layout(handover.root)
+    if not _lock(layout, pipe):
+        return 0
+    stop = threading.Event()
+    carriers = make_carriers(handover.sinks, layout, handover.feed, handover.secrets, stop)
+    threads = [threading.Thread(target=carrier.run, name=carrier.name, daemon=True) for carrier in carriers]
+    for thread in threads:
+        thread.start()
+    while all(thread.is_alive() for thread in threads) and not _has_ended(pipe, _LOOK_S):
+        pass
+    stop.set()
+    deadline_s = time.monotonic() + handover.stop_timeout
+    for thread in threads:
+        thread.join(max(deadline_s - time.monotonic(), 0.0))
+    return 0
+
+
+def _lock(layout: Layout, pipe: BinaryIO) -> bool:
+    """Be the one such process of this root, once that of a recorder that was killed has ended; False where our own
+    recorder ended first.
+    """
+    fd = os.open(layout.sinks_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+    waiting = False
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waiting:
+                log.info("sinks.waiting", reason="those of an earlier recorder are still carrying")
+            waiting = True
+            if _has_ended(pipe, _LOOK_S):
+                log.info("sinks.left", reason="the recorder stopped first: the next start carries on")
+                return False
+        else:
+            return True
+
+
+def _has_ended(pipe: BinaryIO, patience_s: float) -> bool:
+    readable, _, _ = select.select([pipe], [], [], patience_s)
+    return bool(readable) and not os.read(pipe.fileno(), _PIECE)
+
+
+if __name__ == "__main__":
+    code = main(sys.stdin.buffer)
+    sys.stderr.flush()
+    os._exit(code)  # a thread that still waits for its destination must not keep the process

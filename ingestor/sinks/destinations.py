@@ -1,0 +1,81 @@
+"""The sinks that run in a process of their own: which are asked for, what they need installed, how each is opened."""
+
+import threading
+from functools import partial
+from importlib.util import find_spec
+
+from ingestor.config import SinkSettings
+from ingestor.errors import ConfigError
+from ingestor.journal.cursor import Cursor
+from ingestor.layout import Layout
+from ingestor.sinks import Sink
+from ingestor.sinks.carrier import Carrier
+from ingestor.sinks.places import name_root
+
+SECRETS = {"redis": "REDIS_PASSWORD", "kafka": "KAFKA_PASSWORD"}
+"""By sink: where its password is looked for, as the API key is."""
+
+_PACKAGES = {"redis": "redis", "kafka": "confluent_kafka"}
+"""By sink, and by the extra of that name: the package that it needs."""
+_RECORDS = ("sqlite", "redis", "kafka")
+"""Those that take their rows from the journal, and so claim what they have not passed."""
+
+
+def configured_sinks(settings: SinkSettings) -> list[str]:
+    """Raises ConfigError, in one line, where a sink's package is not installed."""
+    asked = [name for name in type(settings).model_fields if getattr(settings, name) is not None]
+    for name in asked:
+        if name in _PACKAGES and find_spec(_PACKAGES[name]) is None:
+            raise ConfigError(f"sinks.{name} needs the extra `{name}`: pip install 'finnhub-ingestor[{name}]'")
+    return asked
+
+
+def claiming_sinks(settings: SinkSettings) -> list[str]:
+    """Those for which the journal is kept."""
+    return [name for name in _RECORDS if getattr(settings, name) is not None]
+
+
+def make_carriers(
+    settings: SinkSettings, layout: Layout, feed: str, secrets: dict[str, str], stop: threading.Event
+) -> list[Carrier]:
+    """One for each sink that is asked for; Redis has two, a record and a view. Nothing is open yet. Raises OSError."""
+    root = name_root(layout)
+    carriers = [
+        Carrier(layout, name, partial(_open, name, settings, layout, feed, secrets.get(name), root), stop)
+        for name in configured_sinks(settings)
+    ]
+    if settings.redis is not None:
+        live = partial(_open, "redis_live", settings, layout, feed, secrets.get("redis"), root)
+        carriers.append(Carrier(layout, "redis_live", live, stop, view=True))
+    return carriers
+
+
+def _open(
+    name: str, settings: SinkSettings, layout: Layout, feed: str, password: str | None, root: str, start: Cursor
+) -> Sink:
+    """The sink of this name, ready. `start` is for those that can't keep their cursor at the destination.
+
+    Raises SinkUnavailable.
+    """
+    if name == "sqlite" and settings.sqlite is not None:
+        from ingestor.sinks.sqlite_db import SqliteDatabase
+
+        return SqliteDatabase(settings.sqlite.path, root)
+    if name == "redis" and settings.redis is not None:
+        from ingestor.sinks.redis_db import RedisStreams
+
+        return RedisStreams(settings.redis, password, root)
+    if name == "redis_live" and settings.redis is not None:
+        from ingestor.sinks.redis_db import RedisLive
+
+        return RedisLive(settings.redis, password)
+    if name == "kafka" and settings.kafka is not None:
+        from ingestor.sinks.kafka_topic import KafkaTopic
+
+        topic = settings.kafka.topic or f"trades.{feed}"
+        return KafkaTopic(settings.kafka, topic, password, root, start)
+    if name == "object_store" and settings.object_store is not None:
+        from ingestor.sinks.object_store import ObjectStore
+
+        return ObjectStore(settings.object_store.uri, layout, root)
+    raise ValueError(f"no sink {name}")

@@ -1,0 +1,148 @@
+"""Trades in a Kafka topic. At least once, repeats identifiable: the cursor moves after the brokers' acknowledgement,
+and every message names its root and its sequence number.
+"""
+
+import json
+import logging
+from collections.abc import Iterable
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from ingestor.config import KafkaSettings
+from ingestor.errors import SinkUnavailable
+from ingestor.journal.cursor import Cursor
+from ingestor.journal.follower import Damage, Rows, SegmentEnd
+
+_ROOM_S = 0.1
+_ROWS_A_BARRIER = 100_000
+
+_DEFAULTS = {
+    "client.id": "finnhub-ingestor",
+    "enable.idempotence": "true",
+    "acks": "all",
+    "compression.type": "zstd",
+    "linger.ms": "50",
+    "queue.buffering.max.kbytes": "65536",  # what waits is in the journal
+    "message.timeout.ms": "30000",
+    "log_level": "2",  # what hinders it is told as the sink's failure
+}
+
+Headers = list[tuple[str, str | bytes | None]]
+
+
+class KafkaTopic:
+    """An idempotent producer for one topic. Within its life nothing is repeated; after an error it is of no use any
+    more, and what it had not seen acknowledged is sent again by the next.
+    """
+
+    name = "kafka"
+
+    def __init__(self, settings: KafkaSettings, topic: str, password: str | None, root: str, start: Cursor) -> None:
+        """Raises SinkUnavailable where librdkafka refuses the options."""
+        options = {**_DEFAULTS, **settings.options, "bootstrap.servers": settings.brokers}
+        if password is not None:
+            options["sasl.password"] = password
+        try:
+            self._producer = Producer(
+                {**options, "delivery.report.only.error": True, "error_cb": self._note_error},
+                logger=logging.getLogger("librdkafka"),
+            )
+        except KafkaException as error:
+            raise SinkUnavailable(f"kafka: {error.args[0].str()}") from None
+        self._patience_s = float(options["message.timeout.ms"]) / 1000 + 5.0
+        self._encode = encode_json if settings.values == "json" else encode_arrow
+        self._topic = topic
+        self._root = root.encode()
+        self._unconfirmed = 0
+        self._fault = ""
+        self._refused: KafkaError | None = None
+        self._at = self._committed = start
+
+    def write(self, rows: Rows) -> None:
+        for key, value, headers in self._encode(rows.batch):
+            self._produce(key, value, [*headers, ("root", self._root)])
+        self._unconfirmed += rows.batch.num_rows
+        self._at = rows.at
+        if self._unconfirmed >= _ROWS_A_BARRIER:
+            self._confirm()
+
+    def set_aside(self, damage: Damage) -> None:
+        """Nothing: what is no record holds no row."""
+
+    def end_segment(self, end: SegmentEnd) -> None:
+        self._at = end.at
+
+    def tick(self, now_s: float) -> None:  # noqa: ARG002  the Sink's signature
+        if self._at != self._committed:
+            self._confirm()
+
+    def committed(self) -> Cursor:
+        return self._committed
+
+    def close(self) -> None:
+        """Give up what the brokers have not acknowledged: the next producer sends it again."""
+        self._producer.purge()
+        self._producer.flush(0)
+
+    def _produce(self, key: bytes, value: bytes, headers: Headers) -> None:
+        while True:
+            try:
+                self._producer.produce(self._topic, value, key, headers=headers, on_delivery=self._note_delivery)
+            except BufferError:  # librdkafka holds as much as it may: wait for the brokers
+                self._producer.poll(_ROOM_S)
+                self._raise_refusal()
+            except KafkaException as error:
+                raise SinkUnavailable(f"kafka: {error.args[0].str()}") from None
+            else:
+                return
+
+    def _confirm(self) -> None:
+        """Wait until the brokers have acknowledged everything. Raises SinkUnavailable."""
+        left = self._producer.flush(self._patience_s)
+        self._raise_refusal()
+        if left:
+            raise SinkUnavailable(f"kafka: {left} messages are not acknowledged; {self._fault or 'no broker answers'}")
+        self._committed = self._at
+        self._unconfirmed = 0
+
+    def _raise_refusal(self) -> None:
+        if self._refused is not None:
+            raise SinkUnavailable(f"kafka: {self._refused.str()}; {self._fault or 'see the brokers'}")
+
+    def _note_delivery(self, error: KafkaError | None, message: Message) -> None:  # noqa: ARG002  librdkafka's signature
+        self._refused = self._refused or error
+
+    def _note_error(self, error: KafkaError) -> None:
+        self._fault = error.str()
+
+
+def encode_json(batch: pa.RecordBatch) -> Iterable[tuple[bytes, bytes, Headers]]:
+    """A message a trade: (key, value, headers). Times are numbers: ms and µs since 1970."""
+    names = batch.schema.names
+    columns = [_as_json(column).to_pylist() for column in batch.columns]
+    symbol, sequence = names.index("symbol"), names.index("sequence")
+    encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+    for row in zip(*columns, strict=True):
+        value = encode(dict(zip(names, row, strict=True)))
+        yield row[symbol].encode(), value.encode(), [("sequence", str(row[sequence]).encode())]
+
+
+def encode_arrow(batch: pa.RecordBatch) -> Iterable[tuple[bytes, bytes, Headers]]:
+    """A message a symbol, with its trades as an Arrow IPC stream: (key, value, headers)."""
+    symbols = batch.column("symbol")
+    for symbol in symbols.unique():
+        rows = batch.filter(pc.equal(symbols, symbol))
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, rows.schema) as stream:
+            stream.write_batch(rows)
+        headers: Headers = [
+            ("sequence", str(rows.column("sequence")[0].as_py()).encode()),
+            ("rows", str(rows.num_rows).encode()),
+        ]
+        yield symbol.as_py().encode(), sink.getvalue().to_pybytes(), headers
+
+
+def _as_json(column: pa.Array) -> pa.Array:
+    return column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column

@@ -1,0 +1,205 @@
+"""Trades in Redis: a capped stream a symbol, which is a record; last price and publications, which are a live view.
+
+Exactly once, while Redis keeps what it acknowledged: rows and cursor are one transaction (MULTI). Where a Redis comes
+back with an older state, its cursor does too, and the rows between are given again as long as the journal holds them.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+import redis
+import structlog
+from redis.exceptions import AuthenticationError, RedisError
+
+from ingestor.config import RedisSettings
+from ingestor.errors import SinkUnavailable
+from ingestor.journal.cursor import Cursor
+from ingestor.journal.follower import Damage, Rows, SegmentEnd
+
+_PATIENCE_S = 10.0
+_ROWS_A_TRANSACTION = 5_000
+
+log = structlog.get_logger()
+
+
+class RedisStreams:
+    """An open link that adds each row to `trades:<SYMBOL>`, under an id that is its sequence number.
+
+    After an error the link is of no use any more.
+    """
+
+    name = "redis"
+
+    def __init__(self, settings: RedisSettings, password: str | None, root: str) -> None:
+        """Raises SinkUnavailable."""
+        self._client = connect(settings, password)
+        self._stream_max = settings.stream_max
+        self._cursor_key = f"ingestor:cursor:{root}"
+        try:
+            stored = self._client.get(self._cursor_key)
+        except RedisError as error:
+            raise _unavailable(error) from error
+        segment, offset, self._last = map(int, str(stored or "0:0:0").split(":"))
+        self._at = self._committed = Cursor(segment, offset)
+        self._waiting: list[pa.RecordBatch] = []
+        self._symbols: set[str] = set()
+        """Those whose streams are known to end before what this link adds."""
+
+    def write(self, rows: Rows) -> None:
+        if rows.batch.num_rows:
+            self._waiting.append(rows.batch)
+        self._at = rows.at
+        if sum(batch.num_rows for batch in self._waiting) >= _ROWS_A_TRANSACTION:
+            self._commit()
+
+    def set_aside(self, damage: Damage) -> None:
+        """Nothing: what is no record holds no row."""
+
+    def end_segment(self, end: SegmentEnd) -> None:
+        self._at = end.at
+
+    def tick(self, now_s: float) -> None:  # noqa: ARG002  the Sink's signature
+        if self._at != self._committed:
+            self._commit()
+
+    def committed(self) -> Cursor:
+        return self._committed
+
+    def close(self) -> None:
+        """Leave what no tick has committed to the next start."""
+        self._client.close()
+
+    def _commit(self) -> None:
+        last = self._last
+        pipeline: Any = self._client.pipeline(transaction=True)  # its types leave `execute_command` out
+        for batch in self._waiting:
+            self._check_streams(batch)
+            last = batch.column("sequence")[-1].as_py()
+            for stream, *entry in _entries(batch):
+                pipeline.execute_command("XADD", stream, "MAXLEN", "~", self._stream_max, *entry)
+        pipeline.set(self._cursor_key, f"{self._at.segment}:{self._at.offset}:{last}")
+        try:
+            refusals = [one for one in pipeline.execute(raise_on_error=False) if isinstance(one, Exception)]
+        except RedisError as error:
+            raise _unavailable(error) from error
+        if refusals:  # another writer came between: nothing else can refuse one command of a transaction
+            log.error("redis.refused", rows=len(refusals), error=str(refusals[0]))
+        self._last, self._committed = last, self._at
+        self._waiting.clear()
+
+    def _check_streams(self, batch: pa.RecordBatch) -> None:
+        """Each stream ends where this recording has left it. Raises SinkUnavailable where it doesn't: an id that is
+        refused would be a row that is lost.
+        """
+        symbols = [symbol for symbol in batch.column("symbol").unique().to_pylist() if symbol not in self._symbols]
+        pipeline = self._client.pipeline(transaction=False)
+        for symbol in symbols:
+            pipeline.xrevrange(f"trades:{symbol}", count=1)
+        try:
+            tops = pipeline.execute()
+        except RedisError as error:
+            raise _unavailable(error) from error
+        for symbol, top in zip(symbols, tops, strict=True):
+            if top and int(top[0][0].partition("-")[0]) > self._last:
+                raise SinkUnavailable(
+                    f"the stream trades:{symbol} holds entries that are not from this recording: delete it, or give"
+                    " sinks.redis.url another database"
+                )
+        self._symbols.update(symbols)
+
+
+class RedisLive:
+    """An open link that sets `stock:<SYMBOL>` to the last trade and publishes each trade there. No record: what comes
+    while Redis is away is not told later.
+    """
+
+    name = "redis_live"
+
+    def __init__(self, settings: RedisSettings, password: str | None) -> None:
+        """Raises SinkUnavailable."""
+        self._client = connect(settings, password)
+        try:
+            self._client.ping()
+        except RedisError as error:
+            raise _unavailable(error) from error
+        self._at = Cursor(0, 0)
+
+    def write(self, rows: Rows) -> None:
+        pipeline = self._client.pipeline(transaction=False)
+        last = {}
+        for symbol, text in _prices(rows.batch):
+            pipeline.publish(f"stock:{symbol}", text)
+            last[f"stock:{symbol}"] = text
+        if last:
+            pipeline.mset(last)
+            try:
+                pipeline.execute()
+            except RedisError as error:
+                raise _unavailable(error) from error
+        self._at = rows.at
+
+    def set_aside(self, damage: Damage) -> None:
+        """Nothing: what is no record holds no row."""
+
+    def end_segment(self, end: SegmentEnd) -> None:
+        self._at = end.at
+
+    def tick(self, now_s: float) -> None:
+        """Nothing: a trade is told at once."""
+
+    def committed(self) -> Cursor:
+        return self._at
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def connect(settings: RedisSettings, password: str | None) -> "redis.Redis":
+    """A client of one connection, without retries of its own; nothing is sent yet."""
+    secured = settings.url.startswith("rediss:")
+    options: dict[str, Any] = {"ssl_ca_certs": str(settings.ca_file)} if secured and settings.ca_file else {}
+    return redis.Redis.from_url(
+        settings.url,
+        password=password,
+        decode_responses=True,
+        socket_timeout=_PATIENCE_S,
+        socket_connect_timeout=_PATIENCE_S,
+        single_connection_client=False,
+        retry=None,
+        **options,
+    )
+
+
+def _unavailable(error: RedisError) -> SinkUnavailable:
+    refused = isinstance(error, AuthenticationError) or "AUTH" in str(error)
+    hint = ": check REDIS_PASSWORD" if refused else ""
+    return SinkUnavailable(f"redis: {error}{hint}")
+
+
+def _entries(batch: pa.RecordBatch) -> Iterable[list[Any]]:
+    """[stream, id, name, value, name, value …] of each row; a null is left out. Times are ms and µs since 1970."""
+    names = [name for name in batch.schema.names if name not in ("symbol", "sequence")]
+    columns = [_as_redis(batch.column(name)).to_pylist() for name in names]
+    symbols, sequences = batch.column("symbol").to_pylist(), batch.column("sequence").to_pylist()
+    for symbol, sequence, *values in zip(symbols, sequences, *columns, strict=True):
+        entry = [f"trades:{symbol}", f"{sequence}-0"]
+        for name, value in zip(names, values, strict=True):
+            if value is not None:
+                entry += (name, value)
+        yield entry
+
+
+def _as_redis(column: pa.Array) -> pa.Array:
+    if pa.types.is_timestamp(column.type):
+        return column.cast(pa.int64())
+    return column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column
+
+
+def _prices(batch: pa.RecordBatch) -> Iterable[tuple[str, str]]:
+    """(symbol, `{"symbol", "price", "volume", "timestamp"}`) of each row; `timestamp` is ms since 1970."""
+    names = ("symbol", "price", "volume", "timestamp")
+    columns = [_as_redis(batch.column(name)).to_pylist() for name in names]
+    for row in zip(*columns, strict=True):
+        yield row[0], json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, separators=(",", ":"))

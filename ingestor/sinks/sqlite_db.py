@@ -1,0 +1,131 @@
+"""Rows in a SQLite database. Exactly once: they and the cursor are one transaction, and `sequence` is the key."""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingestor.errors import SinkUnavailable
+from ingestor.journal.cursor import Cursor
+from ingestor.journal.follower import Damage, Rows, SegmentEnd
+
+_PATIENCE_S = 5.0
+_ROWS_A_TRANSACTION = 50_000
+
+
+class SqliteDatabase:
+    """An open database with the table `trades`, readable by others at any time (WAL). Times are ISO text in UTC.
+
+    What is written is committed at the next tick. After an error the link is of no use any more.
+    """
+
+    name = "sqlite"
+
+    def __init__(self, path: Path, root: str) -> None:
+        """Make what is missing. Raises SinkUnavailable, also where the database holds another root's recording."""
+        with _translated(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None)
+        self._path = path
+        self._root = root
+        self._columns: list[str] = []
+        self._waiting = 0
+        with _translated(path):
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = FULL")  # the journal is freed by what this commits
+            self._database.execute("CREATE TABLE IF NOT EXISTS cursor (root TEXT PRIMARY KEY, segment INT, offset INT)")
+            places = {key: Cursor(*place) for key, *place in self._database.execute("SELECT * FROM cursor")}
+        if places.keys() - {root}:
+            raise SinkUnavailable(f"{path} holds another root's recording: one database a root")
+        self._at = self._committed = places.get(root, Cursor(0, 0))
+
+    def write(self, rows: Rows) -> None:
+        self._at = rows.at
+        if not rows.batch.num_rows:
+            return
+        with _translated(self._path):
+            self._begin()
+            self._fit_table(rows.batch.schema)
+            names = ", ".join(map(_quote, rows.batch.schema.names))
+            marks = ", ".join("?" * rows.batch.num_columns)
+            insert = f"INSERT INTO trades ({names}) VALUES ({marks}) ON CONFLICT (sequence) DO NOTHING"  # noqa: S608  names are quoted
+            columns = [_as_sql(column).to_pylist() for column in rows.batch.columns]
+            self._database.executemany(insert, zip(*columns, strict=True))
+        self._waiting += rows.batch.num_rows
+        if self._waiting >= _ROWS_A_TRANSACTION:
+            self._commit()
+
+    def set_aside(self, damage: Damage) -> None:
+        """Nothing: what is no record holds no row."""
+
+    def end_segment(self, end: SegmentEnd) -> None:
+        self._at = end.at
+
+    def tick(self, now_s: float) -> None:  # noqa: ARG002  the Sink's signature
+        if self._at != self._committed:
+            self._commit()
+
+    def committed(self) -> Cursor:
+        return self._committed
+
+    def close(self) -> None:
+        """Leave what no tick has committed to the next start."""
+        with _translated(self._path):
+            self._database.close()
+
+    def _begin(self) -> None:
+        if not self._database.in_transaction:
+            self._database.execute("BEGIN IMMEDIATE")
+
+    def _commit(self) -> None:
+        with _translated(self._path):
+            self._begin()
+            place = (self._root, self._at.segment, self._at.offset)
+            self._database.execute("INSERT OR REPLACE INTO cursor VALUES (?, ?, ?)", place)
+            self._database.execute("COMMIT")
+        self._committed = self._at
+        self._waiting = 0
+
+    def _fit_table(self, schema: pa.Schema) -> None:
+        """Make the table, or the columns of a feed's own that it hasn't yet."""
+        if set(schema.names) <= set(self._columns):
+            return
+        columns = ", ".join(f"{_quote(field.name)} {_sql_type(field)}" for field in schema)
+        self._database.execute(f"CREATE TABLE IF NOT EXISTS trades ({columns})")
+        self._columns = [name for _, name, *_ in self._database.execute("PRAGMA table_info (trades)")]
+        for field in schema:
+            if field.name not in self._columns:
+                self._database.execute(f"ALTER TABLE trades ADD COLUMN {_quote(field.name)} {_sql_type(field)}")
+                self._columns.append(field.name)
+        self._database.execute("CREATE INDEX IF NOT EXISTS trades_by_time ON trades (symbol, timestamp)")
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """What the database or its disk refuses is SinkUnavailable."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise SinkUnavailable(f"{path}: {error}") from error
+
+
+def _quote(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _as_sql(column: pa.Array) -> pa.Array:
+    """A time as `2026-11-20T14:30:00.123Z`; any other column as it is."""
+    if not pa.types.is_timestamp(column.type):
+        return column
+    return pc.binary_replace_slice(column.cast(pa.string()), 10, 11, "T")
+
+
+def _sql_type(field: pa.Field) -> str:
+    if field.name == "sequence":
+        return "INTEGER PRIMARY KEY"
+    if pa.types.is_floating(field.type):
+        return "REAL"
+    return "INTEGER" if pa.types.is_integer(field.type) or pa.types.is_boolean(field.type) else "TEXT"

@@ -1,0 +1,422 @@
+"""Each kind of sink with its real destination, for the tests that hold for all of them: how it is carried to, how its
+process crashes, how its destination goes away and comes back, and what a reader finds there.
+"""
+
+import gc
+import json
+import sqlite3
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+from journals import NEVER, NOON, Crash, Crashed, Holder, block, drain, first_sequence, make_ledger, make_root, trades
+from pyarrow import fs as pafs
+from servers import KafkaCluster, RedisServer, S3Server
+
+from ingestor.config import KafkaSettings, RedisSettings
+from ingestor.journal.cursor import Cursor
+from ingestor.journal.follower import Follower
+from ingestor.journal.writer import Journal
+from ingestor.layout import Layout
+from ingestor.schema import TRADES
+from ingestor.sinks import Sink
+from ingestor.sinks.carrier import Carrier, deliver
+from ingestor.sinks.csv_files import CsvFiles
+from ingestor.sinks.kafka_topic import KafkaTopic
+from ingestor.sinks.object_store import ObjectStore
+from ingestor.sinks.parquet_files import ParquetFiles
+from ingestor.sinks.places import read_place
+from ingestor.sinks.redis_db import RedisStreams
+from ingestor.sinks.runner import Runner
+from ingestor.sinks.sqlite_db import SqliteDatabase
+
+EXTRA = pa.schema([*TRADES, pa.field("trade_id", pa.int64()), pa.field("side", pa.string())])
+"""As a feed that appends columns of its own."""
+ROOT = "the root of a test"
+TOPIC = "trades.finnhub"
+
+
+def fill_journal(
+    layout: Layout, segments: int, records: int, rows: int, *, run: int = 1, schema: pa.Schema = TRADES
+) -> pa.Table:
+    """A journal of so many segments that have ended, of so many records of so many rows: the truth."""
+    journal = Journal(layout, run, (run - 1) * 1000 + 1, "finnhub", schema, NEVER, lambda: NOON)
+    journal.close()
+    batches, sequence = [], first_sequence(run)
+    for segment in range(segments):
+        number = (run - 1) * 1000 + 2 + segment
+        journal = Journal(layout, run, number, "finnhub", schema, NEVER, lambda: NOON)
+        for _ in range(records):
+            batch = _with_extras(trades(sequence, rows), schema)
+            journal.append(block(batch))
+            batches.append(batch)
+            sequence += rows
+        journal.close()
+    return pa.Table.from_batches(batches)
+
+
+def _with_extras(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    extras = {"trade_id": batch["sequence"], "side": pa.array(["buy", None] * batch.num_rows)[: batch.num_rows]}
+    columns = [*batch.columns, *(extras[name] for name in schema.names[len(batch.schema) :])]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+class Destination(ABC):
+    """One kind of sink with its destination."""
+
+    name: str
+    exactly_once = True
+    in_segments = False
+    """It has the rows of a segment only when that is complete."""
+
+    @abstractmethod
+    def open(self, layout: Layout, start: Cursor) -> Sink:
+        """The sink, as a process opens it when it starts."""
+
+    @abstractmethod
+    def rows(self) -> pa.Table:
+        """What a reader finds: `sequence`, `symbol`, `price`, and a feed's own columns, in the order in which each
+        symbol's came.
+        """
+
+    @abstractmethod
+    def kill(self) -> None:
+        """From now on the destination refuses everything."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """It is as before again."""
+
+    def close(self) -> None:
+        """Let go what runs."""
+        return
+
+    def carry(self, layout: Layout) -> None:
+        """All that is synced, in a life that ends in order."""
+        stop = threading.Event()
+        stop.set()
+        self.carrier(layout, stop).run()
+
+    def carrier(self, layout: Layout, stop: threading.Event) -> Carrier | Runner:
+        """What carries to it until `stop`."""
+        return Carrier(layout, self.name, lambda start: self.open(layout, start), stop)
+
+    def crash(self, layout: Layout, events: int, *, ticked: bool) -> None:
+        """A life that ends after so many events without another word: before the destination was told to keep them, or
+        (`ticked`) right after that, before the place was noted.
+        """
+        place = read_place(layout, self.name)
+        sink = self.open(layout, place)
+        follower = Follower(layout, sink.committed(), synced_only=True)
+        for event in islice(follower.read(), events):
+            deliver(sink, event)
+        if ticked:
+            sink.tick(0.0)
+        follower.close()
+        del sink
+        gc.collect()  # as the kernel would: what the process had open is closed
+
+
+class FileDestination(Destination):
+    """A sink of the recorder's own process, carried to by its Runner."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._runs = 0
+
+    def carry(self, layout: Layout) -> None:
+        drain(layout, [self.open(layout, Cursor(0, 0))])
+
+    def carrier(self, layout: Layout, stop: threading.Event) -> Carrier | Runner:
+        return Runner(layout, [self.open(layout, Cursor(0, 0))], stop)
+
+    def crash(self, layout: Layout, events: int, *, ticked: bool) -> None:
+        crash = Crash(events, 0)
+        sink = self.open(layout, Cursor(0, 0))
+        with suppress(Crashed):
+            drain(layout, [crash, sink])
+        if ticked:
+            sink.tick(0.0)
+
+    def folder(self) -> Path:
+        return self._layout.root / self.name
+
+    def kill(self) -> None:
+        folder = self.folder()
+        if folder.exists():
+            folder.rename(folder.with_suffix(".away"))
+        folder.write_text("in the way")
+
+    def start(self) -> None:
+        folder = self.folder()
+        folder.unlink()
+        if (away := folder.with_suffix(".away")).exists():
+            away.rename(folder)
+
+
+class Parquet(FileDestination):
+    name = "parquet"
+    in_segments = True
+
+    def folder(self) -> Path:
+        return self._layout.trades
+
+    def open(self, layout: Layout, start: Cursor) -> Sink:
+        self._runs += 1
+        return ParquetFiles(layout, make_ledger(layout, self._runs))
+
+    def rows(self) -> pa.Table:
+        files = sorted(self._layout.trades.rglob("*.parquet"))
+        return _pick(pa.concat_tables([pq.ParquetFile(path).read() for path in files]).sort_by("sequence"))
+
+
+class Csv(FileDestination):
+    name = "csv"
+
+    def open(self, layout: Layout, start: Cursor) -> Sink:
+        return CsvFiles(layout, compress=False)
+
+    def rows(self) -> pa.Table:
+        files = sorted(self._layout.csv.rglob("*.csv"), key=lambda path: path.name)
+        return _pick(pa.concat_tables([pacsv.read_csv(path) for path in files]))
+
+
+class Sqlite(Destination):
+    name = "sqlite"
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "trades.sqlite"
+
+    def open(self, layout: Layout, start: Cursor) -> Sink:
+        return SqliteDatabase(self._path, ROOT)
+
+    def rows(self) -> pa.Table:
+        database = sqlite3.connect(self._path)
+        cursor = database.execute("SELECT * FROM trades ORDER BY rowid")
+        names = [column[0] for column in cursor.description]
+        found = [dict(zip(names, row, strict=True)) for row in cursor]
+        database.close()
+        return _pick(pa.Table.from_pylist(found))
+
+    def kill(self) -> None:
+        """Somebody else writes, and doesn't come to an end."""
+        self._writer = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        self._writer.execute("PRAGMA journal_mode = WAL")
+        self._writer.execute("BEGIN IMMEDIATE")
+
+    def start(self) -> None:
+        self._writer.close()
+
+
+class Redis(Destination):
+    name = "redis"
+
+    def __init__(self, folder: Path) -> None:
+        self.server = RedisServer(folder)
+        self.settings = RedisSettings(url=self.server.url, stream_max=1 << 30)
+
+    def open(self, layout: Layout, start: Cursor) -> Sink:
+        return RedisStreams(self.settings, None, ROOT)
+
+    def rows(self) -> pa.Table:
+        found = []
+        client: Any = self.server.client  # its types leave open whether answers are decoded
+        for stream in sorted(client.scan_iter("trades:*", 1000)):
+            for identity, fields in client.xrange(stream):
+                symbol, sequence = stream.removeprefix("trades:"), int(identity.partition("-")[0])
+                found.append({**fields, "symbol": symbol, "sequence": sequence})
+        return _pick(pa.Table.from_pylist(found))
+
+    def kill(self) -> None:
+        self.server.kill()
+
+    def start(self) -> None:
+        self.server.start()
+
+    def close(self) -> None:
+        self.server.close()
+
+
+class Kafka(Destination):
+    name = "kafka"
+    exactly_once = False
+
+    def __init__(self) -> None:
+        self.cluster = KafkaCluster()
+        self.settings = KafkaSettings(
+            brokers=self.cluster.brokers,
+            options={"message.timeout.ms": "2000", "socket.timeout.ms": "1000", "reconnect.backoff.max.ms": "200"},
+        )
+        self._found: list[dict[str, object]] = []
+
+    def open(self, layout: Layout, start: Cursor) -> Sink:
+        return KafkaTopic(self.settings, TOPIC, None, ROOT, start)
+
+    def rows(self) -> pa.Table:
+        for key, sequence, value in read_topic(self.cluster.brokers):
+            row = json.loads(value)
+            assert (row["symbol"], row["sequence"]) == (key, sequence)
+            self._found.append(row)
+        return _pick(pa.Table.from_pylist(self._found))
+
+    def kill(self) -> None:
+        self.cluster.kill()
+
+    def start(self) -> None:
+        self.cluster.start()
+
+    def close(self) -> None:
+        self.cluster.close()
+
+
+class Mirror(Destination):
+    """A mirror of what Parquet publishes."""
+
+    name = "object_store"
+    in_segments = True
+
+    def __init__(self, layout: Layout, folder: Path) -> None:
+        self.uri = str(folder / "mirror")
+        self._parquet = Parquet(layout)
+        self._folder = folder
+
+    def open(self, layout: Layout, start: Cursor) -> Sink:
+        return ObjectStore(self.uri, layout, ROOT)
+
+    def carry(self, layout: Layout) -> None:
+        seal(layout, self._parquet)
+        super().carry(layout)
+
+    def carrier(self, layout: Layout, stop: threading.Event) -> Carrier | Runner:
+        seal(layout, self._parquet)
+        return super().carrier(layout, stop)
+
+    def rows(self) -> pa.Table:
+        return _pick(read_store(self.uri).sort_by("sequence"))
+
+    def kill(self) -> None:
+        place = Path(self.uri)
+        if place.exists():
+            place.rename(place.with_suffix(".away"))
+        place.write_text("in the way")
+
+    def start(self) -> None:
+        place = Path(self.uri)
+        place.unlink()
+        if (away := place.with_suffix(".away")).exists():
+            away.rename(place)
+
+
+class S3(Mirror):
+    """The same on a real S3 server."""
+
+    def __init__(self, layout: Layout, folder: Path) -> None:
+        super().__init__(layout, folder)
+        self.server = S3Server(folder)
+        self.uri = self.server.uri
+
+    def kill(self) -> None:
+        self.server.kill()
+
+    def start(self) -> None:
+        self.server.start()
+
+    def close(self) -> None:
+        self.server.close()
+
+
+def seal(layout: Layout, parquet: Parquet) -> None:
+    """Publish the segments that have ended; the journal keeps them."""
+    drain(layout, [Holder(), parquet.open(layout, Cursor(0, 0))])
+
+
+def read_store(uri: str) -> pa.Table:
+    """All files of a mirror, read as any engine would: the hive folders, what begins with a dot left out."""
+    if "://" in uri:
+        files, base = pafs.FileSystem.from_uri(uri)
+    else:
+        files, base = pafs.LocalFileSystem(), uri
+    selector = pafs.FileSelector(base, recursive=True, allow_not_found=True)
+    paths = [found.path for found in files.get_file_info(selector) if found.path.endswith(".parquet")]
+    return pa.concat_tables([pq.read_table(path, filesystem=files, partitioning=None) for path in sorted(paths)])
+
+
+def read_topic(brokers: str) -> Iterator[tuple[str, int, bytes]]:
+    """(key, sequence, value) of each message that is there now, partition by partition."""
+    consumer = Consumer(
+        {"bootstrap.servers": brokers, "group.id": "test", "enable.partition.eof": "true", "fetch.wait.max.ms": 10}
+    )
+    numbers = consumer.list_topics(TOPIC, 30).topics[TOPIC].partitions
+    for number in sorted(numbers):
+        consumer.assign([TopicPartition(TOPIC, number, OFFSET_BEGINNING)])
+        while (message := consumer.poll(30)) is not None and not message.error():
+            headers: dict[str, Any] = dict(message.headers() or [])
+            yield (message.key() or b"").decode(), int(headers["sequence"]), message.value() or b""
+    consumer.close()
+
+
+def _pick(table: pa.Table) -> pa.Table:
+    names = ["sequence", "symbol", "price", *[name for name in ("trade_id", "side") if name in table.column_names]]
+    types = {"sequence": pa.int64(), "symbol": pa.string(), "price": pa.float64(), "trade_id": pa.int64()}
+    columns = [table[name].cast(types.get(name, pa.string())) for name in names]
+    picked = pa.table(columns, names=names)
+    if "side" in names:  # in CSV null and empty read alike
+        picked = picked.set_column(4, "side", pc.fill_null(picked["side"], ""))
+    return picked
+
+
+def check(destination: Destination, truth: pa.Table) -> int:
+    """What is there is the truth, under the sink's guarantee; how many rows are repeats."""
+    found = destination.rows()
+    expected = _pick(truth)
+    for symbol in pc.unique(expected["symbol"]).to_pylist():
+        arrived = found.filter(pc.equal(found["symbol"], symbol))["sequence"].to_pylist()
+        sent = expected.filter(pc.equal(expected["symbol"], symbol))["sequence"].to_pylist()
+        firsts = list(dict.fromkeys(arrived))
+        assert firsts == sent, f"{symbol}: {len(firsts)} of {len(sent)} rows, or in another order"
+    names = expected.column_names
+    once = found.group_by(names).aggregate([]).select(names).sort_by("sequence")
+    assert once.equals(expected), "the rows themselves differ"
+    repeats: int = found.num_rows - expected.num_rows
+    assert not (destination.exactly_once and repeats), f"{repeats} rows are there twice"
+    return repeats
+
+
+@contextmanager
+def destination_of(kind: str, folder: Path) -> Iterator[tuple[Destination, Layout]]:
+    """A destination of this kind, and a root."""
+    layout = make_root(folder / "root")
+    place = folder / "place"
+    place.mkdir()
+    made: Destination
+    match kind:
+        case "parquet":
+            made = Parquet(layout)
+        case "csv":
+            made = Csv(layout)
+        case "sqlite":
+            made = Sqlite(place)
+        case "redis":
+            made = Redis(place)
+        case "kafka":
+            made = Kafka()
+        case "directory":
+            made = Mirror(layout, place)
+        case _:
+            made = S3(layout, place)
+    try:
+        yield made, layout
+    finally:
+        made.close()
+
+
+KINDS = ("parquet", "csv", "sqlite", "redis", "kafka", "directory", "s3")

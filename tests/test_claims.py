@@ -1,0 +1,96 @@
+"""Claims: the journal is kept for a sink that is behind, within bounds; beyond them the last loses its own, loudly."""
+
+from pathlib import Path
+
+from journals import Holder, Writer, drain, ledger_facts, make_ledger, make_root, unsealed
+from structlog.testing import capture_logs
+
+from ingestor.journal.cursor import Cursor
+from ingestor.layout import Layout, list_segments
+from ingestor.ledger import Ledger
+from ingestor.sinks.claims import Claims
+from ingestor.sinks.places import write_place
+
+PLENTY = 1 << 40
+
+
+def journal_of(layout: Layout, segments: int) -> None:
+    """So many segments that have ended, of six rows each; one more is open."""
+    writer = Writer(layout)
+    for _ in range(segments):
+        writer.append()
+        writer.append()
+        writer.rotate()
+
+
+def claims_of(layout: Layout, ledger: Ledger, *sinks: str, max_bytes: int = PLENTY, min_free: int = 0) -> Claims:
+    return Claims(layout, sinks, max_bytes, min_free, ledger)
+
+
+def freed(layout: Layout, claims: Claims, passed: int) -> list[int]:
+    """What is to be freed where the files have passed the segments up to this number."""
+    return [file.id.number for file in claims.settle([one for one in list_segments(layout) if one.id.number <= passed])]
+
+
+class TestBasic:
+    def test_where_nobody_claims_all_that_is_passed_is_freed(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        journal_of(layout, 3)
+        assert freed(layout, claims_of(layout, make_ledger(layout)), 3) == [1, 2, 3]
+
+    def test_a_sink_claims_what_it_has_not_passed(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        journal_of(layout, 3)
+        write_place(layout, "a", Cursor(3, 0))
+        write_place(layout, "b", Cursor(2, 100))
+        assert freed(layout, claims_of(layout, make_ledger(layout), "a", "b"), 3) == [1]
+
+    def test_a_sink_that_has_no_place_yet_claims_everything(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        journal_of(layout, 3)
+        write_place(layout, "a", Cursor(4, 0))
+        assert freed(layout, claims_of(layout, make_ledger(layout), "a", "new"), 3) == []
+
+    def test_the_files_keep_their_own_claim(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        journal_of(layout, 3)
+        claims = claims_of(layout, make_ledger(layout), "a", max_bytes=0)
+        drain(layout, [Holder()])
+        assert freed(layout, claims, 0) == []
+        assert unsealed(layout) == [1, 2, 3, 4]
+
+
+class TestBounds:
+    def test_beyond_max_bytes_the_furthest_behind_loses_the_oldest(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        journal_of(layout, 3)
+        write_place(layout, "ahead", Cursor(3, 0))
+        ledger = make_ledger(layout)
+        size = list_segments(layout)[1].path.stat().st_size
+        claims = claims_of(layout, ledger, "ahead", "behind", max_bytes=2 * size)
+        with capture_logs() as logs:
+            assert freed(layout, claims, 3) == [1]
+        assert [(one["event"], one["log_level"], one["sink"]) for one in logs] == [("sink.skipped", "error", "behind")]
+        facts = [(one["sink"], one["rows"], one["from"], one["to"]) for one in ledger_facts(layout, "sink.skipped")]
+        assert facts == [("behind", 6, [1, 0], [2, 0])]
+        assert claims.skipped == {"behind": 6}
+
+    def test_the_rows_that_it_had_passed_are_not_counted(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        writer.append(5)
+        writer.journal.sync()
+        place = writer.journal.synced
+        writer.append(4)
+        writer.rotate()
+        write_place(layout, "behind", place)
+        claims = claims_of(layout, make_ledger(layout), "behind", max_bytes=0)
+        assert freed(layout, claims, 1) == [1]
+        assert claims.skipped == {"behind": 4}
+
+    def test_below_min_free_too(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        journal_of(layout, 2)
+        claims = claims_of(layout, make_ledger(layout), "behind", min_free=1 << 60)
+        assert freed(layout, claims, 2) == [1, 2]
+        assert claims.skipped == {"behind": 12}

@@ -1,0 +1,153 @@
+"""Kafka: what the contract of all sinks doesn't say. librdkafka's mock cluster speaks the protocol."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, TopicPartition
+from journals import make_root, read_events, trades
+from servers import KafkaCluster
+from sink_contract import EXTRA, ROOT, TOPIC, fill_journal
+
+from ingestor.config import KafkaSettings
+from ingestor.errors import SinkUnavailable
+from ingestor.journal.cursor import Cursor
+from ingestor.journal.follower import Rows
+from ingestor.layout import Layout
+from ingestor.sinks.kafka_topic import KafkaTopic, encode_arrow, encode_json
+
+QUICK = {"message.timeout.ms": "2000", "socket.timeout.ms": "1000", "reconnect.backoff.max.ms": "100"}
+FIRST = 1 << 40
+START = Cursor(0, 0)
+
+
+@pytest.fixture
+def cluster() -> Iterator[KafkaCluster]:
+    made = KafkaCluster()
+    yield made
+    made.close()
+
+
+def open_topic(cluster: KafkaCluster, start: Cursor = START, **more: object) -> KafkaTopic:
+    settings = KafkaSettings.model_validate({"brokers": cluster.brokers, "options": QUICK, **more})
+    return KafkaTopic(settings, TOPIC, None, ROOT, start)
+
+
+def rows_of(layout: Layout) -> list[Rows]:
+    return [event for event in read_events(layout) if isinstance(event, Rows)]
+
+
+def read_messages(cluster: KafkaCluster) -> list[Message]:
+    consumer = Consumer(
+        {
+            "bootstrap.servers": cluster.brokers,
+            "group.id": "test",
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 10,
+        }
+    )
+    found = []
+    for number in consumer.list_topics(TOPIC, 30).topics[TOPIC].partitions:
+        consumer.assign([TopicPartition(TOPIC, number, OFFSET_BEGINNING)])
+        while (message := consumer.poll(30)) is not None and not message.error():
+            found.append(message)
+    consumer.close()
+    return sorted(found, key=lambda message: int(headers_of(message)["sequence"]))
+
+
+def headers_of(message: Message) -> dict[str, str]:
+    headers: Any = message.headers()  # as pairs, though its types leave a mapping open
+    return {name: value.decode() for name, value in headers}
+
+
+class TestEncoding:
+    def test_a_trade_as_json(self) -> None:
+        ((key, value, headers),) = encode_json(trades(FIRST, 1))
+        assert key == b"BINANCE:BTCUSDT"
+        assert json.loads(value) == {
+            "timestamp": 1795176000000, "symbol": "BINANCE:BTCUSDT", "price": 107.76, "volume": 2.0, "conditions": "",
+            "received_at": 1795176000000000, "sequence": FIRST, "repeated": False,
+        }  # fmt: skip
+        assert headers == [("sequence", str(FIRST).encode())]
+
+    def test_a_price_is_the_same_float(self) -> None:
+        prices = [0.1, 1e-9, 123456789.123456789, 5e-324]
+        batch = trades(FIRST, 4).set_column(2, "price", pa.array(prices))
+        assert [json.loads(value)["price"] for _, value, _ in encode_json(batch)] == prices
+
+    def test_the_trades_of_a_symbol_as_arrow(self) -> None:
+        batch = trades(FIRST, 9)
+        messages = list(encode_arrow(batch))
+        tables = [pa.ipc.open_stream(value).read_all() for _, value, _ in messages]
+        assert pa.concat_tables(tables).sort_by("sequence").equals(pa.Table.from_batches([batch]))
+        for (key, _, headers), table in zip(messages, tables, strict=True):
+            assert set(table["symbol"].to_pylist()) == {key.decode()}
+            assert dict(headers) == {"sequence": str(table["sequence"][0]).encode(), "rows": b"3"}
+
+
+class TestBasic:
+    def test_every_message_names_its_root_and_its_number(self, tmp_path: Path, cluster: KafkaCluster) -> None:
+        layout = make_root(tmp_path)
+        fill_journal(layout, 1, 1, 4, schema=EXTRA)
+        sink = open_topic(cluster)
+        sink.write(rows_of(layout)[0])
+        sink.tick(0.0)
+        sink.close()
+        messages = read_messages(cluster)
+        assert [headers_of(one) for one in messages] == [
+            {"sequence": str(FIRST + index), "root": ROOT} for index in range(4)
+        ]
+        assert {(one.key(), one.partition()) for one in messages} == {
+            (messages[index].key(), messages[index].partition()) for index in range(3)
+        }, "a symbol has one partition"
+        assert json.loads(messages[0].value() or b"")["side"] == "buy"
+
+    def test_arrow(self, tmp_path: Path, cluster: KafkaCluster) -> None:
+        layout = make_root(tmp_path)
+        truth = fill_journal(layout, 1, 2, 30)
+        sink = open_topic(cluster, values="arrow")
+        for rows in rows_of(layout):
+            sink.write(rows)
+        sink.tick(0.0)
+        sink.close()
+        tables = [pa.ipc.open_stream(one.value() or b"").read_all() for one in read_messages(cluster)]
+        assert pa.concat_tables(tables).sort_by("sequence").equals(truth)
+
+    def test_the_cursor_moves_after_the_acknowledgement(self, tmp_path: Path, cluster: KafkaCluster) -> None:
+        layout = make_root(tmp_path)
+        fill_journal(layout, 1, 2, 10)
+        first, second = rows_of(layout)
+        sink = open_topic(cluster, Cursor(1, 8))
+        assert sink.committed() == Cursor(1, 8)
+        sink.write(first)
+        assert sink.committed() == Cursor(1, 8)
+        sink.tick(0.0)
+        assert sink.committed() == first.at
+        cluster.kill()
+        sink.write(second)
+        with pytest.raises(SinkUnavailable, match="kafka"):
+            sink.tick(0.0)
+        assert sink.committed() == first.at
+        sink.close()
+        cluster.start()
+
+
+class TestOptions:
+    def test_any_option_of_librdkafka(self, cluster: KafkaCluster) -> None:
+        open_topic(cluster, options={"compression.type": "lz4", "linger.ms": "5", "acks": "all"}).close()
+
+    @pytest.mark.parametrize(("name", "value"), [("nope", "1"), ("batch.size", "large"), ("acks", "0")])
+    def test_one_that_it_refuses(self, cluster: KafkaCluster, name: str, value: str) -> None:
+        with pytest.raises(SinkUnavailable, match=name):
+            open_topic(cluster, options={name: value})
+
+    def test_the_password_is_handed_over_and_never_told(self) -> None:
+        options = {"security.protocol": "sasl_ssl", "sasl.mechanism": "PLAIN", "sasl.username": "me"}
+        settings = KafkaSettings(options=options)
+        KafkaTopic(settings, TOPIC, "a password", ROOT, Cursor(0, 0)).close()
+        with pytest.raises(SinkUnavailable) as caught:
+            KafkaTopic(KafkaSettings(options={**options, "nope": "1"}), TOPIC, "a password", ROOT, Cursor(0, 0))
+        assert "a password" not in str(caught.value)

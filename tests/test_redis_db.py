@@ -1,0 +1,203 @@
+"""Redis: what the contract of all sinks doesn't say. A real redis-server."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from certificates import make_certificate
+from journals import Writer, make_root, read_events
+from recorders import eventually
+from servers import PASSWORD, RedisServer, free_ports
+from sink_contract import EXTRA, ROOT, Redis, fill_journal
+
+from ingestor.config import RedisSettings
+from ingestor.errors import SinkUnavailable
+from ingestor.journal.cursor import Cursor
+from ingestor.journal.follower import Rows
+from ingestor.layout import Layout
+from ingestor.sinks.carrier import Carrier
+from ingestor.sinks.redis_db import RedisLive, RedisStreams
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Redis]:
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    made = Redis(folder)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def client(place: Redis) -> Any:
+    return place.server.client
+
+
+def rows_of(layout: Layout) -> list[Rows]:
+    return [event for event in read_events(layout) if isinstance(event, Rows)]
+
+
+class TestStreams:
+    def test_an_entry(self, tmp_path: Path, place: Redis, client: Any) -> None:
+        layout = make_root(tmp_path / "root")
+        fill_journal(layout, 1, 1, 3, schema=EXTRA)
+        place.carry(layout)
+        first = 1 << 40
+        assert client.xrange("trades:BRK.B") == [
+            (
+                f"{first + 1}-0",
+                {"timestamp": "1795176000001", "price": "107.77", "volume": "3.0", "conditions": "1,12",
+                 "received_at": "1795176000000001", "repeated": "0", "trade_id": str(first + 1)},
+            )
+        ]  # fmt: skip
+        assert client.xrange("trades:BINANCE:BTCUSDT")[0][1]["side"] == "buy"
+
+    def test_a_stream_keeps_about_as_many_as_it_may(self, tmp_path: Path, place: Redis, client: Any) -> None:
+        layout = make_root(tmp_path / "root")
+        fill_journal(layout, 1, 4, 3000)
+        place.settings = RedisSettings(url=place.server.url, stream_max=500)
+        place.carry(layout)
+        assert 500 <= client.xlen("trades:AAPL") < 1000
+        assert client.xrevrange("trades:AAPL", count=1)[0][0] == f"{(1 << 40) + 11999}-0"
+
+    def test_an_older_state_is_caught_up_with(self, tmp_path: Path, place: Redis, client: Any) -> None:
+        layout = make_root(tmp_path / "root")
+        truth = fill_journal(layout, 2, 2, 10)
+        place.carry(layout)
+        client.flushall()  # as where it lost its disk
+        place.carry(layout)
+        assert place.rows().num_rows == truth.num_rows
+
+    def test_rows_and_cursor_are_one_transaction(self, tmp_path: Path, place: Redis, client: Any) -> None:
+        layout = make_root(tmp_path / "root")
+        fill_journal(layout, 1, 2, 10)
+        first, second = rows_of(layout)
+        sink = RedisStreams(place.settings, None, ROOT)
+        sink.write(first)
+        sink.tick(0.0)
+        sink.write(second)
+        place.server.kill()
+        with pytest.raises(SinkUnavailable, match="redis"):
+            sink.tick(0.0)
+        place.server.start()
+        again = RedisStreams(place.settings, None, ROOT)
+        assert again.committed() == first.at
+        assert sum(client.xlen(stream) for stream in client.scan_iter("trades:*")) == 10
+        again.close()
+
+
+class TestKnownErrors:
+    @pytest.mark.parametrize("foreign", ["a stream", "another type"])
+    def test_a_stream_that_is_not_ours(self, tmp_path: Path, place: Redis, client: Any, foreign: str) -> None:
+        layout = make_root(tmp_path / "root")
+        fill_journal(layout, 1, 1, 10)
+        if foreign == "a stream":
+            client.xadd("trades:AAPL", {"price": 1}, "9000000000000000-0")
+        else:
+            client.set("trades:AAPL", "text")
+        sink = RedisStreams(place.settings, None, ROOT)
+        sink.write(rows_of(layout)[0])
+        with pytest.raises(SinkUnavailable, match=r"trades:AAPL|WRONGTYPE"):
+            sink.tick(0.0)
+        assert sink.committed() == Cursor(0, 0)
+        sink.close()
+
+    def test_a_server_that_has_no_room_takes_nothing(self, tmp_path: Path, place: Redis, client: Any) -> None:
+        layout = make_root(tmp_path / "root")
+        fill_journal(layout, 1, 1, 10)
+        client.config_set("maxmemory", "1mb")
+        sink = RedisStreams(place.settings, None, ROOT)
+        sink.write(rows_of(layout)[0])
+        with pytest.raises(SinkUnavailable, match="memory"):
+            sink.tick(0.0)
+        sink.close()
+        client.config_set("maxmemory", "0")
+        place.carry(layout)
+        assert place.rows().num_rows == 10
+
+    def test_nobody_there(self) -> None:
+        (port,) = free_ports(1)
+        settings = RedisSettings(url=f"redis://127.0.0.1:{port}")
+        with pytest.raises(SinkUnavailable):
+            RedisStreams(settings, None, ROOT)
+        with pytest.raises(SinkUnavailable):
+            RedisLive(settings, None)
+
+
+class TestAccess:
+    def test_the_password(self, tmp_path: Path) -> None:
+        server = RedisServer(tmp_path, "--requirepass", PASSWORD)
+        try:
+            settings = RedisSettings(url=server.url)
+            RedisStreams(settings, PASSWORD, ROOT).close()
+            for wrong in (None, "not " + PASSWORD):
+                with pytest.raises(SinkUnavailable, match="REDIS_PASSWORD") as caught:
+                    RedisStreams(settings, wrong, ROOT)
+                assert PASSWORD not in str(caught.value)
+        finally:
+            server.close()
+
+    def test_tls(self, tmp_path: Path) -> None:
+        ours, other = make_certificate(tmp_path), make_certificate(tmp_path, "other")
+        (port,) = free_ports(1)
+        server = RedisServer(
+            tmp_path, "--tls-port", str(port), "--tls-cert-file", str(ours.certificate), "--tls-key-file",
+            str(ours.key), "--tls-auth-clients", "no",
+        )  # fmt: skip
+        try:
+            url = f"rediss://127.0.0.1:{port}"
+            RedisStreams(RedisSettings(url=url, ca_file=ours.certificate), None, ROOT).close()
+            RedisStreams(RedisSettings(url=server.url, ca_file=ours.certificate), None, ROOT).close()  # without TLS
+            with pytest.raises(SinkUnavailable, match="certificate"):
+                RedisStreams(RedisSettings(url=url, ca_file=other.certificate), None, ROOT)
+        finally:
+            server.close()
+
+
+class TestLive:
+    def test_the_last_price_and_every_publication(self, tmp_path: Path, place: Redis, client: Any) -> None:
+        layout = make_root(tmp_path / "root")
+        fill_journal(layout, 1, 1, 6)
+        listener = client.pubsub()
+        listener.psubscribe("stock:*")
+        assert listener.get_message(timeout=5)["type"] == "psubscribe"
+        sink = RedisLive(place.settings, None)
+        sink.write(rows_of(layout)[0])
+        sink.close()
+        heard = [listener.get_message(timeout=5) for _ in range(6)]
+        listener.close()
+        assert json.loads(client.get("stock:BRK.B")) == {
+            "symbol": "BRK.B", "price": 107.8, "volume": 6.0, "timestamp": 1795176000004,
+        }  # fmt: skip
+        assert [message["channel"] for message in heard] == [
+            "stock:BINANCE:BTCUSDT", "stock:BRK.B", "stock:AAPL",
+        ] * 2  # fmt: skip
+        assert heard[4]["data"] == client.get("stock:BRK.B")
+
+    def test_it_begins_now_and_does_not_wait_for_the_disk(self, tmp_path: Path, place: Redis, client: Any) -> None:
+        layout = make_root(tmp_path / "root")
+        writer, stop = Writer(layout), threading.Event()
+        writer.append(3)
+        opened = threading.Event()
+
+        def open_live(start: Cursor) -> RedisLive:
+            opened.set()
+            return RedisLive(place.settings, None)
+
+        thread = threading.Thread(target=Carrier(layout, "redis_live", open_live, stop, view=True).run)
+        thread.start()
+        assert opened.wait(30)
+        eventually(lambda: _follows(writer, client), "a price of what is not synced")
+        stop.set()
+        thread.join()
+        assert json.loads(client.get("stock:AAPL"))["timestamp"] >= 1795176000000
+        assert not layout.cursor_file("redis_live").exists()
+
+
+def _follows(writer: Writer, client: Any) -> bool:
+    """Whether a trade that was appended, and is not synced, has come."""
+    writer.append(3)
+    return client.get("stock:AAPL") is not None

@@ -1,0 +1,110 @@
+"""SQLite: what the contract of all sinks doesn't say."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from journals import Writer, make_root, read_events
+from sink_contract import EXTRA, ROOT, Sqlite, fill_journal
+
+from ingestor.errors import SinkUnavailable
+from ingestor.journal.cursor import Cursor
+from ingestor.journal.follower import Rows
+from ingestor.sinks.sqlite_db import SqliteDatabase
+
+
+def query(path: Path, sql: str) -> list[tuple[object, ...]]:
+    database = sqlite3.connect(path)
+    rows = database.execute(sql).fetchall()
+    database.close()
+    return rows
+
+
+class TestBasic:
+    def test_the_table_the_index_and_the_values(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path / "root")
+        fill_journal(layout, 1, 1, 3)
+        destination = Sqlite(tmp_path)
+        destination.carry(layout)
+        path = tmp_path / "trades.sqlite"
+        assert query(
+            path, "SELECT timestamp, symbol, price, volume, conditions, received_at, repeated FROM trades"
+        ) == [
+            ("2026-11-20T12:00:00.000Z", "BINANCE:BTCUSDT", 107.76, 2.0, "", "2026-11-20T12:00:00.000000Z", 0),
+            ("2026-11-20T12:00:00.001Z", "BRK.B", 107.77, 3.0, "1,12", "2026-11-20T12:00:00.000001Z", 0),
+            ("2026-11-20T12:00:00.002Z", "AAPL", 107.78, 4.0, None, "2026-11-20T12:00:00.000002Z", 0),
+        ]
+        plan = query(path, "EXPLAIN QUERY PLAN SELECT * FROM trades WHERE symbol = 'A' AND timestamp > '2026'")
+        assert "trades_by_time" in str(plan)
+        assert query(path, "PRAGMA journal_mode") == [("wal",)]
+
+    def test_a_reader_in_the_midst_of_a_transaction_sees_whole_batches(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path / "root")
+        fill_journal(layout, 1, 2, 10)
+        sink = SqliteDatabase(tmp_path / "t.sqlite", ROOT)
+        first, second = (event for event in read_events(layout) if isinstance(event, Rows))
+        sink.write(first)
+        sink.tick(0.0)
+        sink.write(second)
+        assert query(tmp_path / "t.sqlite", "SELECT count(*) FROM trades") == [(10,)]
+        sink.tick(0.0)
+        assert query(tmp_path / "t.sqlite", "SELECT count(*) FROM trades") == [(20,)]
+        assert query(tmp_path / "t.sqlite", "SELECT * FROM cursor") == [(ROOT, second.at.segment, second.at.offset)]
+        sink.close()
+
+    def test_columns_that_come_later(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path / "root")
+        destination = Sqlite(tmp_path)
+        fill_journal(layout, 1, 1, 2)
+        destination.carry(layout)
+        fill_journal(layout, 1, 1, 2, run=2, schema=EXTRA)
+        destination.carry(layout)
+        rows = query(tmp_path / "trades.sqlite", "SELECT trade_id = sequence, side FROM trades")
+        assert rows == [(None, None), (None, None), (1, "buy"), (1, None)]
+
+
+class TestKnownErrors:
+    def test_a_database_of_another_root_is_refused(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path / "root")
+        fill_journal(layout, 1, 1, 2)
+        Sqlite(tmp_path).carry(layout)
+        with pytest.raises(SinkUnavailable, match="another root"):
+            SqliteDatabase(tmp_path / "trades.sqlite", "another")
+
+    def test_a_file_that_is_no_database(self, tmp_path: Path) -> None:
+        (tmp_path / "t.sqlite").write_text("not a database at all, but long enough to be looked at as one" * 20)
+        with pytest.raises(SinkUnavailable, match=r"t\.sqlite"):
+            SqliteDatabase(tmp_path / "t.sqlite", ROOT)
+
+    def test_a_folder_that_cannot_be_made(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(SinkUnavailable):
+            SqliteDatabase(tmp_path / "file" / "t.sqlite", ROOT)
+
+    def test_a_database_that_was_lost_is_filled_with_what_the_journal_holds(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path / "root")
+        truth = fill_journal(layout, 2, 2, 5)
+        destination = Sqlite(tmp_path)
+        destination.carry(layout)
+        for path in tmp_path.glob("trades.sqlite*"):
+            path.unlink()
+        destination.carry(layout)
+        assert destination.rows().num_rows == truth.num_rows
+
+
+def test_a_segment_that_was_freed_without_it(tmp_path: Path) -> None:
+    layout = make_root(tmp_path / "root")
+    destination = Sqlite(tmp_path)
+    writer = Writer(layout)
+    writer.append(5)
+    writer.journal.sync()
+    destination.carry(layout)
+    writer.append(4)
+    writer.rotate()
+    later = writer.append(3)
+    writer.journal.sync()
+    for segment in sorted(layout.journal.glob("*.journal"))[:1]:
+        segment.unlink()
+    destination.carry(layout)
+    assert destination.rows()["sequence"].to_pylist()[5:] == later
+    assert SqliteDatabase(tmp_path / "trades.sqlite", ROOT).committed() > Cursor(2, 0)
