@@ -1,3 +1,41 @@
-"""finnhub-ingestor: records a venue's trades, and what it could not record."""
+"""finnhub-ingestor: records a venue's trades, and what it could not record.
+
+The analysis API reads a recording: trades, bars, coverage, rejects, a description, and trades as they come. Each is
+imported when it is first asked for: `import ingestor` alone costs nothing.
+"""
 
 __version__ = "0.1.0"
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ingestor.dataset.bars import read_bars
+    from ingestor.dataset.coverage_frame import read_coverage
+    from ingestor.dataset.describe import describe
+    from ingestor.dataset.follow import follow
+    from ingestor.dataset.reader import read_trades
+    from ingestor.dataset.rejects import read_rejects
+
+__all__ = ["__version__", "describe", "follow", "read_bars", "read_coverage", "read_rejects", "read_trades"]
+
+_PLACES = {
+    "describe": "ingestor.dataset.describe",
+    "follow": "ingestor.dataset.follow",
+    "read_bars": "ingestor.dataset.bars",
+    "read_coverage": "ingestor.dataset.coverage_frame",
+    "read_rejects": "ingestor.dataset.rejects",
+    "read_trades": "ingestor.dataset.reader",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'ingestor' has no attribute {name!r}")
+    found = getattr(import_module(_PLACES[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})

@@ -16,7 +16,7 @@ from ingestor.journal.segment import end_of_records
 from ingestor.layout import Layout, list_segments
 from ingestor.schema import TRADES
 
-_POLL_S = 0.02
+_POLL_S = 0.005
 
 
 def follow(
@@ -25,11 +25,17 @@ def follow(
     from_: Literal["now", "start"] | datetime = "now",
     idle_s: float | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of trades (schema.TRADES) in order of arrival, across rotations and restarts of the recorder, without end.
+    """Batches of trades (schema.TRADES) in order of arrival, across rotations and restarts of the recorder, without
+    end.
 
-    `from_`: `now`, `start` (what the journal still holds), or an aware time of receipt. With `idle_s` an empty batch comes
-    whenever nothing came for that long, so that the caller gets a turn. Raises NotARecording where `root` has no journal,
-    Lagged where the caller fell behind what the journal keeps, FormatTooNew.
+    >>> import ingestor
+    >>> batch = next(ingestor.follow("data", symbols=["AAPL"], from_="start"))
+    >>> batch.column("symbol").unique().to_pylist()
+    ['AAPL']
+
+    `from_`: `now`, `start` (what the journal still holds), or an aware time of receipt. With `idle_s` an empty batch
+    comes whenever nothing came for that long, so that the caller gets a turn. Raises NotARecording where `root` has
+    no journal, Lagged where the caller fell behind what the journal keeps, FormatTooNew.
     """
     layout = Layout(Path(root))
     if not layout.journal.is_dir():

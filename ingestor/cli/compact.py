@@ -1,0 +1,43 @@
+"""`ingestor compact`: the files of each closed day become one."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from ingestor.cli.options import config_option, format_json, json_option, root_from, root_option
+from ingestor.logs import configure_logs
+
+_LOWEST = 19
+
+
+@click.command()
+@config_option
+@root_option
+@json_option
+@click.option("--background", is_flag=True, help="At the lowest priority, as the recorder starts it after midnight.")
+def compact(config: Path | None, root: Path | None, as_json: bool, background: bool) -> None:
+    """Merge the files of each day before today (UTC) into one, sorted; a recorder and readers may go on.
+
+    The recorder does so by itself, an hour after midnight. What is written is read back and compared before anything
+    is removed. Late trades make a new small file, which the next compaction merges.
+    """
+    from ingestor.dataset.compact import compact_days
+    from ingestor.dataset.snapshot import open_recording
+
+    configure_logs("info" if background else "warning", "auto", [])
+    if background:
+        os.nice(_LOWEST)
+    done = []
+    for one in compact_days(open_recording(root_from(config, root)), datetime.now(UTC).date()):
+        done.append(one)
+        if not as_json:
+            click.echo(
+                f"{one.day}: {one.rows:,} trades, {one.files_before} files ({one.bytes_before:,} bytes) "
+                f"→ {one.files_after} ({one.bytes_after:,} bytes)"
+            )
+    if as_json:
+        click.echo(format_json([one._asdict() for one in done]))
+    elif not done:
+        click.echo("Nothing to compact.")

@@ -1,0 +1,169 @@
+"""Bars of trades, as a caller asks for them: with the share of each in which its symbol was proven recorded."""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingestor.coverage import Coverage
+from ingestor.dataset.bar_grid import parse_interval
+from ingestor.dataset.bar_maker import BARS, COLUMNS, Recipe, make_bars
+from ingestor.dataset.covered import load_coverage, recorded_shares, recorded_spans
+from ingestor.dataset.frames import Engine, as_frame, check_engine, check_word
+from ingestor.dataset.rows import Selection, read_dates
+from ingestor.dataset.sessions import Session, in_session
+from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
+from ingestor.dataset.times import Span, Time, find_span, find_zone
+from ingestor.schema import TIMESTAMP
+
+_COVERED = BARS.append(pa.field("coverage", pa.float64()))
+
+
+def read_bars(
+    root: str | Path,
+    interval: str = "1m",
+    symbols: Sequence[str] | None = None,
+    start: Time | None = None,
+    end: Time | None = None,
+    tz: str = "UTC",
+    *,
+    session: Session = "all",
+    conditions: Literal["sip", "all"] = "sip",
+    repeats: Literal["keep", "drop"] = "keep",
+    fill: bool = False,
+    engine: Engine = "pandas",
+) -> Any:
+    """The bars that begin in [start, end), each whole, sorted by (symbol, start).
+
+    >>> import ingestor
+    >>> bars = ingestor.read_bars("data", "1m", symbols=["AAPL"], tz="America/New_York")
+    >>> list(bars.columns)  # doctest: +NORMALIZE_WHITESPACE
+    ['symbol', 'start', 'session_date', 'open', 'high', 'low', 'close', 'volume', 'trades', 'vwap', 'coverage']
+
+    `interval`: `1s`, `5m`, `1h`, `1d`, whatever divides a day. A bar is [start, next start), aligned to midnight in
+    `tz`; `session_date` is its date there (a column where `tz` is not UTC). `session`: `regular` (09:30 to 16:00 New
+    York, weekdays), `extended` (04:00 to 20:00) or `all`.
+
+    `conditions`: `sip` applies the US rules on which prints move what to symbols without a prefix (`AAPL`, not
+    `BINANCE:BTCUSDT`); `all` lets every print move everything. Price-only updates (volume 0) move prices, but neither
+    `volume` nor `trades`. VWAP is over what counts in volume. A bar of odd lots alone has null prices and a volume.
+
+    `coverage` is the share of the bar (0 to 1) in which the symbol was proven recorded. Bars without trades are
+    absent; `fill` adds those that were recorded whole and quiet (last close, volume 0): what is absent even then was
+    not, or not wholly, recorded.
+
+    Raises NotARecording, ValueError for an argument that can't be used, ConfigError where pandas is missing.
+    """
+    check_engine(engine)
+    check_word("session", session, ("all", "regular", "extended"))
+    check_word("conditions", conditions, ("sip", "all"))
+    check_word("repeats", repeats, ("keep", "drop"))
+    recipe = Recipe(parse_interval(interval), find_zone(tz), session, conditions)
+    layout = open_recording(root)
+    span = _whole_bars(find_span(start, end, tz), recipe)
+    selection = Selection(span, COLUMNS, None if symbols is None else tuple(symbols), repeats == "drop")
+
+    def read(snapshot: Snapshot) -> pa.Table:
+        coverage = load_coverage(layout, selection.symbols, snapshot.journaled_us)
+        bars = _with_coverage(make_bars(read_dates(snapshot, selection), recipe), coverage)
+        return _filled(bars, coverage, recipe, span) if fill else bars
+
+    return as_frame(_finished(read_consistently(layout, span, read), recipe), engine, tz)
+
+
+def _whole_bars(span: Span, recipe: Recipe) -> Span:
+    """The span of the bars that begin in this one."""
+    return Span(*(None if ms is None else recipe.grid(ms, ms).edge_from(ms) for ms in (span.start_ms, span.end_ms)))
+
+
+def _with_coverage(bars: pa.Table, coverage: Coverage) -> pa.Table:
+    """The bars (sorted) and the share of each that was recorded."""
+    shares = [
+        recorded_shares(recorded_spans(coverage.intervals(symbol)), own.column("start_ms"), own.column("end_ms"))
+        for symbol, own in _by_symbol(bars)
+    ]
+    return bars.append_column("coverage", pa.chunked_array(shares, pa.float64())).cast(_COVERED)
+
+
+def _by_symbol(bars: pa.Table) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """The bars of each symbol, of bars sorted by it."""
+    if not bars.num_rows:
+        return
+    bars = bars.combine_chunks()
+    runs = pc.run_end_encode(bars.column("symbol").chunk(0))
+    at = 0
+    for symbol, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+        yield symbol, bars.slice(at, end - at).to_batches()[0]
+        at = end
+
+
+def _filled(bars: pa.Table, coverage: Coverage, recipe: Recipe, span: Span) -> pa.Table:
+    """The bars, and those between them that were recorded whole and had no trade."""
+    tables = [bars]
+    own = dict(_by_symbol(bars))
+    for symbol in coverage.symbols:
+        starts_ms, ends_ms = _recorded_whole(recorded_spans(coverage.intervals(symbol)), recipe, span)
+        if symbol in own:
+            absent = pc.invert(pc.is_in(starts_ms, own[symbol].column("start_ms")))
+            starts_ms, ends_ms = starts_ms.filter(absent), ends_ms.filter(absent)
+        tables.append(_quiet(symbol, starts_ms, ends_ms))
+    filled = pa.concat_tables(tables).sort_by([("symbol", "ascending"), ("start_ms", "ascending")])
+    return pa.concat_tables([_with_last_close(one) for _, one in _by_symbol(filled)] or [filled])
+
+
+def _recorded_whole(spans: list[tuple[int, int]], recipe: Recipe, span: Span) -> tuple[pa.Array, pa.Array]:
+    """Starts and ends of the bars that lie whole in one of these spans (µs), and in the session and span asked for."""
+    starts = [pa.array([], pa.int64())]
+    ends = [pa.array([], pa.int64())]
+    for start_us, end_us in spans:
+        start_ms = max(-(-start_us // 1000), span.start_ms or 0)
+        end_ms = end_us // 1000 if span.end_ms is None else min(end_us // 1000, span.end_ms)
+        if start_ms < end_ms:
+            grid = recipe.grid(start_ms, end_ms)
+            found = grid.edges(start_ms, end_ms)
+            found_ends = grid.ends(found)
+            whole = pc.less_equal(found_ends, end_ms)
+            if recipe.session != "all":
+                whole = pc.and_(whole, in_session(found, recipe.session))
+            starts.append(found.filter(whole))
+            ends.append(found_ends.filter(whole))
+    return pa.concat_arrays(starts), pa.concat_arrays(ends)
+
+
+def _quiet(symbol: str, starts_ms: pa.Array, ends_ms: pa.Array) -> pa.Table:
+    """Bars without a trade; their price is that of the bar before, which is told later."""
+    size = len(starts_ms)
+    unknown = pa.nulls(size, pa.float64())
+    columns = [
+        pa.repeat(symbol, size), starts_ms, ends_ms, unknown, unknown, unknown, unknown, pa.repeat(0.0, size),
+        pa.repeat(pa.scalar(0, pa.int64()), size), unknown, pa.repeat(1.0, size),
+    ]  # fmt: skip
+    return pa.Table.from_arrays(columns, schema=_COVERED)
+
+
+def _with_last_close(bars: pa.RecordBatch) -> pa.Table:
+    """One symbol's bars; those without a trade stand at the last close before them."""
+    close = pc.fill_null_forward(bars.column("close"))
+    quiet = pc.and_(
+        pc.equal(bars.column("trades"), 0),
+        pc.and_(pc.is_null(bars.column("close")), pc.equal(bars.column("volume"), 0.0)),
+    )
+    table = pa.Table.from_batches([bars])
+    for name in ("open", "high", "low", "close"):
+        at = table.column_names.index(name)
+        table = table.set_column(at, name, pc.if_else(quiet, close, bars.column(name)))
+    return table
+
+
+def _finished(bars: pa.Table, recipe: Recipe) -> pa.Table:
+    """The columns that a caller sees."""
+    starts = bars.column("start_ms").cast(TIMESTAMP)
+    columns = {"symbol": bars.column("symbol"), "start": starts}
+    if recipe.zone is not UTC:
+        local = pc.local_timestamp(starts.cast(pa.timestamp("ms", str(recipe.zone))))
+        columns["session_date"] = local.cast(pa.date32())
+    rest = [name for name in bars.column_names if name not in ("symbol", "start_ms", "end_ms")]
+    return pa.table(columns | {name: bars.column(name) for name in rest})

@@ -1,0 +1,271 @@
+"""Compaction: the files of a closed day become one (or a few of 128 MB), sorted, under the eyes of readers.
+
+Nobody waits for it: the rows are merged beside the dataset, from committed segments only, whose files never change.
+What was written is read back and held against what was read, by number and by checksum. Then, under the date's lock,
+a folder with the new files and those that came meanwhile takes the place of the old one in one step. A crash before
+that step leaves a folder in staging that nobody needs, a crash after it the old folder in the same place: either is
+removed at the next start.
+
+Where the file system can't exchange folders, the new files are moved into the date's folder and the old ones removed.
+Each new file names the segments that it holds and how many files it is one of, so that a reader at any moment knows
+which to read, and the next start what to remove (see `files`).
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import structlog
+
+from ingestor.dataset.exchange import exchange
+from ingestor.dataset.files import (
+    Compacted,
+    current_files,
+    date_folder,
+    list_days,
+    list_names,
+    newest_number,
+    read_origin,
+    split_names,
+    whole_compactions,
+    without_unsealed,
+)
+from ingestor.dataset.merge import AT_ONCE, HELD_ROWS, merge_rows, open_rows
+from ingestor.dataset.rows import plain_texts
+from ingestor.dataset.tally import Tally
+from ingestor.errors import CompactionRunning, ConservationViolated
+from ingestor.layout import (
+    DIRECTORY_MODE,
+    FILE_MODE,
+    Layout,
+    list_segments,
+    locked_date,
+    sync_directory,
+    sync_file,
+)
+from ingestor.parquet import ROW_GROUP, file_schema, writer_options
+
+FILE_BYTES = 128 << 20
+
+log = structlog.get_logger()
+
+
+class Compaction(NamedTuple):
+    """What became of a date."""
+
+    day: date
+    files_before: int
+    files_after: int
+    rows: int
+    bytes_before: int
+    bytes_after: int
+
+
+def compact_days(layout: Layout, before: date, file_bytes: int = FILE_BYTES) -> Iterator[Compaction]:
+    """Compact each UTC date before this one that has something to merge; clear first what a crash has left.
+
+    Raises CompactionRunning where another process does so, ConservationViolated where what was written isn't what was
+    read (the date is then as it was), FormatTooNew, OSError.
+    """
+    with locked_upkeep(layout):
+        clear_leftovers(layout)
+        for day in list_days(layout):
+            while day < before and (done := _compact_date(layout, day, file_bytes)) is not None:
+                yield done
+
+
+def has_work(layout: Layout, before: date) -> bool:
+    """Whether a date before this one has several files, of which one is not compacted."""
+    for day in list_days(layout):
+        compacted, parts = split_names(list_names(date_folder(layout, day))) if day < before else ([], [])
+        if parts and len(parts) + len(compacted) > 1:
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def locked_upkeep(layout: Layout) -> Iterator[None]:
+    """Hold this root as the one who compacts it. Raises CompactionRunning where another does."""
+    fd = os.open(layout.staging / "upkeep.lock", os.O_RDWR | os.O_CREAT, FILE_MODE)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise CompactionRunning(f"{layout.root} is being compacted by another process") from None
+    finally:
+        os.close(fd)
+
+
+def clear_leftovers(layout: Layout) -> None:
+    """Remove what a crash of compaction or retention has left; for the holder of `locked_upkeep`. Raises OSError."""
+    for folder in [*layout.staging.glob("date=*.compacted"), *layout.staging.glob("*.date=*.deleted")]:
+        shutil.rmtree(folder)
+        log.info("leftover.removed", file=folder.name)
+    for day in list_days(layout):
+        compacted, _ = split_names(list_names(date_folder(layout, day)))
+        if compacted:
+            with locked_date(layout, day):
+                _remove_superseded(date_folder(layout, day))
+
+
+def _compact_date(layout: Layout, day: date, file_bytes: int) -> Compaction | None:
+    """Merge the committed files of a date, or the oldest of very many; None where there is nothing to merge."""
+    folder = date_folder(layout, day)
+    inputs = current_files(folder, _committed_names(layout, folder))[:AT_ONCE]
+    if len(inputs) < 2 or all(Compacted.parse(path.name) for path in inputs):
+        return None
+    staged = layout.staging / f"{folder.name}.compacted"
+    staged.mkdir(mode=DIRECTORY_MODE)
+    bytes_before = sum(path.stat().st_size for path in inputs)
+    written = _write(staged, inputs, file_bytes)
+    bytes_after = sum(path.stat().st_size for path in written.paths)
+    if not _take_place(layout, day, staged, written, inputs):
+        return None
+    done = Compaction(day, len(inputs), len(written.paths), written.tally.rows, bytes_before, bytes_after)
+    log.info("date.compacted", date=day.isoformat(), rows=done.rows, files=len(inputs), bytes=bytes_after)
+    return done
+
+
+def _committed_names(layout: Layout, folder: Path) -> tuple[str, ...]:
+    """The files of segments for which the dataset speaks, even after a power cut."""
+    names = list_names(folder)  # before the journal: what is listed here and not unsealed there is committed
+    unsealed = {str(file.id) for file in list_segments(layout) if not file.sealed}
+    sync_directory(layout.journal)  # after its listing: a commit that is relied on must not be undone
+    return without_unsealed(names, unsealed)
+
+
+# Writing
+
+
+@dataclass(slots=True)
+class _Written:
+    """The files of a compaction that is being made."""
+
+    origin: frozenset[str]
+    paths: list[Path] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+
+
+def _write(staged: Path, inputs: list[Path], file_bytes: int) -> _Written:
+    """Merge the inputs into files in `staged`, synced and verified. Raises ConservationViolated, OSError."""
+    written = _Written(frozenset().union(*map(read_origin, inputs)))
+    schema = pa.unify_schemas([pq.read_schema(path).remove_metadata() for path in inputs])
+    schema = file_schema(schema, ",".join(sorted(written.origin)))
+    with contextlib.ExitStack() as stack:
+        batch_rows = min(max(HELD_ROWS // len(inputs), 1 << 10), 1 << 16)
+        sources = [open_rows(stack, path, batch_rows) for path in inputs]
+        _write_files(staged, schema, merge_rows(sources, look=written.tally.add), file_bytes)
+    _verify(staged, written, inputs)
+    paths = sorted(staged.iterdir())
+    for index, path in enumerate(paths, 1):
+        final = staged / str(Compacted(newest_number(written.origin), index, len(paths)))
+        path.rename(final)
+        final.chmod(FILE_MODE)
+        sync_file(final)
+        written.paths.append(final)
+    sync_directory(staged)
+    return written
+
+
+def _write_files(folder: Path, schema: pa.Schema, tables: Iterator[pa.Table], file_bytes: int) -> None:
+    """Sorted rows into files, each closed after the row group with which it holds `file_bytes`."""
+    groups = _row_groups(tables, schema)
+    for number, first in enumerate(groups, 1):
+        with (
+            pa.OSFile(str(folder / f"{number:06d}"), "wb") as sink,
+            pq.ParquetWriter(sink, schema, **writer_options(schema)) as writer,
+        ):
+            writer.write_table(first, row_group_size=ROW_GROUP)
+            while sink.tell() < file_bytes and (group := next(groups, None)) is not None:
+                writer.write_table(group, row_group_size=ROW_GROUP)
+
+
+def _row_groups(tables: Iterator[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The same rows in tables of ROW_GROUP rows; the last may be shorter."""
+    held = schema.empty_table()
+    for table in tables:
+        held = pa.concat_tables([held, plain_texts(table).select(schema.names).cast(schema)])
+        while held.num_rows >= ROW_GROUP:
+            yield held.slice(0, ROW_GROUP)
+            held = held.slice(ROW_GROUP)
+    if held.num_rows:
+        yield held
+
+
+def _verify(staged: Path, written: _Written, inputs: list[Path]) -> None:
+    """What is on the disk is what the inputs hold. Raises ConservationViolated."""
+    found = Tally()
+    with contextlib.ExitStack() as stack:
+        for path in sorted(staged.iterdir()):
+            for table in open_rows(stack, path, 1 << 16):
+                found.add(table)
+    promised = sum(pq.read_metadata(path).num_rows for path in inputs)
+    if found != written.tally or found.rows != promised:
+        raise ConservationViolated(
+            f"compaction of {inputs[0].parent.name} wrote {found.rows} rows for {promised}, or other values: given up"
+        )
+
+
+# Taking place
+
+
+def _take_place(layout: Layout, day: date, staged: Path, written: _Written, inputs: list[Path]) -> bool:
+    """Let the new files speak for the date; False, and nothing is changed, where retention has deleted it meanwhile."""
+    folder = date_folder(layout, day)
+    with locked_date(layout, day):
+        names = list_names(folder)
+        if not {path.name for path in inputs} <= set(names):
+            shutil.rmtree(staged)
+            return False
+        replaced = {path.name for path in inputs} | {f"{segment}.parquet" for segment in written.origin}
+        newcomers = [name for name in names if name not in replaced]
+        if _link_all(folder, newcomers, staged) and exchange(staged, folder):
+            sync_directory(layout.trades)
+            sync_directory(layout.staging)
+        else:
+            _move_in(staged, folder, written.paths)
+        shutil.rmtree(staged)
+    return True
+
+
+def _link_all(folder: Path, names: list[str], other: Path) -> bool:
+    """Give these files a second name in the other folder; False where the file system knows no second names."""
+    try:
+        for name in names:
+            (other / name).hardlink_to(folder / name)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            return False
+        raise
+    sync_directory(other)
+    return True
+
+
+def _move_in(staged: Path, folder: Path, paths: list[Path]) -> None:
+    """The way of file systems that can't exchange: first all new files, then the old ones go."""
+    for path in paths:
+        (staged / path.name).rename(folder / path.name)
+    sync_directory(folder)
+    _remove_superseded(folder)
+
+
+def _remove_superseded(folder: Path) -> None:
+    """Remove compactions that never became whole, and what whole ones have replaced. The date's lock is held."""
+    compacted, parts = split_names(list_names(folder))
+    whole = {str(name) for names in whole_compactions(compacted) for name in names}
+    kept = {path.name for path in current_files(folder, [*whole, *parts])}
+    gone = [name for name in [*map(str, compacted), *parts] if name not in kept]
+    for name in gone:
+        (folder / name).unlink()
+        log.info("leftover.removed", file=name)
+    if gone:
+        sync_directory(folder)

@@ -1,0 +1,149 @@
+"""What a recording holds, symbol by symbol."""
+
+import math
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ingestor.coverage import Coverage, sum_shares
+from ingestor.dataset.covered import load_coverage
+from ingestor.dataset.frames import Engine, as_frame, check_engine
+from ingestor.dataset.rows import Selection, plain_texts, read_dates
+from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
+from ingestor.dataset.times import Span
+from ingestor.schema import TIMESTAMP
+
+DESCRIPTION = pa.schema(
+    [
+        ("symbol", pa.string()),
+        ("first", TIMESTAMP),
+        ("last", TIMESTAMP),
+        ("trades", pa.int64()),
+        ("bytes", pa.int64()),  # of Parquet, by its share of each date's rows
+        ("recorded", pa.float64()),  # share of the time for which it was asked for, 0 to 1
+        ("blind", pa.float64()),
+        ("unproven", pa.float64()),
+        ("gaps", pa.int64()),
+        ("late", pa.float64()),  # share of the trades that came more than a minute after their time
+        *((f"delay_{name}_ms", pa.int64()) for name in ("min", "p50", "p90", "p99", "max")),
+    ]
+)
+_LATE_MS = 60_000
+_EVERYTHING = Span(None, None)
+_QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
+
+
+def describe(
+    root: str | Path, symbols: Sequence[str] | None = None, tz: str = "UTC", *, engine: Engine = "pandas"
+) -> Any:
+    """A row for each symbol that was asked for or has trades: when, how many, how well covered, how late.
+
+    >>> import ingestor
+    >>> int(ingestor.describe("data").set_index("symbol").loc["AAPL", "gaps"])
+    1
+
+    `recorded`, `blind` and `unproven` are shares of the time for which the symbol was asked for. Delays are
+    `received_at` minus `timestamp` in whole ms, by nearest rank; negative ones (a clock is off) are shown, not
+    clipped.
+
+    Raises NotARecording, ConfigError where pandas is missing.
+    """
+    check_engine(engine)
+    layout = open_recording(root)
+    chosen = None if symbols is None else tuple(symbols)
+
+    def read(snapshot: Snapshot) -> pa.Table:
+        coverage = load_coverage(layout, chosen, snapshot.journaled_us)
+        return _description(_facts(snapshot, chosen), coverage)
+
+    return as_frame(read_consistently(layout, _EVERYTHING, read), engine, tz)
+
+
+def _facts(snapshot: Snapshot, symbols: tuple[str, ...] | None) -> dict[str, dict[str, Any]]:
+    """Of each symbol: first, last, bytes, and how many trades had which delay. A date is in memory at a time."""
+    selection = Selection(_EVERYTHING, ("symbol", "timestamp", "received_at"), symbols)
+    facts: dict[str, dict[str, Any]] = {}
+    for day, rows in read_dates(snapshot, selection):
+        size = sum(path.stat().st_size for path in snapshot.files.get(day, ()))
+        whole = sum(pq.read_metadata(path).num_rows for path in snapshot.files.get(day, ()))
+        for spoken in _summed(rows):
+            known = facts.setdefault(spoken["symbol"], {"first": spoken["first"], "bytes": 0.0, "delays": Counter()})
+            known["last"] = spoken["last"]
+            known["bytes"] += size * spoken["trades"] / max(whole, rows.num_rows)
+            known["delays"].update(spoken["delays"])
+    return facts
+
+
+def _summed(rows: pa.Table) -> list[dict[str, Any]]:
+    """One date's facts by symbol."""
+    rows = plain_texts(rows)
+    delay_us = pc.subtract(
+        rows.column("received_at").cast(pa.int64()), pc.multiply(rows.column("timestamp").cast(pa.int64()), 1000)
+    )
+    delay_ms = pc.floor(pc.divide(delay_us.cast(pa.float64()), 1000.0)).cast(pa.int64())
+    delays = rows.append_column("delay_ms", delay_ms).group_by(["symbol", "delay_ms"]).aggregate([([], "count_all")])
+    by_symbol: dict[str, Counter[int]] = {}
+    for symbol, delay, count in zip(
+        *(delays.column(name).to_pylist() for name in ("symbol", "delay_ms", "count_all")), strict=True
+    ):
+        by_symbol.setdefault(symbol, Counter())[delay] = count
+    spans = rows.group_by("symbol").aggregate([("timestamp", "min"), ("timestamp", "max"), ([], "count_all")])
+    return [
+        {
+            "symbol": one["symbol"],
+            "first": one["timestamp_min"],
+            "last": one["timestamp_max"],
+            "trades": one["count_all"],
+            "delays": by_symbol[one["symbol"]],
+        }
+        for one in spans.to_pylist()
+    ]
+
+
+def _description(facts: dict[str, dict[str, Any]], coverage: Coverage) -> pa.Table:
+    rows = [
+        {
+            "symbol": symbol,
+            **_covered(coverage, symbol),
+            **(_recorded(facts[symbol]) if symbol in facts else {"trades": 0, "bytes": 0}),
+        }
+        for symbol in sorted({*facts, *coverage.symbols})
+    ]
+    return pa.Table.from_pylist(rows, schema=DESCRIPTION)
+
+
+def _covered(coverage: Coverage, symbol: str) -> dict[str, Any]:
+    intervals = coverage.intervals(symbol)
+    shares = sum_shares(intervals)
+    total_us = sum(shares)
+    named = zip(("recorded", "blind", "unproven"), shares, strict=True)
+    found: dict[str, Any] = {name: us / total_us if total_us else None for name, us in named}
+    return found | {"gaps": sum(one.state == "blind" for one in intervals)}
+
+
+def _recorded(facts: dict[str, Any]) -> dict[str, Any]:
+    delays: Counter[int] = facts["delays"]
+    trades = delays.total()
+    names = [name for name in DESCRIPTION.names if name.startswith("delay_")]
+    return {
+        "first": facts["first"],
+        "last": facts["last"],
+        "trades": trades,
+        "bytes": round(facts["bytes"]),
+        "late": sum(count for delay_ms, count in delays.items() if delay_ms > _LATE_MS) / trades,
+        **dict(zip(names, _quantiles(delays, trades), strict=True)),
+    }
+
+
+def _quantiles(delays: Counter[int], trades: int) -> list[int]:
+    """The delays at _QUANTILES, by nearest rank."""
+    ordered = sorted(delays)
+    ranks = list(accumulate(delays[delay] for delay in ordered))
+    return [ordered[bisect_left(ranks, max(math.ceil(share * trades), 1))] for share in _QUANTILES]

@@ -1,0 +1,127 @@
+"""Which files of a date's folder speak for its rows.
+
+A *part* is one segment's rows of a date, `<segment id>.parquet`. A *compacted* file holds the rows of many segments
+and names them in its metadata; a compaction may be split into several files, which count only together. Where a
+compaction is whole, what it names is superseded: a part that is still there (the file system could not exchange
+folders, or a crash came between) is not read beside it.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from ingestor.errors import FormatTooNew
+from ingestor.layout import Layout, SegmentId
+from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY
+from ingestor.schema import FORMAT_VERSION
+
+_COMPACTED = re.compile(r"compacted-(\d{12})-(\d{4})of(\d{4})\.parquet")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Compacted:
+    """The name of one file of a compaction."""
+
+    newest: int
+    """The number of the newest segment in it."""
+    index: int
+    """From 1."""
+    count: int
+
+    def __str__(self) -> str:
+        return f"compacted-{self.newest:012d}-{self.index:04d}of{self.count:04d}.parquet"
+
+    @classmethod
+    def parse(cls, name: str) -> "Compacted | None":
+        found = _COMPACTED.fullmatch(name)
+        return None if found is None else cls(*map(int, found.groups()))
+
+
+def list_days(layout: Layout) -> list[date]:
+    """The UTC dates of the dataset, oldest first. Raises OSError."""
+    if not layout.trades.is_dir():
+        return []
+    return sorted(parse_days(path.name for path in layout.trades.iterdir()))
+
+
+def date_folder(layout: Layout, day: date) -> Path:
+    return layout.trades / f"date={day.isoformat()}"
+
+
+def list_names(folder: Path) -> tuple[str, ...]:
+    """The Parquet files in a date's folder; none where it is gone."""
+    try:
+        return tuple(sorted(path.name for path in folder.iterdir() if path.suffix == ".parquet"))
+    except FileNotFoundError:
+        return ()
+
+
+def current_files(folder: Path, names: Iterable[str]) -> list[Path]:
+    """The files to read of these, in order of sequence: every row of them once. Raises FormatTooNew, OSError."""
+    compacted, parts = split_names(names)
+    whole = whole_compactions(compacted)
+    if len(whole) + len(parts) <= 1:
+        return [folder / str(name) for names in whole for name in names] + [folder / name for name in parts]
+    origins = [read_origin(folder / str(names[0])) for names in whole]
+    newest = [
+        names for names, origin in zip(whole, origins, strict=True) if not any(origin < other for other in origins)
+    ]
+    superseded = frozenset().union(*origins)
+    return [folder / str(name) for names in newest for name in names] + [
+        folder / name for name in parts if name.removesuffix(".parquet") not in superseded
+    ]
+
+
+def split_names(names: Iterable[str]) -> tuple[list[Compacted], list[str]]:
+    """Compacted files and parts, each in order."""
+    parts, compacted = [], []
+    for name in names:
+        found = Compacted.parse(name)
+        if found is None:
+            parts.append(name)
+        else:
+            compacted.append(found)
+    return sorted(compacted), sorted(parts)
+
+
+def whole_compactions(compacted: Iterable[Compacted]) -> list[list[Compacted]]:
+    """Those compactions of which every file is there, oldest first."""
+    sets: dict[tuple[int, int], list[Compacted]] = {}
+    for name in compacted:
+        sets.setdefault((name.newest, name.count), []).append(name)
+    return [names for (_, count), names in sorted(sets.items()) if len(names) == count]
+
+
+def without_unsealed(names: Iterable[str], unsealed: Collection[str]) -> tuple[str, ...]:
+    """The names without the parts of segments for which the journal still speaks."""
+    return tuple(name for name in names if name.removesuffix(".parquet") not in unsealed)
+
+
+def read_origin(path: Path) -> frozenset[str]:
+    """The ids of the segments whose rows this file holds. Raises FormatTooNew, OSError."""
+    metadata = pq.read_metadata(path).metadata or {}
+    check_format(path, metadata)
+    return frozenset(metadata.get(ORIGIN_KEY, b"").decode().split(","))
+
+
+def check_format(path: Path, metadata: dict[bytes, bytes] | None) -> None:
+    """Raises FormatTooNew where a later version wrote this file."""
+    found = int((metadata or {}).get(FORMAT_KEY, b"0"))
+    if found > FORMAT_VERSION:
+        raise FormatTooNew(f"{path} is of format {found}; this version reads up to {FORMAT_VERSION}")
+
+
+def newest_number(origin: Iterable[str]) -> int:
+    """The highest segment number among these segment ids."""
+    return max(SegmentId.parse(segment).number for segment in origin)
+
+
+def parse_days(names: Iterable[str]) -> Iterator[date]:
+    """The dates of those that are the name of a date's folder."""
+    for name in names:
+        if re.fullmatch(r"date=\d{4}-\d\d-\d\d", name):
+            yield date.fromisoformat(name.removeprefix("date="))

@@ -1,0 +1,105 @@
+"""Trades, as a caller asks for them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingestor.dataset.conditions import judge_rows
+from ingestor.dataset.frames import Engine, as_frame, check_engine, check_word
+from ingestor.dataset.rows import Selection, concat_rows, known_schema, per_text, plain_texts, read_dates, sort_rows
+from ingestor.dataset.sessions import in_session
+from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
+from ingestor.dataset.times import Span, Time, find_span
+
+
+def read_trades(
+    root: str | Path,
+    symbols: Sequence[str] | None = None,
+    start: Time | None = None,
+    end: Time | None = None,
+    tz: str = "UTC",
+    *,
+    columns: Sequence[str] | None = None,
+    conditions: Literal["all", "sip"] = "all",
+    repeats: Literal["keep", "drop"] = "keep",
+    engine: Engine = "pandas",
+) -> Any:
+    """The trades in [start, end), sorted by (symbol, timestamp, sequence): all that is recorded up to now, each once.
+
+    >>> import ingestor
+    >>> trades = ingestor.read_trades("data", symbols=["AAPL"], start="2026-11-20", end="2026-11-21")
+    >>> trades[["price", "volume"]].dtypes.to_dict()
+    {'price': dtype('float64'), 'volume': dtype('float64')}
+
+    A time is text, a date, a datetime or a Timestamp; one without a zone is in `tz`, in which times are also given
+    back. `columns` are those wanted, in that order. `conditions="sip"` keeps the prints that move a price by the US
+    rules (symbols with a prefix, as `BINANCE:BTCUSDT`, have none); `repeats="drop"` leaves out frames that the venue
+    sent twice.
+
+    pandas: `symbol` is a category. `engine="arrow"` gives a pyarrow.Table, which polars and DuckDB take as it is. An
+    unknown symbol, and a span without trades, give no rows, with every column.
+
+    Raises NotARecording, ValueError for an argument that can't be used, ConfigError where pandas is missing.
+    """
+    check_engine(engine)
+    check_word("conditions", conditions, ("all", "sip"))
+    check_word("repeats", repeats, ("keep", "drop"))
+    span = find_span(start, end, tz)
+    layout = open_recording(root)
+    chosen = None if symbols is None else tuple(symbols)
+
+    def read(snapshot: Snapshot) -> pa.Table:
+        schema = known_schema(snapshot)
+        wanted = _check_columns(columns, schema)
+        looked_at = (*wanted, "conditions") if conditions == "sip" else wanted
+        selection = Selection(span, looked_at, chosen, repeats == "drop")
+        rows = concat_rows([rows for _, rows in read_dates(snapshot, selection)])
+        if rows is None:
+            return pa.schema([schema.field(name) for name in wanted]).empty_table()
+        rows = sort_rows(rows)
+        return (_eligible(rows) if conditions == "sip" else rows).select(wanted)
+
+    return as_frame(read_consistently(layout, span, read), engine, tz)
+
+
+def first_trades(root: Path, span: Span, symbols: tuple[str, ...] | None, count: int) -> pa.Table:
+    """The first trades of a span in order of (timestamp, sequence), from no more dates than are needed.
+
+    Raises NotARecording, OSError.
+    """
+    layout = open_recording(root)
+
+    def read(snapshot: Snapshot) -> pa.Table:
+        schema = known_schema(snapshot)
+        found = schema.empty_table()
+        for _, rows in read_dates(snapshot, Selection(span, tuple(schema.names), symbols)):
+            rest = (
+                plain_texts(rows).select(schema.names).sort_by([("timestamp", "ascending"), ("sequence", "ascending")])
+            )
+            found = pa.concat_tables([found, rest.slice(0, count - found.num_rows)])
+            if found.num_rows == count:
+                break
+        return found
+
+    return read_consistently(layout, span, read)
+
+
+def _check_columns(columns: Sequence[str] | None, schema: pa.Schema) -> tuple[str, ...]:
+    unknown = [name for name in columns or () if name not in schema.names]
+    if unknown:
+        raise ValueError(f"no column {unknown[0]!r}: there are {', '.join(schema.names)}")
+    return tuple(schema.names if columns is None else columns)
+
+
+def _eligible(rows: pa.Table) -> pa.Table:
+    """The prints that may set a price; those of symbols for which the US rules don't hold stay."""
+    rows = rows.combine_chunks()
+    if not rows.num_rows:
+        return rows
+    times_ms = rows.column("timestamp").chunk(0).cast(pa.int64())
+    moves = judge_rows(rows.column("conditions").chunk(0), in_session(times_ms, "regular"))
+    abroad = per_text(rows.column("symbol"), lambda texts: pc.match_substring(texts, ":")).chunk(0)
+    return rows.filter(pc.or_(abroad, moves.high_low))

@@ -1,0 +1,177 @@
+"""Reads the rows that a caller asks for: whole dates and row groups without them are passed over unread.
+
+In here `symbol` and `conditions` are dictionaries: an integer a row, and each text once.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ingestor.dataset.files import check_format
+from ingestor.dataset.snapshot import Snapshot
+from ingestor.dataset.times import Span, utc_date
+from ingestor.schema import TIMESTAMP, TRADES
+
+TEXTS = ("symbol", "conditions")
+"""Columns that are read as dictionaries."""
+_TIME_BITS = 42
+"""A millisecond since 1970 in so many bits: until 2109."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rows, and which of their columns."""
+
+    span: Span
+    columns: tuple[str, ...]
+    symbols: tuple[str, ...] | None = None
+    drop_repeats: bool = False
+
+    @property
+    def needed(self) -> list[str]:
+        """The columns that must be read: those asked for, and those that are looked at."""
+        looked_at = ["timestamp", "symbol", *(["repeated"] if self.drop_repeats else [])]
+        return list(dict.fromkeys([*self.columns, *looked_at]))
+
+
+def read_dates(snapshot: Snapshot, selection: Selection) -> Iterator[tuple[date, pa.Table]]:
+    """The rows of each UTC date that has any, oldest first, each sorted by (symbol, timestamp, sequence).
+
+    With the columns of `selection.needed`. Raises FileNotFoundError where a file is gone, FormatTooNew, OSError.
+    """
+    journaled = split_journaled(snapshot.journaled, selection)
+    for day in sorted(snapshot.files.keys() | journaled.keys()):
+        tables = [read_rows(path, selection, day) for path in snapshot.files.get(day, ())]
+        tables += [journaled[day]] if day in journaled else []
+        rows = concat_rows([table for table in tables if table.num_rows])
+        if rows is not None:
+            yield day, sort_rows(rows)
+
+
+def read_rows(path: Path, selection: Selection, day: date | None = None) -> pa.Table:
+    """The rows of one file, in its order. Where the file's UTC date is told and whole in the span, times aren't
+    looked at.
+    """
+    with pq.ParquetFile(path, read_dictionary=list(TEXTS), pre_buffer=False) as file:
+        check_format(path, file.metadata.metadata)
+        span = Span(None, None) if day is not None and selection.span.holds_all_of(day) else selection.span
+        groups = useful_groups(file.metadata, span, selection.symbols)
+        present = [name for name in selection.needed if name in file.schema_arrow.names]
+        rows = file.read_row_groups(groups, columns=present)
+    return filter_rows(rows, selection, span)
+
+
+def filter_rows(rows: pa.Table, selection: Selection, span: Span) -> pa.Table:
+    """The rows that are asked for; `span` is the part of the question that is still open."""
+    masks = []
+    if selection.symbols is not None:
+        wanted = pa.array(selection.symbols, pa.string())
+        masks.append(per_text(rows.column("symbol"), lambda texts: pc.is_in(texts, wanted)))
+    if span.start_ms is not None:
+        masks.append(pc.greater_equal(rows.column("timestamp"), pa.scalar(span.start_ms, TIMESTAMP)))
+    if span.end_ms is not None:
+        masks.append(pc.less(rows.column("timestamp"), pa.scalar(span.end_ms, TIMESTAMP)))
+    if selection.drop_repeats:
+        masks.append(pc.invert(rows.column("repeated")))
+    for mask in masks[1:]:
+        masks[0] = pc.and_(masks[0], mask)
+    return rows.filter(masks[0]) if masks else rows
+
+
+def per_text(column: pa.ChunkedArray, judge: Callable[[pa.Array], pa.Array]) -> pa.ChunkedArray:
+    """A function of texts applied to a dictionary column: once a text, not once a row. Null gives null."""
+    chunks = [judge(chunk.dictionary).take(chunk.indices) for chunk in column.chunks]
+    return pa.chunked_array(chunks, None if chunks else judge(pa.array([], pa.string())).type)
+
+
+def concat_rows(tables: Sequence[pa.Table]) -> pa.Table | None:
+    """The rows of all tables, one after the other; a column that one of them lacks is null there. None of none."""
+    if not tables:
+        return None
+    joined = tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="default")
+    return joined.unify_dictionaries().combine_chunks()
+
+
+def plain_texts(rows: pa.Table) -> pa.Table:
+    """The rows with text where there were dictionaries, as schema and files have it."""
+    for index, field in enumerate(rows.schema):
+        if pa.types.is_dictionary(field.type):
+            rows = rows.set_column(index, field.name, rows.column(index).cast(field.type.value_type))
+    return rows
+
+
+def sort_rows(rows: pa.Table) -> pa.Table:
+    """Rows in order of (symbol, timestamp, sequence), given so that rows alike in the first two are in order of
+    sequence.
+    """
+    key = sort_key(rows)
+    in_order = pc.all(pc.greater_equal(key.slice(1), key.slice(0, max(len(key) - 1, 0)))).as_py()
+    return rows if in_order in (True, None) else rows.take(pc.sort_indices(key))
+
+
+def sort_key(rows: pa.Table) -> pa.Array:
+    """(symbol, timestamp) as one integer a row: a sort by it is three times as fast as one by text and time."""
+    symbols = rows.column("symbol").combine_chunks()
+    if isinstance(symbols, pa.ChunkedArray):  # of no row
+        return pa.array([], pa.int64())
+    ranks = pc.sort_indices(pc.sort_indices(symbols.dictionary)).cast(pa.int64())
+    times = rows.column("timestamp").combine_chunks().cast(pa.int64())
+    return pc.add(pc.shift_left(ranks.take(symbols.indices), _TIME_BITS), times)
+
+
+def useful_groups(metadata: pq.FileMetaData, span: Span, symbols: Collection[str] | None) -> list[int]:
+    """The row groups that may hold a row asked for, by their statistics."""
+    if span == Span(None, None) and symbols is None:
+        return list(range(metadata.num_row_groups))
+    names = metadata.schema.to_arrow_schema().names
+    at_symbol, at_time = names.index("symbol"), names.index("timestamp")
+    found = []
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        held = group.column(at_symbol).statistics if symbols is not None else None
+        if (
+            held is not None
+            and held.has_min_max
+            and not any(held.min <= symbol <= held.max for symbol in symbols or ())
+        ):
+            continue
+        times = group.column(at_time).statistics if span != Span(None, None) else None
+        if times is not None and times.has_min_max and not _overlap(times, span):
+            continue
+        found.append(index)
+    return found
+
+
+def _overlap(times: pq.Statistics, span: Span) -> bool:
+    first_ms, last_ms = times.min_raw, times.max_raw
+    return (span.end_ms is None or first_ms < span.end_ms) and (span.start_ms is None or last_ms >= span.start_ms)
+
+
+def split_journaled(batches: list[pa.RecordBatch], selection: Selection) -> dict[date, pa.Table]:
+    """The journal's rows that are asked for, by UTC date."""
+    if not batches:
+        return {}
+    rows = pa.concat_tables([pa.Table.from_batches([batch]) for batch in batches], promote_options="default")
+    rows = rows.select([name for name in selection.needed if name in rows.column_names])
+    for name in set(TEXTS) & set(rows.column_names):
+        at = rows.column_names.index(name)
+        rows = rows.set_column(at, name, rows.column(name).dictionary_encode())
+    rows = filter_rows(rows, selection, selection.span)
+    days = pc.divide(rows.column("timestamp").cast(pa.int64()), 86_400_000)
+    found = pc.unique(days).to_pylist()
+    return {utc_date(day * 86_400_000): rows.filter(pc.equal(days, day)) for day in found}
+
+
+def known_schema(snapshot: Snapshot) -> pa.Schema:
+    """The columns of this root: of its newest rows, which know any that came later."""
+    if snapshot.journaled:
+        return snapshot.journaled[-1].schema.remove_metadata()
+    if snapshot.files:
+        newest = snapshot.files[max(snapshot.files)][-1]
+        return pq.read_schema(newest).remove_metadata()
+    return TRADES

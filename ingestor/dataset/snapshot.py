@@ -1,0 +1,110 @@
+"""One consistent look at a recording: every row of it once, whatever is sealed, compacted or deleted meanwhile.
+
+The rows of a segment are read from the journal until it is sealed, from the dataset ever after. So: look at both,
+read the journal, look again; where nothing changed in between, what was read belongs together. Files of the dataset
+never change; where one is gone by the time it is read (compacted, deleted), the caller takes a new snapshot.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+
+from ingestor.dataset.files import current_files, date_folder, list_days, list_names, without_unsealed
+from ingestor.dataset.times import Span
+from ingestor.errors import Lagged, NotARecording
+from ingestor.journal.cursor import Cursor
+from ingestor.journal.follower import Follower, Rows
+from ingestor.layout import Layout, SegmentId, list_segments
+from ingestor.ledger import list_ledgers, read_facts
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What there is to read."""
+
+    files: dict[date, list[Path]]
+    """By UTC date, oldest first; the files of a date in order of sequence."""
+    journaled: list[pa.RecordBatch]
+    """Rows that are not in the dataset yet, in order of sequence."""
+    journaled_us: int
+    """When the newest frame of these was received; 0 where there is none."""
+
+
+def open_recording(root: str | Path) -> Layout:
+    """The layout of a root that holds trades to read. Raises NotARecording."""
+    layout = Layout(Path(root))
+    if not layout.journal.is_dir() and not layout.trades.is_dir():
+        hint = f"; the root is {layout.root.parent}" if Layout(layout.root.parent).journal.is_dir() else ""
+        raise NotARecording(f"{layout.root} holds no recording: there is no `trades` and no `journal` in it{hint}")
+    if not layout.trades.is_dir() and _records_csv_only(layout):
+        raise NotARecording(
+            f"{layout.root} records CSV only: read {layout.csv}, or add parquet to storage.formats and start again"
+        )
+    return layout
+
+
+def take_snapshot(layout: Layout, span: Span) -> Snapshot:
+    """Everything recorded up to now that may lie in `span`, which only bounds what must be looked at.
+
+    Raises FormatTooNew, OSError.
+    """
+    while True:
+        with contextlib.suppress(FileNotFoundError, Lagged):  # sealed, freed or compacted while it was being read
+            before = _look(layout, span)
+            unsealed = {str(segment) for segment in before.unsealed}
+            events = _read_journal(layout, before.unsealed)
+            files = {
+                day: current_files(date_folder(layout, day), without_unsealed(names, unsealed))
+                for day, names in before.names.items()
+            }
+            if _look(layout, span) == before:
+                return Snapshot(
+                    {day: paths for day, paths in files.items() if paths},
+                    [event.batch for event in events if event.batch.num_rows],
+                    max((event.last_received_us for event in events), default=0),
+                )
+
+
+def read_consistently(layout: Layout, span: Span, read: Callable[[Snapshot], _Result]) -> _Result:
+    """What `read` makes of a snapshot; made anew where a file was compacted or deleted before it was read."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return read(take_snapshot(layout, span))
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    unsealed: tuple[SegmentId, ...]
+    names: dict[date, tuple[str, ...]]
+
+
+def _look(layout: Layout, span: Span) -> _Look:
+    """The journal first: what is sealed after that is seen by the second look."""
+    unsealed = tuple(file.id for file in list_segments(layout) if not file.sealed)
+    days = [day for day in list_days(layout) if span.holds_day(day)]
+    return _Look(unsealed, {day: list_names(date_folder(layout, day)) for day in days})
+
+
+def _read_journal(layout: Layout, unsealed: tuple[SegmentId, ...]) -> list[Rows]:
+    if not unsealed:
+        return []
+    follower = Follower(layout, Cursor(unsealed[0].number, 0), synced_only=False)
+    with contextlib.closing(follower):
+        return [event for event in follower.read() if isinstance(event, Rows) and event.segment in unsealed]
+
+
+def _records_csv_only(layout: Layout) -> bool:
+    """Whether no run of this root was ever asked for Parquet."""
+    formats: set[str] = set()
+    for path in list_ledgers(layout):
+        started = next(read_facts(path), None)
+        if started is not None:
+            formats.update(started.get("formats", ["parquet"]))
+    return formats == {"csv"}

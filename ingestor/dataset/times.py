@@ -1,0 +1,82 @@
+"""Times as a caller writes them, and as the files hold them. Pure."""
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+Time = str | date | datetime
+"""`2026-11-20` (its midnight), `2026-11-20T14:30`, a date, a datetime or a pandas Timestamp; with or without a zone."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MS = timedelta(milliseconds=1)
+_DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A half-open interval in ms since 1970; None is open."""
+
+    start_ms: int | None
+    end_ms: int | None
+
+    def holds_day(self, day: date) -> bool:
+        """Whether any moment of this UTC date is in it."""
+        first_ms = day_start_ms(day)
+        return (self.start_ms is None or first_ms + 86_400_000 > self.start_ms) and (
+            self.end_ms is None or first_ms < self.end_ms
+        )
+
+    def holds_all_of(self, day: date) -> bool:
+        """Whether every moment of this UTC date is in it."""
+        first_ms = day_start_ms(day)
+        return (self.start_ms is None or first_ms >= self.start_ms) and (
+            self.end_ms is None or first_ms + 86_400_000 <= self.end_ms
+        )
+
+
+def find_zone(name: str) -> tzinfo:
+    """The zone of this name. Raises ValueError with a sentence."""
+    if name == "UTC":
+        return UTC  # needs no time zone database
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"no time zone {name!r} here: write it like America/New_York") from None
+
+
+def find_span(start: Time | None, end: Time | None, tz: str) -> Span:
+    """The interval from `start` up to but without `end`; a time without a zone is in `tz`. Raises ValueError."""
+    zone = find_zone(tz)
+    return Span(None if start is None else _to_ms(start, zone), None if end is None else _to_ms(end, zone))
+
+
+def to_span(bounds: tuple[datetime | None, datetime | None]) -> Span:
+    """The interval between two aware times; None is open."""
+    start, end = bounds
+    return Span(None if start is None else _to_ms(start, UTC), None if end is None else _to_ms(end, UTC))
+
+
+def day_start_ms(day: date) -> int:
+    """Midnight UTC of this date, in ms since 1970."""
+    return (day - _EPOCH.date()) // _DAY * 86_400_000
+
+
+def utc_date(ms: int) -> date:
+    """The UTC date of a moment in ms since 1970."""
+    return _EPOCH.date() + timedelta(days=ms // 86_400_000)
+
+
+def _to_ms(time: Time, zone: tzinfo) -> int:
+    """The first whole millisecond at or after this time: for rows in ms, `>=` and `<` then mean what they say."""
+    if isinstance(time, str):
+        try:
+            time = datetime.fromisoformat(time.strip())
+        except ValueError:
+            raise ValueError(
+                f"{time!r} is no time: write 2026-11-20, 2026-11-20T14:30 or 2026-11-20T14:30:00Z"
+            ) from None
+    if not isinstance(time, datetime):
+        time = datetime(time.year, time.month, time.day)  # noqa: DTZ001  its zone follows
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=zone)
+    return -((_EPOCH - time) // _MS)

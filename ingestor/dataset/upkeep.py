@@ -1,0 +1,77 @@
+"""What a recorder does for its dataset once a day: a child process at low priority compacts, retention deletes."""
+
+import subprocess
+import sys
+from datetime import UTC, date, datetime, timedelta
+
+import structlog
+
+from ingestor.dataset.compact import clear_leftovers, has_work, locked_upkeep
+from ingestor.dataset.retention import delete_expired
+from ingestor.errors import CompactionRunning
+from ingestor.layout import Layout
+from ingestor.ledger import Ledger
+
+GRACE = timedelta(hours=1)
+"""After midnight UTC: late trades come up to 40 minutes after their time."""
+_STOP_S = 5.0
+
+log = structlog.get_logger()
+
+
+class Upkeep:
+    """Looks after one root. `tick` from one thread."""
+
+    def __init__(self, layout: Layout, ledger: Ledger, retention_s: float | None) -> None:
+        """Clear what a crash has left, unless a compaction that was started by hand is at work. Raises OSError."""
+        self._layout = layout
+        self._ledger = ledger
+        self._retention = None if retention_s is None else timedelta(seconds=retention_s)
+        self._done_for: date | None = None
+        self.child: subprocess.Popen[bytes] | None = None
+        """The compaction that is under way."""
+        try:
+            with locked_upkeep(layout):
+                clear_leftovers(layout)
+        except CompactionRunning:
+            log.info("compaction.running", hint="it was started by hand, and clears what an earlier one left")
+
+    def tick(self, now: datetime | None = None) -> None:
+        """Do what is due: once a UTC date, an hour after it began, and once after a start. Never raises OSError."""
+        self._reap()
+        now = datetime.now(UTC) if now is None else now
+        day = (now - GRACE).date()
+        if day == self._done_for:
+            return
+        self._done_for = day
+        try:
+            if self._retention is not None:
+                delete_expired(self._layout, self._ledger, self._retention, now)
+            if self.child is None and has_work(self._layout, day):
+                self._start(day)
+        except OSError as error:
+            log.error("upkeep.failed", error=error.strerror or str(error), hint="it is tried again tomorrow")
+
+    def close(self) -> None:
+        """End a compaction that is under way; what it leaves is cleared at the next start."""
+        if self.child is not None:
+            self.child.terminate()
+            try:
+                self.child.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                self.child.kill()
+                self.child.wait()
+            self.child = None
+
+    def _start(self, day: date) -> None:
+        command = [sys.executable, "-m", "ingestor", "compact", "--root", str(self._layout.root), "--background"]
+        self.child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # noqa: S603  our own
+        log.info("compaction.started", before=day.isoformat(), pid=self.child.pid)
+
+    def _reap(self) -> None:
+        if self.child is not None and (code := self.child.poll()) is not None:
+            self.child = None
+            if code:
+                log.error("compaction.failed", code=code)
+            else:
+                log.info("compaction.ended")

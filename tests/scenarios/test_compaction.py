@@ -1,0 +1,157 @@
+"""`kill -9` at any moment of compaction and retention: no row lost or doubled, nothing left behind."""
+
+import random
+import shutil
+import subprocess
+import sys
+import time
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from harness import Tally, compile_shim, environ, rounds
+from journals import trades
+from recordings import Recording
+
+import ingestor
+from ingestor.dataset.compact import clear_leftovers, compact_days, locked_upkeep
+from ingestor.dataset.files import list_days, list_names
+from ingestor.dataset.retention import delete_expired
+from ingestor.layout import Layout
+from ingestor.ledger import Ledger
+
+DAYS = (date(2026, 11, 17), date(2026, 11, 18))
+PARTS = 12
+ROWS = 2000
+KILLS = 4
+"""At most so many a round, then it may finish."""
+
+COMPACT = """
+import datetime, sys
+from pathlib import Path
+from ingestor.dataset.compact import compact_days
+from ingestor.layout import Layout
+print("begun", flush=True)
+list(compact_days(Layout(Path(sys.argv[1])), datetime.date(2026, 11, 19), 30_000))
+"""
+RETAIN = """
+import datetime, sys
+from pathlib import Path
+from ingestor.dataset.retention import delete_expired
+from ingestor.layout import Layout
+from ingestor.ledger import Ledger
+layout = Layout(Path(sys.argv[1]))
+now = datetime.datetime(2026, 11, 20, tzinfo=datetime.timezone.utc)
+print("begun", flush=True)
+delete_expired(layout, Ledger(layout, sys.argv[2]), datetime.timedelta(hours=24), now)
+"""
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """Two days of many parts, and one that is not over."""
+    recording = Recording(tmp_path_factory.mktemp("original"), started="2026-11-17")
+    for day in (*DAYS, date(2026, 11, 19)):
+        noon = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
+        for _ in range(PARTS):
+            recording.append(trades(recording.sequence, ROWS, at=noon))
+            recording.end_segment()
+    recording.stop("2026-11-20")
+    return recording.layout
+
+
+def read(root: Path) -> pa.Table:
+    return ingestor.read_trades(root, engine="arrow")
+
+
+def kill_within(
+    program: str, root: Path, most_s: float, moment: random.Random, *arguments: str, **environment: str
+) -> bool:
+    """Run it and kill it after a random time; whether it was still at work."""
+    command = [sys.executable, "-c", program, str(root), *arguments]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ(**environment)
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        time.sleep(moment.uniform(0, most_s))  # the fault's own moment: nothing is waited for
+        process.kill()
+    return process.returncode != 0
+
+
+def duration_s(program: str, original: Layout, folder: Path, *arguments: str, **environment: str) -> float:
+    """How long it takes when nobody kills it."""
+    root = folder / "whole"
+    shutil.copytree(original.root, root)
+    command = [sys.executable, "-c", program, str(root), *arguments]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ(**environment)
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        began_s = time.monotonic()
+        assert process.wait() == 0
+    return time.monotonic() - began_s
+
+
+@pytest.mark.parametrize("exchanges", [True, False], ids=["exchange", "no_exchange"])
+def test_kill_compaction(original: Layout, tmp_path: Path, tally: Tally, exchanges: bool) -> None:
+    """On a file system that can exchange folders, and on one that can't."""
+    environment = {} if exchanges else {"LD_PRELOAD": compile_shim("no_exchange.c", tmp_path)}
+    most_s = duration_s(COMPACT, original, tmp_path, **environment)
+    truth, moment = read(original.root), random.Random(7)
+    interrupted = 0
+    for number in range(rounds(10)):
+        root = tmp_path / str(number)
+        shutil.copytree(original.root, root)
+        for _ in range(KILLS):
+            interrupted += kill_within(COMPACT, root, most_s, moment, **environment)
+            assert read(root) == truth
+            if interrupted % 3 == 0:  # what a start of the recorder does
+                with locked_upkeep(Layout(root)):
+                    clear_leftovers(Layout(root))
+                assert read(root) == truth
+        list(compact_days(Layout(root), date(2026, 11, 19), 30_000))
+        assert list(compact_days(Layout(root), date(2026, 11, 19), 30_000)) == []
+        assert read(root) == truth
+        assert_clean(root)
+        shutil.rmtree(root)
+        tally.rounds += 1
+        tally.rows += truth.num_rows
+    tally.note = f"{interrupted} kills"
+    assert interrupted > 0
+
+
+def assert_clean(root: Path) -> None:
+    """Compacted days hold compacted files alone, staging holds locks alone."""
+    layout = Layout(root)
+    for day in DAYS:
+        assert all(name.startswith("compacted-") for name in list_names(layout.trades / f"date={day}"))
+    assert [path.name for path in layout.staging.iterdir() if path.suffix != ".lock"] == []
+
+
+def test_kill_retention(original: Layout, tmp_path: Path, tally: Tally) -> None:
+    """A day is whole or gone, and gone only where the ledger says so."""
+    most_s = duration_s(RETAIN, original, tmp_path, "000002-20261120T000000Z")
+    truth, moment = read(original.root), random.Random(7)
+    by_day = {day: truth.filter(pa.compute.equal(truth["timestamp"].cast(pa.date32()), day)).num_rows for day in DAYS}
+    interrupted = 0
+    for number in range(rounds(10)):
+        root = tmp_path / str(number)
+        shutil.copytree(original.root, root)
+        for life in range(2, 2 + KILLS):
+            interrupted += kill_within(RETAIN, root, most_s, moment, f"{life:06d}-20261120T000000Z")
+            left = list_days(Layout(root))
+            told = "".join(path.read_text() for path in sorted((root / "coverage").glob("*.jsonl")))
+            assert all(day in left or f'"date":"{day}"' in told for day in DAYS)
+            assert read(root).num_rows == truth.num_rows - sum(rows for day, rows in by_day.items() if day not in left)
+        ledger = Ledger(Layout(root), f"{2 + KILLS:06d}-20261120T000000Z")
+        delete_expired(Layout(root), ledger, timedelta(hours=24), datetime(2026, 11, 20, tzinfo=UTC))
+        with locked_upkeep(Layout(root)):
+            clear_leftovers(Layout(root))
+        assert list_days(Layout(root)) == [date(2026, 11, 19)]
+        assert [path.name for path in (root / "staging").iterdir() if path.suffix != ".lock"] == []
+        shutil.rmtree(root)
+        tally.rounds += 1
+    tally.note = f"{interrupted} kills"

@@ -1,0 +1,237 @@
+"""Reading trades: the right rows, each once, wherever they are kept; the right types, even of nothing."""
+
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from recordings import Print, Recording
+
+import ingestor
+from ingestor.dataset.compact import compact_days
+from ingestor.dataset.reader import first_trades
+from ingestor.dataset.times import Span
+from ingestor.errors import FormatTooNew, NotARecording
+from ingestor.ledger import Ledger
+from ingestor.schema import TRADES
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Recording:
+    """Trades of three UTC dates: in compacted files, in parts, in an ended segment, and in the open one."""
+    recording = Recording(tmp_path / "data", ["AAPL", "MSFT"], started="2026-11-18")
+    recording.write(
+        Print("2026-11-18T23:59:59.999", "MSFT", 1, 10), Print("2026-11-19T00:00:00", "AAPL", 2, 10, "1,12")
+    )
+    recording.seal()
+    recording.write(Print("2026-11-18T10:00", "AAPL", 3, 0, ""), Print("2026-11-19T10:00", "MSFT", 4, None))
+    recording.seal()
+    assert len(list(compact_days(recording.layout, date(2026, 11, 19)))) == 1
+    recording.write(
+        Print("2026-11-20T10:00", "AAPL", 5, 10), Print("2026-11-20T10:00", "AAPL", 5, 10, repeated=True),
+        Print("2026-11-19T00:00:00", "AAPL", 6, 10),
+    )  # fmt: skip
+    recording.seal()
+    recording.write(Print("2026-11-20T11:00", "AAPL", 7, 10))
+    recording.end_segment()
+    recording.write(Print("2026-11-20T12:00", "BRK.B", 8, 10), Print("2026-11-18T12:00", "AAPL", 9, 10))
+    return recording
+
+
+def prices(recording: Recording, **options: Any) -> list[float]:
+    table = ingestor.read_trades(recording.layout.root, engine="arrow", **options)
+    found: list[float] = table["price"].to_pylist()
+    return found
+
+
+# Which rows
+
+
+def test_all_rows_each_once_by_symbol_time_and_arrival(recording: Recording) -> None:
+    assert prices(recording) == [3, 9, 2, 6, 5, 5, 7, 8, 1, 4]
+
+
+def test_what_is_sealed_is_not_read_from_the_journal_too(recording: Recording) -> None:
+    before = prices(recording)
+    recording.seal()
+    assert prices(recording) == before
+    list(compact_days(recording.layout, date(2026, 12, 1)))
+    assert prices(recording) == before
+
+
+def test_a_file_that_is_published_and_not_committed_is_not_read(recording: Recording) -> None:
+    """As it is between publishing and commit: the journal still speaks for the segment."""
+    before = ingestor.read_trades(recording.layout.root, engine="arrow")
+    copies = {path: path.read_bytes() for path in recording.layout.journal.glob("*.journal")}
+    recording.seal()
+    for path, content in copies.items():
+        path.write_bytes(content)
+        path.with_name(path.name.replace(".journal", ".sealed.journal")).unlink(missing_ok=True)
+    assert ingestor.read_trades(recording.layout.root, engine="arrow") == before
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "tz", "expected"),
+    [
+        ("2026-11-19", "2026-11-20", "UTC", [2, 6, 4]),
+        (date(2026, 11, 19), date(2026, 11, 20), "UTC", [2, 6, 4]),
+        (datetime(2026, 11, 19, tzinfo=UTC), pd.Timestamp("2026-11-20", tz="UTC"), "UTC", [2, 6, 4]),
+        ("2026-11-18T23:59:59.999", "2026-11-19T00:00:00.001", "UTC", [2, 6, 1]),
+        ("2026-11-18T23:59:59.9995", None, "UTC", [2, 6, 5, 5, 7, 8, 4]),
+        (None, "2026-11-18T10:00:00.000001", "UTC", [3]),
+        (None, "2026-11-18T10:00", "UTC", []),
+        ("2026-11-18", "2026-11-19", "America/New_York", [3, 9, 2, 6, 1]),
+        ("2026-11-20T05:00", "2026-11-20T06:30", "America/New_York", [5, 5, 7]),
+        ("2026-11-20T05:00-05:00", "2026-11-20T11:30Z", "Asia/Tokyo", [5, 5, 7]),
+        ("2026-11-20", "2026-11-19", "UTC", []),
+    ],
+)
+def test_a_span(recording: Recording, start: Any, end: Any, tz: str, expected: list[float]) -> None:
+    assert prices(recording, start=start, end=end, tz=tz) == expected
+
+
+def test_symbols(recording: Recording) -> None:
+    assert prices(recording, symbols=["BRK.B", "MSFT"]) == [8, 1, 4]
+    assert prices(recording, symbols=["NOPE"]) == []
+    assert prices(recording, symbols=[]) == []
+
+
+def test_repeats_may_be_dropped(recording: Recording) -> None:
+    assert prices(recording, repeats="drop") == [3, 9, 2, 6, 5, 7, 8, 1, 4]
+
+
+def test_prints_that_move_a_price(tmp_path: Path) -> None:
+    recording = Recording(tmp_path)
+    recording.write(
+        Print("2026-11-20T15:00", "AAPL", 1, 10, "1"), Print("2026-11-20T15:00", "AAPL", 2, 10, "12"),
+        Print("2026-11-20T15:00", "AAPL", 3, 10, "1,24"), Print("2026-11-20T12:00", "AAPL", 4, 10, "1,24"),
+        Print("2026-11-20T15:00", "AAPL", 5, 10, "15"), Print("2026-11-20T15:00", "BINANCE:X", 6, 10, "12"),
+    )  # fmt: skip
+    assert prices(recording, conditions="sip") == [4, 1, 5, 6]
+    assert prices(recording, conditions="sip", columns=["price"]) == [4, 1, 5, 6]
+
+
+# What they look like
+
+
+def test_types_in_pandas(recording: Recording) -> None:
+    frame = ingestor.read_trades(recording.layout.root, tz="America/New_York")
+    assert list(frame.columns) == TRADES.names
+    assert {name: str(dtype) for name, dtype in frame.dtypes.items() if name != "conditions"} == {
+        "timestamp": "datetime64[ms, America/New_York]",
+        "symbol": "category",
+        "price": "float64",
+        "volume": "float64",
+        "received_at": "datetime64[us, America/New_York]",
+        "sequence": "int64",
+        "repeated": "bool",
+    }
+    assert list(frame["symbol"].cat.categories) == ["AAPL", "BRK.B", "MSFT"]
+    assert frame["conditions"].isna().sum() == 8
+
+
+@pytest.mark.parametrize("options", [{"symbols": ["NOPE"]}, {"end": "2000-01-01"}, {"symbols": []}])
+def test_types_of_nothing(recording: Recording, options: dict[str, Any]) -> None:
+    root = recording.layout.root
+    nothing = ingestor.read_trades(root, **options)
+    assert len(nothing) == 0
+    assert nothing.drop(columns="symbol").dtypes.equals(ingestor.read_trades(root).drop(columns="symbol").dtypes)
+    assert nothing["symbol"].dtype == "category"
+    assert ingestor.read_trades(root, **options, engine="arrow").schema == TRADES
+
+
+def test_types_in_arrow(recording: Recording) -> None:
+    assert ingestor.read_trades(recording.layout.root, engine="arrow").schema == TRADES
+
+
+def test_columns_in_the_order_asked_for(recording: Recording) -> None:
+    table = ingestor.read_trades(recording.layout.root, columns=["price", "symbol"], symbols=["MSFT"], engine="arrow")
+    assert table.to_pydict() == {"price": [1.0, 4.0], "symbol": ["MSFT", "MSFT"]}
+    assert list(ingestor.read_trades(recording.layout.root, columns=["volume"]).columns) == ["volume"]
+
+
+def test_only_what_is_asked_for_is_opened(recording: Recording) -> None:
+    """Dates outside the span are not even looked at: a file there may be anything."""
+    (folder,) = recording.layout.trades.glob("date=2026-11-18")
+    for path in folder.iterdir():
+        path.write_bytes(b"junk")
+    assert prices(recording, start="2026-11-19T00:00") == [2, 6, 5, 5, 7, 8, 4]
+    with pytest.raises(pa.ArrowInvalid):
+        prices(recording)
+
+
+def test_a_column_that_a_feed_appended(recording: Recording) -> None:
+    """Newer files have a column that older ones lack: null there."""
+    (path,) = recording.layout.trades.glob("date=2026-11-20/*.parquet")
+    table = pq.read_table(path, partitioning=None)
+    pq.write_table(table.append_column("side", pa.array(["buy"] * table.num_rows)), path)
+    recording.seal()
+    recording.journal.close()
+    for left in recording.layout.journal.glob("*.journal"):
+        left.unlink()
+    last = max(recording.layout.trades.glob("date=2026-11-20/*.parquet"))
+    later = pq.read_table(last, partitioning=None)
+    pq.write_table(later.append_column("side", pa.array(["sell"] * later.num_rows)), last)
+    found = ingestor.read_trades(recording.layout.root, engine="arrow")
+    assert found.column_names == [*TRADES.names, "side"]
+    assert found["side"].null_count == found.num_rows - table.num_rows - later.num_rows
+
+
+def test_the_first_trades_by_time(recording: Recording) -> None:
+    def found(count: int, symbols: tuple[str, ...] | None = None) -> list[float]:
+        table = first_trades(recording.layout.root, Span(None, None), symbols, count)
+        prices: list[float] = table["price"].to_pylist()
+        return prices
+
+    assert found(3) == [3, 9, 1]
+    assert found(5) == [3, 9, 1, 2, 6]
+    assert found(99) == [3, 9, 1, 2, 6, 4, 5, 5, 7, 8]
+    assert found(1, ("BRK.B",)) == [8]
+
+
+# What can't be read
+
+
+def test_no_recording(tmp_path: Path, recording: Recording) -> None:
+    with pytest.raises(NotARecording, match="holds no recording"):
+        ingestor.read_trades(tmp_path / "nowhere")
+    with pytest.raises(NotARecording, match=f"the root is {recording.layout.root}"):
+        ingestor.read_trades(recording.layout.root / "staging")
+
+
+def test_a_recording_of_csv_only(tmp_path: Path) -> None:
+    recording = Recording(tmp_path)
+    recording.ledger.close()
+    (path,) = recording.layout.coverage.glob("*.jsonl")
+    path.unlink()
+    ledger = Ledger(recording.layout, "000001-20261118T000000Z")
+    ledger.record("run.started", format=1, run=1, formats=["csv"])
+    with pytest.raises(NotARecording, match="records CSV only"):
+        ingestor.read_trades(tmp_path)
+
+
+def test_a_file_of_a_later_version(recording: Recording) -> None:
+    (path,) = recording.layout.trades.glob("date=2026-11-20/*.parquet")
+    table = pq.read_table(path, partitioning=None)
+    pq.write_table(table.replace_schema_metadata({"ingestor.format": "2"}), path)
+    with pytest.raises(FormatTooNew, match="is of format 2"):
+        ingestor.read_trades(recording.layout.root)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"columns": ["prise"]}, "no column 'prise': there are timestamp, symbol, price"),
+        ({"start": "noon"}, "'noon' is no time"),
+        ({"tz": "Mars"}, "no time zone 'Mars'"),
+        ({"engine": "polars"}, "engine must be 'pandas' or 'arrow', not 'polars'"),
+        ({"conditions": "some"}, "conditions must be 'all' or 'sip'"),
+        ({"repeats": "no"}, "repeats must be 'keep' or 'drop'"),
+    ],
+)
+def test_an_argument_that_cannot_be_used(recording: Recording, options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        ingestor.read_trades(recording.layout.root, **options)

@@ -1,0 +1,107 @@
+"""What README shows runs: every block of Python, in its order; and what it calls a surprise is one."""
+
+import re
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import pytest
+from recordings import Print, Recording, make_sample
+
+import ingestor
+from ingestor.dataset.export import export_trades
+from ingestor.dataset.times import Span
+
+README = Path(__file__).parents[1] / "README.md"
+_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(markdown: str) -> list[str]:
+    return _BLOCK.findall(markdown)
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recording in `data`."""
+    folder = tmp_path_factory.mktemp("readme")
+    make_sample(folder / "data")
+    return folder
+
+
+@pytest.fixture
+def here(sample: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(sample)
+    return sample
+
+
+@pytest.mark.filterwarnings("default")  # what other libraries warn of is not the snippet's business
+def test_every_block_runs(here: Path) -> None:
+    """Each in the names that those before it have made, as in one notebook."""
+    names: dict[str, object] = {}
+    found = blocks(README.read_text(encoding="utf-8"))
+    for number, block in enumerate(found, 1):
+        exec(compile(block, f"README.md, Python block {number}", "exec"), names)  # noqa: S102  that is the test
+    assert len(found) >= 3
+    assert "trades" in names
+
+
+def test_blocks_are_found() -> None:
+    assert blocks("```python\na\nb\n```\n```bash\nc\n```\n```python\nd\n```\n") == ["a\nb\n", "d\n"]
+
+
+# The surprises
+
+
+def test_a_hive_date_is_an_unordered_category_of_text(here: Path) -> None:
+    dates = pd.read_parquet("data/trades")["date"]
+    assert dates.cat.ordered is False
+    with pytest.raises(TypeError, match="Unordered Categoricals"):
+        _ = dates >= "2026-11-20"
+    assert (
+        len(pd.read_parquet("data/trades", filters=[("date", "<", "2026-11-20")])) == (dates == "2026-11-19").sum() > 0
+    )
+
+
+def test_new_yorks_evening_is_the_next_date(tmp_path: Path) -> None:
+    recording = Recording(tmp_path)
+    recording.write(Print("2026-11-19T19:30-05:00", "AAPL", 1, 1))
+    recording.seal()
+    assert [path.name for path in recording.layout.trades.iterdir()] == ["date=2026-11-20"]
+    assert len(ingestor.read_trades(tmp_path, start="2026-11-19", end="2026-11-20", tz="America/New_York")) == 1
+
+
+def test_rows_of_bare_files_are_not_in_the_order_of_time(here: Path) -> None:
+    trades = pd.read_parquet("data/trades")
+    assert not trades["timestamp"].is_monotonic_increasing
+    assert trades.sort_values(["timestamp", "sequence"], kind="stable")["timestamp"].is_monotonic_increasing
+
+
+def test_duckdb_cuts_days_at_utc_midnight(here: Path) -> None:
+    query = "SELECT DISTINCT hour(time_bucket(INTERVAL '1 day', \"timestamp\") AT TIME ZONE 'UTC') {files}"
+    files = "FROM read_parquet('data/trades/*/*.parquet')"
+    with duckdb.connect() as database:
+        database.execute("SET TimeZone = 'America/New_York'")
+        assert database.sql(query.format(files=files)).fetchall() == [(0,)]
+
+
+def test_a_code_is_found_in_another(here: Path) -> None:
+    conditions = ingestor.read_trades("data", symbols=["AAPL"])["conditions"]
+    loose, exact = conditions.str.contains("2", na=False), conditions.str.contains(r"\b2\b", na=False)
+    assert set(conditions[loose]) == {"1,12", "2"}
+    assert set(conditions[exact]) == {"2"}
+
+
+def test_a_ticker_that_looks_like_nothing_stays_text(tmp_path: Path) -> None:
+    """The call that README shows."""
+    recording = Recording(tmp_path / "data")
+    recording.write(*(Print("2026-11-20T15:00", symbol, 1, None) for symbol in ("NA", "TRUE", "000001")))
+    list(export_trades(tmp_path / "data", tmp_path / "trades.csv", "csv", Span(None, None)))
+    assert set(pd.read_csv(tmp_path / "trades.csv")["symbol"].isna()) == {True, False}
+    text = {"symbol": str, "conditions": str}
+    frame = pd.read_csv(
+        tmp_path / "trades.csv", dtype=text, keep_default_na=False, na_values={"volume": [""]},
+        parse_dates=["timestamp", "received_at"],
+    )  # fmt: skip
+    assert sorted(frame["symbol"]) == ["000001", "NA", "TRUE"]
+    assert frame["volume"].isna().all()
+    assert str(frame["timestamp"].dtype).endswith("UTC]")

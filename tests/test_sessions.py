@@ -1,0 +1,53 @@
+"""Hours of US stocks."""
+
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+import pyarrow as pa
+import pytest
+
+from ingestor.dataset.sessions import Session, in_session
+
+NEW_YORK = ZoneInfo("America/New_York")
+
+
+def ms(local: str) -> int:
+    return round(datetime.fromisoformat(local).replace(tzinfo=NEW_YORK).timestamp() * 1000)
+
+
+@pytest.mark.parametrize(
+    ("local", "regular", "extended"),
+    [
+        ("2026-11-20T03:59:59.999", False, False),
+        ("2026-11-20T04:00", False, True),
+        ("2026-11-20T09:29:59.999", False, True),
+        ("2026-11-20T09:30", True, True),
+        ("2026-11-20T15:59:59.999", True, True),
+        ("2026-11-20T16:00", False, True),
+        ("2026-11-20T20:00", False, False),
+        ("2026-11-21T12:00", False, False),  # Saturday
+        ("2026-11-22T12:00", False, False),
+        ("2026-11-23T12:00", True, True),  # Monday
+        ("2026-07-20T09:30", True, True),  # summer time
+        ("2026-03-06T09:30", True, True),  # the last winter day
+        ("2026-03-09T09:30", True, True),  # the first summer day
+        ("2026-10-30T09:30", True, True),
+        ("2026-11-02T09:30", True, True),
+    ],
+)
+def test_hours(local: str, regular: bool, extended: bool) -> None:
+    assert in_session(pa.array([ms(local)]), "regular").to_pylist() == [regular]
+    assert in_session(pa.array([ms(local)]), "extended").to_pylist() == [extended]
+
+
+@pytest.mark.parametrize("session", ["regular", "extended"])
+def test_a_year_at_once_is_as_each_moment_alone(session: Session) -> None:
+    assert session != "all"
+    moments = [ms("2026-01-01T00:00") + step * 4_999_000 for step in range(6000)]
+    alone = [in_session(pa.array([at_ms]), session)[0].as_py() for at_ms in moments]
+    assert in_session(pa.array(moments), session).to_pylist() == alone
+    assert any(alone)
+
+
+def test_no_moment() -> None:
+    assert in_session(pa.array([], pa.int64()), "regular").to_pylist() == []
