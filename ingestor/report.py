@@ -8,11 +8,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from ingestor.capture.buffer import Buffer
-from ingestor.capture.market_hours import trades_expected
-from ingestor.capture.observed import Observed
-from ingestor.capture.recorder import Recorder
-from ingestor.capture.session import Session
+from ingestor.recording import Recording
 
 _FIRST_S = 15.0
 _EVERY_S = 60.0
@@ -24,14 +20,11 @@ log = structlog.get_logger()
 class Report:
     """Looks at the parts of a recording and says how they are."""
 
-    def __init__(
-        self, tickers: Sequence[str], session: Session, buffer: Buffer, recorder: Recorder, observed: Observed
-    ) -> None:
-        self._tickers = tickers
-        self._session = session
-        self._buffer = buffer
-        self._recorder = recorder
-        self._observed = observed
+    def __init__(self, recording: Recording) -> None:
+        self._session = recording.session
+        self._buffer = recording.buffer
+        self._recorder = recording.recorder
+        self._observed = recording.observed
         self._welcome_at_s: float | None = time.monotonic() + _FIRST_S
         self._last_at_s = time.monotonic()
         self._last_trades = 0
@@ -47,14 +40,18 @@ class Report:
     def summary(self, now: datetime) -> str:
         """What a newcomer needs: `connected; 2 of 4 ticking; AAPL, MSFT silent: the US market is closed`."""
         link = "connected" if self._session.connected else "not connected"
-        silent = [symbol for symbol in self._tickers if symbol not in self._observed.last_trade_s]
-        ticking = f"{len(self._tickers) - len(silent)} of {len(self._tickers)} ticking"
-        closed = [symbol for symbol in silent if not trades_expected(symbol, now)]
+        symbols = self._session.symbols
+        silent = [symbol for symbol in symbols if symbol not in self._observed.last_trade_s]
+        ticking = f"{len(symbols) - len(silent)} of {len(symbols)} ticking"
+        closed = [symbol for symbol in silent if self._session.phase(symbol, now) == "closed"]
         puzzling = [symbol for symbol in silent if symbol not in closed]
         parts = [link, ticking]
-        if closed:
-            stocks = all(":" not in symbol for symbol in closed)
-            parts.append(f"{_name(closed)} silent: {'the US market' if stocks else 'its market'} is closed")
+        stocks = [symbol for symbol in closed if ":" not in symbol]
+        currencies = [symbol for symbol in closed if ":" in symbol]
+        if stocks:
+            parts.append(f"{_name(stocks)} silent: the US market is closed")
+        if currencies:
+            parts.append(f"{_name(currencies)} silent: the currency market is closed")
         if puzzling:
             parts.append(f"{_name(puzzling)} silent: no trade yet, or not on your plan")
         return "; ".join(parts)

@@ -6,12 +6,13 @@ import ssl
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
+from ingestor.cli.check_online import Finding, find_online
 from ingestor.cli.options import (
     config_dir,
     config_option,
@@ -29,19 +30,11 @@ from ingestor.config import (
     Settings,
     format_duration,
     format_size,
+    is_loopback,
     load_key,
+    split_address,
 )
 from ingestor.errors import ConfigError
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at."""
-
-    verdict: Literal["ok", "warning", "error"]
-    subject: str
-    text: str
-    """What was found; for a warning or an error also what to do."""
 
 
 @click.command()
@@ -49,16 +42,26 @@ class Finding:
 @root_option
 @symbols_option
 @json_option
+@click.option("--online", is_flag=True, help="Ask the venue and try the machine, too; opens no stream.")
 @click.option("--schema", is_flag=True, help="Print the settings' JSON Schema for editors, and check nothing.")
-def check(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None, as_json: bool, schema: bool) -> None:
-    """Check settings, key and disk, and print what would run, without the key. Exit 2 on any error."""
+def check(
+    config: Path | None, root: Path | None, symbols: tuple[str, ...] | None, as_json: bool, online: bool, schema: bool
+) -> None:
+    """Check settings, key and disk, and print what would run, without the key. Exit 2 on any error.
+
+    With --online also: the key and the symbols at the venue's REST API, the clock, the disk's speed, permissions, and
+    the service.
+    """
     if schema:
         click.echo(format_json(Settings.model_json_schema()))
         return
     settings, findings = _settings_found(config, Flags(symbols=symbols, root=root))
-    findings += _key_found(config_dir(config))
+    if settings is None or settings.feed.needs_key:
+        findings += _key_found(config_dir(config))
     if settings:
         findings += [*_settings_findings(settings), *_disk_findings(settings)]
+        if online:
+            findings += find_online(settings, load_key(config_dir(config)))
     resolved = settings.model_dump(mode="json") if settings else None
     if as_json:
         click.echo(format_json({"findings": [asdict(finding) for finding in findings], "settings": resolved}))
@@ -90,16 +93,23 @@ def _key_found(directory: Path) -> list[Finding]:
 
 def _settings_findings(settings: Settings) -> Iterator[Finding]:
     """What is allowed and still worth a word."""
-    if (count := len(settings.tickers)) > FREE_PLAN_SYMBOLS:
+    if settings.shard:
+        ours = f"{len(settings.symbols)} of {len(settings.tickers)} tickers: {', '.join(settings.symbols)}"
+        yield Finding("ok", "shard", f"{settings.shard.index} of {settings.shard.count} records {ours}")
+    if settings.feed.type == "finnhub" and (count := len(settings.symbols)) > FREE_PLAN_SYMBOLS:
         text = f"{count}: Finnhub's free plan refuses those after {FREE_PLAN_SYMBOLS}; fewer, or a paid plan"
         yield Finding("warning", "tickers", text)
     if settings.feed.allow_plaintext and settings.feed.url.startswith("ws://"):
-        yield Finding("warning", "feed", "the key travels in clear; use wss:// where the venue has it")
+        what = "the key travels" if settings.feed.needs_key else "trades travel"
+        yield Finding("warning", "feed", f"{what} in clear; use wss:// where the venue has it")
     if (ca_file := settings.connection.ca_file) is not None:
         try:
             ssl.create_default_context(cafile=ca_file)
         except OSError as error:
             yield Finding("error", "ca_file", f"{ca_file} holds no certificate to trust: {error.strerror or error}")
+    listen = settings.health.listen
+    if listen is not None and not is_loopback(split_address(listen)[0]):
+        yield Finding("warning", "health", f"{listen} can be asked by other machines, and asks nobody who they are")
     killed = settings.journal.linger
     unpowered = killed + settings.journal.sync_interval
     bound = f"kill -9 loses {format_duration(killed)} + lag, a power cut {format_duration(unpowered)} + lag"

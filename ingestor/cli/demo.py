@@ -59,7 +59,7 @@ def demo(run_for: str, root: Path | None) -> None:
 
 def _start(stack: ExitStack, arguments: list[str], out: IO[Any] | int, log: Path) -> subprocess.Popen[str]:
     """One of our own commands, as a user would start it, ended with the demo."""
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603  our own command and our own arguments
         [sys.executable, "-m", "ingestor", *arguments],
         stdout=out,
         stderr=stack.enter_context(log.open("w")),

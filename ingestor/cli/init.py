@@ -2,12 +2,12 @@
 
 import os
 import sys
-from importlib.resources import files
 from pathlib import Path
 
 import click
 
 from ingestor.cli.options import config_option
+from ingestor.cli.packaged import read_packaged
 from ingestor.config import DEFAULT_PATH
 from ingestor.errors import ConfigError
 
@@ -21,8 +21,8 @@ def init(config: Path | None) -> None:
     """
     path = config or DEFAULT_PATH
     dotenv = path.parent / ".env"
-    wrote_settings = _write_new(path, _template("ingestor.yaml", "ingestor.yaml"), 0o640)
-    wrote_dotenv = _write_new(dotenv, _template("env.example", ".env.example"), 0o600)
+    wrote_settings = _write_new(path, read_packaged("ingestor.yaml", "config/ingestor.yaml"), 0o640)
+    wrote_dotenv = _write_new(dotenv, read_packaged("env.example", "config/.env.example"), 0o600)
     for target, wrote in ((path, wrote_settings), (dotenv, wrote_dotenv)):
         click.echo(f"wrote {target}" if wrote else f"kept  {target}: it exists")
     if not (wrote_settings or wrote_dotenv):
@@ -36,14 +36,6 @@ Next:
   4. ingestor run{given}
 
 No key yet? `ingestor demo` records a simulated venue.""")
-
-
-def _template(packaged: str, in_checkout: str) -> bytes:
-    """The file as the wheel carries it, or as the source tree has it."""
-    resource = files("ingestor.cli").joinpath("templates", packaged)
-    if resource.is_file():
-        return resource.read_bytes()
-    return (Path(__file__).parents[2] / "config" / in_checkout).read_bytes()
 
 
 def _write_new(path: Path, content: bytes, mode: int) -> bool:

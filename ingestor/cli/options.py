@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
-from ingestor.config import DEFAULT_PATH, Flags, Settings, StorageSettings, load_settings, settings_from_flags
+from ingestor.config import DEFAULT_PATH, Flags, Settings, Source, StorageSettings, load_settings
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -121,11 +121,15 @@ def parse_time(text: str, tz: tzinfo, flag: str) -> datetime:
 # Settings
 
 
+def source_from(config: Path | None, flags: Flags) -> Source:
+    """Where the settings under these flags come from; `--symbols` needs no file."""
+    needs_none = config is None and flags.symbols and not DEFAULT_PATH.exists()
+    return Source(None if needs_none else config or DEFAULT_PATH, flags)
+
+
 def settings_from(config: Path | None, flags: Flags) -> Settings:
-    """The settings under these flags; `--symbols` needs no file. Raises ConfigError."""
-    if config is None and flags.symbols and not DEFAULT_PATH.exists():
-        return settings_from_flags(flags)
-    return load_settings(config or DEFAULT_PATH, flags)
+    """The settings under these flags. Raises ConfigError."""
+    return source_from(config, flags).read()
 
 
 def root_from(config: Path | None, root: Path | None) -> Path:

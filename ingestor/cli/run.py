@@ -1,17 +1,17 @@
 """`ingestor run`: record until a signal says stop."""
 
-import signal
-import threading
+import faulthandler
 from pathlib import Path
-from types import FrameType
 
 import click
 import structlog
 
-from ingestor.cli.options import config_dir, config_option, root_option, settings_from, symbols_option
+from ingestor.cli.options import config_dir, config_option, root_option, source_from, symbols_option
 from ingestor.config import Flags, load_key
 from ingestor.errors import ConfigError
+from ingestor.lean import refuse_pandas
 from ingestor.logs import configure_logs
+from ingestor.signals import catch_signals
 
 log = structlog.get_logger()
 
@@ -22,30 +22,29 @@ log = structlog.get_logger()
 @symbols_option
 @click.option("--url", metavar="URL", help="The venue; stands above feed.url of the settings.")
 def run(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None, url: str | None) -> None:
-    r"""Record trades until SIGTERM or SIGINT; a second signal leaves the sealing to the next start.
+    """Record trades until SIGTERM or SIGINT; a second signal leaves the sealing to the next start. SIGHUP takes a
+    changed list of tickers over.
 
     Prints nothing on stdout; what happens is logged on stderr. Exit 0 after a stop in order, 2 where the settings or
     the directory can't be used, 3 where the venue refuses the key, 4 where rows could not be saved.
 
     \b
     ingestor run --symbols AAPL,BINANCE:BTCUSDT
-    """
-    settings = settings_from(config, Flags(symbols=symbols, root=root, url=url))
-    key = load_key(config_dir(config))
-    if key is None:
+    """  # noqa: D301  \b is click's mark for text as it stands
+    source = source_from(config, Flags(symbols=symbols, root=root, url=url))
+    settings = source.read()
+    key = load_key(config_dir(config)) if settings.feed.needs_key else None
+    if key is None and settings.feed.needs_key:
         raise ConfigError("there is no API key: set FINNHUB_API_KEY, or put it into the .env beside the config")
-    secret = key.value.get_secret_value()
+    secret = key.value.get_secret_value() if key else ""
     configure_logs(settings.logging.level, settings.logging.format, [secret])
-    log.info("key.found", source=key.source)
-    if key.warning:
+    if key:
+        log.info("key.found", source=key.source)
+    if key and key.warning:
         log.warning("key.exposed", warning=key.warning)
-    stop, hurry = threading.Event(), threading.Event()
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        (hurry if stop.is_set() else stop).set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+    faulthandler.enable()  # where a watchdog's SIGABRT found each thread: places in the code, no values
+    signals = catch_signals()
+    refuse_pandas()
     from ingestor.daemon import record  # heavy: a mistake in the settings is told first
 
-    record(settings, secret, stop, hurry)
+    record(settings, source, secret, signals)

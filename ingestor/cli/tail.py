@@ -19,12 +19,12 @@ from ingestor.cli.options import config_option, format_json, json_option, root_f
 def tail(
     config: Path | None, root: Path | None, symbols: tuple[str, ...] | None, as_json: bool, count: int | None
 ) -> None:
-    r"""Print each trade as it is recorded, a line each, until Ctrl-C. The recorder does not notice.
+    """Print each trade as it is recorded, a line each, until Ctrl-C. The recorder does not notice.
 
     \b
     ingestor tail --symbols AAPL
     14:30:00.123  AAPL                   189.4500       100  1,12
-    """
+    """  # noqa: D301  \b is click's mark for text as it stands
     from ingestor.dataset.follow import follow
 
     left = count

@@ -58,10 +58,16 @@ def test_full(tmp_path: Path, tally: Tally, full: str) -> None:
         rows = life.writer.append(100)
         journal.sync()
         filler = fill(root / "journal" if full == "journal" else root)
-        while not journal.failed and not any(line["event"] == "sink.failed" for line in logs):
-            rows += life.writer.append(100)
-            journal.sync()
-            journal.rotate_if_due()
+
+        def refused() -> bool:
+            return bool(journal.failed) or any(line["event"] == "sink.failed" for line in logs)
+
+        for _ in range(BLOCKS):  # more than the disk has room for now, less than it holds without the filler
+            if not refused():
+                rows += life.writer.append(100)
+                journal.sync()
+                journal.rotate_if_due()
+        wait_for(refused, "the disk is full")
         assert bool(journal.failed) or full != "journal"
         filler.unlink()
         if journal.failed:

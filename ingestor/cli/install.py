@@ -1,0 +1,143 @@
+"""`ingestor install`: the systemd service, its user, its folders; what is done is shown, and can be shown alone."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from ingestor.cli.options import config_dir, config_option
+from ingestor.cli.packaged import read_packaged
+from ingestor.config import load_key, load_settings
+from ingestor.errors import ConfigError, IngestorError
+
+PREFIX = "/opt/finnhub-ingestor"
+"""Where the units expect the virtual environment, unless it is another one that installs them."""
+ETC = Path("/etc/finnhub-ingestor")
+_HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108  places that the sandbox hides
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A file. `keep`: one that exists is a person's, and stays."""
+
+    path: Path
+    content: bytes
+    mode: int
+    keep: bool = False
+
+    def __str__(self) -> str:
+        return f"write {self.path} ({self.mode:04o}{', unless it exists' if self.keep else ''})"
+
+    def do(self) -> None:
+        """Raises OSError."""
+        if self.keep and self.path.exists():
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        staged = self.path.with_name(f".{self.path.name}.new")
+        descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, self.mode)
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, self.mode)  # whatever the umask, and whatever was left there
+            file.write(self.content)
+        staged.replace(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A command of the system's."""
+
+    command: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"run   {shlex.join(self.command)}"
+
+    def do(self) -> None:
+        """Raises OSError, subprocess.CalledProcessError."""
+        subprocess.run(self.command, check=True)  # noqa: S603  the commands below, no user's words
+
+
+@click.command()
+@config_option
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
+def install(config: Path | None, dry_run: bool) -> None:
+    """Install the systemd service that records with these settings. Needs root; run it from the virtual environment
+    that the service is to use, which must not be in anybody's home.
+
+    Settings and key become /etc/finnhub-ingestor/ingestor.yaml and api-key, unless they are there already; the key is
+    taken from FINNHUB_API_KEY or from the .env beside --config. Units, user and folders are written anew, which is how
+    an upgrade is done, too. Nothing is started.
+
+    \b
+    sudo /opt/finnhub-ingestor/bin/ingestor install --config config/ingestor.yaml
+    """  # noqa: D301  \b is click's mark for text as it stands
+    prefix = _usable_prefix(dry_run=dry_run)
+    steps = list(_plan(prefix, config))
+    for step in steps:
+        click.echo(step)
+        if not dry_run:
+            _do(step)
+    if not (ETC / "api-key").exists():
+        click.echo(f"\nThe key is missing: write it, alone, to {ETC / 'api-key'} (chmod 600), then:")
+    else:
+        click.echo("\nNow:")
+    click.echo("  systemctl enable --now ingestor\n  systemctl status ingestor")
+
+
+def _usable_prefix(*, dry_run: bool) -> str:
+    """The virtual environment that runs this. Raises ConfigError where the service could not use it."""
+    if dry_run:
+        return PREFIX if _is_hidden(sys.prefix) else sys.prefix
+    if os.geteuid() != 0:
+        raise ConfigError("installing needs root: sudo, or --dry-run to see what it would do")
+    if _is_hidden(sys.prefix):
+        raise ConfigError(
+            f"{sys.prefix} is hidden from a service: install the package into {PREFIX} "
+            f"(python3 -m venv {PREFIX}; {PREFIX}/bin/pip install …), and run {PREFIX}/bin/ingestor install"
+        )
+    return sys.prefix
+
+
+def _is_hidden(prefix: str) -> bool:
+    return f"{prefix}/".startswith(_HIDDEN)
+
+
+def _plan(prefix: str, config: Path | None) -> Iterator[Write | Run]:
+    """The steps in order; each can be done again. Raises ConfigError."""
+    for name in ("ingestor.service", "ingestor@.service"):
+        unit = _read(name).replace(PREFIX.encode(), prefix.encode())
+        yield Write(Path("/etc/systemd/system") / name, unit, 0o644)
+    for folder in ("sysusers.d", "tmpfiles.d"):
+        name = "finnhub-ingestor.conf"
+        yield Write(Path("/etc") / folder / name, _read(f"{folder}/{name}"), 0o644)
+    yield Run(("systemd-sysusers", "finnhub-ingestor.conf"))
+    yield Write(ETC / "ingestor.yaml", _settings_text(config), 0o640, keep=True)
+    key = load_key(config_dir(config))
+    if key is not None:
+        yield Write(ETC / "api-key", key.value.get_secret_value().encode(), 0o600, keep=True)
+    yield Run(("systemd-tmpfiles", "--create", "finnhub-ingestor.conf"))
+    yield Run(("systemctl", "daemon-reload"))
+
+
+def _settings_text(config: Path | None) -> bytes:
+    """The settings to install: these, checked, or those to start from. Raises ConfigError."""
+    if config is None:
+        return read_packaged("ingestor.yaml", "config/ingestor.yaml")
+    load_settings(config)
+    return config.read_bytes()
+
+
+def _read(name: str) -> bytes:
+    return read_packaged(f"systemd/{name}", f"systemd/{name}")
+
+
+def _do(step: Write | Run) -> None:
+    try:
+        step.do()
+    except OSError as error:
+        raise IngestorError(f"{step}: {error.strerror or error}") from None
+    except subprocess.CalledProcessError as error:
+        raise IngestorError(f"{step}: ended with {error.returncode}") from None

@@ -1,0 +1,75 @@
+"""`ingestor reload`: a changed list of tickers, taken over by the recorder that runs."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ingestor.cli.options import config_option, root_option, settings_from
+from ingestor.config import Flags
+from ingestor.errors import ConfigError, IngestorError
+from ingestor.layout import Layout, read_holder
+
+_PATIENCE_S = 30.0
+_POLL_S = 0.05
+_OUTCOMES = ("settings.reloaded", "settings.refused")
+
+
+@click.command()
+@config_option
+@root_option
+def reload(config: Path | None, root: Path | None) -> None:
+    """Subscribe and unsubscribe what has changed in `tickers`, on the open connection; wait until that is done.
+
+    A file with a mistake is refused with its errors, and the recorder goes on as before: exit 2. What else has changed
+    in the file is named, and needs a restart. The same as SIGHUP to the process, which answers only in its log.
+
+    \b
+    ingestor reload
+    """  # noqa: D301  \b is click's mark for text as it stands
+    layout = Layout(settings_from(config, Flags(root=root)).storage.root.absolute())
+    holder = read_holder(layout)
+    if holder is None:
+        raise IngestorError(f"nothing records into {layout.root}: there is nobody to reload")
+    ledger = max(layout.coverage.glob("*.jsonl"), default=None)
+    if ledger is None or not holder.pid:
+        raise IngestorError(f"the recorder of {layout.root} is just starting: it reads these settings anyway")
+    told_before = ledger.stat().st_size
+    try:
+        os.kill(holder.pid, signal.SIGHUP)
+    except PermissionError:
+        raise IngestorError(f"process {holder.pid} belongs to another user: become that user, or root") from None
+    outcome = _wait_for_outcome(ledger, told_before, holder.pid)
+    if outcome["fact"] == "settings.refused":
+        raise ConfigError(outcome["error"])
+    click.echo(f"added: {_list(outcome['added'])}; dropped: {_list(outcome['dropped'])}")
+    if outcome["waiting"]:
+        click.echo(f"changed as well, and in need of a restart: {_list(outcome['waiting'])}")
+
+
+def _wait_for_outcome(ledger: Path, offset: int, pid: int) -> dict[str, Any]:
+    """What the recorder has made of it, from its ledger. Raises IngestorError where it says nothing."""
+    deadline_s = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline_s:
+        for fact in _read_facts_from(ledger, offset):
+            if fact["fact"] in _OUTCOMES:
+                return fact
+        time.sleep(_POLL_S)
+    raise IngestorError(f"process {pid} was asked, and has not answered for {_PATIENCE_S:.0f} s: see its log")
+
+
+def _read_facts_from(ledger: Path, offset: int) -> Iterator[dict[str, Any]]:
+    with ledger.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if line.endswith(b"\n"):  # else it is being written
+                yield json.loads(line)
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names) or "none"

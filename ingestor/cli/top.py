@@ -1,0 +1,238 @@
+"""`ingestor top`: a row a symbol, live. It follows the journal as any process can; the recorder does not notice."""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ingestor.cli.options import config_option, format_table, root_from, root_option, symbols_option
+from ingestor.cli.status import format_age
+from ingestor.coverage import Coverage, state_at
+from ingestor.dataset.coverage import read_coverage
+from ingestor.dataset.follow import follow
+from ingestor.layout import Layout, read_holder
+from ingestor.status import ask_vitals
+from ingestor.vitals import Vitals, find_ailments
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from rich.console import RenderableType
+
+_BARS = "▁▂▃▄▅▆▇█"
+_WIDTH = 8
+_RATE_S = 10
+_COVERAGE_S = 10.0
+_PLAIN_LINES = 20
+
+
+@dataclass(slots=True)
+class Row:
+    """What is known of one symbol."""
+
+    symbol: str
+    price: float | None = None
+    traded_at: float = 0.0
+    """When its last trade was received, in seconds since 1970."""
+    delay_s: float = 0.0
+    counts: "deque[int]" = field(default_factory=lambda: deque([0], maxlen=_RATE_S))
+    """Trades in each of the last seconds, the present one last."""
+    prices: "deque[float]" = field(default_factory=lambda: deque(maxlen=_WIDTH))
+    """The last price in each of the last seconds that had one."""
+    state: str = ""
+    gaps: int = 0
+    blind_s: float = 0.0
+
+
+class Board:
+    """The rows, fed with batches of trades. Pure: the clock is an argument."""
+
+    def __init__(self, symbols: Sequence[str] | None) -> None:
+        self._only = None if symbols is None else frozenset(symbols)
+        self.rows: dict[str, Row] = {}
+        self._second = 0
+
+    def take(self, batch: "pa.RecordBatch", now: float) -> None:
+        """Count these trades (schema.TRADES); columns, not rows: it keeps up with any recorder."""
+        self._turn(now)
+        if not batch.num_rows:
+            return
+        import pyarrow as pa
+
+        last = pa.table(batch).group_by("symbol", use_threads=False).aggregate(
+            [("price", "last"), ("timestamp", "last"), ("received_at", "last"), ("sequence", "count")]
+        )  # fmt: skip
+        for found in last.to_pylist():
+            row = self.row(found["symbol"])
+            row.price = found["price_last"]
+            row.traded_at = found["received_at_last"].timestamp()
+            row.delay_s = row.traded_at - found["timestamp_last"].timestamp()
+            row.counts[-1] += found["sequence_count"]
+
+    def note_coverage(self, coverage: Coverage, now: float) -> None:
+        """The state of each symbol, and today's gaps (UTC)."""
+        now_us, midnight_us = int(now * 1e6), int(now // 86_400 * 86_400 * 1e6)
+        for symbol in coverage.symbols:
+            if self._only is not None and symbol not in self._only:
+                continue
+            intervals = coverage.intervals(symbol)
+            held = state_at(intervals, min(now_us, coverage.horizon_us) - 1)
+            if held is None:  # dropped, and nothing is claimed of it any more
+                self.rows.pop(symbol, None)
+                continue
+            row = self.row(symbol)
+            row.state = held.cause or held.state
+            today = [one for one in intervals if one.state == "blind" and one.end_us > midnight_us]
+            row.gaps = len(today)
+            row.blind_s = sum(one.end_us - max(one.start_us, midnight_us) for one in today) / 1e6
+
+    def row(self, symbol: str) -> Row:
+        return self.rows.setdefault(symbol, Row(symbol))
+
+    def _turn(self, now: float) -> None:
+        """A new second begins a new count and a new point of each line of prices."""
+        turns = min(int(now) - self._second, _RATE_S) if self._second else 0
+        self._second = int(now)
+        for row in self.rows.values():
+            for _ in range(turns):
+                row.counts.append(0)
+            if turns and row.price is not None:
+                row.prices.append(row.price)
+
+
+HEADINGS = ("symbol", "price", "per s", "age", "delay", "course", "state", "gaps today")
+
+
+def cells(row: Row, now: float) -> tuple[str, ...]:
+    """What the board shows of a symbol."""
+    rate = sum(row.counts) / len(row.counts)
+    gaps = f"{row.gaps} ({format_age(row.blind_s)})" if row.gaps else ""
+    if row.price is None:
+        return row.symbol, "", "", "", "", "", row.state, gaps
+    age, delay = format_age(max(now - row.traded_at, 0.0)), f"{row.delay_s * 1000:,.0f} ms"
+    per_s = f"{rate:,.1f}" if rate < 1000 else f"{rate:,.0f}"
+    return row.symbol, _format_price(row.price), per_s, age, delay, sparkline(row.prices), row.state, gaps
+
+
+def _format_price(price: float) -> str:
+    """Five digits that matter, or all before the point."""
+    if price < 100:
+        return f"{price:,.5g}"
+    return f"{price:,.2f}" if price < 10_000 else f"{price:,.0f}"
+
+
+def sparkline(prices: Iterable[float]) -> str:
+    """`▁▂█▅`: lowest to highest."""
+    values = list(prices)
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((value - low) * scale)] for value in values)
+
+
+def headline(vitals: Vitals | None, root: Path, now: float) -> tuple[str, str]:
+    """(what flows, what is wrong): two lines."""
+    clock = f"{datetime.fromtimestamp(now, UTC):%H:%M:%S} UTC"
+    if vitals is None:
+        return f"{clock}  {root}", "no recorder answers: what is shown comes from the journal alone"
+    link, flow = vitals.link, vitals.flow
+    text = (
+        f"{clock}  {flow.trades_per_s:,.1f} trades/s  {link.ticking}/{link.symbols} ticking  "
+        f"lag {flow.lag_s * 1000:.0f} ms  {flow.counts.trades:,} trades in run {vitals.run}"
+    )
+    return text, "; ".join(find_ailments(vitals))
+
+
+@click.command()
+@config_option
+@root_option
+@symbols_option
+@click.option("--plain", is_flag=True, help="A line of text at a time, as where rich or a terminal is missing.")
+def top(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None, plain: bool) -> None:
+    """Watch a recording: price, rate, age, delay, course, state and today's gaps of each symbol, until Ctrl-C.
+
+    \b
+    pip install 'finnhub-ingestor[tui]'
+    ingestor top
+    """  # noqa: D301  \b is click's mark for text as it stands
+    layout = Layout(root_from(config, root).absolute())
+    screens = watch(layout, symbols, refresh_s=0.5 if not plain else 2.0)
+    try:
+        if plain or find_spec("rich") is None or not sys.stdout.isatty():
+            for line, trouble, rows, now in screens:
+                click.echo(render_text(line, trouble, rows, now))
+        else:
+            _show(screens)
+    except KeyboardInterrupt:
+        return
+
+
+Screen = tuple[str, str, list[Row], float]
+
+
+def watch(layout: Layout, symbols: Sequence[str] | None, refresh_s: float) -> Iterator[Screen]:
+    """A screen every `refresh_s`, without end: headline, trouble, the rows by rate, the time. Raises NotARecording."""
+    board = Board(symbols)
+    shown_s = covered_s = float("-inf")
+    for batch in follow(layout.root, symbols, idle_s=refresh_s / 2):
+        now, now_s = time.time(), time.monotonic()
+        board.take(batch, now)
+        if now_s - covered_s >= _COVERAGE_S:
+            covered_s = now_s
+            board.note_coverage(read_coverage(layout, symbols), now)
+        if now_s - shown_s >= refresh_s:
+            shown_s = now_s
+            line, trouble = headline(_ask(layout), layout.root, now)
+            yield line, trouble, sorted(board.rows.values(), key=_by_rate), now
+
+
+def _by_rate(row: Row) -> tuple[bool, int, str]:
+    """The blind first, then the busiest."""
+    return row.state in {"recorded", "unproven", ""}, -sum(row.counts), row.symbol
+
+
+def _ask(layout: Layout) -> Vitals | None:
+    try:
+        holder = read_holder(layout)
+        return ask_vitals(holder.health) if holder and holder.health else None
+    except (OSError, ValueError):  # it ended, or is busy starting: the headline says that nobody answers
+        return None
+
+
+def render_text(line: str, trouble: str, rows: list[Row], now: float) -> str:
+    shown = format_table(HEADINGS, [cells(row, now) for row in rows[:_PLAIN_LINES]])
+    more = f"\n… and {len(rows) - _PLAIN_LINES} more symbols" if len(rows) > _PLAIN_LINES else ""
+    return "\n".join([line, *([f"! {trouble}"] if trouble else []), f"{shown}{more}\n"])
+
+
+def _show(screens: Iterator[Screen]) -> None:
+    """On the whole terminal, for as long as it lasts."""
+    from rich.live import Live
+
+    with Live(screen=True, auto_refresh=False) as live:
+        for screen in screens:
+            live.update(render_rich(screen, live.console.height), refresh=True)
+
+
+def render_rich(screen: Screen, height: int) -> "RenderableType":
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    line, trouble, rows, now = screen
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), expand=True, header_style="bold")
+    for heading in HEADINGS:
+        right = heading in {"price", "per s", "age", "delay"}
+        table.add_column(heading, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
+    fits = max(height - 5, 1)
+    for row in rows[:fits]:
+        style = {"recorded": "", "unproven": "yellow", "": "dim"}.get(row.state, "bold red")
+        table.add_row(*(Text(cell) for cell in cells(row, now)), style=style)
+    foot = f"… and {len(rows) - fits} more; Ctrl-C ends" if len(rows) > fits else "Ctrl-C ends"
+    parts: list[Any] = [Text(line, style="bold", no_wrap=True), Text(trouble, style="bold red", no_wrap=True)]
+    return Group(*parts, table, Text(foot, style="dim"))

@@ -1,0 +1,134 @@
+"""The metrics: each name once, filled from the vitals when Prometheus asks. Nothing is counted here."""
+
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import pyarrow as pa
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
+from prometheus_client.registry import Collector
+
+from ingestor.vitals import Histogram, Vitals, Watch
+
+
+class _Number(NamedTuple):
+    name: str
+    help: str
+    read: Callable[[Vitals], float]
+
+
+_COUNTERS = (
+    _Number("ingestor_frames_received", "Messages read from the venue.", lambda v: v.flow.frames_received),
+    _Number("ingestor_frames_notices", "Messages that carry no trades by intent.", lambda v: v.flow.counts.notices),
+    _Number(
+        "ingestor_trades_received",
+        "Trades in messages that could be decoded.",
+        lambda v: v.flow.counts.trades + v.flow.counts.rejected_trades,
+    ),
+    _Number("ingestor_trades_journaled", "Trades appended to the journal.", lambda v: v.flow.counts.trades),
+    _Number("ingestor_connections", "Connections that were opened.", lambda v: v.link.connections),
+    _Number("ingestor_reader_pauses", "Times that a full buffer made the reader wait.", lambda v: v.flow.pauses),
+    _Number("ingestor_reader_paused_seconds", "How long the reader waited for room.", lambda v: v.flow.paused_s),
+    _Number(
+        "ingestor_conservation_violations",
+        "Accounts that do not balance: a frame, trade or row was lost or invented.",
+        lambda v: v.flow.conservation_violations,
+    ),
+)
+_GAUGES = (
+    _Number("ingestor_start_time_seconds", "When this run began, since 1970.", lambda v: v.started_at),
+    _Number("ingestor_connected", "1 while a connection to the venue is open.", lambda v: v.link.connected),
+    _Number("ingestor_silence_seconds", "Since anything came from the venue.", lambda v: v.link.silence_s),
+    _Number("ingestor_symbols", "Symbols asked for.", lambda v: v.link.symbols),
+    _Number("ingestor_symbols_ticking", "Symbols with a trade in the last minute.", lambda v: v.link.ticking),
+    _Number(
+        "ingestor_symbols_blind",
+        "Symbols with an open gap of their own, such as those the venue refused.",
+        lambda v: len(v.link.blind_symbols),
+    ),
+    _Number("ingestor_blind", "1 while a gap for all symbols is open.", lambda v: v.link.gap is not None),
+    _Number("ingestor_buffer_bytes", "Frames that wait for the recorder.", lambda v: v.flow.buffer_bytes),
+    _Number("ingestor_buffer_limit_bytes", "Where the reader pauses.", lambda v: v.flow.buffer_max_bytes),
+    _Number("ingestor_recorder_lag_seconds", "Age of the oldest frame that waits.", lambda v: v.flow.lag_s),
+    _Number("ingestor_recorder_turned_seconds", "Since the recorder's loop came round.", lambda v: v.flow.turned_s),
+    _Number("ingestor_journal_failing", "1 while the disk refuses the journal.", lambda v: v.disk.failing),
+    _Number("ingestor_journal_sync_age_seconds", "Age of the oldest row not synced.", lambda v: v.disk.sync_age_s),
+    _Number("ingestor_disk_free_bytes", "Free space on the disk of the recording.", lambda v: v.disk.free_bytes),
+    _Number("ingestor_disk_floor_bytes", "storage.min_free.", lambda v: v.disk.floor_bytes),
+    _Number("ingestor_rejects_flood", "1 while rejects are too many.", lambda v: v.flow.rejects_flood),
+)
+
+
+class VitalsCollector(Collector):
+    """What Prometheus asks for, looked up when it asks."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def collect(self) -> Iterable[Metric]:
+        return expose(self._watch.look())
+
+
+def expose(vitals: Vitals) -> Iterator[Metric]:
+    """The metrics that say these vitals."""
+    for number in _COUNTERS:
+        yield CounterMetricFamily(number.name, number.help, number.read(vitals))
+    for number in _GAUGES:
+        yield GaugeMetricFamily(number.name, number.help, number.read(vitals))
+    yield from _labelled(vitals)
+    yield _histogram("ingestor_trade_delay_seconds", "From a trade to its receipt.", vitals.flow.delays)
+    yield SummaryMetricFamily(
+        "ingestor_journal_sync_seconds",
+        "Forcing the journal to the disk.",
+        count_value=vitals.disk.syncs,
+        sum_value=vitals.disk.sync_s,
+    )
+    build = GaugeMetricFamily(
+        "ingestor_build_info", "What is running: always 1.", labels=["version", "python", "pyarrow"]
+    )
+    build.add_metric([vitals.version, platform.python_version(), pa.__version__], 1)
+    yield build
+
+
+def _labelled(vitals: Vitals) -> Iterator[Metric]:
+    link, flow, disk = vitals.link, vitals.flow, vitals.disk
+    last_trades: dict[str, float] = link.last_trade_at
+    loss = {"kill": disk.killed_loss_s, "power_cut": disk.unpowered_loss_s}
+    sink_rows = {sink.name: sink.rows for sink in disk.sinks}
+    sink_seconds = {sink.name: sink.seconds for sink in disk.sinks}
+    yield _counters("ingestor_rejected", "Frames and trades that were refused.", "reason", flow.reasons)
+    yield _counters("ingestor_gaps", "Gaps that began.", "cause", link.gaps)
+    yield _counters("ingestor_blind_seconds", "How long ended gaps lasted.", "cause", link.blind_s)
+    yield _gauges("ingestor_last_trade_timestamp_seconds", "When its last trade was received.", "symbol", last_trades)
+    yield _gauges("ingestor_loss_bound_seconds", "What this would lose now, at most.", "event", loss)
+    yield _gauges("ingestor_sink_lag_rows", "Journaled rows that a sink lacks.", "sink", sink_rows)
+    sink_skipped = {sink.name: sink.skipped_rows for sink in disk.sinks}
+    yield _counters(
+        "ingestor_sink_skipped_rows", "Rows that the journal no longer keeps for a sink.", "sink", sink_skipped
+    )
+    yield _gauges("ingestor_sink_lag_seconds", "Age of the oldest row that a sink lacks.", "sink", sink_seconds)
+
+
+def _counters(name: str, text: str, label: str, values: "dict[str, int] | dict[str, float]") -> Metric:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
+def _gauges(name: str, text: str, label: str, values: "dict[str, int] | dict[str, float]") -> Metric:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    buckets = [(str(bound), within) for bound, within in zip(histogram.bounds, histogram.within, strict=True)]
+    return HistogramMetricFamily(name, text, [*buckets, ("+Inf", histogram.total)], histogram.sum_s)

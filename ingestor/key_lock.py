@@ -1,0 +1,61 @@
+"""One reader of an API key at a venue: Finnhub serves one connection a key, and a second one throws out the first.
+
+The lock is a name in the kernel's table of abstract UNIX sockets: one for the whole machine whoever the users are and
+wherever their files, gone with the process however it ends, and its holder's pid is the kernel's word. It is not seen
+from another machine or network namespace: there the session names a shared key by its effect.
+"""
+
+import contextlib
+import hashlib
+import pwd
+import socket
+import struct
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from ingestor.errors import KeyInUse
+
+_CREDENTIALS = struct.Struct("3i")
+
+
+@contextlib.contextmanager
+def locked_key(key: str, url: str) -> Iterator[None]:
+    """Hold this key at the venue of this address; an empty one is nobody's. Raises KeyInUse naming who has it."""
+    if not key:
+        yield
+        return
+    name = _lock_name(key, url)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as lock:
+        try:
+            lock.bind(name)
+        except OSError:
+            raise KeyInUse(
+                f"{_name_holder(name)} on this machine records with this API key, and a venue serves one connection "
+                "a key: stop that one, give it these symbols, or use another key"
+            ) from None
+        lock.listen(1)
+        yield
+
+
+def _lock_name(key: str, url: str) -> bytes:
+    """Everybody can read it in /proc/net/unix: it costs as much to turn back into the key as a password's hash."""
+    venue = urlsplit(url).netloc.lower().encode()
+    digest = hashlib.scrypt(key.encode(), salt=b"finnhub-ingestor " + venue, n=1 << 14, r=8, p=1, dklen=16)
+    return b"\0finnhub-ingestor-key-" + digest.hex().encode()
+
+
+def _name_holder(name: bytes) -> str:
+    """`process 4711 of user bob`, as the kernel knows it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        try:
+            probe.settimeout(0.5)
+            probe.connect(name)
+            told = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        except OSError:  # it ends just now, or many ask
+            return "another process"
+    pid, uid, _ = _CREDENTIALS.unpack(told)
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = str(uid)
+    return f"process {pid} of user {user}"

@@ -1,0 +1,90 @@
+"""Settings that change while it records: the tickers. Whatever else changed in the file is named, and waits."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from ingestor.capture.session import Session
+from ingestor.config import Settings, Source
+from ingestor.errors import ConfigError
+from ingestor.ledger import Ledger
+
+_LOOK_S = 1.0
+
+log = structlog.get_logger()
+
+
+class LiveSettings:
+    """Takes a new list of tickers over into a session that runs."""
+
+    def __init__(self, source: Source, settings: Settings, session: Session, ledger: Ledger) -> None:
+        self._source = source
+        self._settings = settings
+        self._session = session
+        self._ledger = ledger
+        self._look_at_s = 0.0
+        self._read_as = self._seen_as = _identify(source.path)
+
+    def file_changed(self, now_s: float) -> bool:
+        """Whether the file is another than the one last read, and has been for a second: an editor may be writing it.
+
+        Never, unless `tickers_watch` is set.
+        """
+        if not self._settings.tickers_watch or now_s < self._look_at_s:
+            return False
+        self._look_at_s = now_s + _LOOK_S
+        before, self._seen_as = self._seen_as, _identify(self._source.path)
+        return self._seen_as is not None and self._seen_as not in (self._read_as, None) and self._seen_as == before
+
+    def reload(self) -> None:
+        """Read the settings again. A file with a mistake changes nothing: its errors are logged, the old one stays."""
+        self._read_as = _identify(self._source.path)
+        try:
+            new = self._source.read()
+        except ConfigError as error:
+            self._ledger.record("settings.refused", error=str(error))
+            log.error("settings.refused", error=str(error), kept="the settings that it runs with")
+            return
+        waiting = sorted(_changed(self._settings, new))
+        before, self._settings = self._settings, self._settings.model_copy(update={"tickers": new.tickers})
+        added, dropped = _difference(before.symbols, self._settings.symbols)
+        self._session.change_symbols(self._settings.symbols)
+        self._ledger.record("settings.reloaded", added=added, dropped=dropped, waiting=waiting)
+        log.info("settings.reloaded", added=added, dropped=dropped)
+        if waiting:
+            log.warning("settings.waiting", changed=waiting, hint="these need a restart")
+
+
+def _difference(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """(added, dropped), in the order of the lists."""
+    return [one for one in new if one not in set(old)], [one for one in old if one not in set(new)]
+
+
+def _changed(old: Settings, new: Settings) -> set[str]:
+    """`storage.rotate.age` of each setting but the tickers that differs."""
+    return {name for name, _ in set(_flat(old)) ^ set(_flat(new)) if name != "tickers"}
+
+
+def _flat(settings: Settings) -> list[tuple[str, str]]:
+    return list(_flatten(settings.model_dump(mode="json"), ""))
+
+
+def _flatten(section: dict[str, Any], above: str) -> Iterator[tuple[str, str]]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", repr(value)
+
+
+def _identify(path: Path | None) -> tuple[int, int, int] | None:
+    """What changes when a file does; None where there is none to look at."""
+    if path is None:
+        return None
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -1,0 +1,142 @@
+"""What can be asked of the venue and of this machine before a recording, without opening a stream: the key's one
+connection may be in use.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import ssl
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+from ingestor.errors import IngestorError
+
+_TIMEOUT_S = 10.0
+_ANSWER_MAX = 64 << 20
+_PROBES = 20
+_PROBE_BYTES = 64 << 10
+_BULK_BYTES = 16 << 20
+
+
+class VenueUnreachable(IngestorError):
+    """No answer from the REST API."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the REST API said."""
+
+    status: int
+    body: bytes
+    clock_offset_s: float | None
+    """How far our clock is ahead of the venue's, to about a second; None where it gave no time."""
+
+
+class Rest:
+    """A venue's REST API. The key travels in a header: it is in no URL, and so in no message."""
+
+    def __init__(self, base: str, key: str, ca_file: Path | None = None) -> None:
+        self._parts = urlsplit(base)
+        self._key = key
+        self._ca_file = ca_file
+
+    def get(self, path: str) -> Answer:
+        """One call. Raises VenueUnreachable."""
+        connection = self._connect()
+        asked_at = time.time()
+        try:
+            connection.request("GET", f"{self._parts.path}{path}", headers={"X-Finnhub-Token": self._key})
+            answer = connection.getresponse()
+            body = answer.read(_ANSWER_MAX)
+        except (OSError, http.client.HTTPException) as error:
+            raise VenueUnreachable(f"{self._parts.hostname}: {error}") from None
+        finally:
+            connection.close()
+        return Answer(answer.status, body, _clock_offset_s(answer.getheader("Date"), asked_at, time.time()))
+
+    def list_symbols(self, exchange: str) -> frozenset[str] | None:
+        """What the venue has of this exchange (`US`, `BINANCE`, `OANDA`); None where it doesn't say. Raises
+        VenueUnreachable.
+        """
+        kinds = ("stock",) if exchange == "US" else ("crypto", "forex")
+        for kind in kinds:
+            answer = self.get(f"/{kind}/symbol?exchange={quote(exchange, safe='')}")
+            if answer.status == 200 and (found := _symbols_in(answer.body)):
+                return found
+        return None
+
+    def _connect(self) -> http.client.HTTPConnection:
+        host, port = self._parts.hostname or "", self._parts.port
+        if self._parts.scheme == "http":
+            return http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+        tls = ssl.create_default_context(cafile=self._ca_file)
+        return http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=tls)
+
+
+def _clock_offset_s(date: str | None, asked_at: float, answered_at: float) -> float | None:
+    """0 where the venue's second lies within the call."""
+    try:
+        second = parsedate_to_datetime(date or "").timestamp()
+    except ValueError:
+        return None
+    if asked_at > second + 1:
+        return asked_at - (second + 1)
+    return min(answered_at - second, 0.0)
+
+
+def _symbols_in(body: bytes) -> frozenset[str]:
+    """Those of `[{"symbol":"AAPL", …}, …]`; none where it is something else."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return frozenset(str(entry["symbol"]) for entry in json.loads(body))
+    return frozenset()
+
+
+def find_unknown(symbols: Iterable[str], rest: Rest) -> Iterator[tuple[str, list[str] | None]]:
+    """(exchange, those of its symbols that the venue doesn't know) for each exchange; None where it doesn't say.
+
+    Raises VenueUnreachable.
+    """
+    by_exchange: dict[str, list[str]] = {}
+    for symbol in symbols:
+        prefix, colon, _ = symbol.partition(":")
+        by_exchange.setdefault(prefix if colon else "US", []).append(symbol)
+    for exchange, wanted in by_exchange.items():
+        known = rest.list_symbols(exchange)
+        yield exchange, None if known is None else [symbol for symbol in wanted if symbol not in known]
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSpeed:
+    """What a disk does with small synced writes, as the journal makes them, and with a large one."""
+
+    sync_s: Sequence[float]
+    bytes_per_s: float
+
+    @property
+    def usual_s(self) -> float:
+        return statistics.median(self.sync_s)
+
+    @property
+    def worst_s(self) -> float:
+        return max(self.sync_s)
+
+
+def measure_disk(directory: Path) -> DiskSpeed:
+    """Write and sync 17 MB in a file without a name. Raises OSError."""
+    with tempfile.TemporaryFile(dir=directory) as file:
+        sync_s = [_time_write(file.fileno(), _PROBE_BYTES) for _ in range(_PROBES)]
+        return DiskSpeed(sync_s, _BULK_BYTES / _time_write(file.fileno(), _BULK_BYTES))
+
+
+def _time_write(fd: int, size: int) -> float:
+    began_s = time.perf_counter()
+    os.write(fd, os.urandom(size))
+    os.fdatasync(fd)
+    return time.perf_counter() - began_s

@@ -1,0 +1,32 @@
+"""What a person, or the service manager, asks of a recorder that runs."""
+
+import signal
+import threading
+from dataclasses import dataclass, field
+from types import FrameType
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """Requests, each set by whoever makes it."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    hurry: threading.Event = field(default_factory=threading.Event)
+    """Leave the sealing to the next start."""
+    reload: threading.Event = field(default_factory=threading.Event)
+    """Read the settings again."""
+
+
+def catch_signals() -> Signals:
+    """From now on SIGTERM and SIGINT stop, a second one hurries, and SIGHUP reloads. For the main thread."""
+    signals = Signals()
+
+    def take(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            signals.reload.set()
+        else:
+            (signals.hurry if signals.stop.is_set() else signals.stop).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, take)
+    return signals

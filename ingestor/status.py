@@ -1,0 +1,113 @@
+"""How a recorder is, asked from another process: its lock says who it is, itself how it is, its files how they grow."""
+
+import http.client
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from ingestor.config import split_address
+from ingestor.layout import Holder, Layout, read_holder
+from ingestor.ledger import list_ledgers
+from ingestor.vitals import Vitals, decode_vitals, find_ailments
+
+_PATIENCE_S = 5.0
+_DAY_S = 86_400.0
+_TOO_SOON_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A root, and the recorder that may hold it."""
+
+    root: str
+    holder: Holder | None
+    """None: nothing records here."""
+    vitals: Vitals | None
+    """None where it doesn't answer: `unanswered` says why."""
+    unanswered: str | None
+    ailments: list[str]
+    bytes_per_day: float | None
+    """What the recording grew by in the last 24 hours; None in its first ten minutes."""
+    days_left: float | None
+    """Until the disk is at its floor, at that rate."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 healthy, 1 degraded, 3 not running."""
+        if self.holder is None:
+            return 3
+        return 1 if self.ailments else 0
+
+
+def read_status(layout: Layout) -> Status:
+    """Ask now. Raises OSError where the root can't be looked at."""
+    holder = read_holder(layout)
+    if holder is None:
+        return Status(str(layout.root), None, None, None, [], None, None)
+    vitals, unanswered = _ask(holder.health)
+    ailments = [unanswered] if unanswered else []
+    rate, days_left = measure_growth(layout, time.time()), None
+    if vitals is not None:
+        ailments = find_ailments(vitals)
+        if vitals.link.blind_symbols:
+            ailments.append(f"blind for {', '.join(vitals.link.blind_symbols[:5])}: see `ingestor coverage`")
+        if rate:
+            days_left = max(vitals.disk.free_bytes - vitals.disk.floor_bytes, 0) / rate
+    return Status(str(layout.root), holder, vitals, unanswered, ailments, rate, days_left)
+
+
+def ask_vitals(address: str) -> Vitals:
+    """What the recorder at this address says of itself. Raises OSError, ValueError where nobody there says so."""
+    host, port = split_address(address)
+    connection = http.client.HTTPConnection(host, port, timeout=_PATIENCE_S)
+    try:
+        connection.request("GET", "/status")
+        return decode_vitals(connection.getresponse().read())
+    except http.client.HTTPException as error:
+        raise ValueError(f"no answer that can be read: {error!r}") from None
+    finally:
+        connection.close()
+
+
+def _ask(address: str | None) -> tuple[Vitals | None, str | None]:
+    """(vitals, None) or (None, why not)."""
+    if address is None:
+        return None, "nobody can say how it is: health.listen is off, or its port was taken"
+    try:
+        return ask_vitals(address), None
+    except (OSError, ValueError) as error:
+        return None, f"it does not answer at {address}: {error}"
+
+
+def measure_growth(layout: Layout, now: float) -> float | None:
+    """Bytes a day that the recording grows by: what was written in the last 24 hours, scaled up in its first day."""
+    ledgers = list_ledgers(layout)
+    if not ledgers:
+        return None
+    began = datetime.strptime(ledgers[0].stem.split("-")[1], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+    age_s = min(now - began, _DAY_S)
+    if age_s < _TOO_SOON_S:
+        return None
+    written = sum(found.st_size for found in _recent_files(layout, now) if found.st_mtime >= now - _DAY_S)
+    return written * _DAY_S / age_s
+
+
+def _recent_files(layout: Layout, now: float) -> Iterator[os.stat_result]:
+    """The files of today and yesterday, and late trades' of the days before by their own dates."""
+    today = datetime.fromtimestamp(now, UTC).date()
+    for day in (today, today - timedelta(days=1)):
+        for folder in (layout.trades, layout.csv):
+            yield from _stat_all(folder / f"date={day.isoformat()}", "*")
+        yield from _stat_all(layout.rejects, f"date={day.isoformat()}.jsonl")
+    yield from _stat_all(layout.coverage, "*")
+
+
+def _stat_all(folder: Path, pattern: str) -> Iterator[os.stat_result]:
+    for path in folder.glob(pattern):
+        try:
+            yield path.stat()
+        except FileNotFoundError:  # compacted since it was listed
+            continue

@@ -1,0 +1,116 @@
+"""What the service manager is told: sd_notify(3), a datagram of a few lines. Without one there is nobody to tell."""
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+import structlog
+
+from ingestor.vitals import Vitals
+
+_STATUS_S = 5.0
+_WAITING_S = 0.5
+_EXTEND_S = 5.0
+_EXTENSION_US = 60_000_000
+
+log = structlog.get_logger()
+
+
+class Notifier:
+    """Sends to `$NOTIFY_SOCKET`. What the manager doesn't take is logged once, and ends nothing."""
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        address = environ.get("NOTIFY_SOCKET", "")
+        self._address = f"\0{address[1:]}" if address.startswith("@") else address
+        self._refused = False
+        self.watchdog_s = _watchdog_s(environ) if address else None
+        """The manager ends a service that has not shown progress for so long; None: it doesn't watch."""
+
+    def tell(self, **fields: str | int) -> None:
+        """`tell(READY=1, STATUS="recording")`."""
+        if not self._address:
+            return
+        text = "\n".join(f"{name}={value}" for name, value in fields.items())
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+                channel.sendto(text.encode(), socket.MSG_DONTWAIT, self._address)
+        except OSError as error:
+            if not self._refused:
+                log.warning("systemd.refused", error=error.strerror)
+            self._refused = True
+
+
+class Service:
+    """What systemd is to know of a recording as it goes: ready once it really is, alive only while it gets on."""
+
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
+        self._ready = False
+        self._stopping = False
+        self._due_s = float("-inf")
+        self._fed_s = self._fed_turn_s = float("-inf")
+        self._extended_s = self._extended_turn_s = float("-inf")
+
+    def due(self, now_s: float) -> bool:
+        """Whether it is time to `tell`: every five seconds, and twice a second while a start waits."""
+        if now_s < self._due_s:
+            return False
+        self._due_s = now_s + (_STATUS_S if self._ready else _WAITING_S)
+        return True
+
+    def tell(self, vitals: Vitals) -> None:
+        """How it goes; and that it is ready, once the venue has answered to the first subscription."""
+        if self._ready or not vitals.link.answered:
+            self._notifier.tell(STATUS=summarize(vitals))
+            return
+        self._ready = True
+        self._notifier.tell(READY=1, STATUS=summarize(vitals))
+
+    def prove(self, turned_at_s: float, now_s: float) -> None:
+        """The thread that matters now came round at `turned_at_s` (monotonic).
+
+        Only a turn that was not shown before counts. It feeds the watchdog; and where a start waits for the venue, or a
+        stop for the files, it buys more time.
+        """
+        watchdog_s = self._notifier.watchdog_s
+        if watchdog_s is not None and now_s >= self._fed_s + watchdog_s / 4 and turned_at_s > self._fed_turn_s:
+            self._fed_s, self._fed_turn_s = now_s, turned_at_s
+            self._notifier.tell(WATCHDOG=1)
+        waiting = self._stopping or not self._ready
+        if waiting and now_s >= self._extended_s + _EXTEND_S and turned_at_s > self._extended_turn_s:
+            self._extended_s, self._extended_turn_s = now_s, turned_at_s
+            self._notifier.tell(EXTEND_TIMEOUT_USEC=_EXTENSION_US)
+
+    def reloading(self) -> None:
+        """New settings are being read."""
+        self._notifier.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
+
+    def reloaded(self) -> None:
+        """They were taken, or refused."""
+        if self._ready:
+            self._notifier.tell(READY=1)
+
+    def stopping(self) -> None:
+        self._stopping = True
+        self._notifier.tell(STOPPING=1, STATUS="stopping: what was received is being sealed")
+
+
+def summarize(vitals: Vitals) -> str:
+    """One line: `recording 57.1 trades/s; 48 of 50 symbols ticking; lag 12 ms`."""
+    link, flow = vitals.link, vitals.flow
+    if not link.connected:
+        return f"not connected to the venue ({link.connections} connections so far)"
+    state = "recording" if link.answered else "waiting for the venue's first word,"
+    return (
+        f"{state} {flow.trades_per_s:,.1f} trades/s; {link.ticking} of {link.symbols} symbols ticking; "
+        f"lag {flow.lag_s * 1000:.0f} ms"
+    )
+
+
+def _watchdog_s(environ: Mapping[str, str]) -> float | None:
+    """`$WATCHDOG_USEC`, where it is meant for this process."""
+    if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    usec = environ.get("WATCHDOG_USEC", "")
+    return int(usec) / 1e6 if usec.isdigit() and int(usec) else None

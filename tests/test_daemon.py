@@ -1,0 +1,149 @@
+"""The process: what it holds while it records, in which order it ends, and what it says of itself meanwhile."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prepared import SETTINGS
+from structlog.testing import capture_logs
+
+from ingestor.config import Settings, Source
+from ingestor.daemon import record
+from ingestor.errors import KeyInUse, RootLocked
+from ingestor.layout import Layout, read_holder
+from ingestor.ledger import list_ledgers, read_facts
+from ingestor.metrics import Conservation, Counts
+from ingestor.signals import Signals
+from ingestor.status import read_status
+
+PATIENCE_S = 30.0
+
+
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """`record` sets that of its process, which here is everybody's."""
+    before = os.umask(0)
+    os.umask(before)
+    yield
+    os.umask(before)
+
+
+class Run(threading.Thread):
+    """`record`, in a thread."""
+
+    def __init__(self, folder: Path, **more: Any) -> None:
+        super().__init__()
+        storage = {**SETTINGS["storage"], "root": folder / "data", **more.pop("storage", {})}
+        self.settings = Settings.model_validate({**SETTINGS, "storage": storage, **more})
+        self.layout = Layout(folder / "data")
+        self.signals = Signals()
+        self.outcome: Conservation | BaseException | None = None
+        self.source = Source(folder / "ingestor.yaml")
+
+    def run(self) -> None:
+        try:
+            self.outcome = record(self.settings, self.source, f"key of {self.layout.root}", self.signals)
+        except BaseException as error:  # noqa: BLE001  the test looks at it
+            self.outcome = error
+
+    def facts(self) -> list[dict[str, Any]]:
+        return [fact for path in list_ledgers(self.layout) for fact in read_facts(path)]
+
+    def wait_for(self, fact: Callable[[], object]) -> None:
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not fact():
+            assert self.is_alive(), self.outcome
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+
+
+@contextmanager
+def running(folder: Path, **more: Any) -> Iterator[Run]:
+    """One that records, for the time of the block; nobody listens where its venue should be."""
+    run = Run(folder, **more)
+    run.start()
+    try:
+        run.wait_for(lambda: (holder := read_holder(run.layout)) and holder.health)
+        yield run
+    finally:
+        run.signals.stop.set()
+        run.join()
+
+
+def test_a_stop_ends_in_order_with_an_account(tmp_path: Path) -> None:
+    with running(tmp_path) as run:
+        assert read_status(run.layout).ailments == ["not connected to the venue"]
+    assert run.outcome == Conservation(0, Counts(), {"parquet": 0, "csv": 0})
+    assert run.facts()[-1]["fact"] == "run.stopped"
+    assert run.facts()[-1]["error"] is None
+    assert read_holder(run.layout) is None
+
+
+def test_one_root_has_one_recorder(tmp_path: Path) -> None:
+    with running(tmp_path) as run, pytest.raises(RootLocked, match="one root has one recorder"):
+        record(run.settings, run.source, "another key", Signals())
+
+
+def test_one_key_has_one_recorder_and_the_second_root_stays_free(tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
+    with running(tmp_path) as first:
+        second = Run(tmp_path / "second")
+        with pytest.raises(KeyInUse):
+            record(second.settings, second.source, f"key of {first.layout.root}", Signals())
+        assert read_holder(second.layout) is None
+        assert list_ledgers(second.layout) == []
+
+
+def test_a_full_disk_is_said_once_and_the_recording_goes_on(tmp_path: Path) -> None:
+    with running(tmp_path, storage={"min_free": "1024TB"}) as run:
+        run.wait_for(lambda: any(fact["fact"] == "disk.low" for fact in run.facts()))
+        assert any("disk low" in ailment for ailment in read_status(run.layout).ailments)
+    assert isinstance(run.outcome, Conservation)
+    low = [fact for fact in run.facts() if fact["fact"] == "disk.low"]
+    assert len(low) == 1
+    assert low[0]["free"] < low[0]["floor"]
+
+
+def test_a_disk_that_cannot_be_asked_ends_nothing(tmp_path: Path) -> None:
+    with running(tmp_path) as run, capture_logs() as logs:
+        run.layout.root.rename(tmp_path / "unmounted")
+        run.wait_for(lambda: any(entry["event"] == "disk.unknown" for entry in logs))
+        (tmp_path / "unmounted").rename(run.layout.root)
+    assert isinstance(run.outcome, Conservation)
+
+
+def test_a_reload_reads_the_settings_again(tmp_path: Path) -> None:
+    with running(tmp_path) as run:
+        assert run.source.path is not None
+        run.source.path.write_text("tickers: [AAPL, TSLA]\n")
+        run.signals.reload.set()
+        run.wait_for(lambda: any(fact["fact"] == "settings.reloaded" for fact in run.facts()))
+        assert not run.signals.reload.is_set()
+    reloaded = next(fact for fact in run.facts() if fact["fact"] == "settings.reloaded")
+    assert (reloaded["added"], reloaded["dropped"]) == (["TSLA"], ["MSFT"])
+
+
+def test_a_saved_file_is_taken_over_without_being_asked(tmp_path: Path) -> None:
+    with running(tmp_path, tickers_watch=True) as run:
+        assert run.source.path is not None
+        run.source.path.write_text("tickers: [AAPL, TSLA]\n")
+        run.wait_for(lambda: any(fact["fact"] == "settings.reloaded" for fact in run.facts()))
+
+
+def test_threads_bear_their_names(tmp_path: Path) -> None:
+    with running(tmp_path):
+        names = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
+    assert {"reader", "recorder", "files"} <= names
+
+
+def test_leftovers_of_a_crash_are_removed(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "data")
+    layout.create()
+    (layout.staging / "half.parquet").write_text("x")
+    with running(tmp_path):
+        assert not (layout.staging / "half.parquet").exists()

@@ -1,0 +1,174 @@
+"""How a recorder is, asked from another process: who holds the root, what it says, how fast its files grow."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from prepared import prepared_recording
+
+from ingestor.cli.main import cli
+from ingestor.cli.status import describe, format_age
+from ingestor.health import HealthServer
+from ingestor.layout import Layout, RootLock, locked_root
+from ingestor.recording import Recording
+from ingestor.status import Status, measure_growth, read_status
+from ingestor.vitals import SinkLag, Vitals, Watch
+
+DAY_S = 86_400.0
+NOW = 1_795_200_000.0
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Iterator[Recording]:
+    with prepared_recording(tmp_path) as recording:
+        yield recording
+
+
+@pytest.fixture
+def lock(recording: Recording) -> Iterator[RootLock]:
+    with locked_root(recording.layout) as lock:
+        yield lock
+
+
+@pytest.fixture
+def server(recording: Recording, lock: RootLock) -> Iterator[HealthServer]:
+    server = HealthServer("127.0.0.1:0", Watch(recording))
+    lock.announce(health=server.address)
+    yield server
+    server.close()
+
+
+def call(layout: Layout, *flags: str) -> Result:
+    return CliRunner().invoke(cli, ["status", "--root", str(layout.root), *flags])
+
+
+# Who, and how
+
+
+def test_nothing_runs(recording: Recording) -> None:
+    assert read_status(recording.layout).exit_code == 3
+    assert call(recording.layout).exit_code == 3
+
+
+def test_a_directory_that_never_was_a_recording(tmp_path: Path) -> None:
+    found = call(Layout(tmp_path / "nothing"))
+    assert found.exit_code == 3
+    assert "not running" in found.stdout
+
+
+def test_to_look_is_not_to_lock(recording: Recording) -> None:
+    read_status(recording.layout)
+    with locked_root(recording.layout):
+        pass
+
+
+def test_a_running_one_says_what_is_wrong(recording: Recording, server: HealthServer) -> None:
+    found = read_status(recording.layout)
+    assert found.holder is not None
+    assert (found.holder.pid, found.holder.health) == (os.getpid(), server.address)
+    assert found.exit_code == 1
+    assert found.ailments == ["not connected to the venue"]
+
+
+def test_one_that_answers_nowhere_is_not_called_healthy(recording: Recording, lock: RootLock) -> None:
+    lock.announce(health=None)
+    found = read_status(recording.layout)
+    assert found.exit_code == 1
+    assert found.ailments == ["nobody can say how it is: health.listen is off, or its port was taken"]
+
+
+def test_one_that_does_not_answer_is_not_called_healthy(recording: Recording, lock: RootLock) -> None:
+    lock.announce(health="127.0.0.1:9")
+    found = read_status(recording.layout)
+    assert found.exit_code == 1
+    assert found.ailments[0].startswith("it does not answer at 127.0.0.1:9")
+
+
+def test_symbols_with_a_gap_of_their_own_degrade_it(recording: Recording, server: HealthServer) -> None:
+    recording.gaps.open("refused", 1, "MSFT")
+    assert "blind for MSFT: see `ingestor coverage`" in read_status(recording.layout).ailments
+
+
+def test_programs_get_all_of_it(recording: Recording, server: HealthServer) -> None:
+    found = call(recording.layout, "--json")
+    told = json.loads(found.stdout)
+    assert told["exit_code"] == found.exit_code == 1
+    assert told["vitals"]["link"]["symbols"] == 2
+    assert told["holder"]["pid"] == os.getpid()
+
+
+# In a terminal
+
+
+def lively(vitals: Vitals) -> Vitals:
+    """The same, as large as it gets."""
+    link = replace(vitals.link, connected=True, answered=True, ticking=498, symbols=500, gaps={"connection": 12})
+    counts = replace(vitals.flow.counts, trades=12_345_678_901)
+    flow = replace(vitals.flow, trades_per_s=50_123.4, counts=counts)
+    return replace(vitals, link=link, flow=flow, disk=replace(vitals.disk, sinks=(SinkLag("csv", 9_999_999, 880.0),)))
+
+
+def test_it_fits_a_terminal_of_eighty_columns(recording: Recording, server: HealthServer) -> None:
+    found = read_status(recording.layout)
+    assert found.vitals is not None
+    full: Status = replace(found, vitals=lively(found.vitals), ailments=[], bytes_per_day=3e10, days_left=2.4)
+    lines = [f"{heading:<11} {text}" for heading, text in describe(full)][1:]
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    for expected in ("healthy", "50,123.4 a second", "498 of 500", "12 connection", "28,610.2 MB a day: 2 days left"):
+        assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0.0 s"), (9.94, "9.9 s"), (45, "45 s"), (119, "119 s"), (120, "2.0 min"), (7199, "120 min"), (9000, "2.5 h")],
+)
+def test_ages_have_one_unit(seconds: float, text: str) -> None:
+    assert format_age(seconds) == text
+
+
+def test_old_ages_are_days() -> None:
+    assert format_age(15 * DAY_S) == "15 d"
+
+
+# Growth
+
+
+def grown(tmp_path: Path, started: str, files: dict[str, tuple[int, float]]) -> float | None:
+    """A root whose first run began then, with these files (size, age in seconds)."""
+    layout = Layout(tmp_path)
+    layout.create()
+    (layout.coverage / f"000001-{started}.jsonl").write_text("")
+    for name, (size, age_s) in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(size))
+        os.utime(path, (NOW - age_s, NOW - age_s))
+    return measure_growth(layout, NOW)
+
+
+def test_growth_is_what_the_last_day_brought(tmp_path: Path) -> None:
+    files = {
+        "trades/date=2026-11-20/a.parquet": (1000, 3600.0),
+        "trades/date=2026-11-19/b.parquet": (500, 0.9 * DAY_S),
+        "trades/date=2026-11-19/c.parquet": (90_000, 1.1 * DAY_S),
+        "csv/date=2026-11-20/a.csv": (7000, 60.0),
+        "rejects/date=2026-11-20.jsonl": (10, 60.0),
+        "journal/x.journal": (1 << 20, 1.0),  # comes and goes
+    }
+    assert grown(tmp_path, "20261101T000000Z", files) == 8510
+
+
+def test_growth_of_the_first_day_is_scaled_up(tmp_path: Path) -> None:
+    started = "20261120T174000Z"  # an hour before NOW
+    assert NOW == 1_795_200_000
+    rate = grown(tmp_path, started, {"trades/date=2026-11-20/a.parquet": (1000, 60.0)})
+    assert rate == pytest.approx(24_000, rel=0.01)
+
+
+def test_growth_of_the_first_minutes_is_unknown(tmp_path: Path) -> None:
+    assert grown(tmp_path, "20261120T183500Z", {"trades/date=2026-11-20/a.parquet": (1000, 1.0)}) is None

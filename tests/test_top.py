@@ -1,0 +1,165 @@
+"""The live view: what a batch of trades makes of the board, and what fits a terminal."""
+
+from datetime import UTC, datetime
+from io import StringIO
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from ingestor.cli.top import HEADINGS, Board, Row, cells, render_rich, render_text, sparkline
+from ingestor.coverage import find_coverage
+from ingestor.schema import TRADES
+
+NOW = 1_795_200_000.0
+SECOND_US = 1_000_000
+NOW_US = int(NOW) * SECOND_US
+
+
+def trades(*rows: tuple[str, float], received_at: float = NOW, delay_s: float = 0.1) -> pa.RecordBatch:
+    """(symbol, price) of each."""
+    received = datetime.fromtimestamp(received_at, UTC)
+    return pa.RecordBatch.from_pylist(
+        [
+            {
+                "timestamp": datetime.fromtimestamp(received_at - delay_s, UTC),
+                "symbol": symbol,
+                "price": price,
+                "volume": 1.0,
+                "conditions": None,
+                "received_at": received,
+                "sequence": number,
+                "repeated": False,
+            }
+            for number, (symbol, price) in enumerate(rows)
+        ],
+        schema=TRADES,
+    )
+
+
+def board_after(*batches: tuple[float, pa.RecordBatch]) -> Board:
+    board = Board(None)
+    for now, batch in batches:
+        board.take(batch, now)
+    return board
+
+
+# The board
+
+
+def test_a_row_shows_the_last_trade_and_counts_all() -> None:
+    row = board_after((NOW, trades(("AAPL", 189.5), ("MSFT", 400.0), ("AAPL", 190.25)))).rows["AAPL"]
+    assert (row.price, row.counts[-1]) == (190.25, 2)
+    assert row.traded_at == NOW
+    assert row.delay_s == pytest.approx(0.1)
+
+
+def test_the_rate_is_over_the_last_ten_seconds() -> None:
+    many = trades(*[("AAPL", 1.0)] * 100)
+    board = board_after(*((NOW + second, many) for second in range(5)))
+    assert cells(board.rows["AAPL"], NOW + 4)[2] == "100.0"
+    for second in range(5, 10):
+        board.take(trades(), NOW + second)
+    assert cells(board.rows["AAPL"], NOW + 9)[2] == "50.0"
+    board.take(trades(), NOW + 500)
+    assert cells(board.rows["AAPL"], NOW + 500)[2:4] == ("0.0", "8.3 min")
+
+
+def test_the_course_has_a_point_a_second() -> None:
+    batches = [(NOW + second, trades(("AAPL", price))) for second, price in enumerate((1.0, 3.0, 2.0, 5.0))]
+    board = board_after(*batches, (NOW + 4.2, trades()), (NOW + 4.9, trades()))
+    assert list(board.rows["AAPL"].prices) == [1.0, 3.0, 2.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("prices", "line"), [([], ""), ([5.0], "▁"), ([5.0, 5.0], "▁▁"), ([1.0, 8.0, 4.5], "▁█▅"), ([3, 2, 1], "█▅▁")]
+)
+def test_a_sparkline_spans_lowest_to_highest(prices: list[float], line: str) -> None:
+    assert sparkline(prices) == line
+
+
+def facts(*more: dict[str, object]) -> list[dict[str, object]]:
+    started = {"at": NOW_US - 7200 * SECOND_US, "fact": "run.started", "open_gaps": [], "tickers": ["AAPL", "MSFT"]}
+    requested = {"at": NOW_US - 7199 * SECOND_US, "fact": "symbols.requested", "connection": 1}
+    return [started, {**requested, "symbols": ["AAPL", "MSFT"]}, *more]
+
+
+def proven(symbol: str, ago_s: int) -> dict[str, object]:
+    at_us = NOW_US - ago_s * SECOND_US
+    return {"at": at_us, "fact": "symbol.proven", "connection": 1, "symbol": symbol, "since": at_us}
+
+
+def test_the_state_and_todays_gaps_come_from_the_ledger() -> None:
+    gap = {"gap": "r1-1", "cause": "stall", "symbol": None}
+    story = facts(
+        proven("AAPL", 7000),
+        {"at": NOW_US - 600 * SECOND_US, "fact": "gap.opened", "since": NOW_US - 600 * SECOND_US, **gap},
+        {"at": NOW_US - 590 * SECOND_US, "fact": "gap.closed", "until": NOW_US - 590 * SECOND_US, **gap},
+    )
+    board = Board(None)
+    board.note_coverage(find_coverage(story, None, NOW_US), NOW)
+    aapl, msft = board.rows["AAPL"], board.rows["MSFT"]
+    assert (aapl.state, aapl.gaps, aapl.blind_s) == ("recorded", 1, 10.0)
+    assert msft.state == "unproven"
+    assert cells(aapl, NOW)[-2:] == ("recorded", "1 (10 s)")
+
+
+def test_a_blind_symbol_shows_the_cause() -> None:
+    opened = {"at": NOW_US - SECOND_US, "fact": "gap.opened", "gap": "r1-1", "cause": "refused", "symbol": "MSFT"}
+    board = Board(["MSFT"])
+    board.note_coverage(find_coverage(facts({**opened, "since": NOW_US - SECOND_US}), None, NOW_US), NOW)
+    assert {row.symbol: row.state for row in board.rows.values()} == {"MSFT": "refused"}
+
+
+def test_a_dropped_symbol_leaves_the_board() -> None:
+    board = Board(None)
+    board.take(trades(("MSFT", 1.0)), NOW)
+    dropped = {"at": NOW_US - 60 * SECOND_US, "fact": "symbol.dropped", "symbol": "MSFT"}
+    board.note_coverage(find_coverage(facts(proven("AAPL", 7000), dropped), None, NOW_US), NOW)
+    assert list(board.rows) == ["AAPL"]
+
+
+# What fits
+
+
+def widest() -> Row:
+    row = Row("BINANCE:BTCUSDT", price=97_123.45, traded_at=NOW - 100, delay_s=1.234, state="symbol_mute", gaps=12)
+    row.counts.extend([50_000] * 10)
+    row.prices.extend([1.0, 2.0] * 4)
+    row.blind_s = 119.0
+    return row
+
+
+def test_the_widest_row_fits_eighty_columns_whole() -> None:
+    console = Console(width=80, height=24, file=StringIO(), force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        console.print(render_rich(("head", "", [widest()], NOW), 24))
+    shown = captured.get()
+    for cell in cells(widest(), NOW):
+        assert cell in shown
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_more_symbols_than_lines_are_counted() -> None:
+    rows = [Row(f"S{number}") for number in range(500)]
+    console = Console(width=80, height=24, file=StringIO())
+    with console.capture() as captured:
+        console.print(render_rich(("head", "trouble", rows, NOW), 24))
+    lines = captured.get().splitlines()
+    assert len(lines) <= 24
+    assert lines[-1].strip() == "… and 481 more; Ctrl-C ends"
+
+
+def test_plain_text_has_the_same_columns() -> None:
+    lines = render_text("head", "trouble", [widest()], NOW).splitlines()
+    assert lines[:2] == ["head", "! trouble"]
+    assert [heading for heading in HEADINGS if heading in lines[2]] == list(HEADINGS)
+    assert all(cell in lines[3] for cell in cells(widest(), NOW))
+
+
+def test_hostile_names_are_text_and_not_markup() -> None:
+    console = Console(width=80, height=24, file=StringIO())
+    with console.capture() as captured:
+        console.print(render_rich(("head", "", [Row("[red]X[/]")], NOW), 24))
+    assert "[red]X[/]" in captured.get()
