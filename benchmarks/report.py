@@ -1,0 +1,286 @@
+"""Turns what was measured into targets met or missed, a table, JSON and a plot. Pure but for `write_results`."""
+
+import json
+import platform
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from scenarios import Overload, Paced, Salvage, journal_per_day
+from throughput import Run
+
+RECORDER, SCRIPT, CRYPTOFEED, EVERY_SINK = "ingestor, Parquet", "usual script", "cryptofeed", "ingestor, every sink"
+_LINGER_MS = 100
+_NEVER_WAITED = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """CPU µs a trade of what no recorder can do without (limit.py)."""
+
+    frame_size: int
+    receive: float
+    decode: float
+    write: float
+
+    @property
+    def total(self) -> float:
+        return self.receive + self.decode + self.write
+
+
+@dataclass(slots=True)
+class Round:
+    """Everything at full speed, once: contenders in turn, so that a slow minute of the machine hits all of them."""
+
+    idle: dict[str, Run] = field(default_factory=dict)
+    """By contender, a run without trades: what starting and stopping costs."""
+    runs: list[Run] = field(default_factory=list)
+    limits: dict[int, Limit] = field(default_factory=dict)
+
+    def run(self, contender: str, frame_size: int, *, tls: bool = False) -> Run | None:
+        wanted = (contender, frame_size, tls)
+        return next((run for run in self.runs if (run.contender, run.frame_size, run.tls) == wanted), None)
+
+    def cpu_us(self, run: Run) -> float:
+        """CPU µs a trade, start and stop subtracted."""
+        return (run.cpu_s - self.idle[run.contender].cpu_s) / run.trades * 1e6
+
+    def rate(self, run: Run) -> float:
+        """Trades a second until all are written, the stop itself subtracted."""
+        return run.trades / (run.lasted_s - self.idle[run.contender].lasted_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """All of it."""
+
+    rounds: list[Round]
+    paced: list[Paced]
+    overload: Overload
+    salvage: Salvage
+    help_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A line of issue 4. `measured` is None where it could not be measured, and `why` then says so."""
+
+    name: str
+    at_most: bool
+    bound: float
+    measured: float | None
+    unit: str = ""
+    why: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.measured is None:
+            return "not measured"
+        met = self.measured <= self.bound if self.at_most else self.measured >= self.bound
+        return "met" if met else "MISSED"
+
+
+def targets(measured: Measured) -> list[Target]:
+    """Every target of the speed itself, ratios first."""
+    rounds, quiet = measured.rounds, measured.paced[0]
+    idle = [one.idle[RECORDER] for one in rounds]
+    lines = []
+    for size, script, limit, rate in ((1, 1 / 8, 1.6, 10), (5, 1 / 4, 1.4, 4.5)):
+        a_frame = f"{size} trade{'s' * (size > 1)} a frame"
+        lines += [
+            Target(f"CPU a trade / usual script, {a_frame}", True, script, cpu_ratio(rounds, RECORDER, SCRIPT, size)),
+            Target(f"CPU a trade / limit, {a_frame}", True, limit, limit_ratio(rounds, size)),
+            Target(f"trades/s / usual script, {a_frame}", False, rate, rate_ratio(rounds, RECORDER, SCRIPT, size)),
+            Target(f"peak RSS at that load, {a_frame}", True, 400, peak_mb(rounds, size), "MB"),
+        ]
+    no_python = "cryptofeed's venv was not named: --cryptofeed-python"
+    cryptofeed = cpu_ratio(rounds, RECORDER, CRYPTOFEED, 1, tls=True)
+    return [
+        *lines,
+        Target("CPU a trade / cryptofeed, 1 trade a frame, TLS", True, 1 / 4, cryptofeed, why=no_python),
+        Target("trades/s, every sink / Parquet alone", False, 0.9, rate_ratio(rounds, EVERY_SINK, RECORDER, 1)),
+        Target("CPU of a core at 57 trades/s", True, 2, quiet.cpu_share * 100, "%"),
+        Target("peak RSS at 57 trades/s", True, 150, quiet.peak_rss / 1e6, "MB"),
+        Target("growth of RSS in that time", True, 5, quiet.rss_growth / 1e6, "MB"),
+        Target("journal a day at 57 trades/s", True, 1000, journal_per_day(quiet) / 1e6, "MB"),
+        *(latency_target(one) for one in measured.paced),
+        Target("start to first subscription", True, 1, statistics.median(run.started_up_s for run in idle), "s"),
+        Target("ingestor --help", True, 0.3, measured.help_s, "s"),
+        Target("torn 64 MB segment salvaged and sealed", True, 3, measured.salvage.lasted_s, "s"),
+        Target("overload: what the venue could send / what was taken", False, 2, overload_ratio(measured.overload.run)),
+        Target("overload: peak RSS", True, 400, measured.overload.run.peak_rss / 1e6, "MB"),
+        Target("overload: connections lost", True, 0, measured.overload.connections_lost, ""),
+    ]  # fmt: skip
+
+
+def latency_target(paced: Paced) -> Target:
+    return Target(f"latency p99, {paced.rate:,.0f} trades/s", True, _LINGER_MS + 10, paced.sent_ms[1], "ms")
+
+
+def median_ratio(rounds: Iterable[Round], ours: Sequence[float | None], theirs: Sequence[float | None]) -> float | None:
+    """Of each round's ratio the median; None where one side was not run."""
+    pairs = [(one, other) for _, one, other in zip(rounds, ours, theirs, strict=True)]
+    ratios = [one / other for one, other in pairs if one is not None and other is not None]
+    return statistics.median(ratios) if ratios else None
+
+
+def cpu_ratio(rounds: list[Round], ours: str, theirs: str, size: int, *, tls: bool = False) -> float | None:
+    def cpu(name: str) -> list[float | None]:
+        runs = [(one, one.run(name, size, tls=tls)) for one in rounds]
+        return [None if run is None else one.cpu_us(run) for one, run in runs]
+
+    return median_ratio(rounds, cpu(ours), cpu(theirs))
+
+
+def rate_ratio(rounds: list[Round], ours: str, theirs: str, size: int) -> float | None:
+    def rate(name: str) -> list[float | None]:
+        return [None if (run := one.run(name, size)) is None else one.rate(run) for one in rounds]
+
+    return median_ratio(rounds, rate(ours), rate(theirs))
+
+
+def limit_ratio(rounds: list[Round], size: int) -> float | None:
+    ours = [None if (run := one.run(RECORDER, size)) is None else one.cpu_us(run) for one in rounds]
+    return median_ratio(rounds, ours, [one.limits[size].total for one in rounds])
+
+
+def peak_mb(rounds: list[Round], size: int) -> float:
+    return max(run.peak_rss for one in rounds if (run := one.run(RECORDER, size))) / 1e6
+
+
+def overload_ratio(run: Run) -> float:
+    """The venue waited for the rest of the time: in it, it could have sent as much again."""
+    return 1 / max(1 - run.venue_waited, 1e-3)
+
+
+# As text
+
+
+def machine() -> dict[str, str]:
+    """What this was measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": f"{len(models)} of {models[0]}" if models else platform.machine(),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "pyarrow": version("pyarrow"),
+        "websocket-client": version("websocket-client"),
+    }
+
+
+def table(measured: Measured) -> str:
+    """The whole report."""
+    blocks = [", ".join(f"{name} {value}" for name, value in machine().items()), *_target_block(measured)]
+    for size, tls in sorted({(run.frame_size, run.tls) for one in measured.rounds for run in one.runs}):
+        blocks += _contender_block(measured.rounds, size, tls=tls)
+    blocks += ["", "latency to follow() in another process, ms:            p50     p99   p99.9"]
+    for one in measured.paced:
+        blocks.append(_latency_line(f"{one.rate:>9,.0f} trades/s, since sent by the venue", one.sent_ms))
+        blocks.append(_latency_line(f"{one.rate:>9,.0f} trades/s, since read by the recorder", one.received_ms))
+    notes = bottlenecks(measured.rounds)
+    return "\n".join([*blocks, "", *notes, "Rows written = rows sent, and their volumes the same, in every run above."])
+
+
+def _target_block(measured: Measured) -> list[str]:
+    lines = ["", f"{'target':54}{'wanted':>12}{'measured':>13}"]
+    for one in targets(measured):
+        wanted = f"{'≤' if one.at_most else '≥'} {one.bound:.4g} {one.unit}"
+        found = one.why if one.measured is None else f"{one.measured:.3g} {one.unit}"
+        lines.append(f"{one.name:54}{wanted:>12}{found:>13}  {one.verdict}")
+    return lines
+
+
+def _contender_block(rounds: list[Round], size: int, *, tls: bool) -> list[str]:
+    title = f"{size} trade{'s' * (size > 1)} a frame{', TLS' * tls}"
+    head = (
+        f"{title:26}{'ratio':>8}{'CPU µs':>9}{'with start':>12}{'trades/s':>12}{'ratio':>7}{'RSS MB':>8}{'B/trade':>9}"
+    )
+    lines = ["", head]
+    names = dict.fromkeys(run.contender for run in rounds[0].runs if (run.frame_size, run.tls) == (size, tls))
+    for name in names:
+        runs = [(one, run) for one in rounds if (run := one.run(name, size, tls=tls))]
+        cpu = statistics.median(one.cpu_us(run) for one, run in runs)
+        whole = statistics.median(run.cpu_s / run.trades * 1e6 for _, run in runs)
+        rate = statistics.median(one.rate(run) for one, run in runs)
+        rss = max(run.peak_rss for _, run in runs) / 1e6
+        size_b = statistics.median(run.bytes_written / run.trades for _, run in runs)
+        slower = _versus(cpu_ratio(rounds, name, SCRIPT, size, tls=tls))
+        faster = _versus(None if tls else rate_ratio(rounds, name, SCRIPT, size))
+        lines.append(f"{name:26}{slower:>8}{cpu:9.2f}{whole:12.2f}{rate:12,.0f}{faster:>7}{rss:8.0f}{size_b:9.1f}")
+    if not tls:
+        lines += _limit_lines([one.limits[size] for one in rounds])
+    return lines
+
+
+def _limit_lines(limits: list[Limit]) -> list[str]:
+    parts = {name: statistics.median(getattr(one, name) for one in limits) for name in ("receive", "decode", "write")}
+    text = " + ".join(f"{name} {value:.2f}" for name, value in parts.items())
+    return [f"{'the limit':26}{'':8}{sum(parts.values()):9.2f}  = {text}"]
+
+
+def _versus(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.3g}"
+
+
+def _latency_line(name: str, ms: Sequence[float]) -> str:
+    return f"{name:50}{ms[0]:8.1f}{ms[1]:8.1f}{ms[2]:8.1f}"
+
+
+def bottlenecks(rounds: list[Round]) -> list[str]:
+    """A sentence for each kind of run in which the load server hardly ever waited: it may have set the pace."""
+    found = {
+        f"The load server was the bottleneck: {run.contender}, {run.frame_size} trades a frame{', TLS' * run.tls}."
+        for one in rounds
+        for run in one.runs
+        if run.venue_waited < _NEVER_WAITED
+    }
+    return sorted(found)
+
+
+# As files
+
+
+def write_results(measured: Measured, folder: Path) -> list[Path]:
+    """The JSON, and the plot where matplotlib is installed."""
+    folder.mkdir(exist_ok=True)
+    facts: dict[str, Any] = {
+        "machine": machine(),
+        "targets": [asdict(one) | {"verdict": one.verdict} for one in targets(measured)],
+        "measured": asdict(measured),
+    }
+    results = folder / "results.json"
+    results.write_text(json.dumps(facts, indent=1))
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return [results]
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    draw(figure, measured.rounds)
+    plot = folder / "results.png"
+    figure.savefig(plot, dpi=150)
+    return [results, plot]
+
+
+def draw(figure: Any, rounds: list[Round]) -> None:
+    """CPU a trade and trades a second, by contender, for each frame size."""
+    sizes = sorted({run.frame_size for run in rounds[0].runs})
+    names = list(dict.fromkeys(run.contender for run in rounds[0].runs if not run.tls))
+    panels = figure.subplots(1, 2, sharey=True)
+    for index, size in enumerate(sizes):
+        for place, name in enumerate(names):
+            runs = [(one, run) for one in rounds if (run := one.run(name, size))]
+            if not runs:
+                continue
+            at, colour = place + (index - 1) * 0.27, f"C{index}"
+            label = f"{size} a frame" if place == 0 else None
+            panels[0].barh(at, statistics.median(one.cpu_us(run) for one, run in runs), 0.25, color=colour, label=label)
+            panels[1].barh(at, statistics.median(one.rate(run) for one, run in runs), 0.25, color=colour)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].invert_yaxis()
+    panels[0].set_xlabel("CPU µs a trade (less is better)")
+    panels[1].set_xlabel("trades a second, all written (more is better)")
+    panels[0].legend()

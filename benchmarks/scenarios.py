@@ -1,0 +1,199 @@
+"""What speed alone doesn't show: latency, a quiet day, an overload, a crash, a start."""
+
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from processes import HERE, BenchmarkFailed, Process, answer_of, environment, recorder, running, venue
+from throughput import Run, run_load
+from trade_load import PART_TRADES
+
+_LOOK_S = 0.05
+_POLL_S = 0.005
+_DAY_S = 86_400
+_TORN_SEGMENT = 64 << 20
+_TORN_PARTS = 30
+_CUT = 1000
+
+
+@dataclass(slots=True)
+class Watch:
+    """What was seen of a recorder from outside while it ran."""
+
+    at_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+    rss: list[int] = field(default_factory=list)
+    segments: dict[str, int] = field(default_factory=dict)
+    """The largest size seen of each segment of the journal."""
+
+    def look(self, process: Process, root: Path) -> None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        ticks = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+        self.at_s.append(time.monotonic())
+        self.cpu_s.append(sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK"))
+        self.rss.append(int(status.split("VmRSS:")[1].split()[0]) * 1024)
+        for path in (root / "journal").glob("*.journal"):
+            with suppress(FileNotFoundError):  # sealed and freed meanwhile
+                name = path.name.split(".")[0]
+                self.segments[name] = max(self.segments.get(name, 0), path.stat().st_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Paced:
+    """A recorder at a steady rate, one trade a frame, followed by another process."""
+
+    rate: float
+    lasted_s: float
+    trades: int
+    followed: int
+    sent_ms: list[float]
+    """p50, p99, p99.9 from the venue's send to `follow()`."""
+    received_ms: list[float]
+    """The same from the recorder's read."""
+    cpu_share: float
+    """Of one core, from the end of the first third to the end."""
+    peak_rss: int
+    rss_growth: int
+    """Bytes, over the same time."""
+    journal_bytes: int
+
+
+def run_paced(load: Path, rate: float, seconds: float, folder: Path) -> Paced:
+    """Send so many trades a second. Raises BenchmarkFailed where one is not written."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    contender = recorder("paced", "parquet")
+    root, watch = folder / "data", Watch()
+    options = ["--rate", str(rate), "--seconds", str(seconds)]
+    with (
+        venue(load, options, None, folder / "venue.log") as at,
+        running(contender.command(at, folder), folder / "contender.log") as process,
+    ):
+        at.next("subscribed", process)
+        with running([sys.executable, str(HERE / "probe.py"), str(root)], folder / "probe.log") as probe:
+            end_s = time.monotonic() + seconds
+            while time.monotonic() < end_s:
+                watch.look(process, root)
+                time.sleep(_LOOK_S)
+            read = at.next("read", process)
+            probe.end_input()
+            followed = json.loads(probe.stdout.read())
+        process.signal(signal.SIGTERM)
+        used = process.wait()
+    if followed["trades"] < read["trades"] / 2:
+        raise BenchmarkFailed(f"{rate} trades/s: only {followed['trades']} of {read['trades']} followed")
+    trades = int(read["trades"])
+    written = answer_of([str(HERE / "written.py"), "parquet", str(root / "trades")], folder / "written.log")
+    if written["rows"] != trades:
+        raise BenchmarkFailed(f"{rate} trades/s: {trades} sent, {written['rows']} written")
+    third = len(watch.rss) // 3
+    return Paced(
+        rate=rate,
+        lasted_s=seconds,
+        trades=trades,
+        followed=followed["trades"],
+        sent_ms=followed["sent"],
+        received_ms=followed["received"],
+        cpu_share=(watch.cpu_s[-1] - watch.cpu_s[third]) / (watch.at_s[-1] - watch.at_s[third]),
+        peak_rss=used.peak_rss,
+        rss_growth=watch.rss[-1] - watch.rss[third],
+        journal_bytes=sum(watch.segments.values()),
+    )
+
+
+def journal_per_day(paced: Paced) -> float:
+    return paced.journal_bytes / paced.lasted_s * _DAY_S
+
+
+@dataclass(frozen=True, slots=True)
+class Overload:
+    """A venue that always has more, and waits."""
+
+    run: Run
+    connections_lost: int
+
+
+def run_overload(load: Path, rate: float, seconds: float, folder: Path) -> Overload:
+    """For about so long at `rate`, which is what the recorder can take. Raises BenchmarkFailed on any loss."""
+    parts = max(1, round(rate * seconds / PART_TRADES))
+    run = run_load(recorder("overload", "parquet"), load, 1, parts, None, folder)
+    ledger = "".join(path.read_text() for path in (folder / "data" / "coverage").glob("*.jsonl"))
+    return Overload(run, ledger.count('"connection.lost"'))
+
+
+@dataclass(frozen=True, slots=True)
+class Salvage:
+    """A start on the torn segment that a crash left."""
+
+    segment_bytes: int
+    rows: int
+    lasted_s: float
+    """From the start of the process to the sealed file."""
+
+
+def run_salvage(load: Path, folder: Path) -> Salvage:
+    """Kill a recorder when its segment is full, tear off the segment's end, and start anew.
+
+    Raises BenchmarkFailed unless every row of the records that are whole is sealed.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    contender = replace(recorder("salvage", "parquet"), rotate_size="1GB")
+    root = folder / "data"
+    with venue(load, ["--parts", str(_TORN_PARTS)], None, folder / "venue.log") as at:
+        process = Process(contender.command(at, folder), folder / "contender.log")
+        at.next("subscribed", process)
+        segment = wait_for(lambda: next(full_segments(root), None), process)
+        process.signal(signal.SIGKILL)
+        process.wait((-signal.SIGKILL,))
+    os.truncate(segment, segment.stat().st_size - _CUT)
+    torn = segment.stat().st_size
+    journaled = answer_of([str(HERE / "written.py"), "journal", str(root)], folder / "journal.log")
+    with (
+        venue(load, [], None, folder / "venue.log") as at,
+        running(contender.command(at, folder), folder / "again.log") as again,
+    ):
+        wait_for(lambda: next((root / "trades").rglob("*.parquet"), None), again)
+        sealed_s = time.time() - again.started_s
+        at.next("subscribed", again)
+        at.next("read", again)
+        again.signal(signal.SIGTERM)
+    written = answer_of([str(HERE / "written.py"), "parquet", str(root / "trades")], folder / "written.log")
+    if (written["rows"], written["volume"]) != (journaled["rows"], journaled["volume"]):
+        raise BenchmarkFailed(f"salvage: {journaled} in the journal, {written} sealed")
+    return Salvage(torn, journaled["rows"], sealed_s)
+
+
+def full_segments(root: Path) -> Iterator[Path]:
+    for path in (root / "journal").glob("*.journal"):
+        if path.stat().st_size >= _TORN_SEGMENT:
+            yield path
+
+
+def wait_for(look: Callable[[], Path | None], process: Process) -> Path:
+    """What `look` finds. Raises BenchmarkFailed where the process ends before."""
+    while (found := look()) is None:
+        if process.has_ended():
+            process.wait()
+            raise BenchmarkFailed("the process ended before it was of use")
+        time.sleep(_POLL_S)
+    return found
+
+
+def help_seconds(times: int) -> float:
+    """How long `ingestor --help` takes: the median."""
+    lasted = []
+    for _ in range(times):
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-m", "ingestor", "--help"], check=True, capture_output=True, env=environment())
+        lasted.append(time.monotonic() - began)
+    return statistics.median(lasted)

@@ -1,0 +1,129 @@
+"""The benchmarks count honestly: what was not written, or written twice, is no result."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ingestor.capture.fast_frames import scan_text_frames
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from processes import BenchmarkFailed, Contender, recorder
+from report import Round, Target, bottlenecks, cpu_ratio, rate_ratio
+from throughput import Run, run_load, volume_of
+from trade_load import FRAME_SIZES, PART_TRADES, part_path, write_load
+
+START_MS = 1_795_156_760_284
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("load")
+    write_load(folder, PART_TRADES, START_MS)
+    return folder
+
+
+@pytest.fixture
+def lossy(tmp_path: Path) -> Callable[[str], Contender]:
+    """A contender that is the usual script, but for one line."""
+    honest = (Path(__file__).parents[1] / "benchmarks/contenders/script.py").read_text()
+    before = "while (trades := waiting.get()) is not None:\n"
+    assert before in honest
+
+    def make(line: str) -> Contender:
+        script = tmp_path / "lossy.py"
+        script.write_text(honest.replace(before, f"{before}            {line}\n"))
+        return Contender("lossy", script=str(script))
+
+    return make
+
+
+def made_run(contender: str, **facts: float) -> Run:
+    measured = dict.fromkeys(("started_up_s", "read_s", "system_s", "peak_rss", "bytes_written", "venue_waited"), 1.0)
+    return Run(contender, 1, tls=False, trades=1_000_000, **(measured | facts))  # type: ignore[arg-type]  # by name
+
+
+def test_the_same_trades_are_in_every_frame_size(load: Path) -> None:
+    heard = []
+    for size in FRAME_SIZES:
+        content = part_path(load, size, 0).read_bytes()
+        payloads, taken = scan_text_frames(content)
+        assert taken == len(content)
+        assert len(payloads) == PART_TRADES // size
+        heard.append([trade for payload in payloads for trade in json.loads(payload)["data"]])
+    assert heard[0] == heard[1] == heard[2]
+    assert len(heard[0]) == PART_TRADES
+    assert sum(trade["v"] for trade in heard[0]) == volume_of(load, 1) == volume_of(load, 3) / 3
+
+
+@pytest.mark.parametrize(
+    "contender", [recorder("ingestor", "parquet"), Contender("script", script="script.py")], ids=lambda one: one.name
+)
+def test_a_contender_that_writes_all_is_measured(contender: Contender, load: Path, tmp_path: Path) -> None:
+    run = run_load(contender, load, 10, 1, None, tmp_path / "run")
+    assert run.trades == PART_TRADES
+    assert run.bytes_written > 0
+    assert run.lasted_s >= run.read_s > 0
+    assert 0 < run.system_s < run.cpu_s
+
+
+def test_without_trades_only_start_and_stop_are_measured(load: Path, tmp_path: Path) -> None:
+    run = run_load(Contender("script", script="script.py"), load, 1, 0, None, tmp_path / "run")
+    assert run.trades == 0
+    assert run.started_up_s > 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "trades = trades[1:]",
+        "trades = trades * 2",
+        'trades = [one | {"v": 0.0} for one in trades]',
+    ],
+    ids=["a lost trade", "a doubled trade", "a wrong volume"],
+)
+def test_a_contender_that_is_wrong_ends_the_benchmark(
+    line: str, lossy: Callable[[str], Contender], load: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BenchmarkFailed, match="lossy: sent"):
+        run_load(lossy(line), load, 10, 1, None, tmp_path / "run")
+
+
+def test_a_contender_that_dies_ends_the_benchmark(load: Path, tmp_path: Path) -> None:
+    script = tmp_path / "dead.py"
+    script.write_text("raise SystemExit('no disk')")
+    with pytest.raises(BenchmarkFailed, match="no disk"):
+        run_load(Contender("dead", script=str(script)), load, 1, 1, None, tmp_path / "run")
+
+
+def test_start_and_stop_are_subtracted() -> None:
+    one = Round(idle={name: made_run(name, cpu_s=1.0, lasted_s=1.0) for name in ("ours", "theirs")})
+    one.runs = [made_run("ours", cpu_s=2.0, lasted_s=2.0), made_run("theirs", cpu_s=9.0, lasted_s=5.0)]
+    assert cpu_ratio([one], "ours", "theirs", 1) == pytest.approx(1 / 8)
+    assert rate_ratio([one], "ours", "theirs", 1) == pytest.approx(4)
+    assert cpu_ratio([one], "ours", "absent", 1) is None
+
+
+@pytest.mark.parametrize(
+    ("target", "verdict"),
+    [
+        (Target("at most", True, 1.6, 1.6), "met"),
+        (Target("at most", True, 1.6, 1.61), "MISSED"),
+        (Target("at least", False, 10, 10.0), "met"),
+        (Target("at least", False, 10, 9.9), "MISSED"),
+        (Target("no figure", True, 1, None, why="it was not run"), "not measured"),
+    ],
+)
+def test_a_target_is_met_or_missed(target: Target, verdict: str) -> None:
+    assert target.verdict == verdict
+
+
+def test_a_load_server_that_never_waited_is_named() -> None:
+    runs = [
+        made_run("slow", cpu_s=1.0, lasted_s=1.0, venue_waited=0.9),
+        made_run("fast", cpu_s=1.0, lasted_s=1.0, venue_waited=0.01),
+    ]
+    assert bottlenecks([Round(runs=runs)]) == ["The load server was the bottleneck: fast, 1 trades a frame."]
