@@ -1,0 +1,114 @@
+"""What is known of each symbol just now: last price, change, rate, course, and whether it is being recorded. Pure."""
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ingestor.live.updates import Price, SymbolTrades
+
+DAY_MS = 86_400_000
+POINT_S = 10
+"""From point to point of a course."""
+POINTS = 90
+_RATE_S = 10
+
+
+class State(NamedTuple):
+    """`recorded`, `blind` or `unproven`, as of coverage; `cause` of blindness."""
+
+    state: str
+    cause: str | None = None
+
+
+UNKNOWN = State("unknown")
+"""Asked for by nobody, as far as the ledger says."""
+NOBODY = State("blind", "no_recorder")
+"""No recorder holds the root."""
+
+
+@dataclass(slots=True)
+class Quote:
+    """One symbol."""
+
+    symbol: str
+    last: Price | None = None
+    first_price: float | None = None
+    """Of the UTC date of `last`."""
+    state: State = UNKNOWN
+    counts: "deque[int]" = field(default_factory=lambda: deque([0], maxlen=_RATE_S + 1))
+    """Trades in each of the last seconds; the present one is last, and not over."""
+    course: "deque[float]" = field(default_factory=lambda: deque(maxlen=POINTS))
+    """The last price at each point that had one."""
+
+    @property
+    def change(self) -> float | None:
+        """Since the day's first price: 0.01 is one percent."""
+        if self.last is None or not self.first_price:
+            return None
+        return self.last.price / self.first_price - 1
+
+    @property
+    def rate(self) -> float:
+        """Trades per second over the last 10 whole seconds."""
+        return (sum(self.counts) - self.counts[-1]) / _RATE_S
+
+    def move(self, price: Price) -> bool:
+        """Take a price over, unless it is older than the last one; whether it was."""
+        if self.last is not None and price.timestamp_ms < self.last.timestamp_ms:
+            return False
+        if self.last is None or price.timestamp_ms // DAY_MS > self.last.timestamp_ms // DAY_MS:
+            self.first_price = price.price
+        self.last = price
+        return True
+
+    def as_json(self) -> dict[str, Any]:
+        price, volume, timestamp_ms = self.last or (None, None, None)
+        return {
+            "symbol": self.symbol,
+            "price": price,
+            "volume": volume,
+            "timestamp": timestamp_ms,
+            "change": self.change,
+            "rate": self.rate,
+            "course": list(self.course),
+            "state": self.state.state,
+            "cause": self.state.cause,
+        }
+
+
+class Board:
+    """The quotes. Times are seconds since 1970."""
+
+    def __init__(self, quotes: Iterable[Quote] = ()) -> None:
+        self.quotes = {quote.symbol: quote for quote in quotes}
+        self.recording: bool | None = None
+        """Whether anybody records; None: unknown."""
+        self._second = 0
+
+    def take(self, trades: SymbolTrades, now: float) -> bool:
+        """Count these; whether there is a new last price among them."""
+        self.turn(now)
+        quote = self.quotes.setdefault(trades.symbol, Quote(trades.symbol))
+        quote.counts[-1] += len(trades)
+        return quote.move(trades.newest)
+
+    def note(self, states: Mapping[str, State], *, recording: bool | None) -> None:
+        """Take over what coverage says. What nobody records is blind, whatever it was before."""
+        self.recording = recording
+        for symbol in states:
+            self.quotes.setdefault(symbol, Quote(symbol))
+        for quote in self.quotes.values():
+            claimed = states.get(quote.symbol, UNKNOWN)
+            quote.state = NOBODY if recording is False and claimed != UNKNOWN else claimed
+
+    def turn(self, now: float) -> None:
+        """Let time pass up to `now`: seconds begin new counts, every tenth a new point."""
+        before, self._second = self._second, max(self._second, int(now))
+        if not before or before == self._second:
+            return
+        points = min(self._second // POINT_S - before // POINT_S, POINTS)
+        for quote in self.quotes.values():
+            quote.counts.extend([0] * min(self._second - before, _RATE_S + 1))
+            if quote.last is not None:
+                quote.course.extend([quote.last.price] * points)

@@ -1,0 +1,140 @@
+"""What a server tells, taken from a recording on this machine: its trades as they come, and how it stands."""
+
+import threading
+import time
+from collections.abc import Collection, Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import structlog
+
+from ingestor.coverage import IRRELEVANT, Coverage, find_coverage, state_at
+from ingestor.dataset.follow import follow
+from ingestor.dataset.rows import Selection
+from ingestor.dataset.snapshot import take_snapshot
+from ingestor.dataset.stream import stream_rows
+from ingestor.dataset.times import Span, day_start_ms
+from ingestor.errors import Lagged
+from ingestor.layout import Layout, read_holder
+from ingestor.ledger import list_ledgers, read_all_facts
+from ingestor.live.board import DAY_MS, POINT_S, POINTS, Quote, State
+from ingestor.live.source import Block, Look
+from ingestor.live.updates import Price, split_by_symbol
+
+_DAYS_MAX = 7
+_IDLE_S = 0.1
+_COLUMNS = ("symbol", "timestamp", "price", "volume")
+
+log = structlog.get_logger()
+
+
+class JournalSource:
+    """Follows the journal from now on. The recorder does not notice."""
+
+    def __init__(self, layout: Layout) -> None:
+        """Raises NotARecording, FormatTooNew, OSError."""
+        self._layout = layout
+        self._batches = _follow_from_now(layout)
+        self._seen: list[tuple[str, int]] | None = None
+        self._states: dict[str, State] = {}
+
+    def quotes(self) -> list[Quote]:
+        """As recorded up to now. Raises FormatTooNew, OSError."""
+        now = time.time()
+        return read_quotes(self._layout, self.look().states.keys(), now)
+
+    def look(self) -> Look:
+        """What the recorder claims now; without one, what it did at its end. The ledger is read when it has changed:
+        a year of it takes a second. Raises FormatTooNew, OSError.
+        """
+        seen = [(path.name, path.stat().st_size) for path in list_ledgers(self._layout)]
+        recording = read_holder(self._layout) is not None
+        if seen != self._seen:
+            self._states = _read_states(self._layout, round(time.time() * 1e6))
+            self._seen = seen
+        return Look(self._states, recording)
+
+    def blocks(self, stop: threading.Event) -> Iterator[Block | None]:
+        """Block by block until `stop`; None where some were missed. Raises FormatTooNew, OSError."""
+        while not stop.is_set():
+            try:
+                yield from self._follow(stop)
+            except Lagged:
+                log.warning("live.lagged", hint="this process stood still for longer than the journal keeps segments")
+                self._batches = _follow_from_now(self._layout)
+                yield None
+
+    def _follow(self, stop: threading.Event) -> Iterator[Block]:
+        for batch in self._batches:
+            if batch.num_rows:
+                yield Block(split_by_symbol(batch), pc.max(batch["received_at"]).value / 1e6)
+            if stop.is_set():
+                return
+
+
+def _follow_from_now(layout: Layout) -> Iterator[pa.RecordBatch]:
+    """Stands at the journal's end already: what comes from now on is not missed. Raises NotARecording, FormatTooNew."""
+    batches = follow(layout.root, idle_s=_IDLE_S)
+    next(batches)
+    return batches
+
+
+def _read_states(layout: Layout, now_us: int) -> dict[str, State]:
+    """As of now: a gap that is open reaches up to it, whenever the last frame came."""
+    coverage = find_coverage(read_all_facts(layout, IRRELEVANT), None, now_us)
+    return {symbol: state for symbol in coverage.symbols if (state := _state(coverage, symbol)) is not None}
+
+
+def _state(coverage: Coverage, symbol: str) -> State | None:
+    held = state_at(coverage.intervals(symbol), coverage.horizon_us - 1)
+    return None if held is None else State(held.state, held.cause)
+
+
+def read_quotes(layout: Layout, symbols: Collection[str], now: float) -> list[Quote]:
+    """The quotes as recorded up to now: from the newest dates, up to seven, until each of `symbols` has a price.
+
+    Raises FormatTooNew, OSError.
+    """
+    quotes: dict[str, Quote] = {}
+    for start_ms in _newest_days(layout)[:_DAYS_MAX]:
+        found: dict[str, Quote] = {}
+        selection = Selection(Span(start_ms, start_ms + DAY_MS), _COLUMNS)
+        for _, rows in stream_rows(layout, selection):
+            _note_prices(found, rows)
+            _note_courses(found, rows, now)
+        quotes = found | quotes
+        if quotes.keys() >= set(symbols):
+            break
+    return list(quotes.values())
+
+
+def _newest_days(layout: Layout) -> list[int]:
+    """The starts (ms) of the UTC dates that have rows, newest first."""
+    snapshot = take_snapshot(layout, Span(None, None))
+    days = set(snapshot.files)
+    for batch in snapshot.journaled:
+        days.update(pc.unique(batch["timestamp"].cast(pa.date32())).to_pylist())
+    return [day_start_ms(day) for day in sorted(days, reverse=True)]
+
+
+def _note_prices(quotes: dict[str, Quote], rows: pa.Table) -> None:
+    """First and last of each symbol, of rows of one date that come in order of (symbol, timestamp)."""
+    table = rows.set_column(rows.column_names.index("timestamp"), "ms", rows["timestamp"].cast(pa.int64()))
+    found = table.group_by("symbol", use_threads=False).aggregate(
+        [("price", "first"), ("price", "last"), ("volume", "last", pc.ScalarAggregateOptions(skip_nulls=False)),
+         ("ms", "last")]
+    )  # fmt: skip
+    for row in found.to_pylist():
+        quote = quotes.setdefault(row["symbol"], Quote(row["symbol"], first_price=row["price_first"]))
+        quote.last = Price(row["price_last"], row["volume_last"], row["ms_last"])
+
+
+def _note_courses(quotes: dict[str, Quote], rows: pa.Table, now: float) -> None:
+    """The last price of each stretch of ten seconds, as far back as a course goes."""
+    since_ms = (int(now) - POINTS * POINT_S) * 1000
+    recent = rows.filter(pc.greater_equal(rows["timestamp"], pa.scalar(since_ms, rows.schema.field("timestamp").type)))
+    points = pc.divide(recent["timestamp"].cast(pa.int64()), POINT_S * 1000)
+    table = pa.table({"symbol": recent["symbol"], "point": points, "price": recent["price"]})
+    found = table.group_by(["symbol", "point"], use_threads=False).aggregate([("price", "last")])
+    for row in found.to_pylist():
+        quotes[row["symbol"]].course.append(row["price_last"])

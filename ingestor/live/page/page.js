@@ -1,0 +1,220 @@
+"use strict";
+
+// The board comes every two seconds from /symbols; between, the last prices come from /live-price. A server that is
+// gone is asked again, at first soon and then every few seconds. What isn't recorded is never shown as if it were.
+
+const LOOK_MS = 2000;
+const RETRY_MAX_MS = 5000;
+const CAUSES = {
+  no_recorder: "no recorder runs",
+  no_redis: "no connection to Redis",
+  connection: "no connection to the venue",
+  stall: "the venue fell silent",
+  symbol_mute: "no trades of it came",
+  refused: "refused by the venue",
+  restart: "the recorder restarts",
+  crash: "the recorder crashed",
+  backpressure: "the recorder was too slow",
+  disk: "the disk refused",
+  shutdown: "the recorder was stopped",
+};
+
+const byId = (id) => document.getElementById(id);
+const rows = new Map(); // symbol → its row on the page and what is shown there
+let socket = null;
+let retryMs = 250;
+let skewMs = 0; // the server's clock, ahead of ours
+let token = sessionStorage.getItem("token");
+
+// What is shown
+
+function rowOf(symbol) {
+  if (!rows.has(symbol)) {
+    const element = byId("row").content.firstElementChild.cloneNode(true);
+    const part = (selector) => element.querySelector(selector);
+    part("th").textContent = part("th").title = symbol;
+    const row = { symbol, element, price: part(".price"), change: part(".change"), rate: part(".rate"),
+      age: part(".age"), line: part("polyline"), state: part(".state span"), at: null, last: null, first: null };
+    rows.set(symbol, row);
+    element.hidden = !matches(symbol);
+  }
+  return rows.get(symbol);
+}
+
+/** All rows on the page, by symbol. */
+function arrange() {
+  const sorted = [...rows.values()].sort((a, b) => (a.symbol < b.symbol ? -1 : 1));
+  byId("rows").append(...sorted.map((row) => row.element));
+}
+
+function showPrice(row, price, at) {
+  if (price === null || (row.at !== null && at < row.at)) return;
+  if (row.last !== null && price !== row.last) {
+    row.price.classList.add("moved");
+    requestAnimationFrame(() => requestAnimationFrame(() => row.price.classList.remove("moved")));
+  }
+  row.last = price;
+  row.at = at;
+  row.price.textContent = formatPrice(price);
+  showChange(row);
+}
+
+function showChange(row) {
+  const change = row.first ? row.last / row.first - 1 : null;
+  row.change.textContent = change === null ? "" : `${change >= 0 ? "+" : "−"}${Math.abs(change * 100).toFixed(2)} %`;
+  row.change.dataset.way = change > 0 ? "up" : change < 0 ? "down" : "";
+}
+
+function showQuote(quote) {
+  const row = rowOf(quote.symbol);
+  row.first = quote.change === null ? null : quote.price / (1 + quote.change);
+  showPrice(row, quote.price, quote.timestamp);
+  row.rate.textContent = quote.rate >= 100 ? quote.rate.toFixed(0) : quote.rate.toFixed(1);
+  row.line.setAttribute("points", coursePoints(quote.course.concat(quote.price ?? [])));
+  showState(row, quote.state, quote.cause);
+}
+
+function showState(row, state, cause) {
+  row.element.dataset.state = state;
+  row.state.textContent = state === "blind" ? `blind: ${CAUSES[cause] ?? cause}`
+    : state === "unproven" ? "no trade yet" : state === "unknown" ? "unknown" : "recorded";
+}
+
+function showAges() {
+  const now = Date.now() + skewMs;
+  for (const row of rows.values()) row.age.textContent = row.at === null ? "" : formatAge(Math.max(now - row.at, 0));
+}
+
+function showLink(state, text) {
+  byId("link").dataset.state = state;
+  byId("link").textContent = text;
+}
+
+function showTrouble(text) {
+  byId("trouble").textContent = text;
+  byId("trouble").hidden = text === "";
+}
+
+/** Nobody tells us anything any more: what stands there is old, and says so. */
+function showLost() {
+  showLink("lost", "connection lost, trying again…");
+  for (const row of rows.values()) {
+    row.element.dataset.state = "blind";
+    row.state.textContent = "blind: no connection";
+  }
+}
+
+function formatPrice(price) {
+  const digits = Math.abs(price) >= 100 ? 2 : Math.abs(price) >= 1 ? 4 : 6;
+  return price.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: digits });
+}
+
+function formatAge(ms) {
+  const s = ms / 1000;
+  if (s < 10) return `${s.toFixed(1)} s`;
+  if (s < 60) return `${s.toFixed(0)} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min`;
+  return s < 86400 ? `${Math.floor(s / 3600)} h` : `${Math.floor(s / 86400)} d`;
+}
+
+function coursePoints(prices) {
+  const low = Math.min(...prices), high = Math.max(...prices), step = 90 / Math.max(prices.length - 1, 1);
+  const y = (price) => (high > low ? 22 - (20 * (price - low)) / (high - low) : 12);
+  return prices.map((price, index) => `${(index * step).toFixed(1)},${y(price).toFixed(1)}`).join(" ");
+}
+
+function matches(symbol) {
+  return symbol.toLowerCase().includes(byId("search").value.trim().toLowerCase());
+}
+
+// What comes
+
+async function look() {
+  const answer = await fetch("/symbols", { headers: token ? { Authorization: `Bearer ${token}` } : {} });
+  if (answer.status === 401) {
+    askForToken((await answer.json()).error);
+    return false;
+  }
+  if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
+  const board = await answer.json();
+  skewMs = board.now - Date.now();
+  const before = rows.size;
+  board.symbols.forEach(showQuote);
+  byId("empty").hidden = rows.size > 0;
+  showTrouble(board.recording !== false ? "" : "No recorder runs here: nothing is being recorded.");
+  if (socket?.readyState === WebSocket.OPEN) showLink(...(board.recording !== false ? ["live", "live"] : ["wait", "connected"]));
+  if (rows.size > before) {
+    arrange();
+    if (socket?.readyState === WebSocket.OPEN) subscribe();
+  }
+  return true;
+}
+
+function subscribe() {
+  if (token) socket.send(JSON.stringify({ action: "authenticate", token }));
+  const symbols = [...rows.keys()].slice(0, 1000);
+  if (symbols.length) socket.send(JSON.stringify({ action: "subscribe", symbols, mode: "latest", every: "250ms" }));
+}
+
+function connect() {
+  socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/live-price`);
+  socket.onopen = () => {
+    retryMs = 250;
+    showLink("wait", "connected");
+    subscribe();
+    lookAgain();
+  };
+  socket.onmessage = (event) => {
+    const told = JSON.parse(event.data);
+    if (told.symbol) showPrice(rowOf(told.symbol), told.price, told.timestamp);
+  };
+  socket.onclose = () => {
+    showLost();
+    retryLater();
+  };
+}
+
+function retryLater() {
+  setTimeout(begin, retryMs);
+  retryMs = Math.min(retryMs * 2, RETRY_MAX_MS);
+}
+
+/** The board first: without an answer there, there is nobody to connect to. */
+async function begin() {
+  try {
+    if (await look()) connect();
+  } catch {
+    showLost();
+    retryLater();
+  }
+}
+
+async function lookAgain() {
+  if (socket?.readyState !== WebSocket.OPEN || document.hidden) return;
+  try {
+    await look();
+  } catch {
+    showTrouble("The server doesn't answer.");
+  }
+}
+
+function askForToken(reason) {
+  token = null;
+  sessionStorage.removeItem("token");
+  showLink("wait", reason);
+  byId("entry").hidden = false;
+}
+
+byId("entry").addEventListener("submit", (event) => {
+  event.preventDefault();
+  token = byId("token").value.trim();
+  sessionStorage.setItem("token", token);
+  byId("entry").hidden = true;
+  begin();
+});
+byId("search").addEventListener("input", () => {
+  for (const row of rows.values()) row.element.hidden = !matches(row.symbol);
+});
+setInterval(showAges, 200);
+setInterval(lookAgain, LOOK_MS);
+begin();

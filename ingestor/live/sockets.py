@@ -1,0 +1,186 @@
+"""One client's WebSocket, in either language: a task that reads and one that sends, until either ends."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+
+from starlette.responses import Response
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from ingestor.live.auth import EVERYTHING, Grant, Unauthorized, Verifier, bearer_token
+from ingestor.live.hub import Hub
+from ingestor.live.messages import Authenticate, BadRequest, Subscribe, Unsubscribe, error_text, parse_request
+from ingestor.live.subscriptions import Language, Subscriber, TooMany
+from ingestor.live.updates import frame, json_frame
+
+_POLICY_VIOLATION = 1008
+_FAULTS_MAX = 100
+"""Messages in a row that get an error: then it is no client."""
+_PATIENCE_S = 10.0
+"""For a token."""
+_PING_S = 60.0
+_NAMED_MAX = 20
+"""Symbols that one error names."""
+
+
+async def converse(websocket: WebSocket, hub: Hub, verifier: Verifier | None, language: Language) -> None:
+    """Serve this client until it goes, or is given up and told why."""
+    try:
+        grant = _read_grant(websocket, verifier)
+        subscriber = hub.join(language)
+    except (Unauthorized, TooMany) as refusal:
+        status = 401 if isinstance(refusal, Unauthorized) else 503
+        answer = Response(error_text(language, str(refusal)), status, media_type="application/json")
+        await websocket.send_denial_response(answer)
+        return
+    with contextlib.suppress(WebSocketDisconnect):  # it went while it was being told something
+        try:
+            await websocket.accept()
+            await _Conversation(websocket, hub, verifier, subscriber, grant).run()
+        finally:
+            hub.leave(subscriber)
+
+
+def _read_grant(websocket: WebSocket, verifier: Verifier | None) -> Grant | None:
+    """What the handshake grants; None: nothing yet. Raises Unauthorized.
+
+    Without authentication a token is not looked at: people leave their Finnhub key there.
+    """
+    if verifier is None:
+        return EVERYTHING
+    token = bearer_token(websocket.headers) or websocket.query_params.get("token")
+    return verifier.verify(token) if token else None
+
+
+class _Conversation:
+    """What one client may, wants, and is told."""
+
+    def __init__(
+        self, websocket: WebSocket, hub: Hub, verifier: Verifier | None, subscriber: Subscriber, grant: Grant | None
+    ) -> None:
+        self._websocket = websocket
+        self._hub = hub
+        self._verifier = verifier
+        self._subscriber = subscriber
+        self._grant = grant
+        self._granted = asyncio.Event()
+        self._faults = 0
+
+    async def run(self) -> None:
+        """Until the client goes (raises WebSocketDisconnect) or is given up; then it hears why."""
+        works = (self._read(), self._send(), self._watch_grant(), self._ping(), self._subscriber.over.wait())
+        tasks = [asyncio.ensure_future(work) for work in works]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if fault := self._subscriber.fault:
+            last_word = frame(self._error(fault))
+            await self._websocket.send(
+                {"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": fault, "frames": last_word}
+            )
+        for task in done:
+            task.result()
+
+    # What it is told
+
+    async def _send(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if frames := self._subscriber.take(loop.time()):
+                await self._websocket.send({"type": "websocket.send", "frames": frames})
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self._subscriber.due_s()):
+                    await self._subscriber.ready.wait()
+            self._subscriber.ready.clear()
+
+    async def _ping(self) -> None:
+        """Finnhub's own, which clients of it may wait for; WebSocket's are uvicorn's work."""
+        while True:
+            await asyncio.sleep(_PING_S)
+            if self._subscriber.language is Language.FINNHUB:
+                self._subscriber.tell(json_frame({"type": "ping"}))
+
+    async def _watch_grant(self) -> None:
+        """Give the client up where no token came in time, or the last one has expired."""
+        while True:
+            try:
+                async with asyncio.timeout(self._left_s()):
+                    await self._granted.wait()
+            except TimeoutError:
+                missing = f"no token within {_PATIENCE_S:.0f} s"
+                self._subscriber.give_up(missing if self._grant is None else "the token has expired")
+                return
+            self._granted.clear()
+
+    def _left_s(self) -> float | None:
+        """What the present grant lasts; None: for ever."""
+        if self._grant is None:
+            return _PATIENCE_S
+        return None if self._grant.expires_at is None else self._grant.expires_at - time.time()
+
+    # What it says
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            self._hear(message.get("text") or message.get("bytes") or b"")
+            await asyncio.sleep(0)  # messages that are here already don't make the others wait
+
+    def _hear(self, text: str | bytes) -> None:
+        try:
+            self._act(text)
+        except (BadRequest, TooMany, Unauthorized) as error:
+            self._refuse(str(error))
+        else:
+            self._faults = 0
+
+    def _refuse(self, reason: str) -> None:
+        self._subscriber.tell(frame(self._error(reason)))
+        self._faults += 1
+        if self._faults == _FAULTS_MAX:
+            self._subscriber.give_up(f"{_FAULTS_MAX} errors in a row; the last: {reason}")
+
+    def _act(self, text: str | bytes) -> None:
+        """Raises BadRequest, TooMany, Unauthorized."""
+        match parse_request(self._subscriber.language, text):
+            case Authenticate(token):
+                self._authenticate(token)
+            case Subscribe(symbols, every_s):
+                self._subscribe(symbols, every_s)
+            case Unsubscribe(symbols):
+                self._hub.unsubscribe(self._subscriber, symbols)
+
+    def _authenticate(self, token: str) -> None:
+        if self._verifier is not None:
+            self._grant = self._verifier.verify(token)
+            self._granted.set()
+            self._hub.unsubscribe(self._subscriber, self._grant.refused(list(self._subscriber.symbols)))
+        self._subscriber.tell(json_frame({"authenticated": True}))
+
+    def _subscribe(self, symbols: Sequence[str], every_s: float | None) -> None:
+        if self._grant is None:
+            raise Unauthorized('authenticate first: {"action":"authenticate","token":…}')
+        if refused := self._grant.refused(symbols):
+            raise Unauthorized(f"the token doesn't allow {_named(refused)}")
+        unknown = self._hub.subscribe(self._subscriber, symbols, every_s)
+        if unknown and self._subscriber.language is Language.FINNHUB:
+            for symbol in unknown:  # in Finnhub's own words
+                self._subscriber.tell(frame(self._error(f"Invalid symbol {symbol}")))
+        elif unknown:
+            text = f"not recorded here, so far: {_named(unknown)}; the subscription stands"
+            self._subscriber.tell(frame(self._error(text)))
+
+    def _error(self, reason: str) -> bytes:
+        return error_text(self._subscriber.language, reason).encode()
+
+
+def _named(symbols: Sequence[str]) -> str:
+    more = f" and {len(symbols) - _NAMED_MAX} more" if len(symbols) > _NAMED_MAX else ""
+    return ", ".join(symbols[:_NAMED_MAX]) + more

@@ -1,0 +1,155 @@
+"""What one client wants, and what waits for it: every trade, or the newest so often. The clock is an argument.
+
+What waits is bounded. Who wants every trade and falls behind is given up, and told so; who wants the newest skips.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from enum import Enum
+
+from ingestor.live.updates import SymbolTrades
+
+_WRITE_BYTES = 64 << 10
+"""About what is given to the socket at once: small beside the bound, large beside a frame."""
+
+_REASON_BYTES = 123
+"""Of a close frame (RFC 6455, 5.5)."""
+
+
+class Language(Enum):
+    """What a client speaks."""
+
+    PRICES = "prices"
+    FINNHUB = "finnhub"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one server, and one client of it, may hold."""
+
+    clients: int = 2000
+    symbols: int = 1000
+    """Subscriptions of one client."""
+    queue_bytes: int = 4 << 20
+    """What may wait for one client."""
+    message_bytes: int = 256 << 10
+    """Of one message from a client."""
+
+
+class TooMany(Exception):
+    """A limit stands against the request; the argument is the sentence."""
+
+
+@dataclass(slots=True)
+class _Conflated:
+    """The subscriptions that are served together, at most once an interval: the newest of each symbol."""
+
+    every_s: float
+    pending: dict[str, SymbolTrades] = field(default_factory=dict)
+    next_s: float = 0.0
+
+
+class Subscriber:
+    """One client's subscriptions and its queue."""
+
+    def __init__(self, language: Language, limits: Limits) -> None:
+        self.language = language
+        self.ready = asyncio.Event()
+        """Set when there may be something to take sooner than `due_s` said."""
+        self.over = asyncio.Event()
+        """Set when the client is given up, for the reason in `fault`."""
+        self.fault = ""
+        self.skipped = 0
+        """Updates that a newer one replaced before they were sent."""
+        self._limits = limits
+        self._every_s: dict[str, float | None] = {}
+        self._conflated: dict[float, _Conflated] = {}
+        self._queue: deque[bytes] = deque()
+        self._queued_bytes = 0
+
+    @property
+    def symbols(self) -> Collection[str]:
+        return self._every_s.keys()
+
+    def subscribe(self, symbols: Collection[str], every_s: float | None) -> None:
+        """From now on these, every trade (None) or the newest each `every_s`. Raises TooMany: then nothing changed."""
+        total = len(self._every_s.keys() | set(symbols))
+        if total > self._limits.symbols:
+            raise TooMany(f"at most {self._limits.symbols} symbols a connection: this would make {total}")
+        self.unsubscribe(symbols)
+        self._every_s.update(dict.fromkeys(symbols, every_s))
+        if every_s is not None:
+            self._conflated.setdefault(every_s, _Conflated(every_s))
+
+    def unsubscribe(self, symbols: Collection[str]) -> None:
+        """These no more; what was not subscribed isn't missed."""
+        left = set()
+        for symbol in symbols:
+            every_s = self._every_s.pop(symbol, None)
+            if every_s is not None:
+                self._conflated[every_s].pending.pop(symbol, None)
+                left.add(every_s)
+        for every_s in left - set(self._every_s.values()):
+            del self._conflated[every_s]
+
+    def offer(self, trades: SymbolTrades, *, newest: bool) -> None:
+        """Trades of a subscribed symbol; `newest` unless all of them are older than one that came before."""
+        every_s = self._every_s[trades.symbol]
+        if every_s is None:
+            self.tell(trades.finnhub_frames if self.language is Language.FINNHUB else trades.price_frames)
+        elif newest:
+            conflated = self._conflated[every_s]
+            if not conflated.pending:
+                self.ready.set()
+            self.skipped += len(trades) - (trades.symbol not in conflated.pending)
+            conflated.pending[trades.symbol] = trades
+
+    def tell(self, frames: bytes) -> None:
+        """Queue finished frames. A client whose queue is full is given up."""
+        if self.fault:
+            return
+        if self._queued_bytes + len(frames) > self._limits.queue_bytes:
+            self.give_up(f"too slow: {self._limits.queue_bytes >> 10} KB waited; ask for mode latest, or less")
+            return
+        self._queue.append(frames)
+        self._queued_bytes += len(frames)
+        self.ready.set()
+
+    def give_up(self, fault: str) -> None:
+        """Nothing more is queued; what waits is dropped. The first fault stands, cut to what a close frame holds."""
+        if not self.fault:
+            self.fault = fault.encode(errors="replace")[:_REASON_BYTES].decode(errors="ignore")
+            self._queue.clear()
+            self._queued_bytes = 0
+            self._conflated.clear()
+            self._every_s.clear()
+            self.over.set()
+
+    def take(self, now_s: float) -> bytes:
+        """The next frames to send, about 64 KB at most; empty where nothing is due."""
+        taken = []
+        size = 0
+        while self._queue and size < _WRITE_BYTES:
+            taken.append(self._queue.popleft())
+            size += len(taken[-1])
+        self._queued_bytes -= size
+        if not self._queue:
+            taken += [frames for one in self._conflated.values() for frames in _due(one, now_s)]
+        return b"".join(taken)
+
+    def due_s(self) -> float | None:
+        """When there is something to take; None where nothing waits."""
+        if self._queue:
+            return 0.0
+        return min((one.next_s for one in self._conflated.values() if one.pending), default=None)
+
+
+def _due(conflated: _Conflated, now_s: float) -> list[bytes]:
+    if not conflated.pending or now_s < conflated.next_s:
+        return []
+    frames = [trades.newest_frame for trades in conflated.pending.values()]
+    conflated.pending.clear()
+    conflated.next_s = now_s + conflated.every_s
+    return frames

@@ -1,0 +1,85 @@
+"""What is known of each symbol: the last price is the newest, a rate counts whole seconds, blindness is shown."""
+
+import pytest
+from test_live_updates import only
+
+from ingestor.live.board import DAY_MS, NOBODY, POINTS, UNKNOWN, Board, Quote, State
+from ingestor.live.updates import Price
+
+NOW = 1_000_000.0
+
+
+def test_a_late_trade_is_counted_and_is_not_the_last_price() -> None:
+    board = Board()
+    assert board.take(only((10.0, 1.0, 2000)), NOW)
+    assert not board.take(only((9.0, 1.0, 1000)), NOW)
+    assert board.quotes["A"].last == Price(10.0, 1.0, 2000)
+    board.turn(NOW + 1)
+    assert board.quotes["A"].rate == 0.2
+
+
+def test_change_is_since_the_first_price_of_the_date() -> None:
+    quote = Quote("A")
+    for price, at_ms in ((100.0, 1), (110.0, 2), (99.0, 3)):
+        quote.move(Price(price, 1.0, at_ms))
+    assert quote.change == pytest.approx(-0.01)
+    quote.move(Price(50.0, 1.0, DAY_MS))
+    assert quote.change == 0.0
+
+
+def test_without_a_price_there_is_no_change() -> None:
+    assert Quote("A").change is None
+
+
+def test_the_rate_forgets_after_ten_seconds() -> None:
+    board = Board()
+    board.take(only(*((1.0, 1.0, at) for at in range(50))), NOW)
+    rates = []
+    for second in range(1, 13):
+        board.turn(NOW + second)
+        rates.append(board.quotes["A"].rate)
+    assert rates == [5.0] * 10 + [0.0] * 2
+
+
+def test_a_course_has_a_point_each_ten_seconds_and_an_end() -> None:
+    board = Board()
+    board.take(only((1.0, 1.0, 1)), NOW)
+    board.turn(NOW + 9)
+    assert list(board.quotes["A"].course) == []
+    board.turn(NOW + 10)
+    board.take(only((2.0, 1.0, 2)), NOW + 11)
+    board.turn(NOW + 30)
+    assert list(board.quotes["A"].course) == [1.0, 2.0, 2.0]
+    board.turn(NOW + 1e6)
+    assert len(board.quotes["A"].course) == POINTS
+
+
+def test_a_clock_that_is_set_back_changes_nothing() -> None:
+    board = Board()
+    board.take(only((1.0, 1.0, 1)), NOW)
+    board.turn(NOW - 3600)
+    assert sum(board.quotes["A"].counts) == 1
+
+
+@pytest.mark.parametrize(
+    ("recording", "claimed", "shown"),
+    [
+        (True, State("recorded"), State("recorded")),
+        (True, State("blind", "stall"), State("blind", "stall")),
+        (None, State("blind", "no_redis"), State("blind", "no_redis")),
+        (False, State("recorded"), NOBODY),
+        (False, State("unproven"), NOBODY),
+        (False, UNKNOWN, UNKNOWN),
+    ],
+)
+def test_what_nobody_records_is_blind(recording: bool | None, claimed: State, shown: State) -> None:
+    board = Board()
+    board.note({"A": claimed}, recording=recording)
+    assert board.quotes["A"].state == shown
+
+
+def test_what_is_no_longer_claimed_is_unknown() -> None:
+    board = Board()
+    board.note({"A": State("recorded")}, recording=True)
+    board.note({}, recording=True)
+    assert board.quotes["A"].state == UNKNOWN
