@@ -1,0 +1,258 @@
+"""A picture of what was recorded: a column a symbol, with bars, volume, RSI and MACD, and blind time shaded.
+
+It needs no display: figures are drawn by Agg, and nothing of pyplot's state is touched.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, tzinfo
+from pathlib import Path
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.patches import Patch
+from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
+from numpy.typing import NDArray
+
+from ingestor.charts.indicators import Floats, bollinger, ema, macd, rsi, sma
+from ingestor.charts.look import Look
+from ingestor.charts.series import Blind, Series
+from ingestor.layout import FILE_MODE
+
+DAY_MS = 86_400_000
+"""Matplotlib counts days since 1970."""
+
+_HEIGHTS = (5.0, 1.2, 1.4, 1.4)
+_BODY = 0.7
+"""Of a bar's time, how much its body takes."""
+_LABEL_SHARE = 0.05
+"""Of the width, from which a gap is wide enough to bear its cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pane:
+    """The axes of one symbol's column, top to bottom."""
+
+    price: Axes
+    volume: Axes
+    rsi: Axes
+    macd: Axes
+
+    @property
+    def all(self) -> tuple[Axes, ...]:
+        return self.price, self.volume, self.rsi, self.macd
+
+
+def draw_picture(columns: Sequence[Series], zone: tzinfo, look: Look) -> Figure:
+    """The picture of one or more symbols, side by side; each has bars or blind time, or its column is empty."""
+    figure = Figure(figsize=(3.0 + 9.0 * len(columns), 8.4), dpi=120, facecolor=look.ground)
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained", w_pad=0.18, h_pad=0.06)
+    grid = figure.subplots(
+        len(_HEIGHTS), len(columns), sharex="col", squeeze=False, gridspec_kw={"height_ratios": _HEIGHTS}
+    )
+    for series, axes in zip(columns, grid.T, strict=True):
+        pane = Pane(*axes)
+        _style(pane, zone, look)
+        _draw_bars(pane, series, look)
+        _draw_indicators(pane, series, look)
+        for each in pane.all:
+            shade_blind(each, series.blind, look)
+        _set_limits(pane, series)
+        _write(pane, series, zone, look)
+    return figure
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write it as PNG: whole under its name, or not at all. Raises OSError."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        figure.savefig(part, format="png")
+        part.chmod(FILE_MODE)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def style_axes(axes: Axes, look: Look) -> None:
+    """Prices to the right, no frame, a grid that stays behind."""
+    axes.set_facecolor(look.ground)
+    axes.set_axisbelow(True)
+    axes.grid(visible=True, color=look.grid, linewidth=0.8)
+    axes.tick_params(length=0, labelsize=8.5, colors=look.quiet)
+    axes.yaxis.tick_right()
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def show_plain_numbers(axes: Axes) -> None:
+    """Prices as they are: neither an offset nor an exponent."""
+    formatter = ScalarFormatter(useOffset=False)
+    formatter.set_scientific(False)
+    axes.yaxis.set_major_formatter(formatter)
+
+
+def set_time_axis(axes: Axes, zone: tzinfo, look: Look) -> None:
+    """Times of the wall clock in `zone`, which is named at the end of the axis."""
+    # matplotlib.dates ships no types.
+    locator = AutoDateLocator(tz=zone, minticks=4, maxticks=9)  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=zone))  # type: ignore[no-untyped-call]
+    axes.xaxis.get_offset_text().set_color(look.quiet)
+    axes.xaxis.get_offset_text().set_fontsize(8.5)
+    axes.set_xlabel(str(zone), loc="left", fontsize=8.5, color=look.quiet)
+
+
+def shade_blind(axes: Axes, blind: Sequence[Blind], look: Look) -> list[Artist]:
+    """A shade over each stretch of blindness, in the colour of its cause; a short one is a hairline at least."""
+    colours = look.gap_colours(one.cause for one in blind)
+    return [
+        axes.axvspan(one.start_ms / DAY_MS, one.end_ms / DAY_MS, color=colours[one.cause], alpha=0.28, linewidth=0.6)
+        for one in blind
+    ]
+
+
+def say_length(seconds: float) -> str:
+    """`3.2 s`, `12 min`, `2.5 h`."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def _style(pane: Pane, zone: tzinfo, look: Look) -> None:
+    for axes in pane.all:
+        style_axes(axes, look)
+    set_time_axis(pane.macd, zone, look)
+    show_plain_numbers(pane.price)
+    pane.volume.yaxis.set_major_formatter(EngFormatter(sep=""))
+    pane.volume.yaxis.set_major_locator(MaxNLocator(2))
+    pane.macd.yaxis.set_major_locator(MaxNLocator(3))
+    for axes, name in ((pane.volume, "Volume"), (pane.rsi, "RSI 14"), (pane.macd, "MACD 12, 26, 9")):
+        _note(axes, name, look)
+
+
+def _draw_bars(pane: Pane, series: Series, look: Look) -> None:
+    """Candlesticks: the body from open to close, a wick from low to high; volume in the same colours."""
+    starts, ends = _body_edges(series)
+    middle = (starts + ends) / 2
+    colours = np.where(series.close >= series.open, look.up, look.down)
+    known = ~np.isnan(series.close)
+    wicks = np.stack([np.column_stack([middle, series.low]), np.column_stack([middle, series.high])], axis=1)
+    pane.price.add_collection(LineCollection(list(wicks[known]), colors=colours[known].tolist(), linewidths=0.9))
+    bodies = _boxes(starts, ends, series.open, series.close)[known]
+    # An edge keeps the body of a bar that ended where it began from vanishing.
+    both = colours[known].tolist()
+    pane.price.add_collection(PolyCollection(list(bodies), facecolors=both, edgecolors=both, linewidths=0.9))
+    volume = np.nan_to_num(series.volume)
+    boxes = _boxes(starts, ends, np.zeros_like(volume), volume)
+    pane.volume.add_collection(PolyCollection(list(boxes), facecolors=colours.tolist(), alpha=0.75))
+
+
+def _draw_indicators(pane: Pane, series: Series, look: Look) -> None:
+    starts, ends = _body_edges(series)
+    at = (starts + ends) / 2
+    closes = series.closes
+    bands, difference = bollinger(closes), macd(closes)
+    pane.price.fill_between(at, bands.lower, bands.upper, color=look.bands, alpha=0.10, linewidth=0)
+    pane.price.plot(at, bands.upper, color=look.bands, linewidth=0.7)
+    pane.price.plot(at, bands.lower, color=look.bands, linewidth=0.7, label="Bollinger 20, 2")
+    pane.price.plot(at, sma(closes), color=look.average, linewidth=1.2, label="SMA 20")
+    pane.price.plot(at, ema(closes), color=look.exponential, linewidth=1.2, label="EMA 20")
+    pane.rsi.plot(at, rsi(closes), color=look.average, linewidth=1.1)
+    for level in (30, 70):
+        pane.rsi.axhline(level, color=look.quiet, linewidth=0.7, linestyle=(0, (4, 4)))
+    histogram = np.nan_to_num(difference.histogram)
+    boxes = _boxes(starts, ends, np.zeros_like(histogram), histogram)
+    signs = np.where(histogram >= 0, look.up, look.down)
+    pane.macd.add_collection(PolyCollection(list(boxes), facecolors=signs.tolist(), alpha=0.55))
+    pane.macd.plot(at, difference.line, color=look.average, linewidth=1.1)
+    pane.macd.plot(at, difference.signal, color=look.exponential, linewidth=1.1)
+
+
+def _set_limits(pane: Pane, series: Series) -> None:
+    """All bars and all blind time from side to side; each pane from the lowest to the highest of what it shows."""
+    edges_ms = [*series.starts_ms[[0, -1]], series.starts_ms[-1] + series.interval_ms] if len(series.starts_ms) else []
+    edges_ms += [edge for one in series.blind for edge in (one.start_ms, one.end_ms)]
+    if edges_ms:
+        first, last = min(edges_ms) / DAY_MS, max(edges_ms) / DAY_MS
+        margin = (last - first) * 0.01
+        pane.price.set_xlim(first - margin, last + margin)
+    for axes in pane.all:
+        axes.autoscale_view(scalex=False)
+    pane.price.margins(y=0.08)
+    pane.volume.set_ylim(0, max(np.nan_to_num(series.volume).max(initial=0.0), 1.0) * 1.3)  # room for its name
+    pane.rsi.set_ylim(0, 100)
+    pane.rsi.set_yticks([30, 50, 70])
+
+
+def _write(pane: Pane, series: Series, zone: tzinfo, look: Look) -> None:
+    """Whose bars these are, and what the lines and the shades mean."""
+    axes = pane.price
+    # A symbol is the venue's text: a $ in it must not be read as mathematics.
+    axes.set_title(series.symbol, loc="left", fontsize=15, fontweight="bold", color=look.ink, parse_math=False, pad=24)
+    _note(axes, f"{series.interval} bars, {_name_span(axes, zone)}", look, above=True)
+    _add_legend(axes, *axes.get_legend_handles_labels(), 1.055, look)
+    blind_ms: dict[str, int] = {}
+    for one in series.blind:
+        blind_ms[one.cause] = blind_ms.get(one.cause, 0) + one.end_ms - one.start_ms
+    shades = [Patch(color=colour, alpha=0.45, linewidth=0) for colour in look.gap_colours(blind_ms).values()]
+    names = [f"blind: {cause}, {say_length(ms / 1000)}" for cause, ms in sorted(blind_ms.items())]
+    _add_legend(axes, shades, names, 1.0, look)
+    _name_causes(axes, series.blind, look)
+
+
+def _add_legend(axes: Axes, handles: Sequence[Artist], names: list[str], above: float, look: Look) -> None:
+    """A line of keys over the right end of the pane, beside those that are there."""
+    axes.add_artist(
+        Legend(
+            axes, handles, names, loc="lower right", bbox_to_anchor=(1, above), bbox_transform=axes.transAxes,
+            ncols=max(len(names), 1), frameon=False, fontsize=9, labelcolor=look.ink, handlelength=1.3,
+            columnspacing=1.4, borderaxespad=0.1, borderpad=0.1,
+        )
+    )  # fmt: skip
+
+
+def _name_causes(axes: Axes, blind: Sequence[Blind], look: Look) -> None:
+    """The cause in each shade that is wide enough to bear it."""
+    first, last = axes.get_xlim()
+    for one in blind:
+        start, end = one.start_ms / DAY_MS, one.end_ms / DAY_MS
+        if end - start >= (last - first) * _LABEL_SHARE:
+            axes.text(
+                (start + end) / 2, 0.02, one.cause, transform=axes.get_xaxis_transform(),
+                ha="center", va="bottom", fontsize=8.5, color=look.quiet, parse_math=False,
+            )  # fmt: skip
+
+
+def _note(axes: Axes, text: str, look: Look, *, above: bool = False) -> None:
+    """A few words in the upper left corner, or above it."""
+    x, y, align, size = (0, 1.02, "bottom", 9.5) if above else (0.004, 0.94, "top", 8.5)
+    axes.text(x, y, text, transform=axes.transAxes, fontsize=size, color=look.quiet, va=align)
+
+
+def _name_span(axes: Axes, zone: tzinfo) -> str:
+    """The days that the axis shows, as the wall clock in the zone has them."""
+    first, last = (datetime.fromtimestamp(edge * DAY_MS / 1000, zone) for edge in axes.get_xlim())
+    if first.date() == last.date():
+        return f"{first:%A, %d %B %Y}"
+    return f"{first:%d %B %Y} to {last:%d %B %Y}"
+
+
+def _body_edges(series: Series) -> tuple[Floats, Floats]:
+    """From where to where each body reaches, in days."""
+    margin = (1 - _BODY) / 2 * series.interval_ms
+    starts = (series.starts_ms + margin) / DAY_MS
+    return starts, starts + series.interval_ms * _BODY / DAY_MS
+
+
+def _boxes(left: Floats, right: Floats, bottom: Floats, top: Floats) -> NDArray[np.float64]:
+    """The corners of upright boxes: (boxes, 4, 2)."""
+    corners = [(left, bottom), (left, top), (right, top), (right, bottom)]
+    return np.stack([np.column_stack(corner) for corner in corners], axis=1)

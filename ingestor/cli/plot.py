@@ -1,0 +1,136 @@
+"""`ingestor plot`: a picture of a recording, or its newest trades in a window."""
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta, tzinfo
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ingestor.cli.options import Span, config_option, read_span, root_from, root_option, span_options, symbols_option
+from ingestor.errors import ConfigError, IngestorError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ingestor.charts.live_chart import LiveChart
+    from ingestor.charts.look import Look
+
+_MAX_SYMBOLS = 6
+_REDRAW_S = 0.1
+_COVERAGE_S = 1.0
+_BEFORE = timedelta(minutes=1)
+"""How old the trades may be with which a window begins."""
+
+
+@click.command()
+@config_option
+@root_option
+@symbols_option
+@span_options
+@click.option("--png", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write a picture here.")
+@click.option("--interval", metavar="INTERVAL", help="Bars of the picture.  [default: 400 or fewer from side to side]")
+@click.option("--points", type=click.IntRange(2, 10_000), default=50, show_default=True, help="Trades in the window.")
+@click.option("--average", type=click.IntRange(2, 1000), default=15, show_default=True, help="Trades in its mean.")
+@click.option("--dark", is_flag=True, help="On dark ground.")
+def plot(
+    config: Path | None,
+    root: Path | None,
+    symbols: tuple[str, ...] | None,
+    start: str | None,
+    end: str | None,
+    tz: tzinfo,
+    png: Path | None,
+    interval: str | None,
+    points: int,
+    average: int,
+    dark: bool,
+) -> None:
+    """Draw bars, indicators and gaps of what is recorded; without --png, a window with the newest trades.
+
+    A picture needs no display. The window follows the recorder, which does not notice; close it to end.
+
+    \b
+    pip install 'finnhub-ingestor[charts]'
+    ingestor plot --symbols AAPL --png aapl.png --start 2026-11-20 --tz America/New_York
+    ingestor plot --symbols AAPL
+    """  # noqa: D301  \b is click's mark for text as it stands
+    if missing := [name for name in ("matplotlib", "talib") if find_spec(name) is None]:
+        raise ConfigError(f"{missing[0]} is not installed: pip install 'finnhub-ingestor[charts]'")
+    from ingestor.charts.look import DARK, LIGHT
+
+    if not symbols or len(symbols) > _MAX_SYMBOLS:
+        raise click.UsageError(f"name the symbols to draw, up to {_MAX_SYMBOLS}: --symbols AAPL")
+    span, look, found_root = read_span(start, end, tz), DARK if dark else LIGHT, root_from(config, root)
+    if png is not None:
+        _write_picture(found_root, png, symbols, span, tz, interval, look)
+        return
+    if span != Span(None, None) or interval is not None:
+        raise click.UsageError("--start, --end and --interval belong to a picture: add --png FILE")
+    _show_window(found_root, symbols, points, average, tz, look)
+
+
+def _write_picture(
+    root: Path, path: Path, symbols: Sequence[str], span: Span, tz: tzinfo, interval: str | None, look: "Look"
+) -> None:
+    from ingestor.charts.matplotlib_chart import draw_picture, save_picture
+    from ingestor.charts.series import choose_interval, load_series
+
+    columns = []
+    for symbol in symbols:
+        try:
+            series = load_series(root, symbol, interval or choose_interval(root, symbol, span), span, str(tz))
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--interval") from None
+        if not len(series.starts_ms) and not series.blind:
+            raise IngestorError(f"nothing to draw: no trade of {symbol!r} is recorded in that time")
+        columns.append(series)
+    try:
+        save_picture(draw_picture(columns, tz, look), path)
+    except OSError as error:
+        raise IngestorError(f"{path}: can't be written: {error.strerror}") from None
+    bars = sum(len(series.starts_ms) for series in columns)
+    click.echo(f"{path}: {bars:,} bars, {path.stat().st_size:,} bytes")
+
+
+def _show_window(root: Path, symbols: Sequence[str], points: int, average_over: int, tz: tzinfo, look: "Look") -> None:
+    from matplotlib import pyplot as plt
+
+    from ingestor.charts.live_chart import LiveChart
+
+    figure = plt.figure("ingestor plot", figsize=(10, 1.2 + 3.6 * len(symbols)))
+    if figure.canvas.required_interactive_framework is None:
+        raise ConfigError("there is no display for a window here: write a picture with --png FILE")
+    chart = LiveChart(figure, symbols, points, average_over, tz, look)
+    figure.show()
+    _follow(root, symbols, chart, figure)
+
+
+def _follow(root: Path, symbols: Sequence[str], chart: "LiveChart", figure: "Figure") -> None:
+    """Until the window is closed: a batch, a look at the ledger now and then, a drawing at most each 100 ms."""
+    from matplotlib import pyplot as plt
+
+    from ingestor.charts.series import load_blind
+    from ingestor.dataset.follow import follow
+    from ingestor.signals import catch_signals
+
+    signals = catch_signals()  # a KeyboardInterrupt inside a callback of the window would be printed, and forgotten
+    began = datetime.now(UTC) - _BEFORE
+    looked_s = drawn_s = float("-inf")
+    blind, looked_ms = {}, 0
+    for batch in follow(root, symbols, from_=began, idle_s=_REDRAW_S):
+        if signals.stop.is_set():
+            raise click.Abort
+        if not plt.fignum_exists(figure.number):
+            return
+        chart.take(batch)
+        now_s = time.monotonic()
+        if now_s - looked_s >= _COVERAGE_S:
+            looked_s, looked_ms = now_s, int(time.time() * 1000)
+            blind = {symbol: load_blind(root, symbol, int(began.timestamp() * 1000), looked_ms) for symbol in symbols}
+        if now_s - drawn_s >= _REDRAW_S:
+            drawn_s = now_s
+            chart.draw(blind, looked_ms)
+            figure.canvas.flush_events()

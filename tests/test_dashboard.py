@@ -1,0 +1,210 @@
+"""`ingestor dashboard` in a real browser: it moves, joins history and the present, stops and resumes, shades gaps."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+import pytest
+import websocket
+from browser import Browser, running_browser
+from click.testing import CliRunner
+from recordings import Print, Recording, to_us
+
+from ingestor.charts.bokeh_app import INTERVALS
+from ingestor.cli.dashboard import dashboard
+from ingestor.cli.main import cli
+
+SYMBOLS = ("AAPL", "MSFT")
+
+# What the page has, asked of Bokeh's own models.
+MODELS = "[...(window.Bokeh?.documents[0]?._all_models.values() ?? [])]"
+BARS = f"{MODELS}.filter(one => one.type == 'ColumnDataSource' && one.data.close)"
+RANGE = f"{MODELS}.find(one => one.type == 'Figure').x_range"
+
+
+def array(name: str, at: int = 0) -> str:
+    """A column of one of the charts, as a list."""
+    return f"Array.from({BARS}.at({at})?.data.{name} ?? [])"
+
+
+class Story:
+    """A recording whose trades are of now, one each time it is told to go on."""
+
+    def __init__(self, root: Path) -> None:
+        began = datetime.now(UTC) - timedelta(seconds=100)
+        self.recording = Recording(root, SYMBOLS, started=began.replace(tzinfo=None).isoformat())
+        self.recording.prove(SYMBOLS, began.isoformat())
+        blind = began + timedelta(seconds=50), began + timedelta(seconds=60)
+        for at in range(90):
+            time = began + timedelta(seconds=at)
+            if not blind[0] <= time < blind[1]:
+                self.recording.write(*(Print(time, symbol, 100 + at % 9, 5.0, "1") for symbol in SYMBOLS))
+        since, until = (to_us(one) for one in blind)
+        gap = {"gap": "r000001-1", "cause": "stall", "symbol": None}
+        self.recording.fact("gap.opened", blind[0].isoformat(), since=since, **gap)
+        self.recording.fact("gap.closed", blind[1].isoformat(), until=until, **gap)
+
+    def trade(self, price: float) -> None:
+        self.recording.write(*(Print(datetime.now(UTC), symbol, price, 5.0, "1") for symbol in SYMBOLS))
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Story:
+    return Story(tmp_path / "data")
+
+
+@contextmanager
+def running_dashboard(root: Path, *options: str, code: int = 0) -> Iterator[str]:
+    """Its URL; it must end in order, without a word on stderr."""
+    command = [sys.executable, "-m", "ingestor", "dashboard", "--root", str(root), "--port", "0", "--json", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield json.loads(process.stdout.readline())["url"]
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, told = process.communicate(timeout=20)
+    assert (process.returncode, told) == (code, "")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with running_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser, story: Story) -> Iterator[Browser]:
+    """The dashboard of both symbols, open, and without a console error at the end."""
+    browser.errors.clear()
+    with running_dashboard(story.recording.layout.root, "--symbols", ",".join(SYMBOLS)) as url:
+        browser.open(url, width=1400, height=860)
+        browser.wait(f"{BARS}.length == 2 && {array('close')}.length >= 79")
+        browser.wait("document.readyState == 'complete'")
+        yield browser
+        errors = list(browser.errors)
+        browser.call("Page.navigate", url="about:blank")  # before its server goes
+    assert errors == []
+
+
+def wheel(page: Browser) -> None:
+    page.call("Input.dispatchMouseEvent", type="mouseMoved", x=400, y=250)
+    page.call("Input.dispatchMouseEvent", type="mouseWheel", x=400, y=250, deltaX=0, deltaY=-300)
+
+
+def test_history_goes_on_in_the_present(page: Browser, story: Story) -> None:
+    before = page.evaluate(array("time"))
+    for price in (123.5, 124.5):
+        story.trade(price)
+        for at in range(2):
+            page.wait(f"{array('close', at)}.at(-1) == {price}")
+    after = page.evaluate(array("time"))
+    assert after[: len(before)] == before
+    assert sorted(set(after)) == after
+
+
+def test_indicators_reach_the_newest_bar(page: Browser, story: Story) -> None:
+    story.trade(150)
+    page.wait(f"{array('close')}.at(-1) == 150")
+    for name in ("sma", "ema", "upper", "lower", "rsi"):
+        assert page.evaluate(f"Number.isFinite({array(name)}.at(-1))"), name
+
+
+def test_it_follows_stops_and_resumes(page: Browser) -> None:
+    end = page.evaluate(f"{RANGE}.end")
+    page.wait(f"{RANGE}.end > {end} + 600")
+    width = page.evaluate(f"{RANGE}.end - {RANGE}.start")
+    wheel(page)
+    page.wait(f"{MODELS}.find(one => one.type == 'Toggle').active == false")
+    page.wait(f"{RANGE}.end - {RANGE}.start < {width}")
+    held = page.evaluate(f"{RANGE}.end")
+    newest = f"{MODELS}.filter(one => one.type == 'Range1d').map(one => one.end).sort().at(-1)"
+    now = page.evaluate(newest)
+    page.wait(f"{newest} > {now} + 600")  # the server has gone on
+    assert page.evaluate(f"{RANGE}.end") == held
+    page.evaluate(f"{MODELS}.find(one => one.type == 'Toggle').active = true")
+    page.wait(f"{RANGE}.end - {RANGE}.start == {width} && {RANGE}.end > {held}")
+
+
+def test_blind_time_is_shaded_with_its_cause(page: Browser) -> None:
+    shades = f"{MODELS}.filter(one => one.type == 'ColumnDataSource' && one.data.cause)"
+    page.wait(f"{shades}.length == 2 && {shades}.every(one => one.data.cause.length == 1)")
+    assert page.evaluate(f"Array.from({shades}[0].data.cause)") == ["stall"]
+    assert page.evaluate(f"Array.from({shades}[0].data.seconds)") == [pytest.approx(10, abs=0.002)]
+
+
+def test_another_interval_and_another_symbol(page: Browser, story: Story) -> None:
+    select = f"{MODELS}.find(one => one.type == 'Select')"
+    page.evaluate(f"{select}.value = '5s'")
+    page.wait(f"{array('width', -1)}.at(-1) == 3500")
+    page.evaluate(f"{MODELS}.find(one => one.type == 'MultiChoice').value = ['MSFT']")
+    page.wait("Bokeh.documents[0].roots()[0].children[1].children.length == 1")
+    story.trade(177)
+    page.wait(f"{array('close', -1)}.at(-1) == 177")
+
+
+def test_it_looks_like_a_chart(page: Browser, tmp_path: Path) -> None:
+    """Something is drawn in each pane: looked at by a person now and then, by this test always."""
+    canvases = page.wait("Bokeh.documents[0].roots().length && document.body.getBoundingClientRect().height > 600")
+    assert canvases
+    page.picture(tmp_path / "dashboard.png")
+    assert (tmp_path / "dashboard.png").stat().st_size > 20_000
+
+
+def test_only_its_own_pages_may_open_its_websocket(story: Story) -> None:
+    with running_dashboard_that_warns(story.recording.layout.root) as url:
+        text = urllib.request.urlopen(url, timeout=20).read().decode()  # noqa: S310  our own server
+        token = re.search(r'"token":"([^"]+)"', text)
+        assert token is not None
+        address = f"{url.replace('http', 'ws', 1)}/ws"
+        for origin, allowed in ((url, True), ("http://evil.example", False)):
+            opened = open_socket(address, origin, token[1])
+            assert opened is allowed, origin
+
+
+def open_socket(address: str, origin: str, token: str) -> bool:
+    try:
+        with closing(websocket.create_connection(address, origin=origin, subprotocols=["bokeh", token], timeout=20)):
+            return True
+    except websocket.WebSocketBadStatusException:
+        return False
+
+
+@contextmanager
+def running_dashboard_that_warns(root: Path) -> Iterator[str]:
+    command = [sys.executable, "-m", "ingestor", "dashboard", "--root", str(root), "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield json.loads(process.stdout.readline())["url"]
+        finally:
+            process.terminate()
+
+
+def test_the_intervals_of_the_flag_are_those_of_the_chooser() -> None:
+    option = next(one for one in dashboard.params if one.name == "interval")
+    assert isinstance(option.type, click.Choice)
+    assert tuple(option.type.choices) == INTERVALS
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--host", "0.0.0.0"], "can be reached from other machines"),
+        (["--host", "192.0.2.1"], "can be reached from other machines"),
+        (["--symbols", "A,B,C,D,E"], "up to 4 symbols"),
+        (["--root", "none"], "holds no recording"),
+    ],
+)
+def test_what_it_refuses(story: Story, options: list[str], said: str) -> None:
+    result = CliRunner().invoke(cli, ["dashboard", "--root", str(story.recording.layout.root), *options])
+    assert said in f"{result.output}{result.exception}"
+    assert getattr(result.exception, "exit_code", result.exit_code) == 2
