@@ -74,6 +74,7 @@ class Recorder:
         self._proven_on = 0
         self._proven: set[str] = set()
         self._unknown_seen: set[str] = set()
+        self._linger_s = settings.linger
         self._synced_at_s = time.monotonic()
         self._next_sequence = run << RUN_SHIFT
         self.counts = Counts()
@@ -92,9 +93,12 @@ class Recorder:
             if self._journal.failed:
                 self._wait_for_disk()
                 continue
-            block = self._buffer.take(self._settings.linger, _IDLE_S)
+            block = self._buffer.take(self._linger_s, _IDLE_S)
             if block is not None:
+                began_s = time.monotonic()
                 self._record(block)
+                # Journaled within `linger` of its receipt: what this block took is time that the next can't wait.
+                self._linger_s = max(self._settings.linger - (time.monotonic() - began_s), 0.0)
             self._sync_if_due()
             self._journal.rotate_if_due()
         self._close_rejects()
