@@ -69,7 +69,7 @@ def test_a_token_may_name_symbols() -> None:
         (token(exp=None), "lacks `exp`"),
         (token(aud=None), "lacks `aud`"),
         (token(aud="another"), "another audience"),
-        (token(nbf=NOW + 600), "not valid yet"),
+        (token(nbf=NOW + 86_400), "not valid yet"),
         (token(secret="another secret, of 32 bytes as well"), "signature is wrong"),
         (token(secret=SECRET * 2, algorithm="HS512"), "algorithm is not the one"),
         (f"{segment({'alg': 'none', 'typ': 'JWT'})}.{segment(claims())}.", "algorithm is not the one"),

@@ -1,5 +1,6 @@
 """A stop, in any state: within five seconds, with the right exit code, and with everything sealed that can be."""
 
+import contextlib
 import fcntl
 import os
 import re
@@ -89,9 +90,15 @@ def _is_connecting(recorder: Recorder) -> bool:
     waiting = [
         line.split()[9] for line in (process / "net/tcp").read_text().splitlines()[1:] if line.split()[3] == "02"
     ]
-    return any(
-        os.path.realpath(fd).endswith(f"socket:[{inode}]") for fd in (process / "fd").iterdir() for inode in waiting
-    )
+    return any(f"socket:[{inode}]" in _open_files(process) for inode in waiting)
+
+
+def _open_files(process: Path) -> set[str]:
+    found = set()
+    for fd in (process / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            found.add(str(fd.readlink()))
+    return found
 
 
 @SIGNALS
