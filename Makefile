@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-quick fuzz chaos soak clean
+.PHONY: help demo test check bench bench-quick bench-live bench-sinks fuzz chaos soak clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -27,6 +27,12 @@ bench: $(VENV)/.dev ## Measure against what a user would otherwise run
 
 bench-quick: $(VENV)/.dev ## The same in a minute, less exact
 	$(BIN)/python benchmarks/run.py --quick
+
+bench-live: $(VENV)/.dev ## How far behind the journal the clients of `ingestor serve` are
+	$(BIN)/python benchmarks/live.py
+
+bench-sinks: $(VENV)/.dev ## Rows a second of each sink, each with its real server
+	PYTHONPATH=tests $(BIN)/python benchmarks/sinks.py
 
 fuzz: $(VENV)/.dev ## Ten million mutated frames against the decoder
 	$(BIN)/python benchmarks/fuzz.py
