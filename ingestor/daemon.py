@@ -26,7 +26,7 @@ from ingestor.systemd import Notifier, Service
 from ingestor.vitals import Watch
 
 _WATCH_S = 0.2
-_READER_END_S = 2.0
+_READER_END_S = 2.5
 _HURRY_S = 1.0
 
 log = structlog.get_logger()
@@ -143,7 +143,6 @@ class Daemon:
         recording, signals = self._recording, self._signals
         self._service.stopping()
         signals.stop.set()
-        recording.session.interrupt()
         self._reader.join(_READER_END_S)  # one that hangs in a handshake has put nothing into the Buffer
         recording.buffer.close()
         while self._recorder.is_alive():

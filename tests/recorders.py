@@ -138,8 +138,7 @@ def running(rig: Rig) -> Iterator[Rig]:
 
 
 def stop_reader(rig: Rig, reader: threading.Thread) -> bool:
-    """Whether the reader ended within the 2 s that a stop leaves it."""
+    """Whether the reader ended within the time that a stop leaves it."""
     rig.stop.set()
-    rig.session.interrupt()
-    reader.join(2.0)
+    reader.join(2.5)
     return not reader.is_alive()

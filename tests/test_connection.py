@@ -193,16 +193,47 @@ def test_a_reset_ends_it() -> None:
 
 
 @pytest.mark.parametrize("secure", [False, True])
-def test_an_interrupt_wakes_who_waits(secure: bool, tmp_path: Path) -> None:
+def test_who_leaves_takes_what_was_on_its_way(secure: bool, tmp_path: Path) -> None:
+    def behave(peer: socket.socket) -> None:
+        protocol = accept_handshake(peer)
+        while (event := next(iter(protocol.events_received()), None)) is None:
+            protocol.receive_data(peer.recv(1 << 16))
+        assert isinstance(event, Frame)
+        heard.append(event.opcode)
+        peer.sendall(text(b"on its way") + text(b"too") + b"".join(protocol.data_to_send()) + text(b"after the end"))
+        while data := peer.recv(1 << 16):
+            protocol.receive_data(data)
+
+    heard: list[Opcode] = []
     certificate = make_certificate(tmp_path) if secure else None
-    with venue(say(text(b"first")), certificate) as url, ThreadPoolExecutor(1) as executor:
+    with venue(behave, certificate) as url:
         connection = connect(url, ca_file=certificate and certificate.certificate)
-        assert eventually(connection.receive, "the first frame") == [b"first"]
-        waiting = executor.submit(receive_all, connection)
-        connection.interrupt()
-        frames, _ = waiting.result()
+        frames = [frame for payloads in connection.leave() for frame in payloads]
         connection.close()
-    assert frames == []
+    assert heard == [Opcode.CLOSE]
+    assert frames == [b"on its way", b"too"]
+    assert connection.close_code == 1000
+
+
+def test_a_venue_that_goes_on_for_ever_is_left_all_the_same() -> None:
+    def behave(peer: socket.socket) -> None:
+        accept_handshake(peer)
+        while True:
+            peer.sendall(text(b"more"))
+
+    with venue(behave) as url:
+        connection = connect(url)
+        frames = [frame for payloads in connection.leave() for frame in payloads]
+        connection.close()
+    assert set(frames) == {b"more"}
+    assert connection.close_code is None
+
+
+def test_a_venue_that_says_nothing_is_left_all_the_same() -> None:
+    with venue(say()) as url:
+        connection = connect(url)
+        assert [frame for payloads in connection.leave() for frame in payloads] == []
+        connection.close()
 
 
 def test_a_venue_that_takes_nothing_is_lost() -> None:
@@ -225,13 +256,11 @@ def test_a_venue_that_takes_nothing_is_lost() -> None:
         done.set()
 
 
-def test_an_interrupt_after_the_end_does_nothing() -> None:
+def test_after_the_end_there_is_nothing_to_take() -> None:
     with venue(say()) as url:
         connection = connect(url)
         connection.close()
-        connection.interrupt()
-    with pytest.raises(ConnectionLost):
-        connection.receive()
+        assert list(connection.leave()) == []
 
 
 # The handshake

@@ -10,6 +10,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -20,6 +21,7 @@ from ingestor.errors import ConnectionLost, HandshakeRefused
 
 _TICK_S = 0.5
 _LOOK_S = 0.02
+_LEAVE_S = 1.0
 _MAX_MESSAGE = 64 << 20
 _NO_STATUS, _NO_CLOSE_FRAME = 1005, 1006
 _CLOSE_NAMES = {
@@ -34,7 +36,7 @@ _CLOSE_NAMES = {
 
 
 class Connection:
-    """An open connection. `receive`, `send` and `ping` belong to one thread; `interrupt` may come from any."""
+    """An open connection, for one thread: nothing that it does takes longer than half a second, but `leave`."""
 
     def __init__(
         self,
@@ -54,6 +56,7 @@ class Connection:
         self.close_code: int | None = None
         """Why it ended, once it has: the venue's code, 1005 for a close frame without one, 1006 for no close frame."""
         self.close_reason = ""
+        self._leaving = False
         self._secrets = _secrets(url)
         handshake = _Handshake(url, connect_timeout_s, ca_file, fast_frames=fast_frames)
         handshake.start()
@@ -102,16 +105,24 @@ class Connection:
         except (WebSocketException, OSError) as error:
             raise self._lost(f"can't send: {_explain(error)}") from None
 
-    def interrupt(self) -> None:
-        """Wake a `receive` that waits in another thread; it raises ConnectionLost."""
-        _wake(self._socket)
+    def leave(self) -> Iterator[list[bytes]]:
+        """Say goodbye, and give the frames that were on their way: until the venue's goodbye, a second at most."""
+        deadline_s = time.monotonic() + _LEAVE_S
+        self._say_goodbye()
+        with contextlib.suppress(ConnectionLost):  # its goodbye, or it is gone
+            while time.monotonic() < deadline_s:
+                yield self.receive()
 
     def close(self) -> None:
-        """Say goodbye, unless it has ended already, without waiting for an answer; close the socket."""
-        if self.close_code is None:
+        """Say goodbye, unless that is done or it has ended, without waiting for an answer; close the socket."""
+        self._say_goodbye()
+        self._socket.close()
+
+    def _say_goodbye(self) -> None:
+        if self.close_code is None and not self._leaving:
+            self._leaving = True
             with contextlib.suppress(WebSocketException, OSError):  # nothing hangs on a goodbye
                 self._stream.send_close()
-        self._socket.close()
 
     def _lost(self, what: str) -> ConnectionLost:
         self.close_code = _NO_CLOSE_FRAME

@@ -32,7 +32,7 @@ class Retiring(threading.Thread):
         stop: threading.Event,
         overlap_s: float,
     ) -> None:
-        """`number` and `last_frame_us` are the connection's; `stop` ends it within half a second."""
+        """`number` and `last_frame_us` are the connection's; `stop` ends it within two seconds."""
         super().__init__(name="retiring", daemon=True)
         self._connection = connection
         self._number = number
@@ -57,6 +57,8 @@ class Retiring(threading.Thread):
             with contextlib.suppress(ConnectionLost):  # the venue was faster; whether anybody else hears is seen below
                 while not self._stop_reading.is_set() and time.monotonic() < self._ends_s:
                     self._take(self._connection.receive())
+            for payloads in self._connection.leave():
+                self._take(payloads)
         finally:
             self._connection.close()
             self._end()

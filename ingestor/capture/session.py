@@ -138,7 +138,9 @@ class Session:
         self._wanted = tuple(symbols)
 
     def run(self) -> None:
-        """Until `stop`. Raises FeedRefused where the key is wrong for good."""
+        """Until `stop`, heeded within two seconds unless the Buffer is full. Raises FeedRefused where the key is wrong
+        for good.
+        """
         self._live()
         if self._retiring:
             self._retiring.join()
@@ -159,12 +161,6 @@ class Session:
             except ConnectionLost:
                 if not self._stop.is_set():
                     raise
-
-    def interrupt(self) -> None:
-        """Wake the reader after `stop` was set; from any thread."""
-        connection = self._connection
-        if connection is not None:
-            connection.interrupt()
 
     def _pause(self, state: RetryCallState) -> float:
         """How long to wait before the next attempt, by what ended the last one."""
@@ -267,7 +263,9 @@ class Session:
         return age_s >= _LONG_LIFE_S or (age_s >= _SHORT_LIFE_S and self._observed.trades > life.trades_before)
 
     def _read(self, connection: Connection, life: _Life) -> bool:
-        """Frames into the Buffer until it is lost (raises ConnectionLost), too old (True), or `stop` (False)."""
+        """Frames into the Buffer until it is lost (raises ConnectionLost), too old (True), or `stop` (False): then
+        also those that were on their way.
+        """
         liveness = Liveness(self._settings.silence, self._settings.ping_interval, time.monotonic())
         tend_at_s = 0.0
         while not self._stop.is_set():
@@ -281,8 +279,11 @@ class Session:
             if now_s >= tend_at_s:
                 tend_at_s = now_s + _TEND_S
                 self._tend(connection, life, liveness, now_s)
-                if now_s - life.opened_s >= self._feed.terms.max_age_s:
-                    return not self._stop.is_set()
+                if now_s - life.opened_s >= self._feed.terms.max_age_s and not self._stop.is_set():
+                    return True
+        for payloads in connection.leave():
+            if payloads:
+                self._take(life, payloads)
         return False
 
     def _take(self, life: _Life, payloads: list[bytes]) -> None:

@@ -47,6 +47,11 @@ def _settle(tally: Tally, site: Site, truth: pa.Table) -> None:
     tally.assert_clean()
 
 
+def _assert_nothing_missing(site: Site, truth: pa.Table) -> None:
+    """What the venue had sent before it heard our goodbye was taken: the recording is the truth, to the last row."""
+    assert compare(truth, read_parquet(site.layout)).missing == []
+
+
 def _assert_stopped_in_order(site: Site) -> None:
     """The run said so, and left no segment that holds anything."""
     assert read_facts(site.layout)[-1]["fact"] == "run.stopped"
@@ -149,6 +154,7 @@ def test_stop_under_full_load(tmp_path: Path, tally: Tally, number: signal.Signa
         tally.rounds = 1
         truth = venue.stop()
     _settle(tally, site, truth)
+    _assert_nothing_missing(site, truth)
     _assert_stopped_in_order(site)
 
 
@@ -162,6 +168,7 @@ def test_stop_while_sealing(tmp_path: Path, tally: Tally, number: signal.Signals
         tally.rounds = 1
         truth = venue.stop()
     _settle(tally, site, truth)
+    _assert_nothing_missing(site, truth)
     _assert_stopped_in_order(site)
 
 
