@@ -13,19 +13,19 @@ from ingestor import __version__
 from ingestor.config import DEFAULT_PATH, Settings, Source
 from ingestor.dataset.upkeep import Upkeep
 from ingestor.errors import ConfigError, ConservationViolated
-from ingestor.health import open_health
-from ingestor.key_lock import locked_key
 from ingestor.layout import Layout, RootLock, locked_root
-from ingestor.live_settings import LiveSettings
 from ingestor.metrics import Conservation, Counts
+from ingestor.operations.health import open_health
+from ingestor.operations.key_lock import locked_key
+from ingestor.operations.live_settings import LiveSettings
+from ingestor.operations.signals import Signals
+from ingestor.operations.systemd import Notifier, Service
+from ingestor.operations.watch import Watch
 from ingestor.recording import Recording, make_sink_process, prepare
 from ingestor.report import Report
-from ingestor.signals import Signals
 from ingestor.sinks.process import SinkProcess
-from ingestor.systemd import Notifier, Service
-from ingestor.vitals import Watch
 
-_WATCH_S = 0.2
+_WATCH_S = 0.5
 _READER_END_S = 2.5
 _HURRY_S = 1.0
 
@@ -75,7 +75,7 @@ class Daemon:
         self._sinks_keeper = Worker("sinks", sinks.run, self._ended) if sinks else None
         self._report = Report(recording)
         self._watch = Watch(recording)
-        self._live_settings = LiveSettings(source, recording.settings, recording.session, recording.ledger)
+        self._live_settings = LiveSettings(source, recording.settings, recording.subscriptions, recording.ledger)
         self._upkeep = Upkeep(recording.layout, recording.ledger, recording.settings.storage.retention)
         self._service = Service(Notifier())
         self._disk_low = False
@@ -104,7 +104,7 @@ class Daemon:
         return self._check(account)
 
     def _tick(self, now_s: float) -> None:
-        """What the main thread does five times a second, beside waiting."""
+        """What the main thread does twice a second, beside waiting."""
         self._watch.tick(now_s)
         self._report.tick(now_s)
         self._upkeep.tick()

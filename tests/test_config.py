@@ -1,25 +1,12 @@
 """The settings: what a person writes, and what is said where it is wrong."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ingestor.config import (
-    Flags,
-    JournalSettings,
-    Settings,
-    StorageSettings,
-    format_duration,
-    format_size,
-    load_key,
-    load_settings,
-    parse_duration,
-    parse_size,
-    settings_for_symbols,
-    settings_from_flags,
-)
+from ingestor.config import Flags, Settings, load_settings, settings_from_flags
+from ingestor.config.recorder import JournalSettings, StorageSettings
 from ingestor.errors import ConfigError
 
 Write = Callable[[str | bytes], Path]
@@ -42,64 +29,6 @@ def complaints(path: Path, flags: Flags | None = None) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load_settings(path, flags or Flags())
     return str(caught.value).splitlines()
-
-
-# Units
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("0s", 0.0),
-        ("250ms", 0.25),
-        ("20s", 20.0),
-        ("1.5s", 1.5),
-        ("15m", 900.0),
-        ("2h", 7200.0),
-        ("365d", 31536e3),
-    ],
-)
-def test_durations(text: str, seconds: float) -> None:
-    assert parse_duration(text) == seconds
-    assert parse_duration(format_duration(seconds)) == seconds
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("0B", 0), ("512KB", 512 << 10), ("64MB", 64 << 20), ("1.5GB", 3 << 29), ("2 TB", 2 << 40)],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
-    assert parse_size(format_size(size)) == size
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(900.0, "15m"), (150.0, "150s"), (0.1 + 0.2, "300ms"), (86400.0, "1d")])
-def test_a_duration_is_shown_in_its_largest_whole_unit(seconds: float, text: str) -> None:
-    assert format_duration(seconds) == text
-
-
-@pytest.mark.parametrize("text", ["", "s", "-1s", "1e3s", "1 0s", "15M", "1s2ms", "٣s", "nan", "infs", "9" * 400 + "s"])
-def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(ValueError, match="is no duration: write it like 250ms"):
-        parse_duration(text)
-
-
-@pytest.mark.parametrize("text", ["", "MB", "-1MB", "64mb", "64MiB", "1e3KB", "inf"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(ValueError, match="is no size: write it like 512KB"):
-        parse_size(text)
-
-
-@pytest.mark.parametrize("value", ["900", 900, "0", "1.5"])
-def test_a_number_needs_its_unit(value: object) -> None:
-    with pytest.raises(ValueError, match=f"`{value}` has no unit: write {value}s or"):
-        parse_duration(value)
-    with pytest.raises(ValueError, match=f"`{value}` has no unit: write {value}MB or"):
-        parse_size(value)
-
-
-def test_a_python_caller_gives_seconds() -> None:
-    assert JournalSettings(linger=0.02).linger == 0.02
 
 
 # What a file may say
@@ -341,27 +270,25 @@ def test_a_directory_for_a_file(write: Write) -> None:
 
 def test_flags_stand_above_the_file(write: Write) -> None:
     path = write("tickers: [A]\nstorage: {root: here, formats: [csv]}\n")
-    flags = Flags(symbols=("X", "Y"), root=Path("there"), url="ws://127.0.0.1:1", log_level="debug")
+    flags = Flags(symbols=("X", "Y"), root=Path("there"), url="ws://127.0.0.1:1")
     settings = load_settings(path, flags)
     assert settings.tickers == ("X", "Y")
     assert settings.storage.root == Path("there")
     assert settings.storage.formats == ("csv",)
     assert settings.feed.url == "ws://127.0.0.1:1"
-    assert settings.logging.level == "debug"
 
 
 def test_no_file_is_needed() -> None:
-    settings = settings_for_symbols(["AAPL", "BINANCE:BTCUSDT"], root=Path("x"))
+    settings = settings_from_flags(Flags(symbols=["AAPL", "BINANCE:BTCUSDT"], root=Path("x")))
     assert settings == Settings(tickers=("AAPL", "BINANCE:BTCUSDT"), storage=StorageSettings(root=Path("x")))
 
 
 def test_a_mistake_in_a_flag_names_the_flag(write: Write) -> None:
     path = write("tickers: [A]\njournal: {linger: 5}\n")
-    flags = Flags(symbols=("A", "A"), url="ws://venue", log_format="xml")
+    flags = Flags(symbols=("A", "A"), url="ws://venue")
     assert [line.partition(": ")[0] for line in complaints(path, flags)] == [
         "--url",
         "--symbols",
-        "--log-format",
         "ingestor.yaml:2:11",
     ]
 
@@ -382,7 +309,7 @@ def test_no_symbols_at_all() -> None:
 
 
 def test_settings_survive_being_written_down() -> None:
-    settings = settings_for_symbols(["ON"])
+    settings = settings_from_flags(Flags(symbols=["ON"]))
     assert Settings.model_validate(settings.model_dump(mode="json")) == settings
 
 
@@ -391,7 +318,7 @@ def test_the_schema_shows_defaults_as_the_file_would() -> None:
     assert schema["properties"]["tickers"]["minItems"] == 1
     rotate = schema["$defs"]["RotateSettings"]["properties"]
     assert rotate["age"]["default"] == "15m"
-    assert rotate["size"]["default"] == "64MB"
+    assert rotate["size"]["default"] == "32MB"
     assert schema["properties"]["stop_timeout"]["type"] == "string"
     assert schema["properties"]["tickers"]["items"]["type"] == ["string", "number", "boolean", "null"]
     assert schema["additionalProperties"] is False
@@ -402,75 +329,3 @@ def test_every_setting_says_what_it_is() -> None:
     for section in (schema, *schema["$defs"].values()):
         for key, value in section["properties"].items():
             assert "$ref" in value or value.get("description"), key
-
-
-# The key
-
-
-def test_no_key_anywhere(tmp_path: Path) -> None:
-    assert load_key(tmp_path, {}) is None
-    (tmp_path / ".env").write_text("FINNHUB_API_KEY=\nAPI_KEY\n")
-    assert load_key(tmp_path, {"FINNHUB_API_KEY": " ", "CREDENTIALS_DIRECTORY": str(tmp_path)}) is None
-
-
-def test_the_most_specific_source_wins(tmp_path: Path) -> None:
-    credentials = tmp_path / "credentials"
-    credentials.mkdir()
-    environ = {"FINNHUB_API_KEY": "from-environment", "CREDENTIALS_DIRECTORY": str(credentials)}
-    (credentials / "finnhub_api_key").write_text("from-credentials\n")
-    (tmp_path / ".env").write_text("API_KEY=other\nFINNHUB_API_KEY='from-$HOME-dotenv'\n")
-    (tmp_path / ".env").chmod(0o600)
-    found = []
-    for name in ("FINNHUB_API_KEY", "CREDENTIALS_DIRECTORY", None):
-        key = load_key(tmp_path, environ)
-        assert key is not None
-        found.append((key.value.get_secret_value(), key.source, key.warning))
-        environ.pop(name or "", None)
-    assert found == [
-        ("from-environment", "FINNHUB_API_KEY in the environment", None),
-        ("from-credentials", "finnhub_api_key in $CREDENTIALS_DIRECTORY", None),
-        ("from-$HOME-dotenv", f"FINNHUB_API_KEY in {tmp_path / '.env'}", None),
-    ]
-
-
-def test_the_dotenv_may_say_api_key(tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text("API_KEY=c0ffee\n")
-    key = load_key(tmp_path, {})
-    assert key is not None
-    assert key.value.get_secret_value() == "c0ffee"
-    assert key.source.startswith("API_KEY in")
-
-
-def test_a_dotenv_that_others_can_read_is_warned_of(tmp_path: Path) -> None:
-    dotenv = tmp_path / ".env"
-    dotenv.write_text("API_KEY=c0ffee\n")
-    dotenv.chmod(0o644)
-    key = load_key(tmp_path, {})
-    assert key is not None
-    assert key.warning == f"{dotenv} is open to other users (0644): chmod 600 {dotenv}"
-
-
-@pytest.mark.parametrize("key", ["hunter two", "hunter\x00two", "hunter\u00e9two", "hunter\ttwo", "hunter\ntwo"])
-def test_a_key_that_no_venue_issues_is_refused_unseen(tmp_path: Path, key: str) -> None:
-    with pytest.raises(ConfigError, match="the key from FINNHUB_API_KEY in the environment holds") as caught:
-        load_key(tmp_path, {"FINNHUB_API_KEY": key})
-    assert "hunter" not in str(caught.value)
-
-
-def test_a_dotenv_that_is_not_text(tmp_path: Path) -> None:
-    (tmp_path / ".env").write_bytes(b"API_KEY=\xff\xfehunter2\n")
-    with pytest.raises(ConfigError, match="outside ASCII") as caught:
-        load_key(tmp_path, {})
-    assert "hunter" not in str(caught.value)
-
-
-@pytest.mark.parametrize("name", [".env", "FINNHUB_API_KEY"])
-def test_a_source_that_cannot_be_read(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).mkdir()
-    with pytest.raises(ConfigError, match=f"{name}: can't be read"):
-        load_key(tmp_path, {"CREDENTIALS_DIRECTORY": os.fspath(tmp_path)})
-
-
-def test_a_key_shows_itself_to_nobody(tmp_path: Path) -> None:
-    key = load_key(tmp_path, {"FINNHUB_API_KEY": "hunter2"})
-    assert "hunter2" not in f"{key!r} {key} {key and key.model_dump_json()}"

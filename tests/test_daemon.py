@@ -18,8 +18,8 @@ from ingestor.errors import KeyInUse, RootLocked
 from ingestor.layout import Layout, read_holder
 from ingestor.ledger import list_ledgers, read_facts
 from ingestor.metrics import Conservation, Counts
-from ingestor.signals import Signals
-from ingestor.status import read_status
+from ingestor.operations.signals import Signals
+from ingestor.operations.status import read_status
 
 PATIENCE_S = 30.0
 

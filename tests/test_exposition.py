@@ -8,9 +8,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from requirements import require
 
-from ingestor.exposition import VitalsCollector
 from ingestor.ledger import now_us
-from ingestor.vitals import Watch
+from ingestor.operations.exposition import VitalsCollector
+from ingestor.operations.watch import Watch
 
 HOSTILE = 'A"\\\n{}'
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from prepared import prepared_recording
 
-from ingestor.config import split_address
-from ingestor.health import HealthServer, open_health
+from ingestor.config.addresses import split_address
+from ingestor.operations.health import HealthServer, open_health
+from ingestor.operations.vitals import decode_vitals, find_ailments
+from ingestor.operations.watch import Watch
 from ingestor.recording import Recording
-from ingestor.vitals import Watch, decode_vitals, find_ailments
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import pytest
 
 import ingestor
 from ingestor.errors import KeyInUse
-from ingestor.key_lock import locked_key
+from ingestor.operations.key_lock import locked_key
 
 URL = "wss://ws.finnhub.io"
 HOLD = (
-    "import sys; from ingestor.key_lock import locked_key\n"
+    "import sys; from ingestor.operations.key_lock import locked_key\n"
     "with locked_key(sys.argv[1], sys.argv[2]): print('held', flush=True); sys.stdin.read()"
 )
 

@@ -10,7 +10,7 @@ from prepared import prepared_recording
 
 from ingestor.config import Flags, Settings, Source
 from ingestor.ledger import list_ledgers, read_facts
-from ingestor.live_settings import LiveSettings
+from ingestor.operations.live_settings import LiveSettings
 from ingestor.recording import Recording
 
 NO_FLAGS = Flags()
@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 def live(recording: Recording, path: Path, flags: Flags = NO_FLAGS, **more: Any) -> LiveSettings:
     source = Source(path, flags)
     settings = source.read().model_copy(update=more)
-    return LiveSettings(source, settings, recording.session, recording.ledger)
+    return LiveSettings(source, settings, recording.subscriptions, recording.ledger)
 
 
 def outcomes(recording: Recording) -> list[dict[str, Any]]:
@@ -44,8 +44,8 @@ def outcomes(recording: Recording) -> list[dict[str, Any]]:
 
 def wanted(recording: Recording) -> tuple[str, ...]:
     """What the session would ask for now: it takes changes over itself, in its own thread."""
-    recording.session.adopt_changes()
-    return recording.session.symbols
+    recording.subscriptions.adopt_changes(None)
+    return recording.subscriptions.symbols
 
 
 def test_tickers_are_taken_over(recording: Recording, path: Path) -> None:
@@ -146,6 +146,6 @@ def test_it_is_not_watched_unless_asked(recording: Recording, path: Path) -> Non
 
 def test_settings_of_flags_alone_can_be_read_again(recording: Recording) -> None:
     source = Source(None, Flags(symbols=["AAPL", "MSFT"]))
-    settings = LiveSettings(source, Settings(tickers=("AAPL", "MSFT")), recording.session, recording.ledger)
+    settings = LiveSettings(source, Settings(tickers=("AAPL", "MSFT")), recording.subscriptions, recording.ledger)
     settings.reload()
     assert wanted(recording) == ("AAPL", "MSFT")

@@ -13,8 +13,9 @@ import pytest
 from pydantic import SecretStr
 
 from ingestor.cli.check_online import Finding, ask_venue, find_online
-from ingestor.config import Key, Settings
-from ingestor.online import Rest, VenueUnreachable, find_unknown, measure_disk
+from ingestor.config import Settings
+from ingestor.config.key import Key
+from ingestor.operations.online import Rest, VenueUnreachable, find_unknown, measure_disk
 
 KEY = "c0ffee"
 LISTS = {

@@ -9,9 +9,10 @@ from click.testing import CliRunner
 from prepared import prepared_recording
 
 from ingestor.cli.main import cli
-from ingestor.config import BINANCE_STREAMS, Settings, Source
-from ingestor.live_settings import LiveSettings
-from ingestor.shard import shard_of, symbols_of_shard
+from ingestor.config import Settings, Source
+from ingestor.config.feeds import BINANCE_STREAMS
+from ingestor.config.shard import shard_of, symbols_of_shard
+from ingestor.operations.live_settings import LiveSettings
 
 SYMBOLS = tuple(f"{kind}{number}" for kind in ("S", "BINANCE:C", "OANDA:F") for number in range(1000))
 
@@ -103,8 +104,8 @@ def test_a_reload_takes_this_shard_of_the_new_tickers(tmp_path: Path) -> None:
     tickers = tuple(f"S{number}" for number in range(12))
     with prepared_recording(tmp_path / "data") as recording:
         source = Source(path)
-        live = LiveSettings(source, source.read(), recording.session, recording.ledger)
+        live = LiveSettings(source, source.read(), recording.subscriptions, recording.ledger)
         path.write_text((SHARDED % ", ".join(tickers)).replace("index: 1", "index: 2"))
         live.reload()
-        recording.session.adopt_changes()
-        assert recording.session.symbols == symbols_of_shard(tickers, 1, 2)
+        recording.subscriptions.adopt_changes(None)
+        assert recording.subscriptions.symbols == symbols_of_shard(tickers, 1, 2)

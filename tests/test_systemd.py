@@ -13,8 +13,9 @@ import pytest
 from prepared import prepared_recording
 from requirements import require
 
-from ingestor.systemd import Notifier, Service, summarize
-from ingestor.vitals import Vitals, Watch
+from ingestor.operations.systemd import Notifier, Service, summarize
+from ingestor.operations.vitals import Vitals
+from ingestor.operations.watch import Watch
 
 UNITS = Path(__file__).parents[1] / "systemd"
 BOTH = pytest.mark.parametrize("unit", ["ingestor.service", "ingestor@.service"])

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingestor.config.yaml_file import Mistake, Place, read_yaml
 from ingestor.errors import ConfigError
-from ingestor.yaml_file import Mistake, Place, read_yaml
 
 TEXT = """\
 a: 012

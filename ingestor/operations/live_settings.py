@@ -6,7 +6,7 @@ from typing import Any
 
 import structlog
 
-from ingestor.capture.session import Session
+from ingestor.capture.subscriptions import Subscriptions
 from ingestor.config import Settings, Source
 from ingestor.errors import ConfigError
 from ingestor.ledger import Ledger
@@ -19,10 +19,10 @@ log = structlog.get_logger()
 class LiveSettings:
     """Takes a new list of tickers over into a session that runs."""
 
-    def __init__(self, source: Source, settings: Settings, session: Session, ledger: Ledger) -> None:
+    def __init__(self, source: Source, settings: Settings, subscriptions: Subscriptions, ledger: Ledger) -> None:
         self._source = source
         self._settings = settings
-        self._session = session
+        self._subscriptions = subscriptions
         self._ledger = ledger
         self._look_at_s = 0.0
         self._read_as = self._seen_as = _identify(source.path)
@@ -50,7 +50,7 @@ class LiveSettings:
         waiting = sorted(_changed(self._settings, new))
         before, self._settings = self._settings, self._settings.model_copy(update={"tickers": new.tickers})
         added, dropped = _difference(before.symbols, self._settings.symbols)
-        self._session.change_symbols(self._settings.symbols)
+        self._subscriptions.change(self._settings.symbols)
         self._ledger.record("settings.reloaded", added=added, dropped=dropped, waiting=waiting)
         log.info("settings.reloaded", added=added, dropped=dropped)
         if waiting:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from ingestor.config import split_address
+from ingestor.config.addresses import split_address
 from ingestor.layout import Holder, Layout, read_holder
 from ingestor.ledger import list_ledgers
-from ingestor.vitals import Vitals, decode_vitals, find_ailments
+from ingestor.operations.vitals import Vitals, decode_vitals, find_ailments
 
 _PATIENCE_S = 5.0
 _DAY_S = 86_400.0

@@ -14,9 +14,10 @@ from typing import Any
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 
-from ingestor.config import is_loopback, split_address
-from ingestor.exposition import VitalsCollector
-from ingestor.vitals import Watch, encode_vitals, find_ailments
+from ingestor.config.addresses import is_loopback, split_address
+from ingestor.operations.exposition import VitalsCollector
+from ingestor.operations.vitals import encode_vitals, find_ailments
+from ingestor.operations.watch import Watch
 
 _ANYWHERE = "127.0.0.1:0"
 _PATIENCE_S = 2.0

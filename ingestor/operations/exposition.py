@@ -14,7 +14,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from ingestor.vitals import Histogram, Vitals, Watch
+from ingestor.operations.vitals import Histogram, Vitals
+from ingestor.operations.watch import Watch
 
 
 class _Number(NamedTuple):
@@ -24,11 +25,11 @@ class _Number(NamedTuple):
 
 
 _COUNTERS = (
-    _Number("ingestor_frames_received", "Messages read from the venue.", lambda v: v.flow.frames_received),
-    _Number("ingestor_frames_notices", "Messages that carry no trades by intent.", lambda v: v.flow.counts.notices),
+    _Number("ingestor_frames_received", "Frames read from the venue.", lambda v: v.flow.frames_received),
+    _Number("ingestor_frames_notices", "Frames that carry no trades by intent.", lambda v: v.flow.counts.notices),
     _Number(
         "ingestor_trades_received",
-        "Trades in messages that could be decoded.",
+        "Trades in frames that could be decoded.",
         lambda v: v.flow.counts.trades + v.flow.counts.rejected_trades,
     ),
     _Number("ingestor_trades_journaled", "Trades appended to the journal.", lambda v: v.flow.counts.trades),

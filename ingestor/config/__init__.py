@@ -1,0 +1,154 @@
+"""Settings: one YAML file and the environment, read once, frozen; every mistake named with its place.
+
+Every default is in this room and nowhere else; `config/ingestor.yaml` is the manual; a test holds it to them. The
+sections are in `feeds`, `tickers`, `recorder` and `sinks`; here they come together and are read. Secrets are in `key`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Self
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from ingestor.config.feeds import BinanceSettings, FeedSettings, FinnhubSettings, JsonSettings, check_binance_tickers
+from ingestor.config.mistakes import path_in_file, sentence
+from ingestor.config.recorder import (
+    ConnectionSettings,
+    HealthSettings,
+    JournalSettings,
+    LoggingSettings,
+    StorageSettings,
+)
+from ingestor.config.section import Section, Switch, null_as_none
+from ingestor.config.shard import symbols_of_shard
+from ingestor.config.sinks import SinkSettings
+from ingestor.config.tickers import ShardSettings, Tickers
+from ingestor.config.units import Duration, lasting
+from ingestor.config.yaml_file import KeyPath, Mistake, YamlFile, read_yaml
+from ingestor.errors import ConfigError
+
+DEFAULT_PATH = Path("config/ingestor.yaml")
+
+
+class Settings(Section):
+    """All of one recorder's settings. Durations are seconds, sizes bytes."""
+
+    feed: FeedSettings = Field(default=FinnhubSettings(), description="the venue and its language")
+    tickers: Tickers = Field(
+        description="the symbols to record, as the venue names them", json_schema_extra={"minItems": 1}
+    )
+    tickers_watch: Switch = Field(
+        default=False, description="apply a change of tickers as soon as the file is saved; else on `ingestor reload`"
+    )
+    shard: Annotated[ShardSettings | None, BeforeValidator(null_as_none)] = Field(
+        default=None, description="record only this recorder's part of the tickers; null records all"
+    )
+    storage: StorageSettings = StorageSettings()
+    journal: JournalSettings = JournalSettings()
+    connection: ConnectionSettings = ConnectionSettings()
+    health: HealthSettings = HealthSettings()
+    sinks: SinkSettings = SinkSettings()
+    logging: LoggingSettings = LoggingSettings()
+    stop_timeout: Annotated[Duration, lasting("0s", "1h")] = Field(
+        default=60.0, description="how long an orderly stop may wait for files to be complete"
+    )
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """What this recorder asks for: the tickers, or its shard of them."""
+        if self.shard is None:
+            return self.tickers
+        return symbols_of_shard(self.tickers, self.shard.index, self.shard.count)
+
+    @model_validator(mode="after")
+    def _recordable(self) -> Self:
+        """What the sections say of one another."""
+        if self.shard and isinstance(self.feed, JsonSettings) and self.feed.subscribe is None:
+            raise ValueError("`shard` needs `feed.subscribe`: without it every shard is sent every symbol")
+        if not self.symbols:
+            raise ValueError("this shard gets none of the tickers: there are too few of them for so many shards")
+        if isinstance(self.feed, BinanceSettings):
+            check_binance_tickers(self.symbols)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """What the command line says; each stands above the file. None leaves the file's word."""
+
+    symbols: Sequence[str] | None = None
+    root: Path | None = None
+    url: str | None = None
+
+    PLACES: ClassVar[dict[str, KeyPath]] = {
+        "symbols": ("tickers",),
+        "root": ("storage", "root"),
+        "url": ("feed", "url"),
+    }
+
+    def given(self) -> Iterator[tuple[str, KeyPath, object]]:
+        """(`--flag`, the setting it stands for, its value) of each that was given."""
+        for name, path in self.PLACES.items():
+            value = getattr(self, name)
+            if value is not None:
+                yield f"--{name}", path, value
+
+
+def load_settings(path: Path, flags: Flags = Flags()) -> Settings:
+    """The settings in this file, under these flags. Raises ConfigError: one line a mistake, all of them."""
+    return _validate(read_yaml(path), flags)
+
+
+def settings_from_flags(flags: Flags) -> Settings:
+    """Settings without a file: the defaults under these flags. Raises ConfigError."""
+    return _validate(YamlFile(Path("command line"), {}, {}, []), flags)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where settings come from, so that they can be read again."""
+
+    path: Path | None
+    """None: from the flags alone."""
+    flags: Flags = Flags()
+
+    def read(self) -> Settings:
+        """Raises ConfigError: one line a mistake, all of them."""
+        return settings_from_flags(self.flags) if self.path is None else load_settings(self.path, self.flags)
+
+
+def _validate(file: YamlFile, flags: Flags) -> Settings:
+    mistakes = list(file.mistakes)
+    complaints: list[str] = []
+    flag_of = {path: flag for flag, path, _ in flags.given()}
+    try:
+        settings = Settings.model_validate(_under(file.data, flags))
+    except ValidationError as error:
+        for detail in error.errors(include_url=False, include_input=False):
+            at = path_in_file(detail["loc"])
+            flag = next((flag for path, flag in flag_of.items() if at[: len(path)] == path), None)
+            if flag:
+                complaints.append(f"{flag}: {sentence(detail, Settings)}")
+            else:
+                mistakes.append(Mistake(file.place(at), sentence(detail, Settings)))
+    complaints += [file.complaint(mistake) for mistake in sorted(mistakes)]
+    if complaints:
+        raise ConfigError("\n".join(complaints))
+    return settings
+
+
+def _under(data: Mapping[str, object], flags: Flags) -> dict[str, object]:
+    """`data` with the flags' values in their places. A section that is no mapping is refused later."""
+    merged = dict(data)
+    for _, path, value in flags.given():
+        *above, last = (str(key) for key in path)
+        at = merged
+        for key in above:
+            section = at.get(key) or {}
+            if not isinstance(section, Mapping):
+                break
+            at[key] = at = dict(section)
+        else:
+            at[last] = value
+    return merged

@@ -1,0 +1,90 @@
+"""The API key and other secrets: where they are looked for, and that they stay unseen."""
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from dotenv import dotenv_values
+from pydantic import BaseModel, ConfigDict, SecretStr
+
+from ingestor.errors import ConfigError
+
+KEY_BELONGS = "the key belongs into FINNHUB_API_KEY or into .env beside this file, never in here"
+
+
+class Key(BaseModel):
+    """The API key and where it was found (`FINNHUB_API_KEY`, a `.env` file, `$CREDENTIALS_DIRECTORY`)."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+    value: SecretStr
+    source: str
+    """In words for the log; never the key."""
+    warning: str | None = None
+    """What should be put right about the source."""
+
+
+def load_key(config_dir: Path, environ: Mapping[str, str] = os.environ) -> Key | None:
+    """The first of `FINNHUB_API_KEY` in the environment, in `$CREDENTIALS_DIRECTORY`, in `config_dir/.env`.
+
+    What was given to this process stands above what lies on the disk for all of them. An empty value is none.
+    Raises ConfigError, without the key, for a source that can't be read or a key that no venue issues.
+    """
+    for source, text, warning in _key_candidates(config_dir, environ):
+        key = text.strip()
+        if key and not (key.isascii() and key.isprintable() and " " not in key):
+            raise ConfigError(f"the key from {source} holds a blank, a control character or a letter outside ASCII")
+        if key:
+            return Key(value=SecretStr(key), source=source, warning=warning)
+    return None
+
+
+def load_secret(name: str, config_dir: Path, environ: Mapping[str, str] = os.environ) -> str | None:
+    """A password: `name` in the environment, in `$CREDENTIALS_DIRECTORY`, or in `config_dir/.env`; None where it is
+    nowhere. Raises ConfigError for a source that can't be read.
+    """
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    found = environ.get(name) or (_read_secret(Path(directory) / name).strip() if directory else "")
+    return found or _read_dotenv(config_dir / ".env").get(name) or None
+
+
+def _key_candidates(config_dir: Path, environ: Mapping[str, str]) -> Iterator[tuple[str, str, str | None]]:
+    """(source, text, warning), the most specific first; nothing is read before it is needed."""
+    yield "FINNHUB_API_KEY in the environment", environ.get("FINNHUB_API_KEY", ""), None
+    if directory := environ.get("CREDENTIALS_DIRECTORY"):
+        for name in ("FINNHUB_API_KEY", "finnhub_api_key"):
+            path = Path(directory) / name
+            yield f"{name} in $CREDENTIALS_DIRECTORY", _read_secret(path), None
+    dotenv = config_dir / ".env"
+    values = _read_dotenv(dotenv)
+    for name in ("FINNHUB_API_KEY", "API_KEY"):
+        yield f"{name} in {dotenv}", values.get(name) or "", _open_to_others(dotenv)
+
+
+def _read_secret(path: Path) -> str:
+    """The file's text, empty where there is no such file."""
+    try:
+        return path.read_bytes().decode("utf-8", "replace")  # a replacement character is refused as not ASCII
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
+
+
+def _read_dotenv(path: Path) -> dict[str, str | None]:
+    """The file's variables, nothing interpolated; empty where there is no such file."""
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            return dotenv_values(stream=file, interpolate=False)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
+
+
+def _open_to_others(path: Path) -> str | None:
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        return None
+    return f"{path} is open to other users ({mode:04o}): chmod 600 {path}" if mode & 0o077 else None

@@ -1,0 +1,168 @@
+"""How a recording is, as plain values; and what of them is an ailment."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter
+
+from ingestor.config.units import format_size
+from ingestor.metrics import Counts
+
+_STILL_S = 10.0
+_LATE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """`within[i]` values were at most `bounds[i]`."""
+
+    bounds: tuple[float, ...]
+    within: tuple[int, ...]
+    total: int
+    sum_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SinkLag:
+    """What of this run a sink has not got yet. For Parquet that is what the open segment holds."""
+
+    name: str
+    rows: int
+    seconds: float
+    """Age of the oldest of these rows, to a second; for a sink in the other process as it was up to 10 s ago."""
+    skipped_rows: int = 0
+    """What the journal no longer keeps for it: these are in the dataset only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """The link to the venue."""
+
+    connected: bool
+    answered: bool
+    """Something came on this connection since the symbols were asked for."""
+    connections: int
+    silence_s: float
+    """Since anything came from the venue, on whichever connection."""
+    silence_max_s: float
+    symbols: int
+    ticking: int
+    """Symbols with a trade in the last minute."""
+    last_trade_at: dict[str, float]
+    """By symbol, up to 1000."""
+    gap: str | None
+    """The cause of the gap for all symbols that is open."""
+    blind_symbols: tuple[str, ...]
+    """Those with an open gap of their own, up to 1000."""
+    gaps: dict[str, int]
+    """How many began in this run, by cause."""
+    blind_s: dict[str, float]
+    """How long those lasted that have ended, by cause."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow:
+    """From the socket to the journal."""
+
+    frames_received: int
+    counts: Counts
+    reasons: dict[str, int]
+    trades_per_s: float
+    """Over the last 10 s."""
+    rejects_flood: bool
+    """Texts of rejects are no longer kept today, or a tenth of what came in the last minute was rejected."""
+    delays: Histogram
+    buffer_bytes: int
+    buffer_max_bytes: int
+    pauses: int
+    paused_s: float
+    lag_s: float
+    """How long the oldest frame has been waiting for the recorder."""
+    turned_s: float
+    """Since the recorder's loop last came round."""
+    conservation_violations: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """The journal, its sinks, and the room there is."""
+
+    failing: bool
+    syncs: int
+    sync_s: float
+    """How long those took together."""
+    sync_age_s: float
+    """How long the oldest row that is not synced has been waiting."""
+    killed_loss_s: float
+    """What `kill -9` would lose now, at most."""
+    unpowered_loss_s: float
+    """What a power cut would lose now, at most, but for one sync."""
+    sinks: tuple[SinkLag, ...]
+    sink_patience_s: float
+    free_bytes: int
+    floor_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vitals:
+    """A recording at one moment. Durations are in seconds, times in seconds since 1970."""
+
+    at: float
+    version: str
+    pid: int
+    root: str
+    run: int
+    started_at: float
+    link: Link
+    flow: Flow
+    disk: Disk
+
+
+_AS_JSON = TypeAdapter(Vitals)
+
+
+def encode_vitals(vitals: Vitals) -> bytes:
+    """As JSON."""
+    return _AS_JSON.dump_json(vitals)
+
+
+def decode_vitals(text: bytes) -> Vitals:
+    """What `encode_vitals` made, of this or a later version. Raises ValueError on anything else."""
+    return _AS_JSON.validate_json(text)
+
+
+def find_ailments(vitals: Vitals) -> list[str]:
+    """What is wrong, the worst first, as sentences; none where trades are being recorded as they come."""
+    return [*_link_ailments(vitals.link), *_flow_ailments(vitals.flow), *_disk_ailments(vitals.disk)]
+
+
+def _link_ailments(link: Link) -> Iterable[str]:
+    if not link.connected:
+        yield "not connected to the venue"
+    elif not link.answered:
+        yield "subscribed, and nothing has come yet"
+    elif link.silence_s > link.silence_max_s / 2:
+        yield f"mute: nothing has come for {link.silence_s:.0f} s"
+    elif link.gap is not None:
+        yield f"blind: frames come, but no trades (a gap of cause {link.gap})"
+
+
+def _flow_ailments(flow: Flow) -> Iterable[str]:
+    if flow.turned_s > _STILL_S:
+        yield f"not writing: the recorder has stood still for {flow.turned_s:.0f} s"
+    elif flow.lag_s > _LATE_S:
+        yield f"the recorder is {flow.lag_s:.0f} s late"
+    if flow.rejects_flood:
+        yield "rejects are flooding: see rejects/ for what can't be read"
+    if flow.conservation_violations:
+        yield f"conservation was violated {flow.conservation_violations} times: see the log"
+
+
+def _disk_ailments(disk: Disk) -> Iterable[str]:
+    if disk.failing:
+        yield "not writing: the disk refuses the journal"
+    if disk.free_bytes < disk.floor_bytes:
+        yield f"disk low: {disk.free_bytes >> 20} MB free, storage.min_free is {format_size(disk.floor_bytes)}"
+    for sink in disk.sinks:
+        if sink.seconds > disk.sink_patience_s:
+            yield f"{sink.name} is far behind: {sink.rows} rows, {sink.seconds:.0f} s"

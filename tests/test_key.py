@@ -1,0 +1,78 @@
+"""The key: where it is found, and that nobody sees it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ingestor.config.key import load_key
+from ingestor.errors import ConfigError
+
+
+def test_no_key_anywhere(tmp_path: Path) -> None:
+    assert load_key(tmp_path, {}) is None
+    (tmp_path / ".env").write_text("FINNHUB_API_KEY=\nAPI_KEY\n")
+    assert load_key(tmp_path, {"FINNHUB_API_KEY": " ", "CREDENTIALS_DIRECTORY": str(tmp_path)}) is None
+
+
+def test_the_most_specific_source_wins(tmp_path: Path) -> None:
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    environ = {"FINNHUB_API_KEY": "from-environment", "CREDENTIALS_DIRECTORY": str(credentials)}
+    (credentials / "finnhub_api_key").write_text("from-credentials\n")
+    (tmp_path / ".env").write_text("API_KEY=other\nFINNHUB_API_KEY='from-$HOME-dotenv'\n")
+    (tmp_path / ".env").chmod(0o600)
+    found = []
+    for name in ("FINNHUB_API_KEY", "CREDENTIALS_DIRECTORY", None):
+        key = load_key(tmp_path, environ)
+        assert key is not None
+        found.append((key.value.get_secret_value(), key.source, key.warning))
+        environ.pop(name or "", None)
+    assert found == [
+        ("from-environment", "FINNHUB_API_KEY in the environment", None),
+        ("from-credentials", "finnhub_api_key in $CREDENTIALS_DIRECTORY", None),
+        ("from-$HOME-dotenv", f"FINNHUB_API_KEY in {tmp_path / '.env'}", None),
+    ]
+
+
+def test_the_dotenv_may_say_api_key(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("API_KEY=c0ffee\n")
+    key = load_key(tmp_path, {})
+    assert key is not None
+    assert key.value.get_secret_value() == "c0ffee"
+    assert key.source.startswith("API_KEY in")
+
+
+def test_a_dotenv_that_others_can_read_is_warned_of(tmp_path: Path) -> None:
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("API_KEY=c0ffee\n")
+    dotenv.chmod(0o644)
+    key = load_key(tmp_path, {})
+    assert key is not None
+    assert key.warning == f"{dotenv} is open to other users (0644): chmod 600 {dotenv}"
+
+
+@pytest.mark.parametrize("key", ["hunter two", "hunter\x00two", "hunter\u00e9two", "hunter\ttwo", "hunter\ntwo"])
+def test_a_key_that_no_venue_issues_is_refused_unseen(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match="the key from FINNHUB_API_KEY in the environment holds") as caught:
+        load_key(tmp_path, {"FINNHUB_API_KEY": key})
+    assert "hunter" not in str(caught.value)
+
+
+def test_a_dotenv_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"API_KEY=\xff\xfehunter2\n")
+    with pytest.raises(ConfigError, match="outside ASCII") as caught:
+        load_key(tmp_path, {})
+    assert "hunter" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [".env", "FINNHUB_API_KEY"])
+def test_a_source_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=f"{name}: can't be read"):
+        load_key(tmp_path, {"CREDENTIALS_DIRECTORY": os.fspath(tmp_path)})
+
+
+def test_a_key_shows_itself_to_nobody(tmp_path: Path) -> None:
+    key = load_key(tmp_path, {"FINNHUB_API_KEY": "hunter2"})
+    assert "hunter2" not in f"{key!r} {key} {key and key.model_dump_json()}"
