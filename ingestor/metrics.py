@@ -24,6 +24,11 @@ class Counts:
         """Every frame became exactly one thing."""
         return self.frames == self.decoded + self.rejected_frames + self.notices
 
+    @property
+    def fates(self) -> str:
+        """What became of the frames, as a sum."""
+        return f"{self.decoded:,} decoded + {self.rejected_frames:,} rejected + {self.notices:,} notices"
+
 
 @dataclass(frozen=True, slots=True)
 class Conservation:
@@ -39,11 +44,11 @@ class Conservation:
         counts = self.journaled
         broken = []
         if self.frames_received != counts.frames:
-            broken.append(f"{self.frames_received} frames received, {counts.frames} journaled")
+            broken.append(f"{self.frames_received:,} frames received, {counts.frames:,} journaled")
         if not counts.balanced:
-            broken.append(f"{counts.frames} frames are not {self._frames()}")
+            broken.append(f"{counts.frames:,} frames are not {counts.fates}")
         broken += [
-            f"{counts.trades} trades journaled, {rows} rows in {sink}"
+            f"{counts.trades:,} trades journaled, {rows:,} rows in {sink}"
             for sink, rows in self.sink_rows.items()
             if rows != counts.trades
         ]
@@ -51,13 +56,9 @@ class Conservation:
 
     def __str__(self) -> str:
         counts = self.journaled
-        sinks = "".join(f" = {rows} rows in {sink}" for sink, rows in self.sink_rows.items())
+        sinks = "".join(f" = {rows:,} rows in {sink}" for sink, rows in self.sink_rows.items())
         return (
-            f"{self.frames_received} frames = {self._frames()}; "
-            f"{counts.trades + counts.rejected_trades} trades = {counts.trades} journaled"
-            f" + {counts.rejected_trades} rejected; {counts.trades} journaled{sinks}"
+            f"{self.frames_received:,} frames = {counts.fates}; "
+            f"{counts.trades + counts.rejected_trades:,} trades = {counts.trades:,} journaled"
+            f" + {counts.rejected_trades:,} rejected; {counts.trades:,} journaled{sinks}"
         )
-
-    def _frames(self) -> str:
-        counts = self.journaled
-        return f"{counts.decoded} decoded + {counts.rejected_frames} rejected + {counts.notices} notices"

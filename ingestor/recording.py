@@ -1,43 +1,46 @@
 """The parts of one run, wired and at rest: what is built, in which order, and from what the last run left."""
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import structlog
-
 from ingestor import __version__
+from ingestor.capture.attempts import Attempts, Waits
 from ingestor.capture.buffer import Buffer
 from ingestor.capture.gaps import Gaps, OpenGap
 from ingestor.capture.holidays import Holidays, find_rest_base
+from ingestor.capture.inherited import find_inherited_gaps
+from ingestor.capture.keeper import Keeper
 from ingestor.capture.known_key import KnownKey
+from ingestor.capture.lives import Lives
+from ingestor.capture.markets import Markets
 from ingestor.capture.observed import Observed
+from ingestor.capture.observer import Observer
 from ingestor.capture.recorder import Recorder
 from ingestor.capture.rejects import Rejects
 from ingestor.capture.session import Session
-from ingestor.config import Settings, load_secret
+from ingestor.capture.subscriptions import Subscriptions
+from ingestor.capture.tending import Tending
+from ingestor.config import Settings
+from ingestor.config.key import load_secret
 from ingestor.errors import ConfigError
-from ingestor.feeds import make_feed
-from ingestor.journal.cursor import Cursor, next_segment
-from ingestor.journal.follower import Follower, Rows
-from ingestor.journal.writer import Journal, Rotation
-from ingestor.layout import Layout, list_segments
-from ingestor.ledger import Fact, History, Ledger, now_us, read_history, run_id
+from ingestor.feeds import Feed, make_feed
+from ingestor.journal.cursor import next_segment
+from ingestor.journal.rotation import Rotation
+from ingestor.journal.writer import Journal
+from ingestor.layout import Layout
+from ingestor.ledger import Fact, Ledger, now_us, read_history, run_id
 from ingestor.schema import FORMAT_VERSION, recorded
 from ingestor.sinks.accounts import SegmentAccounts
 from ingestor.sinks.claims import Claims
 from ingestor.sinks.csv_files import CsvFiles
-from ingestor.sinks.destinations import SECRETS, claiming_sinks, configured_sinks
+from ingestor.sinks.destinations import SECRETS, check_options, claiming_sinks, configured_sinks
 from ingestor.sinks.parquet_files import ParquetFiles
 from ingestor.sinks.process import Handover, SinkProcess
 from ingestor.sinks.runner import Runner
 
-_RESTART_US = 60_000_000
-
 FileSink = ParquetFiles | CsvFiles
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +53,9 @@ class Recording:
     ledger: Ledger
     gaps: Gaps
     observed: Observed
-    holidays: Holidays
     buffer: Buffer
+    subscriptions: Subscriptions
+    markets: Markets
     session: Session
     journal: Journal
     rejects: Rejects
@@ -72,9 +76,40 @@ def prepare(
     history = read_history(layout)
     run = history.run + 1
     feed = make_feed(settings.feed, key)
-    schema = recorded(feed.schema)
     first_segment = next_segment(layout, history.segment)
-    inherited = _inherited_gaps(layout, history)
+    inherited = find_inherited_gaps(layout, history)
+    ledger = _begin_ledger(settings, layout, run, feed, first_segment, inherited)
+    rotation = Rotation(settings.storage.rotate.age, settings.storage.rotate.size)
+    journal = Journal(layout, run, first_segment, feed.name, recorded(feed.schema), rotation)
+    gaps = Gaps(ledger, run, inherited)
+    gaps.drop_others(settings.symbols, now_us())
+    observed = Observed()
+    buffer = Buffer(settings.connection.buffer)
+    waits = Waits()
+    attempts = Attempts(feed, settings.connection, KnownKey(layout, key), waits, stop)
+    subscriptions = Subscriptions(feed, settings.symbols, ledger, gaps, observed, waits.symbol_s)
+    holidays = Holidays(layout, find_rest_base(settings.feed.url), key, settings.connection.ca_file)
+    markets = Markets(holidays, never_close=feed.terms.never_closes)
+    tending = Tending(subscriptions, settings.connection, buffer, ledger, gaps, observed, markets)
+    session = Session(feed.terms, attempts, tending, Lives(ledger, gaps, observed), gaps, buffer, stop)
+    rejects = Rejects(layout, run, settings.storage.rejects_per_day)
+    keeper, observer = Keeper(journal, rejects, buffer, observed), Observer(ledger, gaps, observed)
+    recorder = Recorder(feed, run, settings.journal, buffer, journal, keeper, observer)
+    accounts = SegmentAccounts(layout, ledger, history.closed)
+    files = _make_file_sinks(settings, layout, ledger)
+    claimants = claiming_sinks(settings.sinks)
+    claims = Claims(layout, claimants, settings.journal.max_bytes, settings.storage.min_free, ledger)
+    runner = Runner(layout, [accounts, *files], sinks_stop, claims)
+    return Recording(
+        settings, layout, run, ledger, gaps, observed, buffer, subscriptions, markets, session, journal, rejects,
+        recorder, accounts, files, claims, runner,
+    )  # fmt: skip
+
+
+def _begin_ledger(
+    settings: Settings, layout: Layout, run: int, feed: Feed, first_segment: int, inherited: list[OpenGap]
+) -> Ledger:
+    """The ledger of this run, with what it begins with. Raises OSError."""
     ledger = Ledger(layout, run_id(run, datetime.now(UTC)))
     ledger.record(
         "run.started",
@@ -82,66 +117,13 @@ def prepare(
         version=__version__,
         run=run,
         feed=feed.name,
-        columns=schema.names,
+        columns=recorded(feed.schema).names,
         tickers=list(settings.symbols),
         formats=list(settings.storage.formats),
         first_segment=first_segment,
         open_gaps=[_as_fact(gap) for gap in inherited],
     )
-    rotation = Rotation(settings.storage.rotate.age, settings.storage.rotate.size)
-    journal = Journal(layout, run, first_segment, feed.name, schema, rotation)
-    gaps = Gaps(ledger, run, inherited)
-    observed = Observed()
-    buffer = Buffer(settings.connection.buffer)
-    holidays = Holidays(layout, find_rest_base(settings.feed.url), key, settings.connection.ca_file)
-    known_key = KnownKey(layout, key)
-    session = Session(
-        feed, settings.symbols, settings.connection, buffer, ledger, gaps, observed, known_key, holidays, stop
-    )
-    rejects = Rejects(layout, run, settings.storage.rejects_per_day)
-    recorder = Recorder(feed, run, settings.journal, buffer, journal, rejects, ledger, gaps, observed)
-    accounts = SegmentAccounts(layout, ledger, history.closed)
-    files = _make_file_sinks(settings, layout, ledger)
-    claimants = claiming_sinks(settings.sinks)
-    claims = Claims(layout, claimants, settings.journal.max_bytes, settings.storage.min_free, ledger)
-    runner = Runner(layout, [accounts, *files], sinks_stop, claims)
-    return Recording(
-        settings, layout, run, ledger, gaps, observed, holidays, buffer, session, journal, rejects, recorder, accounts,
-        files, claims, runner,
-    )  # fmt: skip
-
-
-def _inherited_gaps(layout: Layout, history: History) -> list[OpenGap]:
-    """The gaps that are open as this run starts: those that the last run left, or the crash that ended it."""
-    gaps = [OpenGap(fact["gap"], fact["cause"], fact["since"], fact["symbol"]) for fact in history.open_gaps]
-    whole = next((gap for gap in gaps if gap.symbol is None), None)
-    if history.run and not history.stopped:
-        since_us = _last_journaled_us(layout, history.run) or history.last_received or history.first_at
-        log.warning("crash.found", run=history.run, last_received=since_us)
-        if whole is None:
-            gaps.append(OpenGap(f"r{history.run + 1:06d}-0", "crash", since_us))
-        else:  # what had been received before that gap, and was not journaled yet, is lost too
-            gaps[gaps.index(whole)] = replace(whole, since_us=min(whole.since_us, since_us))
-    elif whole is not None and whole.cause == "shutdown" and now_us() - whole.since_us < _RESTART_US:
-        gaps[gaps.index(whole)] = replace(whole, cause="restart")
-    return gaps
-
-
-def _last_journaled_us(layout: Layout, run: int) -> int:
-    """When the last frame was received that this run journaled and no account names yet; 0: there is none.
-
-    By the rules of reading: what stands behind the end of an abandoned segment was lost, if it was not journaled again.
-    """
-    first = next((file.id.number for file in list_segments(layout) if file.id.run == run), None)
-    if first is None:
-        return 0
-    last_us = 0
-    follower = Follower(layout, Cursor(first, 0), synced_only=False)
-    for event in follower.read():
-        if isinstance(event, Rows) and event.segment.run == run:
-            last_us = event.last_received_us or last_us
-    follower.close()
-    return last_us
+    return ledger
 
 
 def _as_fact(gap: OpenGap) -> Fact:
@@ -161,19 +143,21 @@ def _make_file_sinks(settings: Settings, layout: Layout, ledger: Ledger) -> list
 def make_sink_process(settings: Settings, layout: Layout, config_dir: Path) -> SinkProcess | None:
     """The process for what `sinks` asks for, with the passwords that are found where the key is; not started yet.
 
-    Raises ConfigError, also where an extra is not installed.
+    Raises ConfigError, also where an extra is not installed or a destination's options can't be used.
     """
     asked = configured_sinks(settings.sinks)
     if not asked:
         return None
     if "object_store" in asked and "parquet" not in settings.storage.formats:
         raise ConfigError("sinks.object_store mirrors the Parquet files: add parquet to storage.formats")
-    passwords = {sink: load_secret(name, config_dir) for sink, name in SECRETS.items() if sink in asked}
+    found = {sink: load_secret(name, config_dir) for sink, name in SECRETS.items() if sink in asked}
+    passwords = {sink: password for sink, password in found.items() if password is not None}
+    check_options(settings.sinks, passwords)
     handover = Handover(
         root=layout.root,
         feed=settings.feed.type,
         sinks=settings.sinks,
-        secrets={sink: password for sink, password in passwords.items() if password is not None},
+        secrets=passwords,
         logging=settings.logging,
         stop_timeout=settings.stop_timeout,
     )

@@ -22,6 +22,8 @@ class Report:
 
     def __init__(self, recording: Recording) -> None:
         self._session = recording.session
+        self._subscriptions = recording.subscriptions
+        self._markets = recording.markets
         self._buffer = recording.buffer
         self._recorder = recording.recorder
         self._observed = recording.observed
@@ -40,10 +42,10 @@ class Report:
     def summary(self, now: datetime) -> str:
         """What a newcomer needs: `connected; 2 of 4 ticking; AAPL, MSFT silent: the US market is closed`."""
         link = "connected" if self._session.connected else "not connected"
-        symbols = self._session.symbols
+        symbols = self._subscriptions.symbols
         silent = [symbol for symbol in symbols if symbol not in self._observed.last_trade_s]
         ticking = f"{len(symbols) - len(silent)} of {len(symbols)} ticking"
-        closed = [symbol for symbol in silent if self._session.phase(symbol, now) == "closed"]
+        closed = [symbol for symbol in silent if self._markets.phase(symbol, now) == "closed"]
         puzzling = [symbol for symbol in silent if symbol not in closed]
         parts = [link, ticking]
         stocks = [symbol for symbol in closed if ":" not in symbol]

@@ -15,8 +15,9 @@ from structlog.testing import capture_logs
 
 from ingestor.journal.cursor import Cursor, next_segment
 from ingestor.journal.follower import Damage, Event, Follower, Rows, SegmentEnd
+from ingestor.journal.rotation import Rotation
 from ingestor.journal.segment import Header, Kind
-from ingestor.journal.writer import Block, Journal, Rotation
+from ingestor.journal.writer import Block, Journal
 from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.ledger import Fact, Ledger, list_ledgers, read_facts, read_history, run_id
 from ingestor.metrics import Counts

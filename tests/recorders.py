@@ -9,20 +9,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ingestor.capture.attempts import Attempts, Waits
 from ingestor.capture.buffer import Buffer
 from ingestor.capture.gaps import Gaps, OpenGap
 from ingestor.capture.holidays import Holidays
+from ingestor.capture.keeper import Keeper
 from ingestor.capture.known_key import KnownKey
+from ingestor.capture.lives import Lives
+from ingestor.capture.markets import Markets
 from ingestor.capture.observed import Observed
+from ingestor.capture.observer import Observer
 from ingestor.capture.recorder import Recorder
 from ingestor.capture.rejects import Rejects
-from ingestor.capture.session import Session, Waits
-from ingestor.config import ConnectionSettings, JournalSettings
+from ingestor.capture.session import Session
+from ingestor.capture.subscriptions import Subscriptions
+from ingestor.capture.tending import Tending
+from ingestor.config.recorder import ConnectionSettings, JournalSettings
 from ingestor.feeds import Feed
 from ingestor.feeds.finnhub import Finnhub
-from ingestor.journal.writer import Journal, Rotation
+from ingestor.journal.rotation import Rotation
+from ingestor.journal.writer import Journal
 from ingestor.layout import Layout
-from ingestor.ledger import Fact, Ledger, read_facts, run_id
+from ingestor.ledger import Fact, Ledger, now_us, read_facts, run_id
 from ingestor.schema import recorded
 
 T = TypeVar("T")
@@ -57,6 +65,7 @@ class Rig:
     observed: Observed
     journal: Journal
     recorder: Recorder
+    subscriptions: Subscriptions
     session: Session
     stop: threading.Event
     errors: list[BaseException] = field(default_factory=list)
@@ -106,6 +115,7 @@ def make_rig(
     feed = feed or Finnhub(url, KEY)
     ledger = Ledger(layout, run_id(run, datetime.now(UTC)))
     gaps = Gaps(ledger, run, inherited)
+    gaps.drop_others(symbols, now_us())
     observed = Observed()
     settings = ConnectionSettings.model_validate({"connect_timeout": 5.0, "backoff_max": 1.0, **connection})
     buffer = Buffer(settings.buffer)
@@ -113,11 +123,14 @@ def make_rig(
     journal = Journal(layout, run, run, feed.name, recorded(feed.schema), Rotation(900.0, 1 << 26))
     rejects = Rejects(layout, run, 1 << 30)
     times = JournalSettings.model_validate({"linger": linger_s, "sync_interval": 0.2})
-    recorder = Recorder(feed, run, times, buffer, journal, rejects, ledger, gaps, observed)
-    holidays = Holidays(layout, None, KEY)
-    known_key = KnownKey(layout, KEY)
-    session = Session(feed, symbols, settings, buffer, ledger, gaps, observed, known_key, holidays, stop, waits)
-    return Rig(layout, ledger, buffer, gaps, observed, journal, recorder, session, stop)
+    keeper, observer = Keeper(journal, rejects, buffer, observed), Observer(ledger, gaps, observed)
+    recorder = Recorder(feed, run, times, buffer, journal, keeper, observer)
+    attempts = Attempts(feed, settings, KnownKey(layout, KEY), waits, stop)
+    subscriptions = Subscriptions(feed, symbols, ledger, gaps, observed, waits.symbol_s)
+    markets = Markets(Holidays(layout, None, KEY), never_close=feed.terms.never_closes)
+    tending = Tending(subscriptions, settings, buffer, ledger, gaps, observed, markets)
+    session = Session(feed.terms, attempts, tending, Lives(ledger, gaps, observed), gaps, buffer, stop)
+    return Rig(layout, ledger, buffer, gaps, observed, journal, recorder, subscriptions, session, stop)
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_decoder import Number, Pairs, Refused, document_of, double_of, is_string, time_of
 
-from ingestor.config import BinanceSettings, Settings
+from ingestor.config import Settings
+from ingestor.config.feeds import BinanceSettings
 from ingestor.feeds import Frames, Notice, Reject, make_feed
 from ingestor.feeds.binance import BINANCE_TRADES, Binance
 

@@ -7,16 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from recorders import eventually
 
-from ingestor.capture.buffer import Block, Buffer
+from ingestor.capture.buffer import Buffer, FrameBlock
 
 MB = 1 << 20
 SOON_S = 0.01
 LONG_S = 60.0
 
 
-def take_all(buffer: Buffer, linger_s: float = 0.0) -> list[Block]:
+def take_all(buffer: Buffer, linger_s: float = 0.0) -> list[FrameBlock]:
     """Until it is closed and drained, as the recorder does."""
-    blocks: list[Block] = []
+    blocks: list[FrameBlock] = []
     while not buffer.drained:
         block = buffer.take(linger_s, SOON_S)
         if block is not None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingestor.config import BinanceSettings, FeedSettings, FinnhubSettings, JsonSettings
+from ingestor.config.feeds import BinanceSettings, FeedSettings, FinnhubSettings, JsonSettings
 from ingestor.feeds import Decoded, Feed, Frames, make_feed
 from ingestor.schema import VENUE_TRADES
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_decoder import Said, Trade, read, said
 
-from ingestor.config import FinnhubSettings
+from ingestor.config.feeds import FinnhubSettings
 from ingestor.feeds import Frames, Notice, Reject, make_feed
 from ingestor.feeds.finnhub import Finnhub
 from ingestor.schema import VENUE_TRADES

@@ -1,6 +1,7 @@
 """The journal's reading end: whole records, once each, in order, whatever the writer or a crash does meanwhile."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from journals import (
 
 from ingestor.errors import Lagged
 from ingestor.journal.cursor import Cursor
-from ingestor.journal.follower import Follower, Rows
+from ingestor.journal.follower import Follower, Rows, find_journal_end
 from ingestor.layout import Layout, list_segments
 
 
@@ -63,6 +64,39 @@ class TestBasic:
             events = list(follower.read())
             assert (sequences(events), ends(events)) == (numbers, [number])
             assert follower.cursor == Cursor(number + 1, 0)
+
+    def test_from_the_journals_end_only_what_comes_after_it(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        assert find_journal_end(layout) == Cursor(0, 0)
+        writer = Writer(layout)
+        writer.append()
+        writer.rotate()
+        writer.append()
+        end = find_journal_end(layout)
+        later = writer.append()
+        follower = Follower(layout, end, synced_only=False)
+        assert (sequences(list(follower.read())), follower.cursor) == (later, find_journal_end(layout))
+
+    def test_the_journals_end_is_found_while_its_segment_is_sealed(self, tmp_path: Path) -> None:
+        """A look between the listing and the renaming finds no file under the name that was listed."""
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        writer.append()
+        end, stop = find_journal_end(layout), threading.Event()
+        unsealed, sealed = writer.path, layout.sealed_segment(writer.journal.segment)
+
+        def rename() -> None:
+            while not stop.is_set():
+                unsealed.rename(sealed)
+                sealed.rename(unsealed)
+
+        renaming = threading.Thread(target=rename)
+        renaming.start()
+        try:
+            assert {find_journal_end(layout) for _ in range(300)} <= {end, Cursor(0, 0)}
+        finally:
+            stop.set()
+            renaming.join()
 
     def test_every_event_says_from_where_to_go_on(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path)

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ingestor.config import JsonSettings, load_settings
+from ingestor.config import load_settings
+from ingestor.config.feeds import JsonSettings
 from ingestor.feeds import Frames, Notice, Reject, make_feed
 from ingestor.feeds.json_map import JsonMap
 from ingestor.schema import VENUE_TRADES

@@ -8,7 +8,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prepared import prepared_recording
 from recorders import CRYPTO, eventually
 from structlog.testing import capture_logs
 
@@ -16,12 +15,13 @@ from ingestor.config import Settings, Source
 from ingestor.daemon import record
 from ingestor.errors import FeedRefused
 from ingestor.layout import Layout
-from ingestor.ledger import Fact, list_ledgers, now_us, read_facts
+from ingestor.ledger import Fact, list_ledgers, read_facts
 from ingestor.metrics import Conservation
+from ingestor.operations.signals import Signals
 from ingestor.schema import RUN_SHIFT
-from ingestor.signals import Signals
 from ingestor.simulator.market import MarketSettings
-from ingestor.simulator.venue import RunningVenue, VenueSettings, running_venue
+from ingestor.simulator.running import RunningVenue, running_venue
+from ingestor.simulator.settings import VenueSettings
 
 VENUE = VenueSettings(market=MarketSettings(rate=300, seed=7))
 
@@ -101,9 +101,6 @@ def test_a_wrong_key_ends_the_run_and_the_ledger_says_so(tmp_path: Path, venue: 
     assert facts(tmp_path, "gap.opened") == []
 
 
-# The gaps that a run inherits
-
-
 def test_a_stop_and_a_start_soon_after_it_are_a_restart(tmp_path: Path, venue: RunningVenue) -> None:
     run_once(tmp_path, venue.url)
     run_once(tmp_path, venue.url)
@@ -112,29 +109,3 @@ def test_a_stop_and_a_start_soon_after_it_are_a_restart(tmp_path: Path, venue: R
     assert left["cause"] == closed["cause"] == "restart"
     assert left["gap"] == closed["gap"]
     assert left["since"] < closed["until"]
-
-
-def test_a_start_long_after_a_stop_is_no_restart(tmp_path: Path) -> None:
-    with prepared_recording(tmp_path) as first:
-        first.gaps.open("shutdown", now_us() - 61_000_000)
-        first.ledger.record("run.stopped", error=None)
-    with prepared_recording(tmp_path) as second:
-        assert second.gaps.whole is not None
-        assert second.gaps.whole.cause == "shutdown"
-
-
-def test_a_run_that_never_said_goodbye_crashed(tmp_path: Path) -> None:
-    with prepared_recording(tmp_path) as first:
-        last_word_us = facts(first.layout.root, "run.started")[0]["at"]
-    with capture_logs() as logs, prepared_recording(tmp_path) as second:
-        gap = second.gaps.whole
-    assert gap is not None
-    assert gap.cause == "crash"
-    assert gap.since_us <= last_word_us
-    assert [one["event"] for one in logs if one["log_level"] == "warning"] == ["crash.found"]
-
-
-def test_a_first_run_inherits_nothing(tmp_path: Path) -> None:
-    with prepared_recording(tmp_path) as first:
-        assert first.gaps.whole is None
-        assert first.run == 1

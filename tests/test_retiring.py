@@ -9,13 +9,14 @@ from pathlib import Path
 
 from recorders import PATIENCE_S, Rig, eventually, make_rig, running
 
-from ingestor.capture.connection import Connection
+from ingestor.capture.handshake import connect
 from ingestor.capture.retiring import Retiring
 from ingestor.coverage import find_coverage
 from ingestor.feeds.binance import Binance
 from ingestor.journal.follower import Follower, Rows
 from ingestor.simulator.market import MarketSettings
-from ingestor.simulator.venue import RunningVenue, VenueSettings, running_venue
+from ingestor.simulator.running import RunningVenue, running_venue
+from ingestor.simulator.settings import VenueSettings
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 VENUE = VenueSettings(protocol="binance", market=MarketSettings(rate=500, seed=7))
@@ -82,7 +83,7 @@ def retiring(tmp_path: Path) -> Iterator[tuple[RunningVenue, Rig, Retiring, thre
     stop = threading.Event()
     with running_venue(VENUE) as venue:
         rig = make_rig(tmp_path, venue.url, SYMBOLS, feed=Ageing(venue.url, "trade"))
-        connection = Connection(venue.url, connect_timeout_s=5.0, ca_file=None, fast_frames=True, stop=stop)
+        connection = connect(venue.url, timeout_s=5.0, ca_file=None, fast_frames=True, stop=stop)
         for message in Ageing(venue.url, "trade").subscribe(SYMBOLS):
             connection.send(message)
         thread = Retiring(connection, 1, 1_000_000, rig.buffer, rig.gaps, stop, overlap_s=0.1)

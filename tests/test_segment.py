@@ -7,7 +7,6 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -27,10 +26,6 @@ from ingestor.journal.segment import (
     encode_reasons,
     encode_record,
     encode_schema,
-    encode_start,
-    find_record,
-    last_received_us,
-    read_identity,
     read_record,
 )
 from ingestor.metrics import Counts
@@ -92,24 +87,6 @@ class TestBasic:
         assert record is not None
         assert (record.header.kind, decode_reasons(record)) == (Kind.REASONS, {"bad_time": 2, "not_json": 1})
 
-    def test_a_segment_says_whose_it_is(self, tmp_path: Path) -> None:
-        path = tmp_path / "s"
-        path.write_bytes(b"".join(map(bytes, encode_start({"feed": "finnhub", "continues": [3, 80]}))))
-        assert read_identity(path) == {"feed": "finnhub", "continues": [3, 80]}
-
-    def test_the_last_receive_time_is_found_behind_damage(self, tmp_path: Path) -> None:
-        early, late = (
-            whole(Header(Kind.BLOCK, last_received_us=5), b"x"),
-            whole(Header(Kind.BLOCK, last_received_us=9), b""),
-        )
-        path = tmp_path / "s"
-        path.write_bytes(late + b"junk" + early)  # the clock had been set back
-        assert last_received_us(path) == 5
-        path.write_bytes(early + b"junk" + late)
-        assert last_received_us(path) == 9
-        path.write_bytes(b"")
-        assert last_received_us(path) == 0
-
 
 class TestInvariants:
     def test_no_record_passes_with_one_bit_changed(self) -> None:
@@ -154,40 +131,6 @@ class TestInvariants:
         assert read(content, limit=len(content) - 1) is None
         assert read(content, limit=len(content)) is not None
         assert read(content, limit=0) is None
-
-
-class TestRecovery:
-    def test_the_next_record_is_found_behind_any_damage(self) -> None:
-        good = whole(HEADER, b"good")
-        dice = random.Random(2)
-        for length in (1, 3, 4, 79, 80, 81, 1000, (1 << 20) - 2, (1 << 20) + 1):
-            damage = dice.randbytes(length)
-            with opened(damage + good) as fd:
-                assert find_record(fd, 0, length + len(good)) == length
-
-    def test_the_magic_within_damage_is_no_record(self) -> None:
-        good = whole(HEADER, b"good")
-        damage = MAGIC + MAGIC + good[:70]
-        with opened(damage + good) as fd:
-            assert find_record(fd, 0, len(damage + good)) == len(damage)
-
-    def test_no_record_is_found_that_ends_beyond_the_size(self) -> None:
-        good = whole(HEADER, b"12345678")
-        with opened(b"junk" + good) as fd:
-            assert find_record(fd, 0, len(good) + 3) is None
-
-    def test_a_segment_whose_first_record_is_torn_says_nothing(self, tmp_path: Path) -> None:
-        path = tmp_path / "s"
-        content = b"".join(map(bytes, encode_start({"feed": "finnhub"})))
-        for cut in range(len(content)):
-            path.write_bytes(content[:cut])
-            if read_identity(path) is not None:
-                assert not content[cut:].strip(b"\0")
-
-    def test_a_segment_that_begins_with_another_record_says_nothing(self, tmp_path: Path) -> None:
-        path = tmp_path / "s"
-        path.write_bytes(whole(HEADER, b""))
-        assert read_identity(path) is None
 
 
 class TestKnownErrors:

@@ -1,12 +1,10 @@
-"""The journal's writing end: when it rotates, and that no row is lost or doubled while its disk fails."""
+"""The journal's writing end: no row is lost or doubled, whatever its disk does."""
 
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from journals import (
     NEVER,
-    NOON,
     Clock,
     Writer,
     block,
@@ -26,39 +24,11 @@ from journals import (
 from ingestor.errors import RowsUnsaved
 from ingestor.journal.cursor import Cursor, read_synced
 from ingestor.journal.follower import Rows
-from ingestor.journal.segment import read_identity
-from ingestor.journal.writer import Rotation
+from ingestor.journal.rotation import Rotation
+from ingestor.journal.scan import read_identity
 from ingestor.layout import list_segments
 
 DAY_S = 86400.0
-
-
-class TestRotation:
-    """Pure: the clock, the first row's time, the size and the segment's place in its run."""
-
-    RULE = Rotation(age_s=900, size=1000)
-
-    @pytest.mark.parametrize(("index", "age_s"), [(0, 10), (1, 60), (2, 300), (3, 900), (50, 900)])
-    def test_the_first_segments_close_early(self, index: int, age_s: float) -> None:
-        assert not self.RULE.due(NOON + timedelta(seconds=age_s - 0.001), NOON, 1, index)
-        assert self.RULE.due(NOON + timedelta(seconds=age_s), NOON, 1, index)
-
-    def test_an_age_below_the_first_ages_stands(self) -> None:
-        rule = Rotation(age_s=5, size=1000)
-        assert rule.due(NOON + timedelta(seconds=5), NOON, 1, 0)
-
-    def test_size_closes(self) -> None:
-        assert not self.RULE.due(NOON, NOON, 999, 9)
-        assert self.RULE.due(NOON, NOON, 1000, 9)
-
-    def test_midnight_parts_the_days(self) -> None:
-        last = NOON.replace(hour=23, minute=59, second=59, microsecond=999_999)
-        assert not self.RULE.due(last, last, 1, 9)
-        assert self.RULE.due(last + timedelta(microseconds=1), last, 1, 9)
-
-    def test_a_clock_that_steps_back_closes(self) -> None:
-        assert self.RULE.due(NOON - timedelta(seconds=900), NOON, 1, 9)
-        assert not self.RULE.due(NOON - timedelta(seconds=899), NOON, 1, 9)
 
 
 class TestBasic:
@@ -79,10 +49,10 @@ class TestBasic:
         layout = make_root(tmp_path)
         writer = Writer(layout)
         numbers = writer.append()
-        assert writer.journal.unsynced_rows == 3
+        assert writer.journal.unsynced.rows == 3
         assert journal_sequences(layout, synced_only=True) == []
         writer.journal.sync()
-        assert writer.journal.unsynced_rows == 0
+        assert writer.journal.unsynced.rows == 0
         assert read_synced(layout) == writer.journal.synced == Cursor(1, writer.path.stat().st_size)
         assert journal_sequences(layout, synced_only=True) == numbers
 
@@ -113,7 +83,7 @@ class TestBasic:
         numbers = writer.append()
         writer.rotate()
         assert journal_sequences(layout, synced_only=True) == numbers
-        assert writer.journal.unsynced_rows == 0
+        assert writer.journal.unsynced.rows == 0
 
     def test_nothing_empty_rotates(self, tmp_path: Path) -> None:
         writer = Writer(make_root(tmp_path), rotation=Rotation(1, 1))
@@ -161,11 +131,11 @@ class TestBasic:
 
     def test_too_much_unsynced_asks_for_a_sync(self, tmp_path: Path) -> None:
         writer = Writer(make_root(tmp_path))
-        while not writer.journal.full:
+        while not writer.journal.unsynced.full:
             assert writer.path.stat().st_size < 32 << 20
             writer.append(50_000)
         writer.journal.sync()
-        assert not writer.journal.full
+        assert not writer.journal.unsynced.full
 
 
 class TestRecovery:
@@ -181,7 +151,7 @@ class TestRecovery:
         break_descriptor(writer.fd)
         refused = writer.append()
         assert isinstance(writer.journal.failed, OSError)
-        assert writer.journal.unsynced_rows == 6
+        assert writer.journal.unsynced.rows == 6
         assert writer.journal.recover()
         assert writer.journal.failed is None
         later = writer.append()
@@ -271,30 +241,6 @@ class TestRecovery:
         with no_file_beyond(0), pytest.raises(RowsUnsaved, match="9 trades could not be saved") as refused:
             writer.journal.close()
         assert refused.value.exit_code == 4
-
-    def test_a_stop_gives_the_ballast_back_only_where_it_must(self, tmp_path: Path) -> None:
-        layout = make_root(tmp_path)
-        writer = Writer(layout)
-        writer.append()
-        writer.journal.close()
-        assert layout.ballast.stat().st_blocks * 512 >= 16 << 20
-
-        failing = Writer(layout, run=2, segment=2)
-        numbers = failing.append()
-        break_descriptor(failing.fd)
-        failing.append()
-        failing.journal.close()
-        assert not layout.ballast.exists()
-        assert journal_sequences(layout, synced_only=True)[-6:-3] == numbers
-
-    def test_no_room_for_the_ballast_is_no_reason_not_to_record(self, tmp_path: Path) -> None:
-        layout = make_root(tmp_path)
-        with no_file_beyond(1 << 20):
-            writer = Writer(layout)
-            numbers = writer.append()
-            writer.journal.sync()
-        assert layout.ballast.stat().st_blocks == 0
-        assert journal_sequences(layout, synced_only=True) == numbers
 
 
 class TestInvariants:

@@ -16,7 +16,7 @@ _FRAME_OVERHEAD = 48
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class FrameBlock:
     """Frames of one connection, as the recorder takes them."""
 
     connection: int
@@ -73,7 +73,7 @@ class Buffer:
         self._changed.wait_for(lambda: self.bytes < self._max_bytes // 2 or self._closed)
         self.paused_s += self._clock() - paused_at
 
-    def take(self, linger_s: float, timeout_s: float) -> Block | None:
+    def take(self, linger_s: float, timeout_s: float) -> FrameBlock | None:
         """The frames that wait, in order, of one connection, about 1 MB at most; None where none came in `timeout_s`.
 
         Waits until the oldest frame is `linger_s` old, or a block is full, or the buffer is closed.
@@ -88,7 +88,7 @@ class Buffer:
             self._changed.notify_all()
             return block
 
-    def _pop_block(self) -> Block:
+    def _pop_block(self) -> FrameBlock:
         connection = self._chunks[0].connection
         payloads: list[bytes] = []
         received_us: list[int] = []
@@ -99,7 +99,7 @@ class Buffer:
             received_us += [chunk.received_us] * len(chunk.payloads)
             size += chunk.size
         self.bytes -= size
-        return Block(connection, Frames(payloads, received_us))
+        return FrameBlock(connection, Frames(payloads, received_us))
 
     def lag_s(self) -> float:
         """How long the oldest waiting frame has waited."""

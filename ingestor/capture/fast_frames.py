@@ -83,6 +83,10 @@ class FrameStream(WebSocket):
             return ABNF.OPCODE_TEXT, []
         return self._receive_slowly()
 
+    def hang_up(self) -> None:
+        """Close the socket, without a word."""
+        self._tcp.close()
+
     def _receive_slowly(self) -> tuple[int, list[bytes]]:
         opcode, frame = self.recv_data_frame(control_frame=True)
         if not self._inside_message():  # a ping between two fragments ends no message

@@ -3,27 +3,16 @@
 import hashlib
 import json
 import os
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 import structlog
 
+from ingestor.capture.refused import Refused
 from ingestor.layout import FILE_MODE, Layout, sync_directory
 
 _TEXT_MAX = 64 << 10
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A frame, or a trade of it, that is not recorded. `frame` counts this run's frames: with `trade` it is the key."""
-
-    frame: int
-    trade: int | None
-    reason: str
-    received_us: int
-    payload: bytes
 
 
 class Rejects:

@@ -27,7 +27,7 @@ class Subscriptions:
         retry_s: float,
     ) -> None:
         self._feed = feed
-        self._symbols = tuple(symbols)
+        self.symbols = self._wanted = tuple(symbols)
         self._ledger = ledger
         self._gaps = gaps
         self._observed = observed
@@ -43,34 +43,43 @@ class Subscriptions:
         self._number = number
         self._requested_s = now_s
         self._retry_at_s.clear()
-        self._outbox = deque(self._feed.subscribe(self._symbols))
+        self._outbox = deque(self._feed.subscribe(self.symbols))
         self._next_send_s = now_s
         self.send_due(connection, now_s)
-        self._ledger.record("symbols.requested", connection=number, symbols=list(self._symbols))
+        self._ledger.record("symbols.requested", connection=number, symbols=list(self.symbols))
 
-    def change(self, connection: Connection | None, symbols: Sequence[str]) -> None:
-        """From now on these. What is new is asked for on the open connection, after what is not wanted any more was
-        given up: places may be few. Where there is none, the next one begins with all.
+    def change(self, symbols: Sequence[str]) -> None:
+        """From now on these; from any thread. An open connection stays, and what both lists hold is not touched."""
+        self._wanted = tuple(symbols)
+
+    def adopt_changes(self, connection: Connection | None) -> bool:
+        """Take over what `change` asked for, in the reader's thread; whether there was anything.
+
+        What is new is asked for on the open connection, after what is not wanted any more was given up: places may
+        be few. Where there is none, the next one begins with all.
         """
-        before, self._symbols = self._symbols, tuple(symbols)
-        dropped = [symbol for symbol in before if symbol not in set(symbols)]
-        added = [symbol for symbol in symbols if symbol not in set(before)]
+        before, wanted = self.symbols, self._wanted
+        if wanted == before:
+            return False
+        self.symbols = wanted
+        dropped = [symbol for symbol in before if symbol not in set(wanted)]
+        added = [symbol for symbol in wanted if symbol not in set(before)]
         told_us = now_us()
         self._ledger.record_all([{"at": told_us, "fact": "symbol.dropped", "symbol": symbol} for symbol in dropped])
         for symbol in dropped:
             self._retry_at_s.pop(symbol, None)
             self._gaps.close(told_us, symbol)
         self._observed.asked_anew(added)
-        if connection is None:
-            return
-        self._outbox += self._feed.unsubscribe(dropped)
-        if added:
-            self._outbox += self._feed.subscribe(added)
-            self._ledger.record("symbols.requested", connection=self._number, symbols=added)
+        if connection is not None:
+            self._outbox += self._feed.unsubscribe(dropped)
+            if added:
+                self._outbox += self._feed.subscribe(added)
+                self._ledger.record("symbols.requested", connection=self._number, symbols=added)
+        return True
 
     def request_again(self, why: str, symbols: Sequence[str] | None = None) -> None:
         """Ask once more for these symbols (None: for all), which is harmless where they flow."""
-        asked = self._symbols if symbols is None else symbols
+        asked = self.symbols if symbols is None else symbols
         self._outbox += self._feed.subscribe(asked)
         self._ledger.record("symbols.retried", connection=self._number, symbols=list(asked), why=why)
         log.warning("symbols.retried", why=why, symbols=asked)
@@ -104,7 +113,7 @@ class Subscriptions:
         )
         for refusal in refusals:
             log.warning("symbol.refused", symbol=refusal.symbol, text=refusal.text, retry_s=self._retry_s)
-            if refusal.symbol in self._symbols:
+            if refusal.symbol in self.symbols:
                 self._gaps.open("refused", refusal.received_us, refusal.symbol)
                 self._retry_at_s.setdefault(refusal.symbol, now_s + self._retry_s)
             else:
@@ -114,7 +123,7 @@ class Subscriptions:
     def _silent(self) -> list[str]:
         """Any of these may be meant by a refusal that names none of ours: no trade came of them on this connection."""
         last_s = self._observed.last_trade_s
-        return [symbol for symbol in self._symbols if last_s.get(symbol, float("-inf")) < self._requested_s]
+        return [symbol for symbol in self.symbols if last_s.get(symbol, float("-inf")) < self._requested_s]
 
     def send_due(self, connection: Connection, now_s: float) -> None:
         """Send what is to be asked for, as fast as the venue wants to be asked. Raises ConnectionLost."""

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from ingestor.config import BinanceSettings, FeedSettings, JsonSettings
+from ingestor.config.feeds import BinanceSettings, FeedSettings, JsonSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,17 @@ other events: what a frame is is told by `stream` and `e` alone.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.feeds import Decoded, Frames, Notice, Reject, Terms
+from ingestor.feeds import Decoded, Frames, Notice, Terms
 from ingestor.feeds.json_blocks import decode_blocks, no_false, read_table
+from ingestor.feeds.reading import Reading
 from ingestor.feeds.strict_json import (
     DECIMAL,
     JsonObject,
@@ -94,17 +95,10 @@ class Binance:
 
     def read_strictly(self, frames: Frames, first: int) -> Decoded:
         """Frame by frame; the first of them is number `first`."""
-        reading = _Reading()
+        reading = Reading()
         for frame, payload in enumerate(frames.payloads, first):
-            reading.read(frame, payload)
-        columns = zip(*reading.rows, strict=True) if reading.rows else [()] * len(BINANCE_TRADES)
-        arrays = [pa.array(column, type_) for column, type_ in zip(columns, BINANCE_TRADES.types, strict=True)]
-        return Decoded(
-            trades=pa.record_batch(arrays, schema=BINANCE_TRADES),
-            frame_of=pa.array(reading.frame_of, pa.int64()),
-            rejects=reading.rejects,
-            notices=reading.notices,
-        )
+            _read(frame, payload, reading)
+        return reading.decoded(BINANCE_TRADES)
 
     def read_block(self, frames: Frames, first: int) -> Decoded | None:
         """As one, or None where pyarrow can't be relied on to read them as strict `json` would."""
@@ -116,9 +110,9 @@ class Binance:
         trades = _columns(events if no_false(is_trade) else events.filter(is_trade))
         if trades is None:
             return None
-        others = _Reading()
+        others = Reading()
         for row in pc.indices_nonzero(pc.invert(is_trade)).to_pylist():
-            others.read(first + row, frames.payloads[row])
+            _read(first + row, frames.payloads[row], others)
         frame_of = pc.add(pc.indices_nonzero(is_trade).cast(pa.int64()), pa.scalar(first))
         return Decoded(trades, frame_of, others.rejects, others.notices)
 
@@ -195,35 +189,19 @@ Row = tuple[int, str, float, float, None, int, str]
 """Of BINANCE_TRADES; the time in milliseconds."""
 
 
-@dataclass(slots=True)
-class _Reading:
-    """What the frames read so far say."""
-
-    rows: list[Row] = field(default_factory=list)
-    frame_of: list[int] = field(default_factory=list)
-    rejects: list[Reject] = field(default_factory=list)
-    notices: list[Notice] = field(default_factory=list)
-
-    def read(self, frame: int, payload: bytes) -> None:
-        """Add what this frame says."""
-        try:
-            document = take_object(read_json(payload), _FRAME_KEYS)
-            event = _event(document)
-            if event is None:
-                self.notices.append(_answer(frame, document))
-            elif (kind := take_text(event.get("e"), "no_event")) in _ID_KEYS:
-                self._read_trade(frame, event, _ID_KEYS[kind])
-            else:
-                self.notices.append(Notice(frame, "unknown", notice_text(kind)))
-        except RefusedError as refused:
-            self.rejects.append(Reject(frame, None, str(refused)))
-
-    def _read_trade(self, frame: int, event: JsonObject, id_key: str) -> None:
-        try:
-            self.rows.append(_trade(event, id_key))
-            self.frame_of.append(frame)
-        except RefusedError as refused:
-            self.rejects.append(Reject(frame, 0, str(refused)))
+def _read(frame: int, payload: bytes, reading: Reading) -> None:
+    """Add what this frame says."""
+    try:
+        document = take_object(read_json(payload), _FRAME_KEYS)
+        event = _event(document)
+        if event is None:
+            reading.notices.append(_answer(frame, document))
+        elif (kind := take_text(event.get("e"), "no_event")) in _ID_KEYS:
+            reading.add_trades(frame, [event], partial(_trade, id_key=_ID_KEYS[kind]))
+        else:
+            reading.notices.append(Notice(frame, "unknown", notice_text(kind)))
+    except RefusedError as refused:
+        reading.reject(frame, refused)
 
 
 def _event(document: JsonObject) -> JsonObject | None:

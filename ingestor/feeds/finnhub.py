@@ -2,25 +2,16 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.feeds import Decoded, Frames, Notice, Reject, Terms
+from ingestor.feeds import Decoded, Frames, Terms
+from ingestor.feeds.finnhub_frames import read_frame, write_frames
 from ingestor.feeds.json_blocks import decode_blocks, no_false, read_table
-from ingestor.feeds.strict_json import (
-    JsonObject,
-    RefusedError,
-    notice_text,
-    read_json,
-    take_integer,
-    take_number,
-    take_object,
-    take_text,
-)
+from ingestor.feeds.reading import Reading
 from ingestor.schema import TIMESTAMP, VENUE_TRADES
 
 _TRADE = pa.struct(
@@ -33,11 +24,6 @@ _TRADE = pa.struct(
     ]
 )
 _FRAME = pa.schema([pa.field("data", pa.list_(_TRADE)), pa.field("type", pa.string())])
-_FRAME_KEYS = frozenset(_FRAME.names)
-_TRADE_KEYS = frozenset("cpstv")
-
-_TOO_MANY_SYMBOLS = "Subscribing to too many symbols"
-_INVALID_SYMBOL = "Invalid symbol"
 
 
 class Finnhub:
@@ -79,17 +65,10 @@ class Finnhub:
 
     def read_strictly(self, frames: Frames, first: int) -> Decoded:
         """Frame by frame; the first of them is number `first`."""
-        reading = _Reading()
+        reading = Reading()
         for frame, payload in enumerate(frames.payloads, first):
-            reading.read(frame, payload)
-        columns = zip(*reading.rows, strict=True) if reading.rows else [()] * len(VENUE_TRADES)
-        arrays = [pa.array(column, type_) for column, type_ in zip(columns, VENUE_TRADES.types, strict=True)]
-        return Decoded(
-            trades=pa.record_batch(arrays, schema=VENUE_TRADES),
-            frame_of=pa.array(reading.frame_of, pa.int64()),
-            rejects=reading.rejects,
-            notices=reading.notices,
-        )
+            read_frame(frame, payload, reading)
+        return reading.decoded(VENUE_TRADES)
 
     def read_block(self, frames: Frames, first: int) -> Decoded | None:
         """As one, or None where pyarrow can't be relied on to read them as strict `json` would."""
@@ -101,33 +80,20 @@ class Finnhub:
         trades = _columns(lists)
         if trades is None:
             return None
-        others = _Reading()
+        others = Reading()
         for row in pc.indices_nonzero(pc.invert(is_trade)).to_pylist():
-            others.read(first + row, frames.payloads[row])
+            read_frame(first + row, frames.payloads[row], others)
         numbers = pc.add(pc.indices_nonzero(is_trade).cast(pa.int64()), pa.scalar(first))
         frame_of = numbers.take(pc.list_parent_indices(lists))
         return Decoded(trades, frame_of, others.rejects, others.notices)
 
     def encode(self, trades: pa.RecordBatch) -> list[bytes]:
         """One frame with all of these trades (prices and volumes are finite); none for an empty batch."""
-        if not trades.num_rows:
-            return []
-        columns = (
-            _written_conditions(trades["conditions"]),
-            map(_written_number, trades["price"].to_pylist()),
-            _written_symbols(trades["symbol"]),
-            trades["timestamp"].cast(pa.int64()).to_pylist(),
-            map(_written_volume, trades["volume"].to_pylist()),
-        )
-        items = (f'{{"c":{c},"p":{p},"s":{s},"t":{t}{v}}}' for c, p, s, t, v in zip(*columns, strict=True))
-        return [f'{{"data":[{",".join(items)}],"type":"trade"}}'.encode()]
+        return write_frames(trades)
 
 
 def _request(kind: str, symbol: str) -> str:
     return json.dumps({"type": kind, "symbol": symbol}, separators=(",", ":"))
-
-
-# A block at a time
 
 
 def _columns(lists: Any) -> pa.RecordBatch | None:
@@ -150,114 +116,3 @@ def _are_codes(codes: Any) -> bool:
         and no_false(pc.greater(pc.binary_length(codes), pa.scalar(0)))
         and not pc.any(pc.match_substring(codes, ",")).as_py()
     )
-
-
-# A frame and a trade at a time
-
-
-@dataclass(slots=True)
-class _Reading:
-    """What the frames read so far say."""
-
-    rows: list[tuple[int, str, float, float | None, str | None]] = field(default_factory=list)
-    frame_of: list[int] = field(default_factory=list)
-    rejects: list[Reject] = field(default_factory=list)
-    notices: list[Notice] = field(default_factory=list)
-
-    def read(self, frame: int, payload: bytes) -> None:
-        """Add what this frame says."""
-        try:
-            document = _document(payload)
-            kind = _kind(document)
-            if kind == "trade":
-                self._read_trades(frame, _items(document))
-            else:
-                self.notices.append(_notice(frame, kind, document))
-        except RefusedError as refused:
-            self.rejects.append(Reject(frame, None, str(refused)))
-
-    def _read_trades(self, frame: int, items: list[Any]) -> None:
-        for index, item in enumerate(items):
-            try:
-                self.rows.append(_trade(item))
-                self.frame_of.append(frame)
-            except RefusedError as refused:
-                self.rejects.append(Reject(frame, index, str(refused)))
-
-
-def _document(payload: bytes) -> JsonObject:
-    return take_object(read_json(payload), _FRAME_KEYS)
-
-
-def _kind(document: JsonObject) -> str:
-    return take_text(document.get("type"), "no_type")
-
-
-def _items(document: JsonObject) -> list[Any]:
-    items = document.get("data")
-    if not isinstance(items, list):
-        raise RefusedError("no_data")
-    return items
-
-
-def _notice(frame: int, kind: str, document: JsonObject) -> Notice:
-    if kind in ("ping", "news"):
-        return Notice(frame, kind, "")
-    if kind != "error":
-        return Notice(frame, "unknown", notice_text(kind))
-    if "msg" in document.repeated:
-        raise RefusedError("repeated_key")
-    text = notice_text(document.get("msg"))
-    if f"{text} ".startswith(f"{_INVALID_SYMBOL} "):
-        symbol = text.removeprefix(_INVALID_SYMBOL).strip()
-        return Notice(frame, kind, text, symbol=symbol or None, refuses=True)
-    return Notice(frame, kind, text, refuses=text.startswith(_TOO_MANY_SYMBOLS))
-
-
-def _trade(item: Any) -> tuple[int, str, float, float | None, str | None]:
-    """One row of VENUE_TRADES; the time in milliseconds."""
-    item = take_object(item, _TRADE_KEYS)
-    volume = item.get("v")
-    return (
-        take_integer(item.get("t"), "bad_time"),
-        take_text(item.get("s"), "bad_symbol"),
-        take_number(item.get("p"), "bad_price"),
-        None if volume is None else take_number(volume, "bad_volume"),
-        _conditions(item.get("c")),
-    )
-
-
-def _conditions(codes: Any) -> str | None:
-    if codes is None:
-        return None
-    if not isinstance(codes, list) or any(take_text(code, "bad_conditions") == "" or "," in code for code in codes):
-        raise RefusedError("bad_conditions")
-    return ",".join(codes)
-
-
-# Backwards
-
-
-def _written_number(number: Any) -> str:
-    """The shortest text that reads back as this double; Finnhub writes whole numbers without a point."""
-    return repr(number).removesuffix(".0")
-
-
-def _written_volume(volume: float | None) -> str:
-    return "" if volume is None else f',"v":{_written_number(volume)}'
-
-
-def _written_symbols(symbols: Any) -> list[str]:
-    written = {symbol: json.dumps(symbol) for symbol in symbols.unique().to_pylist()}
-    return [written[symbol] for symbol in symbols.to_pylist()]
-
-
-def _written_conditions(conditions: Any) -> list[str]:
-    written = {joined: _written_codes(joined) for joined in conditions.unique().to_pylist()}
-    return [written[joined] for joined in conditions.to_pylist()]
-
-
-def _written_codes(joined: str | None) -> str:
-    if joined is None:
-        return "null"
-    return json.dumps(joined.split(",") if joined else [], separators=(",", ":"))

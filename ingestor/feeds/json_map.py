@@ -6,15 +6,17 @@ as `{"AAPL": 145.67, "GOOGL": 2725.67}`, which is several.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from ingestor.config import JsonSettings
-from ingestor.feeds import Decoded, Frames, Notice, Reject, Terms
+from ingestor.config.feeds import JsonSettings
+from ingestor.feeds import Decoded, Frames, Notice, Terms
+from ingestor.feeds.reading import Reading
 from ingestor.feeds.strict_json import (
     JsonObject,
     RefusedError,
@@ -79,17 +81,10 @@ class JsonMap:
 
         Frame by frame: shapes are anybody's here, and 100,000 frames a second are enough for them.
         """
-        reading = _Reading(self._layout, self._settings.time_unit)
+        reader, reading = _Reader(self._layout, self._settings.time_unit), Reading()
         for frame, (payload, received_us) in enumerate(zip(frames.payloads, frames.received_us, strict=True)):
-            reading.read(frame, payload, received_us // 1000)
-        columns = zip(*reading.rows, strict=True) if reading.rows else [()] * len(VENUE_TRADES)
-        arrays = [pa.array(column, type_) for column, type_ in zip(columns, VENUE_TRADES.types, strict=True)]
-        return Decoded(
-            trades=pa.record_batch(arrays, schema=VENUE_TRADES),
-            frame_of=pa.array(reading.frame_of, pa.int64()),
-            rejects=reading.rejects,
-            notices=reading.notices,
-        )
+            reader.read(frame, payload, received_us // 1000, reading)
+        return reading.decoded(VENUE_TRADES)
 
     def encode(self, trades: pa.RecordBatch) -> list[bytes]:
         """One frame a trade; what this venue has no field for is not said."""
@@ -169,31 +164,25 @@ Row = tuple[int, str, float, float | None, None]
 """Of VENUE_TRADES; the time in milliseconds."""
 
 
-@dataclass(slots=True)
-class _Reading:
-    """What the frames read so far say."""
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads messages of this layout."""
 
     layout: _Layout
     time_unit: TimeUnit
-    rows: list[Row] = field(default_factory=list)
-    frame_of: list[int] = field(default_factory=list)
-    rejects: list[Reject] = field(default_factory=list)
-    notices: list[Notice] = field(default_factory=list)
 
-    def read(self, frame: int, payload: bytes, received_ms: int) -> None:
+    def read(self, frame: int, payload: bytes, received_ms: int, reading: Reading) -> None:
         """Add what this frame says."""
         try:
             document = read_json(payload)
             if not isinstance(document, list | JsonObject):
                 raise RefusedError("not_an_object")
             if self._is_notice(document):
-                self.notices.append(_notice(frame, document, self.layout.match))
-                return
-            items = self._items(document)
+                reading.notices.append(_notice(frame, document, self.layout.match))
+            else:
+                reading.add_trades(frame, self._items(document), partial(self._row, received_ms=received_ms))
         except RefusedError as refused:
-            self.rejects.append(Reject(frame, None, str(refused)))
-            return
-        self._read_trades(frame, items, received_ms)
+            reading.reject(frame, refused)
 
     def _is_notice(self, document: Any) -> bool:
         """Whether it says something else than a message with trades."""
@@ -222,14 +211,6 @@ class _Reading:
             _put(trade, self.layout.symbol, symbol)
             _put(trade, self.layout.price, price)
             yield trade
-
-    def _read_trades(self, frame: int, items: list[Any], received_ms: int) -> None:
-        for index, item in enumerate(items):
-            try:
-                self.rows.append(self._row(item, received_ms))
-                self.frame_of.append(frame)
-            except RefusedError as refused:
-                self.rejects.append(Reject(frame, index, str(refused)))
 
     def _row(self, item: Any, received_ms: int) -> Row:
         if not isinstance(item, JsonObject):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ingestor.journal.cursor import Cursor, read_synced
-from ingestor.journal.segment import read_headers
+from ingestor.journal.scan import read_headers
 from ingestor.layout import Layout, SegmentFile, list_segments
 
 

@@ -5,23 +5,22 @@ A follower stands still at what is not a whole record. A segment is over at its 
 failed), and then what stands behind that offset is void.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from ingestor.errors import Lagged
 from ingestor.journal.cursor import Cursor, read_synced
+from ingestor.journal.scan import end_of_records, find_final_end, find_record, read_identity
 from ingestor.journal.segment import (
     Kind,
     Record,
     decode_reasons,
     decode_rows,
     decode_schema,
-    find_record,
-    read_identity,
     read_record,
 )
 from ingestor.layout import Layout, SegmentFile, SegmentId, list_segments
@@ -63,6 +62,16 @@ class SegmentEnd:
 
 
 Event = Rows | Damage | SegmentEnd
+
+
+def find_journal_end(layout: Layout) -> Cursor:
+    """Behind the last record of the journal that is whole now, synced or not: where a view begins. Raises OSError."""
+    while True:
+        segments = list_segments(layout)
+        if not segments:
+            return Cursor(0, 0)
+        with contextlib.suppress(FileNotFoundError):  # sealed, and so renamed, since it was listed
+            return Cursor(segments[-1].id.number, end_of_records(segments[-1].path))
 
 
 class Follower:
@@ -138,10 +147,7 @@ class Follower:
         self._last_sequence = max(self._last_sequence, last)
         if not seen:
             return rows
-        return Rows(
-            rows.segment, rows.batch.slice(seen), rows.counts, rows.reasons,
-            rows.first_received_us, rows.last_received_us, rows.at,
-        )  # fmt: skip
+        return replace(rows, batch=rows.batch.slice(seen))
 
 
 class _ReadSegment:
@@ -172,7 +178,7 @@ class _ReadSegment:
 
     def _read_rest(self) -> Iterator[Rows | Damage]:
         """All that is left, where nobody writes this segment any more: steps over what is no record; else nothing."""
-        end = self._final_end()
+        end = find_final_end(self._layout, self.file.id.number, os.fstat(self._fd).st_size)
         if end is None:
             return
         while self._offset < end and not self.over:
@@ -214,32 +220,3 @@ class _ReadSegment:
         schema = read_record(self._fd, start.end) if start else None
         if schema and schema.header.kind is Kind.SCHEMA:
             self._schema = decode_schema(schema)
-
-    def _final_end(self) -> int | None:
-        """Where this segment ends for good, or None while it may still grow.
-
-        A later segment whose first record is whole proves that nobody writes this one any more.
-        """
-        later = self._identities_of_later()
-        if not later:
-            return None
-        end = os.fstat(self._fd).st_size
-        for identity in later:
-            if identity["continues"] is None:
-                continue
-            segment, offset = identity["continues"]
-            if segment == self.file.id.number:
-                end = min(end, offset)
-            elif segment < self.file.id.number:
-                end = 0
-        return end
-
-    def _identities_of_later(self) -> list[dict[str, Any]]:
-        """What the later segments whose first record is whole say of themselves."""
-        while True:
-            files = [file for file in list_segments(self._layout) if file.id.number > self.file.id.number]
-            try:
-                identities = [read_identity(file.path) for file in files]
-            except FileNotFoundError:  # sealed, and so renamed, or freed since it was listed
-                continue
-            return [identity for identity in identities if identity is not None]

@@ -11,10 +11,8 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +22,9 @@ from ingestor.metrics import Counts
 from ingestor.schema import FORMAT_VERSION
 
 MAGIC = b"FIJ\x1a"
+Pieces = list[bytes | pa.Buffer]
+"""A record, to write one piece after the other."""
+
 _HEADER = struct.Struct("<4sHHIIQIIIIIIqqqq")
 _CRC_AT = 8
 _ALIGN = 8
@@ -62,8 +63,7 @@ class Record:
     end: int
 
 
-def encode_record(header: Header, body: bytes | pa.Buffer) -> list[bytes | pa.Buffer]:
-    """The record as pieces to write one after the other."""
+def encode_record(header: Header, body: bytes | pa.Buffer) -> Pieces:
     length = len(body)
     counts = header.counts
     fields = (
@@ -77,18 +77,28 @@ def encode_record(header: Header, body: bytes | pa.Buffer) -> list[bytes | pa.Bu
     return [head, body, bytes(-length % _ALIGN)]
 
 
-def encode_start(identity: dict[str, Any]) -> list[bytes | pa.Buffer]:
+def encode_start(identity: dict[str, Any]) -> Pieces:
     """The record that opens a segment: `identity` says whose it is, and what it continues."""
     return encode_record(Header(Kind.START), json.dumps(identity).encode())
 
 
-def encode_reasons(reasons: dict[str, int]) -> list[bytes | pa.Buffer]:
+def encode_reasons(reasons: dict[str, int]) -> Pieces:
     """How many frames and trades were rejected, by reason, in the block that comes next."""
     return encode_record(Header(Kind.REASONS), json.dumps(reasons).encode())
 
 
-def encode_schema(schema: pa.Schema) -> list[bytes | pa.Buffer]:
+def encode_schema(schema: pa.Schema) -> Pieces:
     return encode_record(Header(Kind.SCHEMA), schema.serialize())
+
+
+def read_header(fd: int, offset: int) -> tuple[Header, int] | None:
+    """The header at this offset, unchecked, and where its record ends; None where there is none. Raises OSError."""
+    head = os.pread(fd, _HEADER.size, offset)
+    if len(head) < _HEADER.size or not head.startswith(MAGIC):
+        return None
+    _, _, kind, _, _, length, *numbers = _HEADER.unpack(head)
+    end = offset + _HEADER.size + length + -length % _ALIGN
+    return Header(Kind(kind), Counts(*numbers[:6]), *numbers[6:]), end
 
 
 def read_record(fd: int, offset: int, limit: int | None = None) -> Record | None:
@@ -112,87 +122,6 @@ def read_record(fd: int, offset: int, limit: int | None = None) -> Record | None
         raise FormatTooNew(f"the journal holds a record of format {version}; this version reads up to {FORMAT_VERSION}")
     end = body_at + length + -length % _ALIGN
     return Record(Header(Kind(kind), Counts(*numbers[:6]), *numbers[6:]), body, offset, end)
-
-
-def find_record(fd: int, offset: int, size: int) -> int | None:
-    """Where the next whole record begins at or after `offset` and ends by `size`: how salvage steps over damage."""
-    window = 1 << 20
-    while offset < size:
-        chunk = os.pread(fd, window + len(MAGIC) - 1, offset)
-        at = chunk.find(MAGIC)
-        while at >= 0:
-            if read_record(fd, offset + at, size) is not None:
-                return offset + at
-            at = chunk.find(MAGIC, at + 1)
-        offset += window
-    return None
-
-
-def read_identity(path: Path) -> dict[str, Any] | None:
-    """What the segment says of itself, or None where its first record never became whole."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        record = read_record(fd, 0)
-    finally:
-        os.close(fd)
-    if record is None or record.header.kind is not Kind.START:
-        return None
-    identity: dict[str, Any] = json.loads(record.body)
-    return identity
-
-
-def last_received_us(path: Path) -> int:
-    """When the last frame that this segment journaled was received, in µs since 1970; 0 where it journaled none.
-
-    The last in order, not the latest: the clock may have been set back.
-    """
-    last = 0
-    for record in _scan(path):
-        last = record.header.last_received_us or last
-    return last
-
-
-def end_of_records(path: Path) -> int:
-    """Behind the last whole record of this segment, which may still grow."""
-    end = 0
-    for record in _scan(path):
-        end = record.end
-    return end
-
-
-def read_headers(path: Path, offset: int, limit: int | None) -> Iterator[Header]:
-    """The headers of the records from `offset` on, one after the other, up to `limit` or to what is no record.
-
-    Bodies are not read, so nothing is checked: to measure by, not to copy from. Raises OSError.
-    """
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        end = os.fstat(fd).st_size if limit is None else limit
-        while offset < end and len(head := os.pread(fd, _HEADER.size, offset)) == _HEADER.size:
-            magic, _, kind, _, _, length, *numbers = _HEADER.unpack(head)
-            if magic != MAGIC:
-                return
-            yield Header(Kind(kind), Counts(*numbers[:6]), *numbers[6:])
-            offset += _HEADER.size + length + -length % _ALIGN
-    finally:
-        os.close(fd)
-
-
-def _scan(path: Path) -> Iterator[Record]:
-    """The whole records that a segment holds now, stepping over what is none."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        offset: int | None = 0
-        size = os.fstat(fd).st_size
-        while offset is not None:
-            record = read_record(fd, offset, size)
-            if record is None:
-                offset = find_record(fd, offset + 1, size)
-            else:
-                yield record
-                offset = record.end
-    finally:
-        os.close(fd)
 
 
 def decode_reasons(record: Record) -> dict[str, int]:

@@ -15,7 +15,7 @@ from ingestor.layout import Layout, list_segments
 from ingestor.sinks import Sink
 from ingestor.sinks.claims import Claims
 
-_POLL_S = 0.2  # what is synced grows once in `journal.sync_interval`
+_POLL_S = 0.5  # what is synced grows once in `journal.sync_interval`
 _RETRY_S = 1.0
 
 log = structlog.get_logger()

@@ -1,0 +1,107 @@
+"""How a venue is called upon: which refusal ends the recording, and how long each other failure is waited out."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import structlog
+from tenacity import (
+    AttemptManager,
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_when_event_set,
+    wait_exponential,
+    wait_random,
+)
+from tenacity.nap import sleep_using_event
+
+from ingestor.capture.connection import Connection
+from ingestor.capture.handshake import connect
+from ingestor.capture.known_key import KnownKey
+from ingestor.config.recorder import ConnectionSettings
+from ingestor.errors import ConnectionLost, FeedRefused, HandshakeRefused
+from ingestor.feeds import Feed
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """How long to leave a venue alone that said no, in seconds."""
+
+    again_s: float = 0.5
+    """After a connection that was of no use, with as much jitter; it doubles from there."""
+    refused_s: float = 300.0
+    """After a 401 or 403."""
+    throttled_s: float = 30.0
+    """After a 429, at least."""
+    symbol_s: float = 600.0
+    """Until a refused symbol is asked for again."""
+
+
+class Attempts:
+    """Opens the connections of a session."""
+
+    def __init__(
+        self, feed: Feed, settings: ConnectionSettings, known_key: KnownKey, waits: Waits, stop: threading.Event
+    ) -> None:
+        self._feed = feed
+        self._settings = settings
+        self._known_key = known_key
+        self._waits = waits
+        self._stop = stop
+        self._backoff = wait_exponential(waits.again_s, settings.backoff_max) + wait_random(0, waits.again_s)
+
+    def connect(self) -> Connection:
+        """Raises FeedRefused where the key is wrong for good, ConnectionLost where it may work later."""
+        try:
+            connection = connect(
+                self._feed.url(),
+                timeout_s=self._settings.connect_timeout,
+                ca_file=self._settings.ca_file,
+                fast_frames=self._settings.fast_frames,
+                stop=self._stop,
+            )
+        except HandshakeRefused as error:
+            if error.status == 401 and not self._known_key.accepted:
+                raise FeedRefused(
+                    "the venue refused the API key (401), and has never accepted it for this root: "
+                    "check FINNHUB_API_KEY"
+                ) from None
+            raise
+        self._known_key.remember()
+        return connection
+
+    def until_stop(self) -> Iterator[AttemptManager]:
+        """One attempt after the other. One that ends in ConnectionLost is waited out, longer and longer; after one
+        that ends well the next comes at once. Any other error ends them, and is raised.
+        """
+        while not self._stop.is_set():
+            with contextlib.suppress(ConnectionLost):  # of the attempt that the stop found
+                yield from Retrying(
+                    retry=retry_if_exception_type(ConnectionLost),
+                    wait=self._pause,
+                    sleep=sleep_using_event(self._stop),
+                    stop=stop_when_event_set(self._stop),
+                    reraise=True,
+                )
+
+    def pause(self) -> None:
+        """After we hung up: until the venue has noticed, a second connection would end both."""
+        self._stop.wait(self._waits.again_s)
+
+    def _pause(self, state: RetryCallState) -> float:
+        """How long to wait before the next attempt, by what ended the last one."""
+        seconds = self._backoff(state)
+        error = state.outcome.exception() if state.outcome else None
+        told_no = isinstance(error, HandshakeRefused) and error.status in (401, 403)
+        if told_no:
+            seconds = self._waits.refused_s
+        elif isinstance(error, HandshakeRefused) and error.status == 429:
+            seconds = max(seconds, self._waits.throttled_s)
+        if not self._stop.is_set():
+            level = log.error if told_no else log.warning
+            level("connection.retried", reason=str(error), attempt=state.attempt_number, wait_s=round(seconds, 1))
+        return seconds

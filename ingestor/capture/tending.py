@@ -1,0 +1,116 @@
+"""What an open connection needs besides being read: is it alive, do trades come, is there something to ask for?"""
+
+import time
+from datetime import UTC, datetime
+
+import structlog
+
+from ingestor.capture.buffer import Buffer
+from ingestor.capture.connection import Connection
+from ingestor.capture.gaps import Gaps
+from ingestor.capture.liveness import Counters, Liveness
+from ingestor.capture.lives import Life
+from ingestor.capture.markets import Markets
+from ingestor.capture.observed import Observed
+from ingestor.capture.subscriptions import Subscriptions
+from ingestor.capture.trade_watch import TradeWatch
+from ingestor.capture.wall_clock import WallClock
+from ingestor.config.recorder import ConnectionSettings
+from ingestor.errors import Stalled
+from ingestor.ledger import Ledger, now_us
+
+_LAG_S = 1.0
+
+log = structlog.get_logger()
+
+
+class Tending:
+    """Looks after one connection after the other, in the reader's thread."""
+
+    def __init__(
+        self,
+        subscriptions: Subscriptions,
+        settings: ConnectionSettings,
+        buffer: Buffer,
+        ledger: Ledger,
+        gaps: Gaps,
+        observed: Observed,
+        markets: Markets,
+    ) -> None:
+        now_s = time.monotonic()
+        self._subscriptions = subscriptions
+        self._settings = settings
+        self._buffer = buffer
+        self._ledger = ledger
+        self._gaps = gaps
+        self._observed = observed
+        self._markets = markets
+        self._liveness = Liveness(settings.silence, settings.ping_interval, now_s)
+        self._trade_watch = TradeWatch(subscriptions.symbols, settings.silence, now_s)
+        self._wall_clock = WallClock(now_us(), now_s)
+        self._drought_us: int | None = None
+        """The last trade before a drought that is called blindness."""
+
+    def begin(self, connection: Connection, life: Life) -> None:
+        """A connection has opened: ask for every symbol. Raises ConnectionLost."""
+        self._trade_watch.begin(life.opened_s)
+        self._drought_us = None
+        self._adopt_changes(None)
+        self._subscriptions.request_all(connection, life.number, life.opened_s)
+        connection.ping()  # its answer shows that the socket works, where no trade does
+        self._liveness = Liveness(self._settings.silence, self._settings.ping_interval, time.monotonic())
+
+    def tend(self, connection: Connection, life: Life, now_s: float) -> None:
+        """Twice a second: is it alive, is there something to ask for again? Raises ConnectionLost."""
+        self._watch_clock(now_s)
+        if life.paused_s is not None:  # what waits in the socket says nothing of when it came
+            self._liveness.suspend(now_s)
+        verdict = self._liveness.judge(Counters(life.frames, connection.bytes_received, connection.pongs), now_s)
+        if verdict.lost:
+            raise Stalled(verdict.lost)
+        if verdict.ping:
+            connection.ping()
+        self._adopt_changes(connection)
+        self._subscriptions.retry_refused(now_s)
+        self._watch_trades(life, now_s)
+        self._subscriptions.send_due(connection, now_s)
+
+    def _adopt_changes(self, connection: Connection | None) -> None:
+        if self._subscriptions.adopt_changes(connection):
+            self._trade_watch.change(self._subscriptions.symbols, time.monotonic())
+
+    def _watch_clock(self, now_s: float) -> None:
+        step_us = self._wall_clock.find_step(now_us(), now_s)
+        if step_us is not None:
+            self._ledger.record("clock.stepped", by_us=step_us)
+            log.warning("clock.stepped", by_s=round(step_us / 1e6, 3))
+
+    def _watch_trades(self, life: Life, now_s: float) -> None:
+        """Ask again for what has gone silent; call it blindness where that is the likelier reading.
+
+        A silence is called blindness, from the last trade to the next, once it is far beyond what was usual in this
+        phase of the market: then a venue that forgot us is likelier than a market that sleeps. A trading halt looks
+        the same: for that time nothing is claimed that might be untrue. Before the usual is known, silence on a
+        connection stays what it was: unproven, or recorded. Raises ConnectionLost.
+        """
+        self._markets.refresh(now_s)
+        if self._drought_us is not None and self._observed.last_received_us > self._drought_us:
+            self._gaps.close(self._observed.last_received_us)
+            self._drought_us = None
+        if life.paused_s is not None or self._buffer.lag_s() > _LAG_S:  # trades wait that nobody has seen yet
+            self._trade_watch.begin(now_s)
+            return
+        now = datetime.now(UTC)
+        phases = {symbol: self._markets.phase(symbol, now) for symbol in self._subscriptions.symbols}
+        doubt = self._trade_watch.judge(self._observed.last_trade_s, phases, now_s)
+        if doubt.drought and doubt.blind and self._drought_us is None:
+            self._drought_us = max(self._observed.last_received_us, life.opened_us)
+            self._gaps.open("stall", self._drought_us)
+        if doubt.drought == "reconnect":
+            raise Stalled(f"frames came, but no trades for {doubt.silence_s:.0f} s")
+        if doubt.drought == "resubscribe":
+            self._subscriptions.request_again("no trades")
+        if doubt.mute:
+            self._subscriptions.request_again("mute", doubt.mute)
+        for symbol in doubt.mute:
+            self._gaps.open("symbol_mute", max(self._observed.last_trade_us.get(symbol, 0), life.opened_us), symbol)

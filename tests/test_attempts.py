@@ -1,0 +1,86 @@
+"""When a venue is called upon again, and which of its refusals ends the recording."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from recorders import KEY, WAITS, eventually, make_rig, running
+from sessions import SOON, VENUE, listening, recording
+from structlog.testing import capture_logs
+
+from ingestor.errors import FeedRefused
+from ingestor.simulator.faults import Abort, Answer, Mute
+from ingestor.simulator.running import running_venue
+
+
+def test_a_venue_that_was_never_reached_was_asked_for_nothing(tmp_path: Path) -> None:
+    with listening() as (url, server):
+        server.close()
+        with capture_logs() as logs, running(make_rig(tmp_path, url)) as rig:
+            eventually(lambda: [one for one in logs if one["event"] == "connection.retried"], "a second attempt")
+    assert rig.facts() == []
+
+
+def test_after_a_connection_of_use_the_next_one_is_opened_at_once(tmp_path: Path) -> None:
+    with capture_logs() as logs, recording(tmp_path, Abort(after_s=1.3)) as (_, rig):
+        rig.wait_fact("symbol.proven", connection=3)
+    assert [one for one in logs if one["event"] == "connection.retried"] == []
+
+
+def test_a_connection_that_brought_nothing_makes_the_next_one_wait(tmp_path: Path) -> None:
+    with capture_logs() as logs, recording(tmp_path, Mute(), Abort(after_s=0.0)) as (_, rig):
+        rig.wait_fact("connection.lost", 3)
+    attempts = [one["attempt"] for one in logs if one["event"] == "connection.retried"]
+    assert attempts[:2] == [1, 2]
+
+
+# The venue says no
+
+
+def test_a_key_that_was_never_accepted_ends_it(tmp_path: Path) -> None:
+    with running_venue(replace(VENUE, keys=frozenset({"another"}))) as venue:
+        rig = make_rig(tmp_path, venue.url, waits=SOON)
+        with pytest.raises(FeedRefused) as raised:
+            rig.session.run()
+    assert KEY not in str(raised.value)
+    assert rig.facts() == []
+
+
+def test_a_401_for_a_key_that_was_accepted_before_is_retried(tmp_path: Path) -> None:
+    with recording(tmp_path / "data") as (_, rig):
+        rig.wait_trades()
+    with capture_logs() as logs, recording(tmp_path / "data", Answer(connection=1, status=401), run=2) as (_, rig):
+        rig.wait_trades()
+    (retried,) = [one for one in logs if one["event"] == "connection.retried"]
+    assert (retried["log_level"], retried["wait_s"]) == ("error", 0.2)
+    assert rig.errors == []
+
+
+@pytest.mark.parametrize(("status", "level"), [(403, "error"), (429, "warning"), (200, "warning"), (524, "warning")])
+def test_any_other_refusal_is_retried_even_the_first_time(tmp_path: Path, status: int, level: str) -> None:
+    with capture_logs() as logs, recording(tmp_path, Answer(connection=1, status=status)) as (_, rig):
+        rig.wait_trades()
+    (retried,) = [one for one in logs if one["event"] == "connection.retried"]
+    assert retried["log_level"] == level
+    assert str(status) in retried["reason"]
+
+
+@pytest.mark.parametrize(("status", "wait_s"), [(401, 300.0), (403, 300.0), (429, 30.0)])
+def test_a_venue_that_said_no_is_left_alone_for_a_while(tmp_path: Path, status: int, wait_s: float) -> None:
+    with recording(tmp_path / "data") as (_, rig):
+        rig.wait_trades()
+    fault = Answer(status=status)
+    with capture_logs() as logs, recording(tmp_path / "data", fault, run=2, waits=WAITS, backoff_max=1.0):
+        (retried,) = eventually(lambda: [one for one in logs if one["event"] == "connection.retried"], "a refusal")
+        assert retried["wait_s"] == wait_s
+
+
+def test_a_redirect_is_not_followed_and_the_key_goes_nowhere_else(tmp_path: Path) -> None:
+    with listening() as (elsewhere, server):
+        fault = Answer(connection=1, status=302, location=f"{elsewhere}/x")
+        with capture_logs() as logs, recording(tmp_path, fault) as (_, rig):
+            rig.wait_trades()
+        server.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert "302" in next(one["reason"] for one in logs if one["event"] == "connection.retried")
