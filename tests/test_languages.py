@@ -10,12 +10,13 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from ingestor.config import JsonSettings
+from ingestor.config.feeds import JsonSettings
 from ingestor.simulator.faults import RefuseSymbols, Schedule
 from ingestor.simulator.languages import PLAIN_JSON, Request, make_language
 from ingestor.simulator.market import MarketSettings
+from ingestor.simulator.running import running_venue
+from ingestor.simulator.settings import VenueSettings
 from ingestor.simulator.truth import read_truth
-from ingestor.simulator.venue import VenueSettings, running_venue
 
 WAIT_S = 20.0
 QUIET = MarketSettings(rate=20, seed=7)

@@ -124,11 +124,11 @@ def test_a_replay_and_its_faults_are_read_from_files(tmp_path: Path) -> None:
         (["--rate", "0"], "neither a number above 0 nor `max`"),
         (["--interval", "50"], "no unit"),
         (["--ping-interval", "0s"], "must be above 0"),
-        (["--faults", "abrot"], "Did you mean abort?"),
+        (["--faults", "abrot"], "did you mean abort?"),
         (["--tls-cert", "c.pem"], "both --tls-cert and --tls-key"),
         (["--replay", "missing.parquet"], "missing.parquet"),
         (["--truth", "/missing/t.jsonl"], "truth can't be written"),
-        (["--host", "203.0.113.1"], "Can't listen on 203.0.113.1:0"),
+        (["--host", "203.0.113.1"], "can't listen on 203.0.113.1:0"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence(arguments: list[str], says: str) -> None:

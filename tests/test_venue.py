@@ -41,8 +41,9 @@ from ingestor.simulator.faults import (
     Trickle,
 )
 from ingestor.simulator.market import MarketSettings
+from ingestor.simulator.running import RunningVenue, running_venue
+from ingestor.simulator.settings import VenueSettings
 from ingestor.simulator.truth import read_truth
-from ingestor.simulator.venue import RunningVenue, VenueSettings, running_venue
 
 FAST = VenueSettings(market=MarketSettings(rate=10_000, seed=7))
 WAIT_S = 10.0
@@ -565,7 +566,7 @@ def test_a_huge_frame_is_huge() -> None:
 def test_a_port_in_use_is_a_clear_error() -> None:
     with (
         running_venue(FAST) as venue,
-        pytest.raises(ConfigError, match=r"Can't listen on 127\.0\.0\.1"),
+        pytest.raises(ConfigError, match=r"can't listen on 127\.0\.0\.1"),
         running_venue(replace(FAST, port=address(venue)[1])),
     ):
         pass

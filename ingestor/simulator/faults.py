@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from ingestor.config import Duration, Size
+from ingestor.config.units import Duration, Size
 from ingestor.errors import ConfigError
 from ingestor.simulator.market import Trade
 
@@ -306,7 +306,7 @@ def parse_faults(text: str, name: str) -> Schedule:
 
 def _validated(script: Any, name: str) -> list[Any]:
     if not isinstance(script, list):
-        raise ConfigError(f"{name}: a fault script is a list such as `- {{at: 5s, do: outage, for: 3s}}`.")
+        raise ConfigError(f"{name}: a fault script is a list such as `- {{at: 5s, do: outage, for: 3s}}`")
     try:
         return _SCRIPT.validate_python(script)
     except ValidationError as error:
@@ -332,6 +332,6 @@ def preset_names() -> list[str]:
 def _preset(name: str, presets: Mapping[str, Any]) -> list[Any]:
     if name not in presets:
         near = get_close_matches(name, presets, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(presets)}."
-        raise ConfigError(f"No fault preset or script file is named {name!r}. {hint}")
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(presets)}"
+        raise ConfigError(f"no fault preset or script file is named {name!r}: {hint}")
     return _validated(presets[name], name)

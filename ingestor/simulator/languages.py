@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from ingestor.config import BinanceSettings, JsonSettings
+from ingestor.config.feeds import BinanceSettings, JsonSettings
 from ingestor.feeds import Feed
 from ingestor.feeds.binance import Binance
 from ingestor.feeds.json_map import JsonMap

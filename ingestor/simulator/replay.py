@@ -74,17 +74,17 @@ def recorded_trades(path: Path) -> Iterator[Arrival]:
             return _parquet_trades(path)
         files = sorted([*path.rglob("*.csv"), *path.rglob("*.csv.gz")])
         if not files:
-            raise ConfigError(f"{path}: no Parquet or CSV file in this directory to replay.")
+            raise ConfigError(f"{path}: no Parquet or CSV file in this directory to replay")
         return chain.from_iterable(map(_csv_trades, files))
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file or directory to replay.")
+        raise ConfigError(f"{path}: no such file or directory to replay")
     if path.suffix == ".parquet":
         return _parquet_trades(path)
     if path.name.endswith((".csv", ".csv.gz")):
         return _csv_trades(path)
     if path.suffix in {".jsonl", ".json"}:
         return _truth_trades(path)
-    raise ConfigError(f"{path}: can replay .parquet, .csv, .csv.gz and .jsonl (as --truth writes it).")
+    raise ConfigError(f"{path}: can replay .parquet, .csv, .csv.gz and .jsonl (as --truth writes it)")
 
 
 def _parquet_trades(path: Path) -> Iterator[Arrival]:
