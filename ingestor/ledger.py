@@ -17,7 +17,8 @@ A fact is a line of JSON: `at` (µs since 1970), `fact` (`noun.past_participle`)
     segment.sealed      segment, dates: rows by UTC date
     day.deleted         date, retention_s: told before it is done
     settings.reloaded   added, dropped: tickers; waiting: other settings that changed.  settings.refused with error
-    sink.skipped        sink, rows, from, to: places of the journal (segment, offset) that it lost its claim on
+    sink.skipped        sink, rows, from, to: what it lost its claim on, or found gone: places of the journal (segment,
+                        offset) and at most so many rows
     disk.low            free, floor: bytes, where less than storage.min_free is left;  disk.recovered
     run.stopped         error (null: in order)
 """
@@ -72,9 +73,7 @@ class Ledger:
     def record_all(self, facts: list[Fact]) -> None:
         """Append facts and sync them together; never raises OSError: what the disk refuses is written with the next."""
         with self._lock:
-            ended = (
-                "\n" if self._waiting else ""
-            )  # a part of a line that the disk took last time must not swallow these
+            ended = "\n" if self._waiting else ""  # a part of a line that was taken last time must not swallow these
             self._waiting += facts
             text = ended + "".join(json.dumps(fact, separators=(",", ":")) + "\n" for fact in self._waiting)
             size = os.fstat(self._fd).st_size
@@ -136,6 +135,24 @@ def read_all_facts(layout: Layout, skip: str | None = None) -> Iterator[Fact]:
             if fact["fact"] == "run.started":
                 _check_format(path, fact)
             yield fact
+
+
+def read_new_facts(path: Path, offset: int, skip: str) -> tuple[list[Fact], int]:
+    """The facts in the whole lines of one ledger from `offset` (bytes) on, and the offset behind them.
+
+    `skip` as for `read_facts`: the last of these lines is always told. Raises FormatTooNew, OSError.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        text = file.read()
+    whole = text[: text.rfind(b"\n") + 1]
+    lines = whole.decode(errors="replace").split("\n")[:-1]
+    told = [line for at, line in enumerate(lines, 1) if skip not in line or at == len(lines)]
+    facts = [fact for line in told if (fact := _parse(line))]
+    for fact in facts:
+        if fact["fact"] == "run.started":
+            _check_format(path, fact)
+    return facts, offset + len(whole)
 
 
 def _check_format(path: Path, started: Fact) -> None:

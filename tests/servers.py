@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 
 import confluent_kafka
 import redis
+from confluent_kafka.admin import AdminClient
 from pyarrow import fs as pafs
 from requirements import require
 
@@ -114,6 +116,20 @@ class KafkaCluster:
     def start(self) -> None:
         for number in self._numbers:
             assert self._librdkafka.rd_kafka_mock_broker_set_up(self._cluster, number) == 0
+
+    def lose_leader(self, topic: str) -> int:
+        """The broker that leads a topic's first partition goes down; those left take over all that it led, as they
+        would by an election. Its number.
+        """
+        partitions = AdminClient({"bootstrap.servers": self.brokers}).list_topics(topic, PATIENCE_S).topics[topic]
+        lost = partitions.partitions[0].leader
+        assert self._librdkafka.rd_kafka_mock_broker_set_down(self._cluster, lost) == 0
+        heirs = cycle(number for number in self._numbers if number != lost)
+        for number, partition in partitions.partitions.items():
+            if partition.leader == lost:
+                set_leader = self._librdkafka.rd_kafka_mock_partition_set_leader
+                assert set_leader(self._cluster, topic.encode(), number, next(heirs)) == 0
+        return lost
 
     def close(self) -> None:
         self._librdkafka.rd_kafka_mock_cluster_destroy(self._cluster)

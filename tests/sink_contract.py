@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,7 +22,7 @@ from journals import NEVER, NOON, Crash, Crashed, Holder, block, drain, first_se
 from pyarrow import fs as pafs
 from servers import KafkaCluster, RedisServer, S3Server
 
-from ingestor.config import KafkaSettings, RedisSettings
+from ingestor.config.sinks import KafkaSettings, RedisSettings
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Follower
 from ingestor.journal.writer import Journal
@@ -105,6 +105,10 @@ class Destination(ABC):
         stop = threading.Event()
         stop.set()
         self.carrier(layout, stop).run()
+
+    def carry_many(self, layout: Layout) -> None:
+        """The same, of more than the destination keeps for a reader who comes late."""
+        self.carry(layout)
 
     def carrier(self, layout: Layout, stop: threading.Event) -> Carrier | Runner:
         """What carries to it until `stop`."""
@@ -250,23 +254,42 @@ class Kafka(Destination):
     name = "kafka"
     exactly_once = False
 
-    def __init__(self) -> None:
+    def __init__(self, values: Literal["json", "arrow"] = "json") -> None:
         self.cluster = KafkaCluster()
         self.settings = KafkaSettings(
             brokers=self.cluster.brokers,
+            values=values,
             options={"message.timeout.ms": "2000", "socket.timeout.ms": "1000", "reconnect.backoff.max.ms": "200"},
         )
-        self._found: list[dict[str, object]] = []
+        self._reader: TopicReader | None = None
+        self._found: list[tuple[str, int, bytes]] = []
+
+    def carry_many(self, layout: Layout) -> None:
+        """A mock broker keeps no more than 100,000 messages, or 5 MB, of a partition."""
+        carrying = threading.Thread(target=self.carry, args=(layout,))
+        carrying.start()
+        while carrying.is_alive():
+            self._read()
+        carrying.join()
 
     def open(self, layout: Layout, start: Cursor) -> Sink:
         return KafkaTopic(self.settings, TOPIC, None, ROOT, start)
 
     def rows(self) -> pa.Table:
-        for key, sequence, value in read_topic(self.cluster.brokers):
-            row = json.loads(value)
-            assert (row["symbol"], row["sequence"]) == (key, sequence)
-            self._found.append(row)
-        return _pick(pa.Table.from_pylist(self._found))
+        self._read()
+        rows: list[dict[str, Any]] = []
+        for key, sequence, value in self._found:
+            read = [json.loads(value)] if self.settings.values == "json" else _read_stream(value)
+            assert (read[0]["sequence"], {row["symbol"] for row in read}) == (sequence, {key})
+            rows += read
+        return _pick(pa.Table.from_pylist(rows))
+
+    def _read(self) -> None:
+        if self._reader is None:
+            self._reader = TopicReader(self.cluster.brokers, TOPIC)
+        for message in self._reader.read():
+            sequence = dict(message.headers())["sequence"]
+            self._found.append((message.key().decode(), int(sequence), message.value()))
 
     def kill(self) -> None:
         self.cluster.kill()
@@ -275,6 +298,8 @@ class Kafka(Destination):
         self.cluster.start()
 
     def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
         self.cluster.close()
 
 
@@ -350,18 +375,44 @@ def read_store(uri: str) -> pa.Table:
     return pa.concat_tables([pq.read_table(path, filesystem=files, partitioning=None) for path in sorted(paths)])
 
 
-def read_topic(brokers: str) -> Iterator[tuple[str, int, bytes]]:
-    """(key, sequence, value) of each message that is there now, partition by partition."""
-    consumer = Consumer(
-        {"bootstrap.servers": brokers, "group.id": "test", "enable.partition.eof": "true", "fetch.wait.max.ms": 10}
-    )
-    numbers = consumer.list_topics(TOPIC, 30).topics[TOPIC].partitions
-    for number in sorted(numbers):
-        consumer.assign([TopicPartition(TOPIC, number, OFFSET_BEGINNING)])
-        while (message := consumer.poll(30)) is not None and not message.error():
-            headers: dict[str, Any] = dict(message.headers() or [])
-            yield (message.key() or b"").decode(), int(headers["sequence"]), message.value() or b""
-    consumer.close()
+def _read_stream(value: bytes) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pa.ipc.open_stream(value).read_all().to_pylist()
+    return rows
+
+
+class TopicReader:
+    """Reads a topic from its beginning, partition by partition, again and again."""
+
+    def __init__(self, brokers: str, topic: str) -> None:
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": brokers,
+                "group.id": "test",
+                "enable.auto.commit": "false",  # the broker that keeps the group's places may be the one that is lost
+                "enable.partition.eof": "true",
+                "fetch.wait.max.ms": 10,
+            }
+        )
+        self._topic = topic
+        self._next: dict[int, int] = {}
+
+    def read(self) -> Iterator[Any]:
+        """The messages that have come since the last time; their types leave open that each has a key and a value."""
+        for number in sorted(self._consumer.list_topics(self._topic, 30).topics[self._topic].partitions):
+            self._consumer.assign([TopicPartition(self._topic, number, self._next.get(number, OFFSET_BEGINNING))])
+            while not (message := self._poll()).error():
+                yield message
+            (place,) = self._consumer.position([TopicPartition(self._topic, number)])
+            if place.offset >= 0:  # something has come
+                self._next[number] = place.offset
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def _poll(self) -> Any:
+        message = self._consumer.poll(30)
+        assert message is not None, "no broker answers"
+        return message
 
 
 def _pick(table: pa.Table) -> pa.Table:
@@ -409,6 +460,8 @@ def destination_of(kind: str, folder: Path) -> Iterator[tuple[Destination, Layou
             made = Redis(place)
         case "kafka":
             made = Kafka()
+        case "kafka, arrow":
+            made = Kafka("arrow")
         case "directory":
             made = Mirror(layout, place)
         case _:

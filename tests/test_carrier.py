@@ -11,11 +11,11 @@ from structlog.testing import capture_logs
 
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.cursor import Cursor
-from ingestor.journal.follower import Event, Rows, SegmentEnd
+from ingestor.journal.follower import Event, Rows, SegmentEnd, find_journal_end
 from ingestor.layout import Layout
 from ingestor.sinks import Sink
-from ingestor.sinks.carrier import Carrier, journal_end
-from ingestor.sinks.places import read_place, write_place
+from ingestor.sinks.carrier import Carrier
+from ingestor.sinks.places import read_losses, read_place, write_place
 
 
 class Memory(Holder):
@@ -56,10 +56,12 @@ class Memory(Holder):
 
 
 @contextmanager
-def carrying(layout: Layout, open_sink: Callable[[Cursor], Sink], *, view: bool = False) -> Iterator[threading.Event]:
+def carrying(
+    layout: Layout, open_sink: Callable[[Cursor], Sink], *, view: bool = False, claims: bool = True
+) -> Iterator[threading.Event]:
     """A carrier for the time of the block, which then ends in order."""
     stop = threading.Event()
-    thread = threading.Thread(target=Carrier(layout, "memory", open_sink, stop, view=view).run)
+    thread = threading.Thread(target=Carrier(layout, "memory", open_sink, stop, view=view, claims=claims).run)
     thread.start()
     try:
         yield stop
@@ -68,8 +70,8 @@ def carrying(layout: Layout, open_sink: Callable[[Cursor], Sink], *, view: bool 
         thread.join()
 
 
-def carry(layout: Layout, memory: Memory) -> None:
-    with carrying(layout, memory.open) as stop:
+def carry(layout: Layout, memory: Memory, *, claims: bool = True) -> None:
+    with carrying(layout, memory.open, claims=claims) as stop:
         stop.set()
 
 
@@ -91,7 +93,7 @@ class TestBasic:
         layout, memory = make_root(tmp_path), Memory()
         writer = Writer(layout)
         writer.append()
-        assert journal_end(layout) > writer.journal.synced
+        assert find_journal_end(layout) > writer.journal.synced
         with carrying(layout, memory.open, view=True):
             eventually(lambda: memory.opened, "a link")
             later = eventually(lambda: _appended_and_seen(writer, memory), "what is not synced")
@@ -165,7 +167,8 @@ class TestLagged:
         writer = Writer(layout)
         writer.append()
         writer.journal.sync()
-        write_place(layout, "memory", writer.journal.synced)
+        place = writer.journal.synced
+        write_place(layout, "memory", place)
         writer.rotate()
         writer.append()
         writer.rotate()
@@ -178,6 +181,23 @@ class TestLagged:
         assert sequences(memory.kept) == later
         assert [one["event"] for one in logs if one["log_level"] == "error"] == ["sink.lagged"]
         assert read_place(layout, "memory") == Cursor(4, 0)
+        assert [(loss.start, loss.end) for loss in read_losses(layout, "memory")] == [(place, Cursor(3, 0))]
+
+    def test_one_without_a_claim_has_lost_nothing(self, tmp_path: Path) -> None:
+        """As the mirror, whose rows come in files."""
+        layout, memory = make_root(tmp_path), Memory()
+        writer = Writer(layout)
+        writer.append()
+        writer.rotate()
+        later = writer.append()
+        writer.rotate()
+        write_place(layout, "memory", Cursor(1, 8))
+        min(layout.journal.glob("*.journal")).unlink()
+        with capture_logs() as logs:
+            carry(layout, memory, claims=False)
+        assert sequences(memory.kept) == later
+        assert [one["event"] for one in logs if one["log_level"] == "error"] == []
+        assert read_losses(layout, "memory") == []
 
 
 def _appended_and_seen(writer: Writer, memory: Memory) -> list[int]:

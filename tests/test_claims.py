@@ -8,8 +8,9 @@ from structlog.testing import capture_logs
 from ingestor.journal.cursor import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.ledger import Ledger
+from ingestor.sinks.accounts import SegmentAccounts
 from ingestor.sinks.claims import Claims
-from ingestor.sinks.places import write_place
+from ingestor.sinks.places import note_loss, read_losses, write_place
 
 PLENTY = 1 << 40
 
@@ -94,3 +95,42 @@ class TestBounds:
         claims = claims_of(layout, make_ledger(layout), "behind", min_free=1 << 60)
         assert freed(layout, claims, 2) == [1, 2]
         assert claims.skipped == {"behind": 12}
+
+
+class TestLosses:
+    """What a sink found gone, such as after runs in which it was switched off."""
+
+    def test_the_ledger_gets_it_with_the_rows_that_the_segments_held(self, tmp_path: Path) -> None:
+        layout, ledger = accounted(tmp_path, 3)
+        claims = claims_of(layout, ledger, "a", "b")
+        note_loss(layout, "b", Cursor(1, 0), Cursor(3, 0))
+        with capture_logs() as logs:
+            claims.settle([])
+        assert [(one["sink"], one["rows"], one["from"], one["to"]) for one in ledger_facts(layout, "sink.skipped")] == [
+            ("b", 12, [1, 0], [3, 0])
+        ]
+        assert [(one["event"], one["log_level"], one["sink"]) for one in logs] == [("sink.skipped", "error", "b")]
+        assert claims.skipped == {"b": 12}
+        assert read_losses(layout, "b") == []
+
+    def test_what_the_ledger_has_told_is_not_told_again(self, tmp_path: Path) -> None:
+        layout, ledger = accounted(tmp_path, 3)
+        claims = claims_of(layout, ledger, "a", max_bytes=0)
+        assert freed(layout, claims, 2) == [1, 2]
+        assert claims.skipped == {"a": 12}
+        note_loss(layout, "a", Cursor(1, 8), Cursor(3, 0))
+        claims_of(layout, ledger, "a").settle([])
+        assert sum(one["rows"] for one in ledger_facts(layout, "sink.skipped")) == 12
+        note_loss(layout, "a", Cursor(1, 8), Cursor(4, 0))
+        claims_of(layout, ledger, "a").settle([])
+        assert sum(one["rows"] for one in ledger_facts(layout, "sink.skipped")) == 18
+        assert read_losses(layout, "a") == []
+
+
+def accounted(folder: Path, segments: int) -> tuple[Layout, Ledger]:
+    """A root with so many segments of six rows each, and their accounts in its ledger."""
+    layout = make_root(folder)
+    journal_of(layout, segments)
+    ledger = make_ledger(layout)
+    drain(layout, [Holder(), SegmentAccounts(layout, ledger, 0)])
+    return layout, ledger

@@ -12,7 +12,7 @@ from journals import make_root, read_events, trades
 from servers import KafkaCluster
 from sink_contract import EXTRA, ROOT, TOPIC, fill_journal
 
-from ingestor.config import KafkaSettings
+from ingestor.config.sinks import KafkaSettings
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Rows

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow.dataset as pads
 import pytest
 from journals import NOON, Holder, drain, make_ledger, make_root, parquet_rows
 from sink_contract import ROOT, fill_journal, read_store
@@ -36,6 +37,10 @@ def mirror(layout: Layout, there: Path) -> ObjectStore:
     sink = ObjectStore(str(there), layout, ROOT)
     sink.tick(INF)
     return sink
+
+
+def share(layout: Layout, there: Path, root: str) -> None:
+    ObjectStore(str(there), layout, root, shared=True).tick(INF)
 
 
 def names(folder: Path) -> list[str]:
@@ -134,6 +139,52 @@ class TestWhatGoes:
         (there / "README").write_text("ours")
         mirror(layout, there)
         assert (there / "README").read_text() == "ours"
+
+
+class TestShared:
+    @pytest.fixture
+    def other(self, tmp_path: Path) -> Layout:
+        """Another root whose segments have the same numbers, and so their files the same names."""
+        made = make_root(tmp_path / "other")
+        fill_journal(made, 2, 2, 20)
+        drain(made, [Holder(), ParquetFiles(made, make_ledger(made))])
+        return made
+
+    def test_each_root_has_a_folder_which_is_a_column_of_the_whole(
+        self, layout: Layout, other: Layout, there: Path
+    ) -> None:
+        assert names(layout.trades) == names(other.trades)
+        share(layout, there, "one")
+        share(other, there, "two")
+        found = pads.dataset(there, partitioning="hive").to_table()
+        keys = found.group_by(["root", "sequence"]).aggregate([])
+        expected = [(root, row) for root in ("one", "two") for row in parquet_rows(layout)["sequence"].to_pylist()]
+        assert sorted(zip(keys["root"].to_pylist(), keys["sequence"].to_pylist(), strict=True)) == expected
+        assert found.num_rows == len(expected)
+
+    def test_compaction_and_retention_touch_no_file_of_another(
+        self, layout: Layout, other: Layout, there: Path
+    ) -> None:
+        share(layout, there, "one")
+        share(other, there, "two")
+        list(compact_days(layout, datetime(2026, 11, 21, tzinfo=UTC).date()))
+        share(layout, there, "one")
+        assert names(there / "root=one") == names(layout.trades) != names(there / "root=two")
+        make_ledger(layout, 7).record("day.deleted", date="2026-11-20", retention_s=86400.0)
+        _delete_day(layout)
+        share(layout, there, "one")
+        assert names(there / "root=one") == []
+        assert names(there / "root=two") == names(other.trades)
+
+    def test_what_is_one_roots_alone_is_not_shared(self, layout: Layout, there: Path) -> None:
+        mirror(layout, there)
+        with pytest.raises(SinkUnavailable, match="one root alone"):
+            share(layout, there, "two")
+
+    def test_what_is_shared_is_no_ones_alone(self, layout: Layout, there: Path) -> None:
+        share(layout, there, "two")
+        with pytest.raises(SinkUnavailable, match="shared by others"):
+            mirror(layout, there)
 
 
 class TestKnownErrors:

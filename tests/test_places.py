@@ -100,3 +100,4 @@ def test_a_root_keeps_its_name_and_shares_it_with_none(tmp_path: Path) -> None:
     first, second = make_root(tmp_path / "a"), make_root(tmp_path / "b")
     assert name_root(first) == name_root(first)
     assert name_root(first) != name_root(second)
+    assert name_root(first).isalpha(), "an engine reads a folder's name as a number where it can"

@@ -18,7 +18,9 @@ from servers import PASSWORD, RedisServer
 from sink_contract import Sqlite
 
 import ingestor
-from ingestor.config import LoggingSettings, RedisSettings, Settings, SinkSettings, SqliteSettings
+from ingestor.config import Settings
+from ingestor.config.recorder import LoggingSettings
+from ingestor.config.sinks import RedisSettings, SinkSettings, SqliteSettings
 from ingestor.errors import ConfigError
 from ingestor.layout import Layout
 from ingestor.recording import make_sink_process
@@ -218,6 +220,22 @@ class TestExtras:
         settings = Settings.model_validate({"tickers": ["A"], "storage": {"formats": ["csv"]}, "sinks": sinks})
         with pytest.raises(ConfigError, match="parquet"):
             make_sink_process(settings, make_root(tmp_path), tmp_path)
+
+    def test_options_that_kafka_refuses(self, tmp_path: Path) -> None:
+        sinks = {"kafka": {"options": {"nope": "1"}}}
+        settings = Settings.model_validate({"tickers": ["A"], "sinks": sinks})
+        with pytest.raises(ConfigError, match=r'sinks\.kafka\.options: .*"nope"'):
+            make_sink_process(settings, make_root(tmp_path), tmp_path)
+
+    def test_the_password_counts_among_the_options(self, tmp_path: Path) -> None:
+        options = {"security.protocol": "sasl_ssl", "sasl.mechanism": "PLAIN", "sasl.username": "me"}
+        settings = Settings.model_validate({"tickers": ["A"], "sinks": {"kafka": {"options": options}}})
+        with pytest.raises(ConfigError, match=r"sasl\.password must be set"):
+            make_sink_process(settings, make_root(tmp_path), tmp_path)
+        (tmp_path / ".env").write_text("KAFKA_PASSWORD=of this test\n")
+        made = make_sink_process(settings, make_root(tmp_path), tmp_path)
+        assert made is not None
+        assert made.handover.secrets == {"kafka": "of this test"}
 
     def test_without_sinks_there_is_no_process(self, tmp_path: Path) -> None:
         settings = Settings.model_validate({"tickers": ["A"]})

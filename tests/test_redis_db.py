@@ -13,7 +13,7 @@ from recorders import eventually
 from servers import PASSWORD, RedisServer, free_ports
 from sink_contract import EXTRA, ROOT, Redis, fill_journal
 
-from ingestor.config import RedisSettings
+from ingestor.config.sinks import RedisSettings
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Rows

@@ -16,28 +16,22 @@ from ingestor.cli.check_online import Finding, find_online
 from ingestor.cli.options import (
     config_dir,
     config_option,
-    format_json,
-    format_table,
+    example,
     json_option,
     root_option,
     settings_from,
     symbols_option,
 )
-from ingestor.config import (
-    DEFAULT_PATH,
-    FREE_PLAN_SYMBOLS,
-    Flags,
-    Settings,
-    format_duration,
-    format_size,
-    is_loopback,
-    load_key,
-    split_address,
-)
+from ingestor.cli.printing import format_bytes, format_json, format_seconds, format_table
+from ingestor.config import DEFAULT_PATH, Flags, Settings
+from ingestor.config.addresses import is_loopback, split_address
+from ingestor.config.feeds import FREE_PLAN_SYMBOLS
+from ingestor.config.key import load_key
+from ingestor.config.units import format_size
 from ingestor.errors import ConfigError
 
 
-@click.command()
+@click.command(epilog=example("ingestor check --online"))
 @config_option
 @root_option
 @symbols_option
@@ -47,7 +41,7 @@ from ingestor.errors import ConfigError
 def check(
     config: Path | None, root: Path | None, symbols: tuple[str, ...] | None, as_json: bool, online: bool, schema: bool
 ) -> None:
-    """Check settings, key and disk, and print what would run, without the key. Exit 2 on any error.
+    """Check settings, key and disk, and print each finding and what would run, without the key. Exit 2 on any error.
 
     With --online also: the key and the symbols at the venue's REST API, the clock, the disk's speed, permissions, and
     the service.
@@ -59,7 +53,8 @@ def check(
     if settings is None or settings.feed.needs_key:
         findings += _key_found(config_dir(config))
     if settings:
-        findings += [*_settings_findings(settings), *_disk_findings(settings)]
+        findings += [*_settings_findings(settings), *_sink_findings(settings, config_dir(config))]
+        findings += _disk_findings(settings)
         if online:
             findings += find_online(settings, load_key(config_dir(config)))
     resolved = settings.model_dump(mode="json") if settings else None
@@ -112,8 +107,18 @@ def _settings_findings(settings: Settings) -> Iterator[Finding]:
         yield Finding("warning", "health", f"{listen} can be asked by other machines, and asks nobody who they are")
     killed = settings.journal.linger
     unpowered = killed + settings.journal.sync_interval
-    bound = f"kill -9 loses {format_duration(killed)} + lag, a power cut {format_duration(unpowered)} + lag"
+    bound = f"kill -9 loses {format_seconds(killed)} + lag, a power cut {format_seconds(unpowered)} + lag"
     yield Finding("ok", "loss bound", bound)
+
+
+def _sink_findings(settings: Settings, directory: Path) -> Iterator[Finding]:
+    from ingestor.layout import Layout
+    from ingestor.recording import make_sink_process
+
+    try:
+        make_sink_process(settings, Layout(settings.storage.root), directory)
+    except ConfigError as error:
+        yield Finding("error", "sinks", str(error))
 
 
 def _disk_findings(settings: Settings) -> Iterator[Finding]:
@@ -126,10 +131,10 @@ def _disk_findings(settings: Settings) -> Iterator[Finding]:
     yield Finding("ok", "root", f"{root}{'' if base == root else ' (will be made)'}")
     free, floor = shutil.disk_usage(base).free, settings.storage.min_free
     if free < floor:
-        text = f"{_readable(free)} is less than storage.min_free ({format_size(floor)}): make room, or lower it"
+        text = f"{format_bytes(free)} is less than storage.min_free ({format_size(floor)}): make room, or lower it"
         yield Finding("error", "free space", text)
     else:
-        yield Finding("ok", "free space", f"{_readable(free)}; {format_size(floor)} of it stays free")
+        yield Finding("ok", "free space", f"{format_bytes(free)}; {format_size(floor)} of it stays free")
 
 
 def _fault_of_writing(directory: Path) -> str | None:
@@ -144,10 +149,6 @@ def _fault_of_writing(directory: Path) -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     return None
-
-
-def _readable(size: int) -> str:
-    return f"{size / (1 << 30):,.1f}GB"
 
 
 def _print(findings: list[Finding], resolved: dict[str, Any] | None) -> None:

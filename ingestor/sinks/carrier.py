@@ -23,11 +23,10 @@ from tenacity.nap import sleep_using_event
 
 from ingestor.errors import Lagged, SinkUnavailable
 from ingestor.journal.cursor import Cursor
-from ingestor.journal.follower import Damage, Event, Follower, Rows
-from ingestor.journal.segment import end_of_records
+from ingestor.journal.follower import Damage, Event, Follower, Rows, find_journal_end
 from ingestor.layout import Layout, list_segments
 from ingestor.sinks import Sink
-from ingestor.sinks.places import read_place, write_place
+from ingestor.sinks.places import note_loss, read_place, write_place
 
 _POLL_S = 0.05
 _TICK_S = 0.5
@@ -45,16 +44,24 @@ class Carrier:
     """
 
     def __init__(
-        self, layout: Layout, name: str, open_sink: Callable[[Cursor], Sink], stop: Flag, *, view: bool = False
+        self,
+        layout: Layout,
+        name: str,
+        open_sink: Callable[[Cursor], Sink],
+        stop: Flag,
+        *,
+        view: bool = False,
+        claims: bool = True,
     ) -> None:
         """`open_sink` is given the place that was kept last; it raises SinkUnavailable. `stop`: run to the synced end
-        of the journal, then return.
+        of the journal, then return. `claims`: what the journal no longer holds is lost to it, and that is told.
         """
         self._layout = layout
         self.name = name
         self._open_sink = open_sink
         self._stop = stop
         self._view = view
+        self._claims = claims and not view
         self._backoff = wait_exponential(_PAUSE_S, _PAUSE_MAX_S) + wait_random(0, _PAUSE_S)
         self._kept = read_place(layout, name)
         self._tick_due_s = 0.0
@@ -105,7 +112,7 @@ class Carrier:
             raise SinkUnavailable(f"{type(error).__name__}: {error}") from error
 
     def _carry(self, sink: Sink) -> None:
-        follower = self._follow(journal_end(self._layout) if self._view else sink.committed())
+        follower = self._follow(find_journal_end(self._layout) if self._view else sink.committed())
         try:
             while not self._done:
                 stopping = self._stop.is_set()  # looked at before reading: what is read after it is all there will be
@@ -114,15 +121,25 @@ class Carrier:
                         deliver(sink, event)
                         self._tick(sink, time.monotonic())
                 except Lagged as error:
-                    log.error("sink.lagged", sink=self.name, error=str(error))
                     follower.close()
-                    follower = self._follow(_next_there_is(self._layout, follower.cursor))
+                    follower = self._follow(self._pass_over(follower.cursor, error))
                     continue
                 self._tick(sink, math.inf if stopping else time.monotonic(), at_end=True)
                 self._done = stopping
                 self._stop.wait(_POLL_S)
         finally:
             follower.close()
+
+    def _pass_over(self, place: Cursor, error: Lagged) -> Cursor:
+        """Where there is something again, behind a place that is gone."""
+        following = _next_there_is(self._layout, place)
+        if self._claims:
+            log.error("sink.lagged", sink=self.name, error=str(error))
+            try:
+                note_loss(self._layout, self.name, place, following)
+            except OSError as fault:
+                raise SinkUnavailable(f"can't note what it has missed: {fault.strerror or fault}") from fault
+        return following
 
     def _follow(self, start: Cursor) -> Follower:
         return Follower(self._layout, start, synced_only=not self._view)
@@ -152,16 +169,6 @@ class Carrier:
         if fault != self._fault:
             self._fault = fault
             log.error("sink.failed", sink=self.name, error=fault)
-
-
-def journal_end(layout: Layout) -> Cursor:
-    """Behind the last record of the journal, synced or not: where a view begins."""
-    while True:
-        segments = list_segments(layout)
-        if not segments:
-            return Cursor(0, 0)
-        with suppress(FileNotFoundError):  # sealed, and so renamed, since it was listed
-            return Cursor(segments[-1].id.number, end_of_records(segments[-1].path))
 
 
 def _next_there_is(layout: Layout, place: Cursor) -> Cursor:

@@ -9,9 +9,9 @@ import structlog
 
 from ingestor.journal.backlog import Backlogs
 from ingestor.journal.cursor import Cursor
-from ingestor.layout import Layout, SegmentFile
-from ingestor.ledger import Ledger, now_us
-from ingestor.sinks.places import read_place
+from ingestor.layout import Layout, SegmentFile, SegmentId
+from ingestor.ledger import Ledger, now_us, read_all_facts
+from ingestor.sinks.places import read_losses, read_place
 
 _LOOK_S = 1.0
 
@@ -39,12 +39,18 @@ class Claims:
 
         Raises OSError.
         """
+        if not self._sinks:
+            return list(passed)
         now_s = time.monotonic()
-        if not passed or (self._sinks and now_s < self._look_due_s):
+        if now_s < self._look_due_s:
             return []
         self._look_due_s = now_s + _LOOK_S
+        self._record_losses()
+        return self._free(passed) if passed else []
+
+    def _free(self, passed: Sequence[SegmentFile]) -> list[SegmentFile]:
         places = {sink: read_place(self._layout, sink) for sink in self._sinks}
-        first_claimed = min((place.segment for place in places.values()), default=passed[-1].id.number + 1)
+        first_claimed = min(place.segment for place in places.values())
         freed = [file for file in passed if file.id.number < first_claimed]
         kept = passed[len(freed) :]
         sizes = [file.path.stat().st_size for file in kept]
@@ -61,18 +67,39 @@ class Claims:
         number = file.id.number
         following = Cursor(number + 1, 0)
         for sink, place in places:
-            if place >= following:
-                continue
-            start = max(place, Cursor(number, 0))
-            rows = Backlogs(self._layout).measure(start, following).rows
-            self.skipped[sink] += rows
-            places_lost = {"from": [start.segment, start.offset], "to": [following.segment, following.offset]}
-            fact = {"at": now_us(), "fact": "sink.skipped", "sink": sink, "rows": rows, **places_lost}
-            self._ledger.record_all([fact])
-            log.error(
-                "sink.skipped",
-                sink=sink,
-                segment=str(file.id),
-                rows=rows,
-                hint="too far behind: these rows are in the dataset only; see journal.max_bytes and storage.min_free",
-            )
+            if place < following:
+                start = max(place, Cursor(number, 0))
+                rows = Backlogs(self._layout).measure(start, following).rows
+                why = "too far behind: see journal.max_bytes and storage.min_free"
+                self._record_skipped(sink, rows, start, following, why)
+
+    def _record_losses(self) -> None:
+        """Tell what sinks found gone although no claim on it was ended: they had not been asked for, or were given back
+        an older state. Raises OSError.
+        """
+        for sink in self._sinks:
+            for loss in read_losses(self._layout, sink):
+                rows = _rows_of_segments(self._layout, sink, range(loss.start.segment, loss.end.segment))
+                if rows:
+                    why = "gone when it came for them: it was switched off, or set back to an older state"
+                    self._record_skipped(sink, rows, loss.start, loss.end, why)
+                loss.note.unlink()
+
+    def _record_skipped(self, sink: str, rows: int, start: Cursor, end: Cursor, why: str) -> None:
+        self.skipped[sink] += rows
+        places = {"from": [start.segment, start.offset], "to": [end.segment, end.offset]}
+        fact = {"at": now_us(), "fact": "sink.skipped", "sink": sink, "rows": rows, **places}
+        self._ledger.record_all([fact])
+        log.error("sink.skipped", sink=sink, rows=rows, **places, why=why, hint="these rows are in the dataset only")
+
+
+def _rows_of_segments(layout: Layout, sink: str, numbers: range) -> int:
+    """How many rows these segments held by the ledger, but for those that it has already told this sink has lost."""
+    rows: dict[int, int] = {}
+    for fact in read_all_facts(layout, '"fact":"symbol'):
+        if fact["fact"] == "segment.closed" and (number := SegmentId.parse(fact["segment"]).number) in numbers:
+            rows[number] = fact["counts"]["trades"]
+        elif fact["fact"] == "sink.skipped" and fact["sink"] == sink:
+            for number in range(fact["from"][0], fact["to"][0]):
+                rows.pop(number, None)
+    return sum(rows.values())

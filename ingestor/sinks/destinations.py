@@ -1,10 +1,11 @@
 """The sinks that run in a process of their own: which are asked for, what they need installed, how each is opened."""
 
 import threading
+from collections.abc import Mapping
 from functools import partial
 from importlib.util import find_spec
 
-from ingestor.config import SinkSettings
+from ingestor.config.sinks import SinkSettings
 from ingestor.errors import ConfigError
 from ingestor.journal.cursor import Cursor
 from ingestor.layout import Layout
@@ -30,6 +31,14 @@ def configured_sinks(settings: SinkSettings) -> list[str]:
     return asked
 
 
+def check_options(settings: SinkSettings, passwords: Mapping[str, str]) -> None:
+    """Raises ConfigError, in one line, for options that no waiting would mend. Whatever they need is installed."""
+    if settings.kafka is not None:
+        from ingestor.sinks.kafka_topic import check_kafka_options
+
+        check_kafka_options(settings.kafka, passwords.get("kafka"))
+
+
 def claiming_sinks(settings: SinkSettings) -> list[str]:
     """Those for which the journal is kept."""
     return [name for name in _RECORDS if getattr(settings, name) is not None]
@@ -41,7 +50,13 @@ def make_carriers(
     """One for each sink that is asked for; Redis has two, a record and a view. Nothing is open yet. Raises OSError."""
     root = name_root(layout)
     carriers = [
-        Carrier(layout, name, partial(_open, name, settings, layout, feed, secrets.get(name), root), stop)
+        Carrier(
+            layout,
+            name,
+            partial(_open, name, settings, layout, feed, secrets.get(name), root),
+            stop,
+            claims=name in _RECORDS,
+        )
         for name in configured_sinks(settings)
     ]
     if settings.redis is not None:
@@ -77,5 +92,5 @@ def _open(
     if name == "object_store" and settings.object_store is not None:
         from ingestor.sinks.object_store import ObjectStore
 
-        return ObjectStore(settings.object_store.uri, layout, root)
+        return ObjectStore(settings.object_store.uri, layout, root, shared=settings.object_store.shared)
     raise ValueError(f"no sink {name}")

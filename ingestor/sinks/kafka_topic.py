@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from ingestor.config import KafkaSettings
-from ingestor.errors import SinkUnavailable
+from ingestor.config.sinks import KafkaSettings
+from ingestor.errors import ConfigError, SinkUnavailable
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
 
@@ -32,6 +32,21 @@ _DEFAULTS = {
 Headers = list[tuple[str, str | bytes | None]]
 
 
+def check_kafka_options(settings: KafkaSettings, password: str | None) -> None:
+    """Raises ConfigError where librdkafka refuses them; no broker is asked."""
+    try:
+        Producer({**_producer_options(settings, password), "bootstrap.servers": ""})
+    except KafkaException as error:
+        raise ConfigError(f"sinks.kafka.options: {error.args[0].str()}") from None
+    except TypeError as error:  # some names stand for functions in Python
+        raise ConfigError(f"sinks.kafka.options: {error}") from None
+
+
+def _producer_options(settings: KafkaSettings, password: str | None) -> dict[str, str]:
+    options = {**_DEFAULTS, **settings.options, "bootstrap.servers": settings.brokers}
+    return options if password is None else {**options, "sasl.password": password}
+
+
 class KafkaTopic:
     """An idempotent producer for one topic. Within its life nothing is repeated; after an error it is of no use any
     more, and what it had not seen acknowledged is sent again by the next.
@@ -41,9 +56,7 @@ class KafkaTopic:
 
     def __init__(self, settings: KafkaSettings, topic: str, password: str | None, root: str, start: Cursor) -> None:
         """Raises SinkUnavailable where librdkafka refuses the options."""
-        options = {**_DEFAULTS, **settings.options, "bootstrap.servers": settings.brokers}
-        if password is not None:
-            options["sasl.password"] = password
+        options = _producer_options(settings, password)
         try:
             self._producer = Producer(
                 {**options, "delivery.report.only.error": True, "error_cb": self._note_error},

@@ -1,6 +1,9 @@
 """A mirror of the dataset in an object store or another directory, under the same names. Exactly once between
 compactions.
 
+Several recorders may share a place: each mirrors into a folder `root=<its name>`, which is one more column to a reader
+of the whole. So no file of one has the name of another's, and none is removed but by its own recorder.
+
 Only finished files are mirrored. Each is written beside the dataset and moved into its place when its size is right:
 an error inside an open stream would else publish a part. A file goes when compaction has put another in its place, or
 when the ledger says that retention deleted its day; never because it is missing here.
@@ -23,6 +26,7 @@ from ingestor.ledger import list_ledgers, read_facts
 _PASS_S = 2.0
 _STAGING = ".staging"
 _OWNER = ".recorded-by"
+_ROOT_FOLDER = "root="
 
 log = structlog.get_logger()
 
@@ -32,17 +36,26 @@ class ObjectStore:
 
     name = "object_store"
 
-    def __init__(self, uri: str, layout: Layout, root: str) -> None:
-        """Look what is there. Raises SinkUnavailable, also where the place holds another root's mirror."""
+    def __init__(self, uri: str, layout: Layout, root: str, *, shared: bool = False) -> None:
+        """Look what is there. `shared`: others mirror to this place, too.
+
+        Raises SinkUnavailable, also where the place is another root's.
+        """
         self._layout = layout
         self._pass_due_s = -math.inf
         self._ended = self._committed = Cursor(0, 0)
         self._mirrored: dict[str, int] | None = None
         """What was here at the last pass."""
         with _translated(uri):
-            self._files, self._base = _open_place(uri)
-            self._claim_place(uri, root)
-            self._there = {name: size for name, size in self._list_there() if name.startswith("date=")}
+            self._files, place = _open_place(uri)
+            self._base = f"{place}/{_ROOT_FOLDER}{root}" if shared else place
+            there = dict(self._list_there())
+            if shared and self._is_there(f"{place}/{_OWNER}"):
+                raise SinkUnavailable(f"{uri} is the mirror of one root alone: share another place")
+            if any(name.startswith(_ROOT_FOLDER) for name in there):
+                raise SinkUnavailable(f"{uri} is shared by others: set sinks.object_store.shared, or another place")
+            self._claim_folder(uri, root)
+            self._there = {name: size for name, size in there.items() if name.startswith("date=")}
 
     def write(self, rows: Rows) -> None:
         """Nothing: rows come in files."""
@@ -104,16 +117,19 @@ class ObjectStore:
             raise OSError(f"{staged} has {size} bytes, not {len(content)}")
         self._files.move(staged, final)
 
-    def _claim_place(self, uri: str, root: str) -> None:
-        """One root a place: two would remove each other's files. Raises SinkUnavailable, OSError."""
+    def _claim_folder(self, uri: str, root: str) -> None:
+        """One root a folder: two would remove each other's files. Raises SinkUnavailable, OSError."""
         path = f"{self._base}/{_OWNER}"
-        if self._files.get_file_info(path).type == pafs.FileType.NotFound:
+        if not self._is_there(path):
             self._put(_OWNER, root.encode())
             return
         with self._files.open_input_stream(path) as stream:
             owner = stream.read().decode()
         if owner != root:
-            raise SinkUnavailable(f"{uri} holds the mirror of another root: give each its own place, as …/shard=1")
+            raise SinkUnavailable(f"{uri} is the mirror of another root: share a new place (shared: true), or take two")
+
+    def _is_there(self, path: str) -> bool:
+        return bool(self._files.get_file_info(path).type != pafs.FileType.NotFound)
 
     def _list_there(self) -> Iterator[tuple[str, int]]:
         selector = pafs.FileSelector(self._base, recursive=True, allow_not_found=True)

@@ -2,15 +2,19 @@
 
 import json
 import secrets
+import string
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
 from ingestor.journal.backlog import Backlogs
 from ingestor.journal.cursor import Cursor
 from ingestor.layout import Layout, write_whole
+
+_NAME_LETTERS = 14  # 65 bits
 
 log = structlog.get_logger()
 
@@ -42,6 +46,31 @@ def write_place(layout: Layout, sink: str, place: Cursor) -> None:
     write_whole(layout.cursor_file(sink), text, layout.staging)
 
 
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What a sink found gone from the journal before it had got it. It is told to the recorder, who has the ledger."""
+
+    start: Cursor
+    end: Cursor
+    note: Path
+    """Where this is written until the ledger has it."""
+
+
+def note_loss(layout: Layout, sink: str, start: Cursor, end: Cursor) -> None:
+    """Raises OSError."""
+    text = json.dumps({"from": [start.segment, start.offset], "to": [end.segment, end.offset]})
+    write_whole(layout.cursors / f"{sink}.{end.segment}.lost", text, layout.staging)
+
+
+def read_losses(layout: Layout, sink: str) -> list[Loss]:
+    """Those that the ledger may not have yet. Raises OSError."""
+    losses = []
+    for path in sorted(layout.cursors.glob(f"{sink}.*.lost")):
+        told = json.loads(path.read_bytes())
+        losses.append(Loss(Cursor(*told["from"]), Cursor(*told["to"]), path))
+    return losses
+
+
 class Lags:
     """How far sinks are behind the synced journal."""
 
@@ -61,8 +90,12 @@ class Lags:
 
 
 def name_root(layout: Layout) -> str:
-    """A name for this root that no other has: sequence numbers are unique in a root only. Raises OSError."""
+    """A name for this root that no other has: sequence numbers are unique in a root only. Raises OSError.
+
+    Of letters, since it may become the name of a folder, which engines read as a number where they can.
+    """
     path = layout.root_name
     if not path.exists():
-        write_whole(path, secrets.token_hex(8), layout.staging)
+        name = "".join(secrets.choice(string.ascii_lowercase) for _ in range(_NAME_LETTERS))
+        write_whole(path, name, layout.staging)
     return path.read_text("utf-8").strip()

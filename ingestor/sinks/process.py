@@ -25,7 +25,8 @@ from tenacity import (
 )
 from tenacity.nap import sleep_using_event
 
-from ingestor.config import LoggingSettings, SinkSettings
+from ingestor.config.recorder import LoggingSettings
+from ingestor.config.sinks import SinkSettings
 
 _WATCH_S = 0.2
 _PAUSE_S = 0.5

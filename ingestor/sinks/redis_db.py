@@ -13,7 +13,7 @@ import redis
 import structlog
 from redis.exceptions import AuthenticationError, RedisError
 
-from ingestor.config import RedisSettings
+from ingestor.config.sinks import RedisSettings
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Rows, SegmentEnd

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import Recorder, Site, Tally, compare, read_facts, read_gaps, read_parquet, running_venue, wait_for
@@ -15,12 +16,14 @@ from sink_contract import Destination, Kafka, Redis, Sqlite, check, read_store
 
 from ingestor.journal.cursor import Cursor
 from ingestor.layout import Layout, list_segments
+from ingestor.operations.status import read_status
 from ingestor.sinks.places import Lags, read_place
-from ingestor.status import read_status
 
 TRADES_SENT = 200_000
 RATE = 40_000
 KILLS = 2
+SEALED = 20
+"""Segments, while a destination is down."""
 CARRIED = ("sqlite", "redis", "kafka")
 
 
@@ -86,7 +89,7 @@ def test_every_server_killed_twice(tmp_path: Path, elsewhere: Elsewhere, tally: 
     tally.note = f"Kafka repeated {repeats['kafka']}, all others none"
     tally.assert_clean()
     assert tally.rows >= TRADES_SENT
-    assert [fact for fact in read_facts(site.layout) if fact["fact"] == "sink.skipped"] == []
+    assert _skipped(site.layout) == []
 
 
 def test_a_recorder_that_is_killed_leaves_no_process_behind(tmp_path: Path, elsewhere: Elsewhere, tally: Tally) -> None:
@@ -132,6 +135,65 @@ def test_a_second_recorder_waits_for_the_sinks_of_the_first(tmp_path: Path, else
             second.wait_for_end_of_stream()
             assert second.end() == 0
     check(elsewhere.redis, read_parquet(site.layout))
+
+
+def test_one_that_is_down_while_many_segments_are_sealed(tmp_path: Path, elsewhere: Elsewhere, tally: Tally) -> None:
+    """As an hour is, with segments of 64 KB: nobody waits for it, and it gets everything when it is back."""
+    sinks = {name: elsewhere.settings[name] for name in CARRIED}
+    settings = {"sinks": sinks, "storage": {"formats": ["parquet"], "rotate": {"age": "1h", "size": "64KB"}}}
+    elsewhere.kafka.kill()
+    elsewhere.redis.kill()
+    with running_venue(tmp_path, "--rate", "4000") as venue:
+        site = Site(tmp_path, tmp_path / "data", venue.url, settings=settings)
+        with site.running() as recorder:
+            recorder.wait_for(lambda: len(list(site.layout.trades.glob("*/*.parquet"))) >= SEALED, "sealed segments")
+            recorder.wait_for(lambda: read_place(site.layout, "sqlite").segment > SEALED, "SQLite beside them")
+            assert {name: read_place(site.layout, name) for name in ("redis", "kafka")} == {
+                name: Cursor(0, 0) for name in ("redis", "kafka")
+            }
+            elsewhere.kafka.start()
+            elsewhere.redis.start()
+            recorder.wait_for(lambda: read_place(site.layout, "kafka").segment > SEALED, "Kafka where it was")
+            truth = venue.stop()
+            recorder.wait_for_end_of_stream()
+            recorder.wait_for(lambda: _carried(site.layout), "every sink at the journal's end")
+            assert recorder.end() == 0
+    rows = read_parquet(site.layout)
+    tally.rounds, tally.rows = 1, rows.num_rows
+    tally.unexplained = compare(truth, rows).unexplained(read_gaps(site.layout))
+    for destination in elsewhere.destinations.values():
+        check(destination, rows)
+    tally.assert_clean()
+    assert _skipped(site.layout) == []
+
+
+def test_what_one_misses_while_it_is_switched_off_is_in_the_ledger(tmp_path: Path, tally: Tally) -> None:
+    database = Sqlite(tmp_path)
+    on = {"sinks": {"sqlite": {"path": str(tmp_path / "trades.sqlite")}}}
+    with running_venue(tmp_path, "--rate", "1000") as venue:
+        for settings in (on, {}):
+            site = Site(tmp_path, tmp_path / "data", venue.url, settings=settings)
+            with site.running() as recorder:
+                recorder.wait_for_rows()
+                assert recorder.end() == 0
+            tally.rounds += 1
+        site = Site(tmp_path, tmp_path / "data", venue.url, settings=on)
+        with site.running() as recorder:
+            recorder.wait_for(lambda: _skipped(site.layout) or None, "what it has missed")
+            venue.stop()
+            recorder.wait_for_end_of_stream()
+            assert recorder.end() == 0
+    rows = read_parquet(site.layout)
+    tally.rows = rows.num_rows
+    (skipped,) = _skipped(site.layout)
+    assert skipped["sink"] == "sqlite"
+    assert database.rows().num_rows + skipped["rows"] == rows.num_rows
+    assert skipped["rows"] > 0
+    tally.assert_clean()
+
+
+def _skipped(layout: Layout) -> list[dict[str, Any]]:
+    return [fact for fact in read_facts(layout) if fact["fact"] == "sink.skipped"]
 
 
 def _strike(recorder: Recorder, elsewhere: Elsewhere) -> None:
