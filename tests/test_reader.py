@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from recordings import Print, Recording
+from recordings import Print, Recording, to_us
 
 import ingestor
 from ingestor.dataset.compact import compact_days
@@ -82,6 +82,10 @@ def test_a_file_that_is_published_and_not_committed_is_not_read(recording: Recor
         ("2026-11-18T23:59:59.999", "2026-11-19T00:00:00.001", "UTC", [2, 6, 1]),
         ("2026-11-18T23:59:59.9995", None, "UTC", [2, 6, 5, 5, 7, 8, 4]),
         (None, "2026-11-18T10:00:00.000001", "UTC", [3]),
+        ("0001-01-01", "9999-12-31T23:59:59.999999", "UTC", [3, 9, 2, 6, 5, 5, 7, 8, 1, 4]),
+        ("2026-11-20", "9999-12-31", "UTC", [5, 5, 7, 8]),
+        (None, "0001-01-01", "UTC", []),
+        ("9999-12-31T23:59:59.999999", None, "UTC", []),
         (None, "2026-11-18T10:00", "UTC", []),
         ("2026-11-18", "2026-11-19", "America/New_York", [3, 9, 2, 6, 1]),
         ("2026-11-20T05:00", "2026-11-20T06:30", "America/New_York", [5, 5, 7]),
@@ -211,6 +215,23 @@ def test_a_recording_of_csv_only(tmp_path: Path) -> None:
     ledger.record("run.started", format=1, run=1, formats=["csv"])
     with pytest.raises(NotARecording, match="records CSV only"):
         ingestor.read_trades(tmp_path)
+
+
+def test_a_root_that_records_csv_only_since_then(recording: Recording) -> None:
+    """What is in the dataset can be read; that it is not all there is, is told."""
+    before = prices(recording)
+    ledger = Ledger(recording.layout, "000002-20261121T000000Z")
+    ledger.record("run.started", at=to_us("2026-11-21T09:30:00"), format=1, run=2, formats=["csv"])
+    with pytest.warns(UserWarning, match="records CSV only since 2026-11-21 09:30:00 UTC: trades after that are in"):
+        assert prices(recording) == before
+
+
+def test_a_root_of_a_later_version(recording: Recording) -> None:
+    """Also where the span holds no file that could tell."""
+    ledger = Ledger(recording.layout, "000002-20261121T000000Z")
+    ledger.record("run.started", format=2, run=2, formats=["parquet"])
+    with pytest.raises(FormatTooNew, match="is of format 2; this version reads up to 1"):
+        prices(recording, start="2027-01-01")
 
 
 def test_a_file_of_a_later_version(recording: Recording) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from datetime import UTC
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from ingestor.coverage import Coverage
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.bar_maker import BARS, COLUMNS, Recipe, make_bars
-from ingestor.dataset.covered import load_coverage, recorded_shares, recorded_spans
+from ingestor.dataset.coverage import read_known_coverage
+from ingestor.dataset.covered import recorded_shares, recorded_spans
 from ingestor.dataset.frames import Engine, as_frame, check_engine, check_word
 from ingestor.dataset.rows import Selection, read_dates
 from ingestor.dataset.sessions import Session, in_session
@@ -19,9 +20,22 @@ from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistentl
 from ingestor.dataset.times import Span, Time, find_span, find_zone
 from ingestor.schema import TIMESTAMP
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 _COVERED = BARS.append(pa.field("coverage", pa.float64()))
 
 
+@overload
+def read_bars(root: str | Path, interval: str = ..., symbols: Sequence[str] | None = ..., start: Time | None = ...,
+              end: Time | None = ..., tz: str = ..., *, session: Session = ..., conditions: Literal["sip", "all"] = ...,
+              repeats: Literal["keep", "drop"] = ..., fill: bool = ...,
+              engine: Literal["pandas"] = ...) -> "DataFrame": ...  # fmt: skip
+@overload
+def read_bars(root: str | Path, interval: str = ..., symbols: Sequence[str] | None = ..., start: Time | None = ...,
+              end: Time | None = ..., tz: str = ..., *, session: Session = ..., conditions: Literal["sip", "all"] = ...,
+              repeats: Literal["keep", "drop"] = ..., fill: bool = ...,
+              engine: Literal["arrow"]) -> pa.Table: ...  # fmt: skip
 def read_bars(
     root: str | Path,
     interval: str = "1m",
@@ -55,7 +69,8 @@ def read_bars(
     absent; `fill` adds those that were recorded whole and quiet (last close, volume 0): what is absent even then was
     not, or not wholly, recorded.
 
-    Raises NotARecording, ValueError for an argument that can't be used, ConfigError where pandas is missing.
+    Warns where newer trades are in CSV alone. Raises NotARecording, FormatTooNew, ValueError for an argument that can't
+    be used, ConfigError where pandas is missing.
     """
     check_engine(engine)
     check_word("session", session, ("all", "regular", "extended"))
@@ -67,7 +82,7 @@ def read_bars(
     selection = Selection(span, COLUMNS, None if symbols is None else tuple(symbols), repeats == "drop")
 
     def read(snapshot: Snapshot) -> pa.Table:
-        coverage = load_coverage(layout, selection.symbols, snapshot.journaled_us)
+        coverage = read_known_coverage(layout, selection.symbols, snapshot.journaled_us)
         bars = _with_coverage(make_bars(read_dates(snapshot, selection), recipe), coverage)
         return _filled(bars, coverage, recipe, span) if fill else bars
 
@@ -95,7 +110,8 @@ def _by_symbol(bars: pa.Table) -> Iterator[tuple[str, pa.RecordBatch]]:
     bars = bars.combine_chunks()
     runs = pc.run_end_encode(bars.column("symbol").chunk(0))
     at = 0
-    for symbol, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+    symbols, ends = runs.values.to_pylist(), runs.run_ends.to_pylist()  # noqa: PD011  Arrow's values
+    for symbol, end in zip(symbols, ends, strict=True):
         yield symbol, bars.slice(at, end - at).to_batches()[0]
         at = end
 

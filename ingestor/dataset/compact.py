@@ -40,7 +40,7 @@ from ingestor.dataset.files import (
     without_unsealed,
 )
 from ingestor.dataset.merge import AT_ONCE, HELD_ROWS, merge_rows, open_rows
-from ingestor.dataset.rows import plain_texts
+from ingestor.dataset.rows import plain_texts, with_columns
 from ingestor.dataset.tally import Tally
 from ingestor.errors import CompactionRunning, ConservationViolated
 from ingestor.layout import (
@@ -131,7 +131,7 @@ def _compact_date(layout: Layout, day: date, file_bytes: int) -> Compaction | No
     if not _take_place(layout, day, staged, written, inputs):
         return None
     done = Compaction(day, len(inputs), len(written.paths), written.tally.rows, bytes_before, bytes_after)
-    log.info("date.compacted", date=day.isoformat(), rows=done.rows, files=len(inputs), bytes=bytes_after)
+    log.info("day.compacted", date=day.isoformat(), rows=done.rows, files=len(inputs), bytes=bytes_after)
     return done
 
 
@@ -193,7 +193,7 @@ def _row_groups(tables: Iterator[pa.Table], schema: pa.Schema) -> Iterator[pa.Ta
     """The same rows in tables of ROW_GROUP rows; the last may be shorter."""
     held = schema.empty_table()
     for table in tables:
-        held = pa.concat_tables([held, plain_texts(table).select(schema.names).cast(schema)])
+        held = pa.concat_tables([held, with_columns(plain_texts(table), schema).cast(schema)])
         while held.num_rows >= ROW_GROUP:
             yield held.slice(0, ROW_GROUP)
             held = held.slice(ROW_GROUP)
@@ -209,7 +209,7 @@ def _verify(staged: Path, written: _Written, inputs: list[Path]) -> None:
             for table in open_rows(stack, path, 1 << 16):
                 found.add(table)
     promised = sum(pq.read_metadata(path).num_rows for path in inputs)
-    if found != written.tally or found.rows != promised:
+    if found.total() != written.tally.total() or found.rows != promised:
         raise ConservationViolated(
             f"compaction of {inputs[0].parent.name} wrote {found.rows} rows for {promised}, or other values: given up"
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pyarrow as pa
 
@@ -12,6 +12,9 @@ from ingestor.dataset.frames import Engine, as_frame, check_engine
 from ingestor.dataset.times import Time, find_span
 from ingestor.layout import Layout
 from ingestor.schema import RECEIVED_AT
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 COVERAGE = pa.schema(
     [
@@ -25,6 +28,14 @@ COVERAGE = pa.schema(
 _FOREVER_MS = 1 << 52
 
 
+@overload
+def read_coverage(root: str | Path, symbols: Sequence[str] | None = ..., start: Time | None = ...,
+                  end: Time | None = ..., tz: str = ..., *,
+                  engine: Literal["pandas"] = ...) -> "DataFrame": ...  # fmt: skip
+@overload
+def read_coverage(root: str | Path, symbols: Sequence[str] | None = ..., start: Time | None = ...,
+                  end: Time | None = ..., tz: str = ..., *,
+                  engine: Literal["arrow"]) -> pa.Table: ...  # fmt: skip
 def read_coverage(
     root: str | Path,
     symbols: Sequence[str] | None = None,

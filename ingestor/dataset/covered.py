@@ -1,21 +1,9 @@
-"""Coverage as readers need it: what the ledger says of the symbols, and the share of a bar in which one was recorded"""
+"""The share of a bar in which its symbol was recorded. Pure."""
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.coverage import IRRELEVANT, Coverage, Interval, find_coverage
-from ingestor.layout import Layout
-from ingestor.ledger import list_ledgers, read_all_facts
-
-
-def load_coverage(layout: Layout, symbols: tuple[str, ...] | None, journaled_us: int) -> Coverage:
-    """What the ledgers say of these symbols (None: of all); nothing where a root has none, as a copied dataset.
-
-    `journaled_us`: when the newest frame in the journal was received. Raises FormatTooNew, OSError.
-    """
-    if not list_ledgers(layout):
-        return find_coverage([])
-    return find_coverage(read_all_facts(layout, IRRELEVANT), symbols, journaled_us)
+from ingestor.coverage import Interval
 
 
 def recorded_spans(intervals: list[Interval]) -> list[tuple[int, int]]:

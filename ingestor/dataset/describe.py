@@ -6,19 +6,22 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ingestor.coverage import Coverage, sum_shares
-from ingestor.dataset.covered import load_coverage
+from ingestor.dataset.coverage import read_known_coverage
 from ingestor.dataset.frames import Engine, as_frame, check_engine
 from ingestor.dataset.rows import Selection, plain_texts, read_dates
 from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
-from ingestor.dataset.times import Span
+from ingestor.dataset.times import EVER
 from ingestor.schema import TIMESTAMP
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 DESCRIPTION = pa.schema(
     [
@@ -36,10 +39,15 @@ DESCRIPTION = pa.schema(
     ]
 )
 _LATE_MS = 60_000
-_EVERYTHING = Span(None, None)
 _QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 
 
+@overload
+def describe(root: str | Path, symbols: Sequence[str] | None = ..., tz: str = ..., *,
+             engine: Literal["pandas"] = ...) -> "DataFrame": ...  # fmt: skip
+@overload
+def describe(root: str | Path, symbols: Sequence[str] | None = ..., tz: str = ..., *,
+             engine: Literal["arrow"]) -> pa.Table: ...  # fmt: skip
 def describe(
     root: str | Path, symbols: Sequence[str] | None = None, tz: str = "UTC", *, engine: Engine = "pandas"
 ) -> Any:
@@ -53,22 +61,22 @@ def describe(
     `received_at` minus `timestamp` in whole ms, by nearest rank; negative ones (a clock is off) are shown, not
     clipped.
 
-    Raises NotARecording, ConfigError where pandas is missing.
+    Warns where newer trades are in CSV alone. Raises NotARecording, FormatTooNew, ConfigError where pandas is missing.
     """
     check_engine(engine)
     layout = open_recording(root)
     chosen = None if symbols is None else tuple(symbols)
 
     def read(snapshot: Snapshot) -> pa.Table:
-        coverage = load_coverage(layout, chosen, snapshot.journaled_us)
+        coverage = read_known_coverage(layout, chosen, snapshot.journaled_us)
         return _description(_facts(snapshot, chosen), coverage)
 
-    return as_frame(read_consistently(layout, _EVERYTHING, read), engine, tz)
+    return as_frame(read_consistently(layout, EVER, read), engine, tz)
 
 
 def _facts(snapshot: Snapshot, symbols: tuple[str, ...] | None) -> dict[str, dict[str, Any]]:
     """Of each symbol: first, last, bytes, and how many trades had which delay. A date is in memory at a time."""
-    selection = Selection(_EVERYTHING, ("symbol", "timestamp", "received_at"), symbols)
+    selection = Selection(EVER, ("symbol", "timestamp", "received_at"), symbols)
     facts: dict[str, dict[str, Any]] = {}
     for day, rows in read_dates(snapshot, selection):
         size = sum(path.stat().st_size for path in snapshot.files.get(day, ()))

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 
 from ingestor.dataset.export_files import CsvFile, ExportFile, JsonLinesFile, ParquetFile, SqliteFile
-from ingestor.dataset.rows import Selection, known_schema
+from ingestor.dataset.rows import Selection, known_schema, with_columns
 from ingestor.dataset.snapshot import open_recording, take_snapshot
 from ingestor.dataset.stream import stream_rows
 from ingestor.dataset.times import Span
@@ -40,8 +40,10 @@ def export_trades(
 ) -> Generator[Progress, None, None]:
     """Write the trades of a span to a file that doesn't exist yet; tells how far it is after each piece.
 
-    Date by date, within a date by (symbol, timestamp, sequence). Under its name the file is whole. Raises
-    NotARecording, ConfigError where there is such a file already, IngestorError where it can't be written.
+    Date by date, within a date by (symbol, timestamp, sequence). Under its name the file is whole.
+
+    Raises NotARecording, FormatTooNew, ConfigError where there is such a file already, IngestorError where it can't be
+    written.
     """
     layout = open_recording(root)
     if path.exists():
@@ -53,7 +55,7 @@ def export_trades(
         with contextlib.closing(_FILES[kind](part, schema)) as file:
             rows = 0
             for day, table in stream_rows(layout, Selection(span, tuple(schema.names), symbols)):
-                file.write(table)
+                file.write(with_columns(table, schema))
                 rows += table.num_rows
                 yield Progress(rows, day)
         part.chmod(FILE_MODE)

@@ -6,19 +6,24 @@ compaction is whole, what it names is superseded: a part that is still there (th
 folders, or a crash came between) is not read beside it.
 """
 
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from ingestor.dataset.times import EVER, Span
 from ingestor.errors import FormatTooNew
 from ingestor.layout import Layout, SegmentId
 from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY
 from ingestor.schema import FORMAT_VERSION
 
+_FEW_DAYS = 32
+"""Up to here it is cheaper to look for each day than to list what may be years."""
+_DATE = re.compile(r"date=(\d{4}-\d\d-\d\d)")
 _COMPACTED = re.compile(r"compacted-(\d{12})-(\d{4})of(\d{4})\.parquet")
 
 
@@ -41,11 +46,17 @@ class Compacted:
         return None if found is None else cls(*map(int, found.groups()))
 
 
-def list_days(layout: Layout) -> list[date]:
-    """The UTC dates of the dataset, oldest first. Raises OSError."""
-    if not layout.trades.is_dir():
+def list_days(layout: Layout, span: Span = EVER) -> list[date]:
+    """The UTC dates of the dataset that may hold a moment of the span, oldest first. Raises OSError."""
+    first, last = span.days
+    if (last - first).days < _FEW_DAYS:
+        days = (first + timedelta(days) for days in range((last - first).days + 1))
+        return [day for day in days if date_folder(layout, day).is_dir()]
+    try:
+        names = os.listdir(layout.trades)  # noqa: PTH208  twice a reading of a year: ten times as fast
+    except FileNotFoundError:
         return []
-    return sorted(parse_days(path.name for path in layout.trades.iterdir()))
+    return sorted(day for day in parse_days(names) if first <= day <= last)
 
 
 def date_folder(layout: Layout, day: date) -> Path:
@@ -123,5 +134,5 @@ def newest_number(origin: Iterable[str]) -> int:
 def parse_days(names: Iterable[str]) -> Iterator[date]:
     """The dates of those that are the name of a date's folder."""
     for name in names:
-        if re.fullmatch(r"date=\d{4}-\d\d-\d\d", name):
-            yield date.fromisoformat(name.removeprefix("date="))
+        if found := _DATE.fullmatch(name):
+            yield date.fromisoformat(found[1])

@@ -10,10 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.errors import NotARecording
-from ingestor.journal.cursor import Cursor
-from ingestor.journal.follower import Follower, Rows
-from ingestor.journal.segment import end_of_records
-from ingestor.layout import Layout, list_segments
+from ingestor.journal.follower import Follower, Rows, find_journal_end
+from ingestor.layout import Layout
 from ingestor.schema import TRADES
 
 _POLL_S = 0.005
@@ -40,7 +38,7 @@ def follow(
     layout = Layout(Path(root))
     if not layout.journal.is_dir():
         raise NotARecording(f"{layout.root} holds no recording: there is no {layout.journal.name}/ in it")
-    follower = Follower(layout, _end_of_journal(layout) if from_ == "now" else None, synced_only=False)
+    follower = Follower(layout, find_journal_end(layout) if from_ == "now" else None, synced_only=False)
     since = from_ if isinstance(from_, datetime) else None
     wanted = None if symbols is None else pa.array(symbols, pa.string())
     heard_at_s = time.monotonic()
@@ -61,11 +59,3 @@ def _select(batch: pa.RecordBatch, symbols: pa.Array | None, since: datetime | N
     if since is not None:
         batch = batch.filter(pc.greater_equal(batch.column("received_at"), since))
     return batch
-
-
-def _end_of_journal(layout: Layout) -> Cursor | None:
-    """Behind the last record that is whole now."""
-    segments = list_segments(layout)
-    if not segments:
-        return None
-    return Cursor(segments[-1].id.number, end_of_records(segments[-1].path))

@@ -2,19 +2,41 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.dataset.conditions import judge_rows
 from ingestor.dataset.frames import Engine, as_frame, check_engine, check_word
-from ingestor.dataset.rows import Selection, concat_rows, known_schema, per_text, plain_texts, read_dates, sort_rows
+from ingestor.dataset.rows import (
+    Selection,
+    concat_rows,
+    known_schema,
+    per_text,
+    plain_texts,
+    read_dates,
+    sort_rows,
+    with_columns,
+)
 from ingestor.dataset.sessions import in_session
 from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
 from ingestor.dataset.times import Span, Time, find_span
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
+
+@overload
+def read_trades(root: str | Path, symbols: Sequence[str] | None = ..., start: Time | None = ..., end: Time | None = ...,
+                tz: str = ..., *, columns: Sequence[str] | None = ..., conditions: Literal["all", "sip"] = ...,
+                repeats: Literal["keep", "drop"] = ...,
+                engine: Literal["pandas"] = ...) -> "DataFrame": ...  # fmt: skip
+@overload
+def read_trades(root: str | Path, symbols: Sequence[str] | None = ..., start: Time | None = ..., end: Time | None = ...,
+                tz: str = ..., *, columns: Sequence[str] | None = ..., conditions: Literal["all", "sip"] = ...,
+                repeats: Literal["keep", "drop"] = ...,
+                engine: Literal["arrow"]) -> pa.Table: ...  # fmt: skip
 def read_trades(
     root: str | Path,
     symbols: Sequence[str] | None = None,
@@ -42,7 +64,8 @@ def read_trades(
     pandas: `symbol` is a category. `engine="arrow"` gives a pyarrow.Table, which polars and DuckDB take as it is. An
     unknown symbol, and a span without trades, give no rows, with every column.
 
-    Raises NotARecording, ValueError for an argument that can't be used, ConfigError where pandas is missing.
+    Warns where newer trades are in CSV alone. Raises NotARecording, FormatTooNew, ValueError for an argument that can't
+    be used, ConfigError where pandas is missing.
     """
     check_engine(engine)
     check_word("conditions", conditions, ("all", "sip"))
@@ -56,11 +79,13 @@ def read_trades(
         wanted = _check_columns(columns, schema)
         looked_at = (*wanted, "conditions") if conditions == "sip" else wanted
         selection = Selection(span, looked_at, chosen, repeats == "drop")
-        rows = concat_rows([rows for _, rows in read_dates(snapshot, selection)])
+        dates = [rows for _, rows in read_dates(snapshot, selection)]
+        asked = pa.schema([schema.field(name) for name in wanted])
+        rows = concat_rows(dates)
         if rows is None:
-            return pa.schema([schema.field(name) for name in wanted]).empty_table()
-        rows = sort_rows(rows)
-        return (_eligible(rows) if conditions == "sip" else rows).select(wanted)
+            return asked.empty_table()
+        rows = sort_rows(rows) if len(dates) > 1 else rows
+        return with_columns(_eligible(rows) if conditions == "sip" else rows, asked)
 
     return as_frame(read_consistently(layout, span, read), engine, tz)
 
@@ -68,7 +93,7 @@ def read_trades(
 def first_trades(root: Path, span: Span, symbols: tuple[str, ...] | None, count: int) -> pa.Table:
     """The first trades of a span in order of (timestamp, sequence), from no more dates than are needed.
 
-    Raises NotARecording, OSError.
+    Raises NotARecording, FormatTooNew, OSError.
     """
     layout = open_recording(root)
 
@@ -76,9 +101,8 @@ def first_trades(root: Path, span: Span, symbols: tuple[str, ...] | None, count:
         schema = known_schema(snapshot)
         found = schema.empty_table()
         for _, rows in read_dates(snapshot, Selection(span, tuple(schema.names), symbols)):
-            rest = (
-                plain_texts(rows).select(schema.names).sort_by([("timestamp", "ascending"), ("sequence", "ascending")])
-            )
+            by_time = [("timestamp", "ascending"), ("sequence", "ascending")]
+            rest = with_columns(plain_texts(rows), schema).sort_by(by_time)
             found = pa.concat_tables([found, rest.slice(0, count - found.num_rows)])
             if found.num_rows == count:
                 break

@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pyarrow as pa
 
@@ -13,6 +12,9 @@ from ingestor.dataset.times import Span, Time, find_span
 from ingestor.errors import NotARecording
 from ingestor.layout import Layout
 from ingestor.schema import RECEIVED_AT
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 REJECTS = pa.schema(
     [
@@ -31,6 +33,12 @@ REJECTS = pa.schema(
 )
 
 
+@overload
+def read_rejects(root: str | Path, start: Time | None = ..., end: Time | None = ..., tz: str = ..., *,
+                 engine: Literal["pandas"] = ...) -> "DataFrame": ...  # fmt: skip
+@overload
+def read_rejects(root: str | Path, start: Time | None = ..., end: Time | None = ..., tz: str = ..., *,
+                 engine: Literal["arrow"]) -> pa.Table: ...  # fmt: skip
 def read_rejects(
     root: str | Path,
     start: Time | None = None,
@@ -60,8 +68,8 @@ def read_rejects(
 
 def _files(layout: Layout, span: Span) -> list[Path]:
     """The files of the UTC dates that the span touches, oldest first."""
-    found = {date.fromisoformat(path.stem.removeprefix("date=")): path for path in layout.rejects.glob("date=*.jsonl")}
-    return [found[day] for day in sorted(found) if span.holds_day(day)]
+    first, last = (f"date={day}.jsonl" for day in span.days)
+    return sorted(path for path in layout.rejects.glob("date=*.jsonl") if first <= path.name <= last)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ingestor.dataset.files import check_format
 from ingestor.dataset.snapshot import Snapshot
-from ingestor.dataset.times import Span, utc_date
+from ingestor.dataset.times import EVER, Span, utc_date
 from ingestor.schema import TIMESTAMP, TRADES
 
 TEXTS = ("symbol", "conditions")
@@ -46,11 +46,11 @@ def read_dates(snapshot: Snapshot, selection: Selection) -> Iterator[tuple[date,
     """
     journaled = split_journaled(snapshot.journaled, selection)
     for day in sorted(snapshot.files.keys() | journaled.keys()):
-        tables = [read_rows(path, selection, day) for path in snapshot.files.get(day, ())]
-        tables += [journaled[day]] if day in journaled else []
-        rows = concat_rows([table for table in tables if table.num_rows])
+        tables = [table for path in snapshot.files.get(day, ()) if (table := read_rows(path, selection, day)).num_rows]
+        is_sorted = len(tables) == 1 and day not in journaled  # as each file is
+        rows = concat_rows([*tables, journaled[day]] if day in journaled else tables)
         if rows is not None:
-            yield day, sort_rows(rows)
+            yield day, rows if is_sorted else sort_rows(rows)
 
 
 def read_rows(path: Path, selection: Selection, day: date | None = None) -> pa.Table:
@@ -59,7 +59,7 @@ def read_rows(path: Path, selection: Selection, day: date | None = None) -> pa.T
     """
     with pq.ParquetFile(path, read_dictionary=list(TEXTS), pre_buffer=False) as file:
         check_format(path, file.metadata.metadata)
-        span = Span(None, None) if day is not None and selection.span.holds_all_of(day) else selection.span
+        span = EVER if day is not None and selection.span.holds_all_of(day) else selection.span
         groups = useful_groups(file.metadata, span, selection.symbols)
         present = [name for name in selection.needed if name in file.schema_arrow.names]
         rows = file.read_row_groups(groups, columns=present)
@@ -97,6 +97,13 @@ def concat_rows(tables: Sequence[pa.Table]) -> pa.Table | None:
     return joined.unify_dictionaries().combine_chunks()
 
 
+def with_columns(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The rows with these columns, in this order; one that they lack, being older than it, is null."""
+    known = set(rows.column_names)
+    columns = [rows.column(one.name) if one.name in known else pa.nulls(rows.num_rows, one.type) for one in schema]
+    return pa.table(columns, names=schema.names)
+
+
 def plain_texts(rows: pa.Table) -> pa.Table:
     """The rows with text where there were dictionaries, as schema and files have it."""
     for index, field in enumerate(rows.schema):
@@ -126,7 +133,7 @@ def sort_key(rows: pa.Table) -> pa.Array:
 
 def useful_groups(metadata: pq.FileMetaData, span: Span, symbols: Collection[str] | None) -> list[int]:
     """The row groups that may hold a row asked for, by their statistics."""
-    if span == Span(None, None) and symbols is None:
+    if span == EVER and symbols is None:
         return list(range(metadata.num_row_groups))
     names = metadata.schema.to_arrow_schema().names
     at_symbol, at_time = names.index("symbol"), names.index("timestamp")
@@ -140,7 +147,7 @@ def useful_groups(metadata: pq.FileMetaData, span: Span, symbols: Collection[str
             and not any(held.min <= symbol <= held.max for symbol in symbols or ())
         ):
             continue
-        times = group.column(at_time).statistics if span != Span(None, None) else None
+        times = group.column(at_time).statistics if span != EVER else None
         if times is not None and times.has_min_max and not _overlap(times, span):
             continue
         found.append(index)

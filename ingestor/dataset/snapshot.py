@@ -6,9 +6,10 @@ never change; where one is gone by the time it is read (compacted, deleted), the
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,11 +17,12 @@ import pyarrow as pa
 
 from ingestor.dataset.files import current_files, date_folder, list_days, list_names, without_unsealed
 from ingestor.dataset.times import Span
-from ingestor.errors import Lagged, NotARecording
+from ingestor.errors import FormatTooNew, Lagged, NotARecording
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Follower, Rows
 from ingestor.layout import Layout, SegmentId, list_segments
-from ingestor.ledger import list_ledgers, read_facts
+from ingestor.ledger import Fact, list_ledgers, read_facts
+from ingestor.schema import FORMAT_VERSION
 
 _Result = TypeVar("_Result")
 
@@ -38,15 +40,19 @@ class Snapshot:
 
 
 def open_recording(root: str | Path) -> Layout:
-    """The layout of a root that holds trades to read. Raises NotARecording."""
+    """The layout of a root that holds trades to read; warns where the newest ones are not among them.
+
+    Raises NotARecording, FormatTooNew.
+    """
     layout = Layout(Path(root))
     if not layout.journal.is_dir() and not layout.trades.is_dir():
         hint = f"; the root is {layout.root.parent}" if Layout(layout.root.parent).journal.is_dir() else ""
         raise NotARecording(f"{layout.root} holds no recording: there is no `trades` and no `journal` in it{hint}")
-    if not layout.trades.is_dir() and _records_csv_only(layout):
-        raise NotARecording(
-            f"{layout.root} records CSV only: read {layout.csv}, or add parquet to storage.formats and start again"
-        )
+    started = _last_start(layout)
+    if started.get("format", 0) > FORMAT_VERSION:
+        raise FormatTooNew(f"{layout.root} is of format {started['format']}; this version reads up to {FORMAT_VERSION}")
+    if "parquet" not in started.get("formats", ["parquet"]):
+        _tell_of_csv(layout, started)
     return layout
 
 
@@ -88,8 +94,7 @@ class _Look:
 def _look(layout: Layout, span: Span) -> _Look:
     """The journal first: what is sealed after that is seen by the second look."""
     unsealed = tuple(file.id for file in list_segments(layout) if not file.sealed)
-    days = [day for day in list_days(layout) if span.holds_day(day)]
-    return _Look(unsealed, {day: list_names(date_folder(layout, day)) for day in days})
+    return _Look(unsealed, {day: list_names(date_folder(layout, day)) for day in list_days(layout, span)})
 
 
 def _read_journal(layout: Layout, unsealed: tuple[SegmentId, ...]) -> list[Rows]:
@@ -100,11 +105,20 @@ def _read_journal(layout: Layout, unsealed: tuple[SegmentId, ...]) -> list[Rows]
         return [event for event in follower.read() if isinstance(event, Rows) and event.segment in unsealed]
 
 
-def _records_csv_only(layout: Layout) -> bool:
-    """Whether no run of this root was ever asked for Parquet."""
-    formats: set[str] = set()
-    for path in list_ledgers(layout):
-        started = next(read_facts(path), None)
-        if started is not None:
-            formats.update(started.get("formats", ["parquet"]))
-    return formats == {"csv"}
+def _last_start(layout: Layout) -> Fact:
+    """What the newest run that got so far said when it started; nothing in a root without a ledger."""
+    starts = (next(read_facts(path), {}) for path in reversed(list_ledgers(layout)))
+    return next((fact for fact in starts if fact.get("fact") == "run.started"), {})
+
+
+def _tell_of_csv(layout: Layout, started: Fact) -> None:
+    """The recorder writes no Parquet any more. Raises NotARecording where it never did."""
+    if not layout.trades.is_dir():
+        raise NotARecording(
+            f"{layout.root} records CSV only: read {layout.csv}, or add parquet to storage.formats and start again"
+        )
+    since = datetime.fromtimestamp(started["at"] // 1_000_000, UTC)
+    warnings.warn(
+        f"{layout.root} records CSV only since {since:%Y-%m-%d %H:%M:%S} UTC: trades after that are in {layout.csv}",
+        stacklevel=4,  # who called read_trades, read_bars, …
+    )

@@ -24,8 +24,8 @@ def stream_rows(layout: Layout, selection: Selection) -> Iterator[tuple[date, pa
     """The rows asked for: UTC date by date, within each by (symbol, timestamp, sequence), in tables of no particular
     size. (A date of more than AT_ONCE files comes in several such runs, until it is compacted.)
 
-    Each date is a consistent whole as it is when it is reached. Columns as in `selection.columns`, texts plain. Raises
-    FormatTooNew, OSError.
+    Each date is a consistent whole as it is when it is reached. Columns as in `selection.columns`, without those
+    that are younger than the rows; texts plain. Raises FormatTooNew, OSError.
     """
     columns = tuple(dict.fromkeys([*selection.columns, *_KEYS]))
     for day in _days(layout, selection):
@@ -33,7 +33,7 @@ def stream_rows(layout: Layout, selection: Selection) -> Iterator[tuple[date, pa
         with contextlib.ExitStack() as stack:
             files, journaled = _hold_day(stack, layout, asked, day)
             for rows in _merged(files, journaled, asked):
-                yield day, plain_texts(rows.select(selection.columns))
+                yield day, plain_texts(rows.select([name for name in selection.columns if name in rows.column_names]))
 
 
 def _merged(files: list[Path], journaled: pa.Table | None, selection: Selection) -> Iterator[pa.Table]:

@@ -19,12 +19,12 @@ class Span:
     start_ms: int | None
     end_ms: int | None
 
-    def holds_day(self, day: date) -> bool:
-        """Whether any moment of this UTC date is in it."""
-        first_ms = day_start_ms(day)
-        return (self.start_ms is None or first_ms + 86_400_000 > self.start_ms) and (
-            self.end_ms is None or first_ms < self.end_ms
-        )
+    @property
+    def days(self) -> tuple[date, date]:
+        """The first and the last UTC date of which any moment may be in it."""
+        first = date.min.toordinal() if self.start_ms is None else _ordinal(self.start_ms)
+        last = date.max.toordinal() if self.end_ms is None else _ordinal(self.end_ms - 1)
+        return date.fromordinal(first), date.fromordinal(last)
 
     def holds_all_of(self, day: date) -> bool:
         """Whether every moment of this UTC date is in it."""
@@ -32,6 +32,9 @@ class Span:
         return (self.start_ms is None or first_ms >= self.start_ms) and (
             self.end_ms is None or first_ms + 86_400_000 <= self.end_ms
         )
+
+
+EVER = Span(None, None)
 
 
 def find_zone(name: str) -> tzinfo:
@@ -64,6 +67,11 @@ def day_start_ms(day: date) -> int:
 def utc_date(ms: int) -> date:
     """The UTC date of a moment in ms since 1970."""
     return _EPOCH.date() + timedelta(days=ms // 86_400_000)
+
+
+def _ordinal(ms: int) -> int:
+    """The number of a moment's UTC date; of one before or after all dates the first or the last."""
+    return min(max(_EPOCH.toordinal() + ms // 86_400_000, date.min.toordinal()), date.max.toordinal())
 
 
 def _to_ms(time: Time, zone: tzinfo) -> int:

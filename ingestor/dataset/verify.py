@@ -63,11 +63,11 @@ class Account:
 
     def __str__(self) -> str:
         counts = self.counts
-        fates = f"{counts.decoded:,} decoded + {counts.rejected_frames:,} rejected + {counts.notices:,} notices"
+        segments = f"{self.segments:,} segment{'' if self.segments == 1 else 's'}"
         rows = ", ".join(f"{rows:,} rows in {place}" for place, rows in self.rows.items() if rows)
         uncounted = f" (and {self.uncounted_rejects:,} without a record)" if self.uncounted_rejects else ""
         return (
-            f"{self.segments:,} segments: {counts.frames:,} frames = {fates}; {counts.trades:,} trades journaled"
+            f"{segments}: {counts.frames:,} frames = {counts.fates}; {counts.trades:,} trades journaled"
             f": {rows or 'no rows'}; {self.rejects:,} rejects{uncounted}"
         )
 
@@ -344,13 +344,12 @@ def _compare(place: str, found: Recount, closed: Fact) -> Iterator[Difference]:
 def _unbalanced(place: str, counts: Counts, rows: int, reasons: Mapping[str, int]) -> Iterator[Difference]:
     """The equations of conservation, for one segment."""
     if not counts.balanced:
-        fates = f"{counts.decoded} decoded + {counts.rejected_frames} rejected + {counts.notices} notices"
-        yield Difference(place, fates, f"{counts.frames} frames")
+        yield Difference(place, counts.fates, f"{counts.frames:,} frames")
     if rows != counts.trades:
-        yield Difference(place, f"{rows} rows", f"{counts.trades} trades (counted by its records)")
+        yield Difference(place, f"{rows:,} rows", f"{counts.trades:,} trades (counted by its records)")
     rejected = counts.rejected_frames + counts.rejected_trades
-    if sum(reasons.values()) != rejected:
-        yield Difference(place, f"{sum(reasons.values())} reasons of rejects", f"{rejected} (counted by its records)")
+    if (told := sum(reasons.values())) != rejected:
+        yield Difference(place, f"{told:,} reasons of rejects", f"{rejected:,} (counted by its records)")
 
 
 def _place(layout: Layout, path: Path) -> str:
