@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 import subprocess
 import sys
 import urllib.request
@@ -16,6 +15,7 @@ import pytest
 import websocket
 from browser import Browser, running_browser
 from click.testing import CliRunner
+from dashboards import BARS, CAUSES, MODELS, PANES, RANGE, array, running_dashboard
 from recordings import Print, Recording, to_us
 
 from ingestor.charts.bokeh_app import INTERVALS
@@ -23,16 +23,11 @@ from ingestor.cli.dashboard import dashboard
 from ingestor.cli.main import cli
 
 SYMBOLS = ("AAPL", "MSFT")
-
-# What the page has, asked of Bokeh's own models.
-MODELS = "[...(window.Bokeh?.documents[0]?._all_models.values() ?? [])]"
-BARS = f"{MODELS}.filter(one => one.type == 'ColumnDataSource' && one.data.close)"
-RANGE = f"{MODELS}.find(one => one.type == 'Figure').x_range"
-
-
-def array(name: str, at: int = 0) -> str:
-    """A column of one of the charts, as a list."""
-    return f"Array.from({BARS}.at({at})?.data.{name} ?? [])"
+TOLD = (
+    "(function told(node) { return [...node.childNodes, node.shadowRoot].map(one => one?.nodeType == 3 ? one.data"
+    " : one && one.tagName != 'STYLE' ? told(one) : '').join(' ') })(document.body)"
+)
+"""All text that the page has now, what the pointer is told included."""
 
 
 class Story:
@@ -59,20 +54,6 @@ class Story:
 @pytest.fixture
 def story(tmp_path: Path) -> Story:
     return Story(tmp_path / "data")
-
-
-@contextmanager
-def running_dashboard(root: Path, *options: str, code: int = 0) -> Iterator[str]:
-    """Its URL; it must end in order, without a word on stderr."""
-    command = [sys.executable, "-m", "ingestor", "dashboard", "--root", str(root), "--port", "0", "--json", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield json.loads(process.stdout.readline())["url"]
-        finally:
-            process.send_signal(signal.SIGTERM)
-            _, told = process.communicate(timeout=20)
-    assert (process.returncode, told) == (code, "")
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +116,81 @@ def test_it_follows_stops_and_resumes(page: Browser) -> None:
 
 
 def test_blind_time_is_shaded_with_its_cause(page: Browser) -> None:
-    shades = f"{MODELS}.filter(one => one.type == 'ColumnDataSource' && one.data.cause)"
-    page.wait(f"{shades}.length == 2 && {shades}.every(one => one.data.cause.length == 1)")
-    assert page.evaluate(f"Array.from({shades}[0].data.cause)") == ["stall"]
-    assert page.evaluate(f"Array.from({shades}[0].data.seconds)") == [pytest.approx(10, abs=0.002)]
+    page.wait(f"{CAUSES}.join(';') == 'stall;stall'")
+    seconds = f"{MODELS}.find(one => one.type == 'ColumnDataSource' && one.data.cause).data.seconds"
+    assert page.evaluate(f"Array.from({seconds})") == [pytest.approx(10, abs=0.002)]
+
+
+def test_the_pointer_on_a_gap_tells_its_cause(page: Browser) -> None:
+    gap = f"{MODELS}.find(one => one.type == 'ColumnDataSource' && one.data.cause?.length)"
+    page.wait(f"!!{gap}")
+    assert "stall" not in page.evaluate(TOLD)
+    for pane in range(4):
+        page.evaluate(f"window.view = Bokeh.index.find_one({PANES}[{pane}]); true")
+        middle = f"({gap}.data.start[0] + {gap}.data.end[0]) / 2"
+        x = page.evaluate(f"view.el.getBoundingClientRect().left + view.frame.x_scale.compute({middle})")
+        y = page.evaluate("view.el.getBoundingClientRect().top + view.frame.bbox.y_center")
+        page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        page.wait(f"/blind: *stall.*for: *10.0 s/s.test({TOLD})")
+        page.call("Input.dispatchMouseEvent", type="mouseMoved", x=5, y=5)
+        page.wait(f"!/stall/.test({TOLD})")
+
+
+@pytest.mark.parametrize(
+    ("pane", "names"),
+    [
+        (0, ["open", "high", "low", "close", "sma", "ema", "volume"]),
+        (1, ["volume"]),
+        (2, ["rsi"]),
+        (3, ["macd", "signal", "histogram"]),
+    ],
+)
+def test_the_pointer_on_a_bar_tells_its_values_once(page: Browser, pane: int, names: list[str]) -> None:
+    page.evaluate(f"window.view = Bokeh.index.find_one({PANES}[{pane}]); true")
+    x = page.evaluate(f"view.el.getBoundingClientRect().left + view.frame.x_scale.compute({array('time')}.at(45))")
+    y = page.evaluate("view.el.getBoundingClientRect().top + view.frame.bbox.y_center")
+    page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    page.wait(f"/{names[0]}: /.test({TOLD})")
+    assert [page.evaluate(TOLD).count(f"{name}: ") for name in names] == [1] * len(names)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_fits_a_phone(browser: Browser, story: Story, tmp_path: Path, dark: bool) -> None:
+    """Charts one below the other, nothing to scroll sideways; a finger on one scrolls the page, and it follows on."""
+    browser.errors.clear()
+    with running_dashboard(story.recording.layout.root, "--symbols", ",".join(SYMBOLS), *["--dark"] * dark) as url:
+        browser.open(url, width=390, height=844)
+        browser.wait(f"{PANES}.length == 8 && {PANES}.every(pane => pane.inner_width > 200)")
+        assert browser.evaluate("document.documentElement.scrollWidth") == 390
+        assert browser.evaluate("document.documentElement.scrollHeight") > 1400
+        browser.picture(tmp_path / "phone.png")
+        swipe(browser, 700, 300)
+        browser.wait("window.scrollY > 100")
+        assert browser.evaluate(f"{MODELS}.find(one => one.type == 'Toggle').active")
+        browser.call("Page.navigate", url="about:blank")
+    assert browser.errors == []
+
+
+def swipe(page: Browser, from_y: int, to_y: int) -> None:
+    page.call("Emulation.setTouchEmulationEnabled", enabled=True)
+    page.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": 150, "y": from_y}])
+    for y in range(from_y, to_y, -20):
+        page.call("Input.dispatchTouchEvent", type="touchMove", touchPoints=[{"x": 150, "y": y}])
+    page.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+    page.call("Emulation.setTouchEmulationEnabled", enabled=False)
+
+
+def test_a_symbol_that_has_no_trade_yet_has_panes_and_a_time_axis(browser: Browser, tmp_path: Path) -> None:
+    browser.errors.clear()
+    recording = Recording(tmp_path / "data", ["AAPL"])
+    with running_dashboard(recording.layout.root, "--symbols", "AAPL") as url:
+        browser.open(url, width=1400, height=860)
+        browser.wait(f"{PANES}.length == 4 && {PANES}.every(pane => pane.inner_width > 200)")
+        lowest = f"{PANES}.find(pane => pane.below.some(axis => axis.visible))"
+        browser.wait(f"Number.isFinite({lowest}.y_range.start)")  # else Bokeh draws no axis
+        browser.picture(tmp_path / "empty.png")
+        browser.call("Page.navigate", url="about:blank")
+    assert browser.errors == []
 
 
 def test_another_interval_and_another_symbol(page: Browser, story: Story) -> None:

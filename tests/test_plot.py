@@ -1,5 +1,6 @@
 """`ingestor plot`: the picture, the window on a real display, and what it refuses."""
 
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from recordings import Print, Recording, make_sample
 from requirements import refuse, require
 
 from ingestor.cli.main import cli
+from ingestor.cli.printing import format_bytes
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +36,16 @@ def test_a_picture_of_a_range(sample: Recording, tmp_path: Path) -> None:
     arguments = ["--symbols", "AAPL,MSFT", "--png", str(path), "--tz", "America/New_York", "--interval", "5m"]
     result = call(sample, *arguments, "--start", "2026-11-20T09:00", "--end", "2026-11-20T10:00")
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"{path}: 24 bars, {path.stat().st_size:,} bytes\n"
+    assert result.stdout == f"{path}: 24 bars, {format_bytes(path.stat().st_size)}\n"
     assert image.imread(path).std() > 0.01
+
+
+def test_a_picture_told_to_a_program(sample: Recording, tmp_path: Path) -> None:
+    path = tmp_path / "aapl.png"
+    result = call(sample, "--symbols", "AAPL", "--png", str(path), "--interval", "1h", "--json")
+    told = json.loads(result.stdout)
+    assert (told["file"], told["bytes"]) == (str(path), path.stat().st_size)
+    assert told["bars"] > 1
 
 
 def test_a_picture_of_all_that_is_recorded(sample: Recording, tmp_path: Path) -> None:
@@ -52,6 +62,7 @@ def test_a_picture_of_all_that_is_recorded(sample: Recording, tmp_path: Path) ->
         (["--png", "x.png", "--symbols", "A,B,C,D,E,F,G"], 2, "up to 6"),
         (["--png", "x.png", "--symbols", "AAPL", "--interval", "7m"], 2, "doesn't divide a day"),
         (["--symbols", "AAPL", "--start", "2026-11-20"], 2, "add --png FILE"),
+        (["--symbols", "AAPL", "--json"], 2, "add --png FILE"),
         (["--symbols", "AAPL", "--interval", "1m"], 2, "add --png FILE"),
         (["--png", "x.png", "--symbols", "NONE"], 1, "no trade of 'NONE' is recorded in that time"),
         (["--png", "none/x.png", "--symbols", "AAPL"], 1, "none/x.png: can't be written: No such file"),

@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from recordings import Print, Recording, make_sample, to_us
 
-from ingestor.charts.series import Blind, choose_interval, find_blind_before, load_blind, load_series
+from ingestor.charts.series import Blind, BlindTimes, choose_interval, find_blind_before, load_series
 from ingestor.layout import Layout
 
 DAY = datetime(2026, 11, 20, tzinfo=UTC)
@@ -75,12 +75,16 @@ def test_the_interval_that_is_chosen(root: Path, end: str, interval: str) -> Non
 def test_what_is_blind_still_is_so_up_to_now(tmp_path: Path) -> None:
     recording = Recording(tmp_path, ["AAPL"])
     recording.prove(["AAPL"], "2026-01-01T15:00")
-    since = to_us("2026-01-01T15:10")
-    recording.fact("gap.opened", "2026-01-01T15:10", gap="r000001-1", cause="stall", since=since, symbol=None)
-    now_ms = ms("2026-01-01T15:12")
-    assert load_blind(tmp_path, "AAPL", 0, now_ms) == [Blind(since // 1000, now_ms, "stall")]
-    assert load_blind(tmp_path, "AAPL", now_ms - 1000, now_ms) == [Blind(now_ms - 1000, now_ms, "stall")]
-    assert load_blind(tmp_path, "MSFT", 0, now_ms) == []
+    times, now_ms, gap = BlindTimes(tmp_path), ms("2026-01-01T15:12"), {"gap": "r000001-1", "cause": "stall"}
+    assert times.find("AAPL", 0, now_ms) == []
+    since, until = to_us("2026-01-01T15:10"), to_us("2026-01-01T15:13")
+    recording.fact("gap.opened", "2026-01-01T15:10", since=since, symbol=None, **gap)
+    for later_ms in (now_ms, now_ms + MINUTE_MS // 2):
+        assert times.find("AAPL", 0, later_ms) == [Blind(since // 1000, later_ms, "stall")]
+    assert times.find("AAPL", now_ms - 1000, now_ms) == [Blind(now_ms - 1000, now_ms, "stall")]
+    assert times.find("MSFT", 0, now_ms) == []
+    recording.fact("gap.closed", "2026-01-01T15:13", until=until, symbol=None, **gap)
+    assert times.find("AAPL", 0, now_ms + 5 * MINUTE_MS) == [Blind(since // 1000, until // 1000, "stall")]
 
 
 # Which bars come after blindness

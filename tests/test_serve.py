@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from recordings import Print, Recording
 from requirements import refuse, require
 from servers import RedisServer
 
-from ingestor.config import RedisSettings
+from ingestor.config.sinks import RedisSettings
 from ingestor.feeds import Frames
 from ingestor.feeds.finnhub import Finnhub
 from ingestor.journal.cursor import Cursor
@@ -473,6 +474,56 @@ def test_who_reads_latest_slowly_skips(market: Market) -> None:
             told = hear(client)
         assert server.metric("ingestor_live_skipped_total") > 40_000
         assert server.metric("ingestor_live_given_up_total") == 0
+
+
+def test_requests_without_an_end_are_given_up(market: Market, server: Server) -> None:
+    parts = {
+        b"": b"HTTP/1.1 408 ",
+        b"GET /history HTTP/1.1\r\nHost:": b"HTTP/1.1 408 ",
+        b"GET /live-price HTTP/1.1\r\nUpgrade: websocket\r\n": b"HTTP/1.1 408 ",
+        b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nx": b"HTTP/1.1 405 ",
+    }
+    good = server.subscriber("AAPL")
+    with ExitStack() as stack:
+        half_open = [stack.enter_context(socket.create_connection(server.address, PATIENCE_S)) for _ in parts]
+        for one, part in zip(half_open, parts, strict=True):
+            one.sendall(part)
+        market.trade("AAPL", 101)
+        assert prices(good, 2) == [100, 101]
+        answers = [stack.enter_context(one.makefile("rb")).read() for one in half_open]  # until it is cut off
+    assert [answer[:13] for answer in answers] == list(parts.values())
+
+
+def test_a_request_that_comes_byte_by_byte_is_given_up(server: Server) -> None:
+    with socket.create_connection(server.address, timeout=0.05) as slow:
+        slow.sendall(b"GET /healthz HTTP/1.1\r\nX: ")
+
+        def is_answered() -> bytes:
+            slow.send(b"x")
+            try:
+                return slow.recv(100)
+            except TimeoutError:
+                return b""
+
+        assert eventually(is_answered, "its end").startswith(b"HTTP/1.1 408 ")
+
+
+def test_far_too_many_connections_are_cut_off_and_prices_go_on(market: Market) -> None:
+    with running_serve(market.root, "--max-clients", "1") as server, ExitStack() as stack:
+        good, before = server.subscriber("AAPL"), server.memory_bytes
+        crowd = [stack.enter_context(socket.create_connection(server.address, PATIENCE_S)) for _ in range(500)]
+        market.trade("AAPL", 101)
+        assert prices(good, 2) == [100, 101]
+        answers = []
+        for one in crowd:
+            try:
+                answers.append(one.recv(100)[:13])
+            except ConnectionResetError:
+                answers.append(b"")
+        assert answers.count(b"") > 100
+        assert answers.count(b"HTTP/1.1 408 ") > 100
+        assert server.get("/healthz").status == 200
+        assert server.memory_bytes - before < 20_000_000
 
 
 def test_a_foreign_page_cannot_connect(server: Server) -> None:

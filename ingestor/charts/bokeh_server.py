@@ -16,7 +16,7 @@ from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets
 
 from ingestor.charts.bokeh_app import Dashboard, View
-from ingestor.config import is_loopback
+from ingestor.config.addresses import is_loopback
 from ingestor.errors import ConfigError
 
 

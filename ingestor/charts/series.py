@@ -11,13 +11,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ingestor.charts.indicators import Closes, Floats
-from ingestor.coverage import IRRELEVANT, Interval, clip, find_coverage
+from ingestor.coverage import Coverage, Interval, clip
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.bars import read_bars
-from ingestor.dataset.coverage import read_coverage
+from ingestor.dataset.coverage import read_known_coverage
+from ingestor.dataset.coverage_watch import CoverageWatch
 from ingestor.dataset.times import Span, to_span
 from ingestor.layout import Layout
-from ingestor.ledger import list_ledgers, read_all_facts
 
 INTERVALS = ("1s", "5s", "15s", "30s", "1m", "5m", "15m", "30m", "1h", "4h", "1d")
 """Those a chart chooses from."""
@@ -86,10 +86,26 @@ def choose_interval(root: Path, symbol: str, bounds: Bounds) -> str:
     return next(fits, INTERVALS[-1])
 
 
-def load_blind(root: Path, symbol: str, start_ms: int, now_ms: int) -> list[Blind]:
-    """A symbol's blind time since `start_ms`; what is so still, up to `now_ms`. Raises NotARecording, OSError."""
-    coverage = find_coverage(read_all_facts(Layout(root), IRRELEVANT), [symbol], now_ms * 1000)
-    return find_blind(clip(coverage.intervals(symbol), start_ms * 1000, now_ms * 1000))
+class BlindTimes:
+    """The blind time of the symbols of a recording that goes on."""
+
+    def __init__(self, root: Path) -> None:
+        self._watch = CoverageWatch(Layout(root))
+        self._coverage: Coverage | None = None
+        self._intervals: dict[str, list[Interval]] = {}
+        """By symbol, of that coverage: to make them takes long where a link was unsteady for a year."""
+
+    def find(self, symbol: str, start_ms: int, now_ms: int) -> list[Blind]:
+        """A symbol's since `start_ms`; what is so still, up to `now_ms`.
+
+        Raises NotARecording, FormatTooNew, OSError.
+        """
+        coverage = self._watch.look()
+        if coverage is not self._coverage:
+            self._coverage, self._intervals = coverage, {}
+        if symbol not in self._intervals:
+            self._intervals[symbol] = coverage.intervals(symbol)
+        return find_blind(clip(self._intervals[symbol], start_ms * 1000, now_ms * 1000))
 
 
 def find_blind(intervals: Iterable[Interval]) -> list[Blind]:
@@ -120,9 +136,6 @@ def find_blind_before(
 
 def _intervals(root: Path, symbol: str, span: Span) -> list[Interval]:
     """The symbol's intervals of coverage within the span; none where the root has no ledger, as a copied dataset."""
-    layout = Layout(root)
-    if not list_ledgers(layout):
-        return []
     start_ms = 0 if span.start_ms is None else span.start_ms
     end_ms = _FOREVER_MS if span.end_ms is None else span.end_ms
-    return clip(read_coverage(layout, [symbol]).intervals(symbol), start_ms * 1000, end_ms * 1000)
+    return clip(read_known_coverage(Layout(root), [symbol]).intervals(symbol), start_ms * 1000, end_ms * 1000)

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
 
-from ingestor.coverage import IRRELEVANT, Coverage, find_coverage, state_at
+from ingestor.coverage import Coverage, state_at
+from ingestor.dataset.coverage_watch import CoverageWatch
 from ingestor.dataset.follow import follow
 from ingestor.dataset.rows import Selection
 from ingestor.dataset.snapshot import take_snapshot
@@ -16,7 +17,6 @@ from ingestor.dataset.stream import stream_rows
 from ingestor.dataset.times import Span, day_start_ms
 from ingestor.errors import Lagged
 from ingestor.layout import Layout, read_holder
-from ingestor.ledger import list_ledgers, read_all_facts
 from ingestor.live.board import DAY_MS, POINT_S, POINTS, Quote, State
 from ingestor.live.source import Block, Look
 from ingestor.live.updates import Price, split_by_symbol
@@ -35,7 +35,8 @@ class JournalSource:
         """Raises NotARecording, FormatTooNew, OSError."""
         self._layout = layout
         self._batches = _follow_from_now(layout)
-        self._seen: list[tuple[str, int]] | None = None
+        self._watch = CoverageWatch(layout)
+        self._coverage: Coverage | None = None
         self._states: dict[str, State] = {}
 
     def quotes(self) -> list[Quote]:
@@ -44,14 +45,10 @@ class JournalSource:
         return read_quotes(self._layout, self.look().states.keys(), now)
 
     def look(self) -> Look:
-        """What the recorder claims now; without one, what it did at its end. The ledger is read when it has changed:
-        a year of it takes a second. Raises FormatTooNew, OSError.
-        """
-        seen = [(path.name, path.stat().st_size) for path in list_ledgers(self._layout)]
-        recording = read_holder(self._layout) is not None
-        if seen != self._seen:
-            self._states = _read_states(self._layout, round(time.time() * 1e6))
-            self._seen = seen
+        """What the recorder claims now; without one, what it did at its end. Raises FormatTooNew, OSError."""
+        coverage, recording = self._watch.look(), read_holder(self._layout) is not None
+        if coverage is not self._coverage:
+            self._coverage, self._states = coverage, _last_states(coverage)
         return Look(self._states, recording)
 
     def blocks(self, stop: threading.Event) -> Iterator[Block | None]:
@@ -79,15 +76,10 @@ def _follow_from_now(layout: Layout) -> Iterator[pa.RecordBatch]:
     return batches
 
 
-def _read_states(layout: Layout, now_us: int) -> dict[str, State]:
-    """As of now: a gap that is open reaches up to it, whenever the last frame came."""
-    coverage = find_coverage(read_all_facts(layout, IRRELEVANT), None, now_us)
-    return {symbol: state for symbol in coverage.symbols if (state := _state(coverage, symbol)) is not None}
-
-
-def _state(coverage: Coverage, symbol: str) -> State | None:
-    held = state_at(coverage.intervals(symbol), coverage.horizon_us - 1)
-    return None if held is None else State(held.state, held.cause)
+def _last_states(coverage: Coverage) -> dict[str, State]:
+    """As of its horizon: what holds now holds for ever."""
+    last = {symbol: state_at(coverage.intervals(symbol), coverage.horizon_us - 1) for symbol in coverage.symbols}
+    return {symbol: State(held.state, held.cause) for symbol, held in last.items() if held is not None}
 
 
 def read_quotes(layout: Layout, symbols: Collection[str], now: float) -> list[Quote]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import structlog
 from redis.exceptions import RedisError
 
-from ingestor.config import RedisSettings
+from ingestor.config.sinks import RedisSettings
 from ingestor.errors import SinkUnavailable
 from ingestor.live.board import Quote, State
 from ingestor.live.source import Block, Look

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import resource
 import signal
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 import structlog
 import uvicorn
 
-from ingestor.config import is_loopback
+from ingestor.config.addresses import is_loopback
 from ingestor.errors import ConfigError
 from ingestor.layout import Layout
 from ingestor.live.api import make_app
@@ -22,7 +23,7 @@ from ingestor.live.gate import Hosts
 from ingestor.live.hub import Hub
 from ingestor.live.source import Source
 from ingestor.live.subscriptions import Limits
-from ingestor.live.wire import FrameProtocol
+from ingestor.live.wire import FrameProtocol, RequestProtocol
 
 _OTHER_CONNECTIONS = 256
 """For HTTP, beside the WebSockets."""
@@ -30,6 +31,7 @@ _OTHER_FILES = 512
 _PING_S = 20.0
 _STOP_S = 2.0
 _BACKLOG = 1024
+"""Connections that are taken at once, before the first of them is looked at."""
 
 log = structlog.get_logger()
 
@@ -74,8 +76,9 @@ def run_service(service: Service, listening: socket.socket, started: Callable[[]
 
     Raises what the source does.
     """
-    _allow_open_files(service.limits.clients + _OTHER_CONNECTIONS + _OTHER_FILES)
+    _allow_open_files(service.limits.clients + _OTHER_CONNECTIONS + _BACKLOG + _OTHER_FILES)
     hub = Hub(service.source, service.limits)
+    gc.freeze()  # what is there by now stays: looking it through for garbage would hold up every client
     asyncio.run(_serve(service, hub, listening, started))
 
 
@@ -103,13 +106,14 @@ def _configure(service: Service, hub: Hub) -> uvicorn.Config:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     return uvicorn.Config(
         make_app(hub, service.layout, service.verifier, service.hosts),
-        http="h11",
+        http=RequestProtocol,
         ws=FrameProtocol,
         ws_max_size=service.limits.message_bytes,
         ws_per_message_deflate=False,
         ws_ping_interval=_PING_S,
         ws_ping_timeout=_PING_S,
         limit_concurrency=service.limits.clients + _OTHER_CONNECTIONS,
+        backlog=_BACKLOG,
         timeout_graceful_shutdown=int(_STOP_S),
         lifespan="off",
         log_config=None,

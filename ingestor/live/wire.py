@@ -1,13 +1,64 @@
-"""What a fan-out needs of a WebSocket beyond ASGI: frames that are finished, and a last word that is heard."""
+"""What a fan-out needs of its connections beyond ASGI: requests that end, frames that are finished, and a last word
+that is heard.
+"""
 
+import asyncio
 from typing import Any
 
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+_REQUEST_S = 5.0
+"""For a whole request, as long as an idle connection is kept."""
+_SPARE = 64
+"""Connections above the limit that hear so; those beyond are cut off."""
 _FAREWELL_S = 5.0
 _DISCARD_MAX = 16 << 20
 _ABNORMAL = 1006
+
+
+class RequestProtocol(H11Protocol):
+    """Cuts off who doesn't come to the end of a request, whether it sends nothing more or a byte now and then; and who
+    comes when far too many are there: each holds a file, and who follows the journal needs some, too.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+    """While a request is awaited that has not come in whole."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base has it
+        super().connection_made(transport)
+        if self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency + _SPARE:
+            transport.abort()
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._forget_deadline()
+
+    def _watch(self) -> None:
+        """The time runs from the request's first byte, or from the connection's first moment."""
+        if self.transport.get_protocol() is not self or self.conn.their_state not in {h11.IDLE, h11.SEND_BODY}:
+            self._forget_deadline()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(_REQUEST_S, self._give_up)
+
+    def _give_up(self) -> None:
+        if self.conn.our_state is h11.IDLE:
+            self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            self.transport.close()
+        else:  # its answer is on the way already, and perhaps it doesn't read that either
+            self.transport.abort()
+
+    def _forget_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
 
 class FrameProtocol(WebSocketsSansIOProtocol):

@@ -61,8 +61,10 @@ function showPrice(row, price, at) {
 
 function showChange(row) {
   const change = row.first ? row.last / row.first - 1 : null;
-  row.change.textContent = change === null ? "" : `${change >= 0 ? "+" : "−"}${Math.abs(change * 100).toFixed(2)} %`;
-  row.change.dataset.way = change > 0 ? "up" : change < 0 ? "down" : "";
+  const shown = change === null ? 0 : Math.round(change * 10000); // what rounds to nothing has neither sign nor colour
+  const sign = shown > 0 ? "+" : shown < 0 ? "−" : "";
+  row.change.textContent = change === null ? "" : `${sign}${(Math.abs(shown) / 100).toFixed(2)} %`;
+  row.change.dataset.way = shown > 0 ? "up" : shown < 0 ? "down" : "";
 }
 
 function showQuote(quote) {
