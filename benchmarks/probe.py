@@ -1,10 +1,10 @@
 """Follows a recording in another process, as a chart would, and measures how old each trade is when it gets there.
 
-    python benchmarks/probe.py ROOT
+    python benchmarks/probe.py ROOT [SECONDS]
 
-Reads from now on until its stdin is closed and nothing comes any more. The load server's stamped trades carry in
-their price when they were sent. Prints, in ms, p50, p99 and p99.9 of the time since the trade was sent (`sent`) and
-since the recorder had read it (`received`), and how many trades that was.
+Reads from now on, for so long, or until its stdin is closed and nothing comes any more. The load server's stamped
+trades carry in their price when they were sent. Prints, in ms, p50, p99 and p99.9 of the time since the trade was
+sent (`sent`) and since the recorder had read it (`received`), and how many trades that was.
 """
 
 import json
@@ -21,14 +21,17 @@ _QUANTILES = (0.5, 0.99, 0.999)
 _IDLE_S = 0.3
 
 
-def main(root: str) -> None:
+def main(root: str, seconds: str = "inf") -> None:
     since_sent, since_received = [], []
+    end_s = time.monotonic() + float(seconds)
     for batch in follow(root, idle_s=_IDLE_S):
         now_us = pa.scalar(time.time_ns() // 1000)
         if batch.num_rows:
             since_sent.append(pc.subtract(now_us, batch.column("price").cast(pa.int64())))
             since_received.append(pc.subtract(now_us, batch.column("received_at").cast(pa.int64())))
         elif select.select([sys.stdin], [], [], 0)[0]:
+            break
+        if time.monotonic() >= end_s:
             break
     trades = sum(map(len, since_sent))
     print(json.dumps({"trades": trades, "sent": quantiles(since_sent), "received": quantiles(since_received)}))
@@ -40,4 +43,4 @@ def quantiles(ages_us: list[pa.Array]) -> list[float]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

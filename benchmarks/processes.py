@@ -12,9 +12,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import PIPE
 from typing import IO, Any
@@ -190,10 +190,12 @@ class Contender:
     script: str = ""
     written_as: str = "csv"
     python: str = sys.executable
-    rotate_size: str = "64MB"
+    rotate_size: str = "32MB"
     """Of the recorder's segments."""
     ends_by_itself: bool = True
     """Whether it ends when the venue closes the connection; else by SIGTERM, once it has read everything."""
+    sinks: Mapping[str, Any] = field(default_factory=dict)
+    """The recorder's `sinks` section; what has not arrived there a second after the stop waits for the next start."""
 
     def command(self, at: Venue, folder: Path) -> list[str]:
         """How to start it, recording into this folder."""
@@ -217,7 +219,9 @@ class Contender:
             "feed": {"url": at.url},
             "storage": {"root": str(root), "formats": list(self.formats), "rotate": {"size": self.rotate_size}},
             "connection": {"ca_file": str(at.tls.certificate) if at.tls else None},
+            "health": {"listen": "127.0.0.1:0"},
             "logging": {"format": "json"},
+            **({"sinks": self.sinks, "stop_timeout": "1s"} if self.sinks else {}),
         }
 
 
@@ -227,5 +231,6 @@ def recorder(name: str, *formats: str) -> Contender:
 
 
 def environment() -> dict[str, str]:
-    """Ours, with the checkout's package in reach and a key that any venue of ours accepts."""
-    return os.environ | {"PYTHONPATH": str(HERE.parent), "FINNHUB_API_KEY": "benchmark"}
+    """Ours, with the checkout's package in reach and keys that any venue and any store of ours accepts."""
+    keys = dict.fromkeys(("FINNHUB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "test")
+    return os.environ | {"PYTHONPATH": str(HERE.parent)} | keys

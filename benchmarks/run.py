@@ -10,6 +10,9 @@ is from the first byte sent to the end of the process (what was buffered and the
 run without trades takes to stop.
 Every run's rows and their total volume are held to what was sent; a run that lost or doubled one ends the benchmark.
 
+Without --quick it then measures what stands around the recorder: reading (reading.py), the live API and the dashboard
+(live.py), the sinks (sinks.py).
+
 Prints one table and writes it as JSON, and as a plot where matplotlib is installed, to benchmarks/results/.
 """
 
@@ -18,12 +21,29 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from live import describe, live_targets, measure_live
 from processes import HERE, BenchmarkFailed, Contender, Tls, answer_of, make_tls, recorder
-from report import CRYPTOFEED, EVERY_SINK, RECORDER, SCRIPT, Limit, Measured, Round, table, write_results
-from scenarios import help_seconds, run_overload, run_paced, run_salvage
+from reading import FULL as READING
+from reading import measure_reading, reading_notes, reading_targets
+from report import (
+    BOTH,
+    CRYPTOFEED,
+    RECORDER,
+    SCRIPT,
+    Limit,
+    Measured,
+    Round,
+    Target,
+    sink_lines,
+    table,
+    targets,
+    write_results,
+)
+from scenarios import help_seconds, run_every_sink, run_overload, run_paced, run_salvage
 from throughput import limit_part, receive_and_discard, run_load
 
 
@@ -40,10 +60,12 @@ class Plan:
     quiet_s: float
     latency_s: float
     overload_s: float
+    every_sink_s: float
+    every_sink_turns: int
 
 
-FULL = Plan(3, (1, 5, 10), (1, 5), 20, 50, 4, quiet_s=60, latency_s=15, overload_s=60)
-QUICK = Plan(1, (1, 5), (1,), 10, 12, 3, quiet_s=5, latency_s=1.5, overload_s=2)
+FULL = Plan(3, (1, 5, 10), (1, 5), 20, 50, 4, 60, 15, 60, 8, 3)
+QUICK = Plan(1, (1, 5), (1,), 10, 12, 3, 5, 1.5, 2, 2, 1)
 
 SCRIPTS = (
     Contender(SCRIPT, script="script.py"),
@@ -53,7 +75,7 @@ SCRIPTS = (
 RECORDERS = (
     recorder(RECORDER, "parquet"),
     recorder("ingestor, CSV", "csv"),
-    recorder(EVERY_SINK, "parquet", "csv"),
+    recorder(BOTH, "parquet", "csv"),
 )
 
 
@@ -61,13 +83,16 @@ def main() -> int:
     arguments = parse_arguments()
     plan = QUICK if arguments.quick else FULL
     with tempfile.TemporaryDirectory(prefix="ingestor-benchmark-", dir=arguments.work) as directory:
+        work = Path(directory)
         try:
-            measured = measure(plan, Path(directory), arguments.cryptofeed_python)
+            measured = measure(plan, work, arguments.cryptofeed_python)
+            others = None if arguments.quick else measure_others(work)
         except BenchmarkFailed as error:
             print(f"The benchmark failed: {error}", file=sys.stderr)
             return 1
-    print(table(measured))
-    for path in write_results(measured, HERE / "results"):
+    goals = [*targets(measured), *(others.targets if others else [])]
+    print("\n".join([table(measured, goals), *(others.notes if others else [])]))
+    for path in write_results(measured, others.measured if others else {}, goals, HERE / "results"):
         print(path)
     return 0
 
@@ -90,12 +115,37 @@ def measure(plan: Plan, work: Path, cryptofeed_python: str | None) -> Measured:
     rounds = [bench.round(number, cryptofeed_python) for number in range(plan.rounds)]
     bench.say("at 57, 10,000 and 200,000 trades/s")
     seconds = {57: plan.quiet_s, 10_000: plan.latency_s, 200_000: plan.latency_s}
-    paced = [run_paced(load, rate, lasting_s, folder) for rate, lasting_s in seconds.items()]
+    paced = [run_paced(load, rate, lasting_s, folder, RECORDERS[0]) for rate, lasting_s in seconds.items()]
+    bench.say("every sink")
+    every_sink = run_every_sink(load, 100_000, plan.every_sink_s, folder, plan.every_sink_turns)
     bench.say("overload")
     rate = max(rounds[-1].rate(run) for run in rounds[-1].runs if run.contender == RECORDER and run.frame_size == 1)
     overload = run_overload(load, rate, plan.overload_s, folder)
     bench.say("salvage")
-    return Measured(rounds, paced, overload, run_salvage(load, folder), help_seconds(5))
+    return Measured(rounds, paced, every_sink, overload, run_salvage(load, folder), help_seconds(5))
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """What is measured of the parts around the recorder."""
+
+    targets: list[Target]
+    notes: list[str]
+    measured: dict[str, Any]
+
+
+def measure_others(work: Path) -> Others:
+    """Reading, the live API, the sinks. Raises BenchmarkFailed."""
+    for name in ("reading", "sinks"):
+        (work / name).mkdir()
+    reading = measure_reading(READING, work / "reading")
+    live = measure_live(work / "load", work / "live", quick=False)
+    sinks = answer_of([str(HERE / "sinks.py"), "--json"], work / "sinks" / "log")["sinks"]
+    return Others(
+        [*reading_targets(reading), *live_targets(live)],
+        ["", *reading_notes(reading), "", describe(live), "", *sink_lines(sinks)],
+        {"reading": asdict(reading), "live": asdict(live), "sinks": sinks},
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from processes import HERE, BenchmarkFailed, Process, answer_of, environment, recorder, running, venue
+from processes import HERE, BenchmarkFailed, Contender, Process, answer_of, environment, recorder, running, venue
 from throughput import Run, run_load
 from trade_load import PART_TRADES
 
@@ -67,11 +67,10 @@ class Paced:
     journal_bytes: int
 
 
-def run_paced(load: Path, rate: float, seconds: float, folder: Path) -> Paced:
-    """Send so many trades a second. Raises BenchmarkFailed where one is not written."""
+def run_paced(load: Path, rate: float, seconds: float, folder: Path, contender: Contender) -> Paced:
+    """Send a recorder so many trades a second. Raises BenchmarkFailed where one is not written."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    contender = recorder("paced", "parquet")
     root, watch = folder / "data", Watch()
     options = ["--rate", str(rate), "--seconds", str(seconds)]
     with (
@@ -108,6 +107,36 @@ def run_paced(load: Path, rate: float, seconds: float, folder: Path) -> Paced:
         rss_growth=watch.rss[-1] - watch.rss[third],
         journal_bytes=sum(watch.segments.values()),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class EverySink:
+    """A recorder without and with every sink, in turn, at a rate that leaves both some of the machine."""
+
+    alone: list[Paced]
+    with_all: list[Paced]
+
+
+def run_every_sink(load: Path, rate: float, seconds: float, folder: Path, turns: int) -> EverySink | None:
+    """None where a server is missing. Raises BenchmarkFailed where a trade is not written."""
+    if not (shutil.which("redis-server") and (Path(sys.executable).with_name("weed").exists() or shutil.which("weed"))):
+        return None
+    result = EverySink([], [])
+    for turn in range(turns):
+        alone = recorder("alone", "parquet")
+        result.alone.append(run_paced(load, rate, seconds, folder, alone))
+        servers = folder.with_name(f"servers-{turn}")
+        with running(
+            [sys.executable, str(HERE / "elsewhere.py"), str(servers)], servers.with_suffix(".log")
+        ) as elsewhere:
+            try:
+                sinks = json.loads(elsewhere.stdout.readline())
+                every = replace(recorder("every sink", "parquet", "csv"), sinks=sinks)
+                result.with_all.append(run_paced(load, rate, seconds, folder, every))
+            finally:  # in order, or its servers would outlive it
+                elsewhere.end_input()
+                elsewhere.wait()
+    return result
 
 
 def journal_per_day(paced: Paced) -> float:

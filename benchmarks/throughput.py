@@ -5,6 +5,7 @@ import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import urlopen
 
 from processes import HERE, BenchmarkFailed, Contender, Tls, answer_of, running, venue
 from trade_load import PART_TRADES
@@ -30,6 +31,8 @@ class Run:
     bytes_written: int
     venue_waited: float
     """The share of the time until the last byte was sent in which the load server waited for the contender."""
+    pauses: int | None = None
+    """How often the reader waited for room, by the recorder's own metrics; None of another program."""
 
 
 def run_load(contender: Contender, load: Path, frame_size: int, parts: int, tls: Tls | None, folder: Path) -> Run:
@@ -43,6 +46,7 @@ def run_load(contender: Contender, load: Path, frame_size: int, parts: int, tls:
     ):
         subscribed = at.next("subscribed", process)
         read = at.next("read", process)
+        pauses = read_pauses(folder / "data" / ".lock") if contender.formats and parts else None
         if not contender.ends_by_itself:
             process.signal(signal.SIGTERM)
         used = process.wait()
@@ -59,7 +63,15 @@ def run_load(contender: Contender, load: Path, frame_size: int, parts: int, tls:
         peak_rss=used.peak_rss,
         bytes_written=check_written(contender, load, parts, folder),
         venue_waited=read["waited_s"] / max(read["sent"] - read["began"], 1e-9),
+        pauses=pauses,
     )
+
+
+def read_pauses(lock: Path) -> int:
+    """By the metrics of the recorder that holds this lock."""
+    with urlopen(f"http://{json.loads(lock.read_text())['health']}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return round(sum(float(line.split()[1]) for line in lines if line.startswith("ingestor_reader_pauses_total ")))
 
 
 def check_written(contender: Contender, load: Path, parts: int, folder: Path) -> int:

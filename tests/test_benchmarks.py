@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from ingestor.capture.fast_frames import scan_text_frames
@@ -12,11 +13,14 @@ from ingestor.capture.fast_frames import scan_text_frames
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from processes import BenchmarkFailed, Contender, recorder
+from reading import ReadingPlan, check_rows, make_recordings, measure_reading, reading_notes, reading_targets
 from report import Round, Target, bottlenecks, cpu_ratio, rate_ratio
+from sinks import measure_sinks, table
 from throughput import Run, run_load, volume_of
 from trade_load import FRAME_SIZES, PART_TRADES, part_path, write_load
 
 START_MS = 1_795_156_760_284
+LITTLE = ReadingPlan(year_days=3, year_trades=30_000, large_trades=20_000, rounds=1, day_trades=10_000)
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +131,35 @@ def test_a_load_server_that_never_waited_is_named() -> None:
         made_run("fast", cpu_s=1.0, lasted_s=1.0, venue_waited=0.01),
     ]
     assert bottlenecks([Round(runs=runs)]) == ["The load server was the bottleneck: fast, 1 trades a frame."]
+
+
+def test_reading_is_measured_with_every_row_found(tmp_path: Path) -> None:
+    reading = measure_reading(LITTLE, tmp_path)
+    assert (reading.year_trades, reading.day_trades, reading.days_trades) == (30_000, 10_000, 30_000)
+    assert 0 < reading.bytes_a_trade < 40
+    assert [one.measured is not None and one.measured > 0 for one in reading_targets(reading)] == [True] * 8
+    assert "30,000 trades of 500 symbols in 3 days" in reading_notes(reading)[0]
+
+
+def test_a_row_that_is_lost_or_doubled_while_reading_ends_the_benchmark(tmp_path: Path) -> None:
+    made = make_recordings(LITTLE, tmp_path)
+    trades = tmp_path / "days" / "trades"
+    check_rows("as made", "parquet", trades, made["days"], tmp_path)
+    part = min(trades.rglob("*.parquet"))
+    twice = part.with_name(f"again-{part.name}")
+    twice.write_bytes(part.read_bytes())
+    with pytest.raises(BenchmarkFailed, match="doubled: made"):
+        check_rows("doubled", "parquet", trades, made["days"], tmp_path)
+    twice.unlink()
+    part.unlink()
+    with pytest.raises(BenchmarkFailed, match="lost: made"):
+        check_rows("lost", "parquet", trades, made["days"], tmp_path)
+
+
+def test_a_sink_is_measured_on_what_it_holds_in_the_end(tmp_path: Path) -> None:
+    (rate,) = measure_sinks(100_000, tmp_path, ["directory"])
+    assert (rate.kind, rate.rows) == ("directory", 100_000)
+    assert rate.rows_a_second == pytest.approx(100_000 / rate.lasted_s)
+    mirrored = (tmp_path / "directory/place/mirror").glob("date=*/*.parquet")
+    assert sum(pq.read_metadata(path).num_rows for path in mirrored) == rate.rows
+    assert table([rate]).splitlines()[1].split()[:2] == ["directory", f"{rate.rows_a_second:,.0f}"]

@@ -1,0 +1,124 @@
+"""Times what a user asks of a recording, beside the best that can be written by hand for the same files.
+
+    python benchmarks/queries.py symbol-day ROOT --rounds 5
+    python benchmarks/queries.py bars ROOT --rounds 5
+
+`symbol-day`: one symbol's trades of one day, out of all days of the root, for many symbols and days in turn; everything
+has been read once before. By hand, the file's name is known, and nobody looks whether it is all there is: so the ratio
+is what it costs to be told of every row once. `bars`: one-minute bars of all symbols of the root's first day.
+
+Prints the medians as JSON. What is found is held to what the other way finds, or to the rows: another answer is an
+error.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+from random import Random
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from processes import BenchmarkFailed
+from tape import SYMBOLS
+
+import ingestor
+from ingestor.dataset.files import list_days
+from ingestor.layout import Layout
+from ingestor.schema import TRADES
+
+_PAIRS = 40
+"""Symbols and days that are asked for."""
+
+Query = Callable[[Path, str, date], pa.Table]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time queries.")
+    parser.add_argument("query", choices=["symbol-day", "bars"])
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--rounds", type=int, required=True)
+    options = parser.parse_args()
+    answer = time_symbol_day if options.query == "symbol-day" else time_bars
+    print(json.dumps(answer(options.root, options.rounds)))
+
+
+def time_symbol_day(root: Path, rounds: int) -> dict[str, float | str]:
+    """In ms. The ratio is the median of the ratios of two readings that came one after the other."""
+    random = Random(7)
+    days = list_days(Layout(root))
+    pairs = [(random.choice(SYMBOLS), random.choice(days)) for _ in range(_PAIRS)]
+    if not sum(check_equal(root, symbol, day) for symbol, day in pairs):
+        raise BenchmarkFailed("nothing was asked for that is there")
+    ways: dict[str, Callable[[Path, str, date], object]] = {"pandas": through_pandas, "arrow": through_arrow, **BY_HAND}
+    lasted_ms: dict[str, list[float]] = {name: [] for name in ways}
+    for symbol, day in pairs * rounds:
+        for name, query in ways.items():
+            lasted_ms[name].append(1000 * seconds(query, root, symbol, day))
+    medians = {name: statistics.median(one) for name, one in lasted_ms.items()}
+    best = min(BY_HAND, key=medians.__getitem__)
+    ratio = statistics.median(ours / theirs for ours, theirs in zip(lasted_ms["arrow"], lasted_ms[best], strict=True))
+    return {**medians, "best": best, "ratio": ratio}
+
+
+def check_equal(root: Path, symbol: str, day: date) -> int:
+    """How many rows there are. Raises BenchmarkFailed where two ways give different ones."""
+    ours = through_arrow(root, symbol, day)
+    for name, query in BY_HAND.items():
+        if not query(root, symbol, day).equals(ours):
+            raise BenchmarkFailed(f"{symbol} on {day}: read_trades found {ours.num_rows} rows, {name} others")
+    return int(ours.num_rows)
+
+
+def through_pandas(root: Path, symbol: str, day: date) -> object:
+    return ingestor.read_trades(root, [symbol], day, day + timedelta(days=1))
+
+
+def through_arrow(root: Path, symbol: str, day: date) -> pa.Table:
+    return ingestor.read_trades(root, [symbol], day, day + timedelta(days=1), engine="arrow")
+
+
+def by_filter(root: Path, symbol: str, day: date) -> pa.Table:
+    """As the manual says it."""
+    (path,) = (root / "trades" / f"date={day}").iterdir()
+    return pq.read_table(path, filters=[("symbol", "==", symbol)], partitioning=None)
+
+
+def by_row_group(root: Path, symbol: str, day: date) -> pa.Table:
+    """As one who knows the format does: the row groups that may hold it, texts as dictionaries."""
+    (path,) = (root / "trades" / f"date={day}").iterdir()
+    with pq.ParquetFile(path, read_dictionary=["symbol", "conditions"], pre_buffer=False) as file:
+        at = file.schema_arrow.get_field_index("symbol")
+        held = [file.metadata.row_group(group).column(at).statistics for group in range(file.num_row_groups)]
+        groups = [group for group, symbols in enumerate(held) if symbols.min <= symbol <= symbols.max]
+        rows = file.read_row_groups(groups)
+        return rows.filter(pc.equal(rows["symbol"], symbol)).combine_chunks().cast(TRADES)
+
+
+BY_HAND: dict[str, Query] = {"pq.read_table": by_filter, "by row group": by_row_group}
+
+
+def time_bars(root: Path, rounds: int) -> dict[str, float]:
+    """In s; and what the bars hold, all added up."""
+    day = list_days(Layout(root))[0]
+    lasted_s = []
+    for _ in range(rounds + 1):
+        began_s = time.perf_counter()
+        bars = ingestor.read_bars(root, "1m", start=day, end=day + timedelta(days=1))
+        lasted_s.append(time.perf_counter() - began_s)
+    bars_s = statistics.median(lasted_s[1:])
+    return {"bars_s": bars_s, "rows": int(bars["trades"].sum()), "volume": float(bars["volume"].sum())}
+
+
+def seconds(query: Callable[[Path, str, date], object], root: Path, symbol: str, day: date) -> float:
+    began_s = time.perf_counter()
+    query(root, symbol, day)
+    return time.perf_counter() - began_s
+
+
+if __name__ == "__main__":
+    main()
