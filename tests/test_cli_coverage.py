@@ -52,26 +52,26 @@ def test_the_table(layout: Layout) -> None:
     lines = [line.split() for line in call(layout).stdout.splitlines()]
     assert lines[1] == [
         "A",
-        "2026-11-20T12:00:00.000+00:00",
-        "2026-11-20T12:01:40.000+00:00",
-        "60.0",
-        "30.0",
-        "10.0",
+        "2026-11-20T12:00:00.000Z",
+        "2026-11-20T12:01:40.000Z",
+        "60.00",
+        "30.00",
+        "10.00",
         "1",
     ]
-    assert lines[2][3:] == ["0.0", "80.0", "20.0", "1"]
-    assert ["2026-11-20T12:01:00.000+00:00", "2026-11-20T12:01:30.000+00:00", "30.0", "connection", "all"] in lines
-    assert ["2026-11-20T12:00:20.000+00:00", "2026-11-20T12:01:40.000+00:00", "80.0", "refused", "B"] in lines
-    assert lines[-2:] == [["connection", "30.0"], ["refused", "80.0"]]
+    assert lines[2][3:] == ["0.00", "80.00", "20.00", "1"]
+    assert ["2026-11-20T12:01:00.000Z", "2026-11-20T12:01:30.000Z", "30.000", "connection", "all"] in lines
+    assert ["2026-11-20T12:00:20.000Z", "2026-11-20T12:01:40.000Z", "80.000", "refused", "B"] in lines
+    assert lines[-2:] == [["connection", "30.000"], ["refused", "80.000"]]
 
 
 def test_json(layout: Layout) -> None:
     told = report(layout)
-    assert told["horizon"] == "2026-11-20T12:01:40.000+00:00"
+    assert told["horizon"] == "2026-11-20T12:01:40.000Z"
     assert told["symbols"][0] == {
         "symbol": "A",
-        "start": "2026-11-20T12:00:00.000+00:00",
-        "end": "2026-11-20T12:01:40.000+00:00",
+        "start": "2026-11-20T12:00:00.000Z",
+        "end": "2026-11-20T12:01:40.000Z",
         "recorded": 0.6,
         "blind": 0.3,
         "unproven": 0.1,

@@ -2,14 +2,13 @@
 
 from datetime import tzinfo
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
 from ingestor.cli.options import (
     config_option,
-    format_json,
-    format_table,
+    example,
     json_option,
     read_span,
     root_from,
@@ -17,9 +16,14 @@ from ingestor.cli.options import (
     span_options,
     symbols_option,
 )
+from ingestor.cli.printing import format_json, format_table, format_time, percent
 
 
-@click.command()
+@click.command(
+    epilog=example(
+        "ingestor bars 5m --symbols AAPL --start 2026-11-20 --tz America/New_York --session regular",
+    )
+)
 @click.argument("interval", metavar="INTERVAL")
 @config_option
 @root_option
@@ -38,7 +42,7 @@ from ingestor.cli.options import (
     type=click.Choice(["sip", "all"]),
     default="sip",
     show_default=True,
-    help="sip: the US rules on which prints move what; all: every print moves everything.",
+    help="sip: the US rules on which prints move what. all: every print moves everything.",
 )
 @click.option("--fill", is_flag=True, help="Add the bars that were recorded and had no trade.")
 def bars(
@@ -56,7 +60,7 @@ def bars(
 ) -> None:
     """Print bars of INTERVAL (1s, 1m, 5m, 1h, 1d), each with the share of it that was recorded.
 
-    ingestor bars 5m --symbols AAPL --start 2026-11-20 --tz America/New_York --session regular
+    A bar is named by its start. Without a trade there is no bar: --fill adds those that were recorded whole.
     """
     from ingestor.dataset.bars import read_bars
 
@@ -68,15 +72,15 @@ def bars(
         )  # fmt: skip
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="INTERVAL") from None
-    rows = table.to_pylist()
+    rows = [row | {"start": format_time(row["start"], timespec="seconds")} for row in table.to_pylist()]
     if as_json:
         click.echo(format_json(rows))
         return
-    for row in rows:
-        row["start"] = row["start"].isoformat()
-    click.echo(format_table(table.column_names, ([_rounded(value) for value in row.values()] for row in rows)))
+    heading = ["coverage %" if name == "coverage" else name for name in table.column_names]
+    click.echo(format_table(heading, ([*_shown(row).values()] for row in rows)))
 
 
-def _rounded(value: object) -> object:
-    """Floats to six decimals: enough for any price, and short to read."""
-    return round(value, 6) if isinstance(value, float) else value
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A bar for the table: ten digits tell any price, and are short to read."""
+    shown = {name: float(f"{value:.10g}") if isinstance(value, float) else value for name, value in row.items()}
+    return shown | {"coverage": percent(row["coverage"])}

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 from ingestor.capture.holidays import find_rest_base
-from ingestor.config import Key, Settings
+from ingestor.cli.printing import format_bytes, format_seconds
+from ingestor.config import Settings
+from ingestor.config.key import Key
 from ingestor.layout import Layout, read_holder
-from ingestor.online import Answer, Rest, VenueUnreachable, find_unknown, measure_disk
+from ingestor.operations.online import Answer, Rest, VenueUnreachable, find_unknown, measure_disk
 
 _CLOCK_S = 2.0
 _SLOW_S = 0.25
@@ -68,7 +70,9 @@ def _judge_clock(offset_s: float | None) -> Finding:
         return Finding("warning", "clock", "the venue gave no time to compare with")
     if abs(offset_s) > _CLOCK_S:
         side = "ahead of" if offset_s > 0 else "behind"
-        return Finding("warning", "clock", f"{abs(offset_s):.0f} s {side} the venue's: turn time synchronisation on")
+        return Finding(
+            "warning", "clock", f"{format_seconds(abs(offset_s))} {side} the venue's: turn time synchronisation on"
+        )
     return Finding("ok", "clock", "within 2 s of the venue's")
 
 
@@ -90,12 +94,12 @@ def _try_disk(settings: Settings) -> Iterator[Finding]:
         yield Finding("error", "disk speed", f"{base} can't be written: {error.strerror or error}")
         return
     text = (
-        f"a sync takes {speed.usual_s * 1000:.1f} ms, {speed.worst_s * 1000:.1f} ms at worst; "
-        f"{speed.bytes_per_s / (1 << 20):,.0f} MB/s"
+        f"a sync takes {format_seconds(speed.usual_s)}, {format_seconds(speed.worst_s)} at worst; "
+        f"{format_bytes(speed.bytes_per_s)} a second"
     )
     limit_s = min(_SLOW_S, settings.journal.sync_interval / 2)
     if speed.usual_s > limit_s:
-        hint = f"set journal.sync_interval well above {speed.usual_s:.2f} s: see the SD card profile"
+        hint = f"set journal.sync_interval well above {format_seconds(speed.usual_s)}: see the SD card profile"
         yield Finding("warning", "disk speed", f"{text}: {hint}")
     else:
         yield Finding("ok", "disk speed", text)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
-from ingestor.cli.options import config_option, format_json, json_option, root_from, root_option
+from ingestor.cli.options import config_option, example, json_option, root_from, root_option
+from ingestor.cli.printing import format_bytes, format_json
 from ingestor.logs import configure_logs
 
 _LOWEST = 19
 
 
-@click.command()
+@click.command(epilog=example("ingestor compact --root data"))
 @config_option
 @root_option
 @json_option
@@ -20,8 +21,8 @@ _LOWEST = 19
 def compact(config: Path | None, root: Path | None, as_json: bool, background: bool) -> None:
     """Merge the files of each day before today (UTC) into one, sorted; a recorder and readers may go on.
 
-    The recorder does so by itself, an hour after midnight. What is written is read back and compared before anything
-    is removed. Late trades make a new small file, which the next compaction merges.
+    Prints what became of each day. The recorder compacts by itself, an hour after midnight. What is written is read
+    back and compared before anything is removed. Late trades make a new small file, which the next compaction merges.
     """
     from ingestor.dataset.compact import compact_days
     from ingestor.dataset.snapshot import open_recording
@@ -34,8 +35,8 @@ def compact(config: Path | None, root: Path | None, as_json: bool, background: b
         done.append(one)
         if not as_json:
             click.echo(
-                f"{one.day}: {one.rows:,} trades, {one.files_before} files ({one.bytes_before:,} bytes) "
-                f"→ {one.files_after} ({one.bytes_after:,} bytes)"
+                f"{one.day}: {one.rows:,} trades, {one.files_before} files ({format_bytes(one.bytes_before)}) "
+                f"→ {one.files_after} ({format_bytes(one.bytes_after)})"
             )
     if as_json:
         click.echo(format_json([one._asdict() for one in done]))

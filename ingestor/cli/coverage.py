@@ -1,6 +1,5 @@
 """`ingestor coverage`: when the recorder could see, and when not."""
 
-import math
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ import click
 from ingestor.cli.options import (
     Span,
     config_option,
-    format_json,
-    format_table,
+    example,
     json_option,
     read_span,
     root_from,
@@ -19,6 +17,7 @@ from ingestor.cli.options import (
     span_options,
     symbols_option,
 )
+from ingestor.cli.printing import format_json, format_table, format_time, percent, to_milliseconds
 from ingestor.coverage import Coverage, Gap, Interval, blind_by_cause, clip, sum_shares
 from ingestor.dataset.coverage import read_coverage
 from ingestor.layout import Layout
@@ -27,7 +26,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FOREVER_US = 1 << 62
 
 
-@click.command()
+@click.command(epilog=example("ingestor coverage --symbols AAPL --start 2026-11-20 --tz America/New_York"))
 @config_option
 @root_option
 @symbols_option
@@ -42,13 +41,16 @@ def coverage(
     tz: tzinfo,
     as_json: bool,
 ) -> None:
-    """Say when each symbol was recorded, when not and why, and when nobody can tell.
+    (
+        """Say when each symbol was recorded, when not and why, and when nobody can tell.
 
     Recorded: a trade would have been kept. Blind: it would not, for the cause named. Unproven: asked for, and no
     trade came on that connection yet, so that silence may be the market or a subscription that doesn't work.
 
-    ingestor coverage --symbols AAPL --start 2026-11-20 --tz America/New_York
+    Prints a row a symbol, a row a gap, and the time blind by cause; --json has each interval, too.
     """
+        ""
+    )
     bounds = _bounds_us(read_span(start, end, tz))
     found = read_coverage(Layout(root_from(config, root)), symbols)
     click.echo(_as_json(found, bounds, tz) if as_json else _as_text(found, bounds, tz))
@@ -72,16 +74,16 @@ def _as_text(found: Coverage, bounds: tuple[int, int], tz: tzinfo) -> str:
     """For people: the symbols, the gaps, the time blind by cause."""
     gaps = clip(found.gaps, *bounds)
     symbols = [_summary(symbol, clip(found.intervals(symbol), *bounds), tz) for symbol in found.symbols]
-    heading = ("symbol", "from", "to", "recorded %", "blind %", "unproven %", "gaps")
+    heading = ("symbol", "start", "end", "recorded %", "blind %", "unproven %", "gaps")
     parts = [
-        format_table(heading, [_percentages(list(summary.values())) for summary in symbols]),
+        format_table(heading, [_shown(summary) for summary in symbols]),
         f"Known up to {_time(found.horizon_us, tz)}.",
     ]
     if gaps:
-        rows = [{**_as_row(gap, tz), "symbol": gap.symbol or "all"} for gap in gaps]
-        blind = [(cause, us / 1e6) for cause, us in blind_by_cause(gaps).items()]
+        rows = [_shown({**_as_row(gap, tz), "symbol": gap.symbol or "all"}) for gap in gaps]
+        blind = [(cause, to_milliseconds(us / 1e6)) for cause, us in blind_by_cause(gaps).items()]
         parts += [
-            format_table(("from", "to", "seconds", "cause", "symbol"), [list(row.values()) for row in rows]),
+            format_table(("start", "end", "seconds", "cause", "symbol"), rows),
             "Time blind, by cause:\n" + format_table(("cause", "seconds"), blind),
         ]
     return "\n\n".join(parts)
@@ -112,9 +114,13 @@ def _as_row(piece: Interval | Gap, tz: tzinfo) -> dict[str, Any]:
     }
 
 
-def _percentages(row: list[Any]) -> list[Any]:
-    """Shares as percentages, cut and not rounded: 100 means all of it."""
-    return [math.floor(value * 1e5) / 1e3 if isinstance(value, float) else value for value in row]
+def _shown(row: dict[str, Any]) -> list[Any]:
+    """A row for the table: seconds to the millisecond, shares in percent."""
+    seconds, share = to_milliseconds, percent
+    return [
+        value if not isinstance(value, float) else seconds(value) if name == "seconds" else share(value)
+        for name, value in row.items()
+    ]
 
 
 def _bounds_us(span: Span) -> tuple[int, int]:
@@ -125,4 +131,4 @@ def _bounds_us(span: Span) -> tuple[int, int]:
 
 
 def _time(at_us: int, tz: tzinfo) -> str:
-    return (_EPOCH + timedelta(microseconds=at_us)).astimezone(tz).isoformat(timespec="milliseconds")
+    return format_time(_EPOCH + timedelta(microseconds=at_us), tz)

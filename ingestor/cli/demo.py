@@ -14,8 +14,9 @@ from typing import IO, Any
 
 import click
 
-from ingestor.config import format_duration, parse_duration
-from ingestor.errors import IngestorError
+from ingestor.cli.options import Duration, example
+from ingestor.config.units import format_duration
+from ingestor.errors import ConfigError, IngestorError
 
 _SYMBOLS = ("AAPL", "MSFT", "BRK.B", "BINANCE:BTCUSDT", "OANDA:EUR_USD")
 _RATE = 400
@@ -30,21 +31,30 @@ logging: {{format: json}}
 """
 
 
-@click.command()
-@click.option("--for", "run_for", default="20s", show_default=True, metavar="DURATION", help="How long to record.")
-@click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="Where to put it.  [default: demo-<now>]")
-def demo(run_for: str, root: Path | None) -> None:
+@click.command(epilog=example("ingestor demo --for 1m --folder demo"))
+@click.option(
+    "--for",
+    "seconds",
+    type=Duration(),
+    metavar="DURATION",
+    default="20s",
+    show_default=True,
+    help="How long to record.",
+)
+@click.option(
+    "--folder", type=click.Path(path_type=Path), metavar="DIR", help="A new one, for all of it.  [default: demo-<now>]"
+)
+def demo(seconds: float, folder: Path | None) -> None:
     """Record a simulated venue and show what comes of it; never reads a real key.
 
     Starts `ingestor simulate` and `ingestor run`, as you would; cuts their connection for 3 s in the middle; stops the
-    recorder after 20 s or on Ctrl-C; prints the rows that pandas reads, the account of every frame, and the gap.
+    recorder in the end, or on Ctrl-C; prints the rows that pandas reads, the account of every frame, and the gap.
     """
+    folder = folder or Path(f"demo-{datetime.now(UTC):%Y%m%dT%H%M%S}")
     try:
-        seconds = parse_duration(run_for)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--for") from None
-    folder = root or Path(f"demo-{datetime.now(UTC):%Y%m%dT%H%M%S}")
-    folder.mkdir(parents=True, exist_ok=False)
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise ConfigError(f"{folder} exists: name a new folder with --folder") from None
     click.echo(f"A simulated venue, a recorder, {format_duration(seconds)}. Everything is in {folder}/", err=True)
     with ExitStack() as stack:
         url = _start_venue(stack, folder, seconds)

@@ -10,7 +10,7 @@ import click
 
 from ingestor.cli.options import (
     config_option,
-    format_json,
+    example,
     json_option,
     read_span,
     root_from,
@@ -18,6 +18,7 @@ from ingestor.cli.options import (
     span_options,
     symbols_option,
 )
+from ingestor.cli.printing import format_bytes, format_json
 
 _Kind = Literal["csv", "parquet", "jsonl", "sqlite"]
 _ENDINGS: dict[str, _Kind] = {
@@ -31,7 +32,7 @@ _ENDINGS: dict[str, _Kind] = {
 _SHOWN_S = 0.2
 
 
-@click.command()
+@click.command(epilog=example("ingestor export aapl.csv --symbols AAPL --start 2026-11-20 --end 2026-11-21"))
 @click.argument("file", type=click.Path(path_type=Path))
 @config_option
 @root_option
@@ -58,9 +59,7 @@ def export(
     """Write trades to FILE: CSV, Parquet, JSON Lines, or a SQLite database with a table `trades`.
 
     Any size in bounded memory. UTC date by date, within a date by symbol and time; times are in UTC. FILE must not
-    exist, and has its name only once it is whole.
-
-    ingestor export aapl.csv --symbols AAPL --start 2026-11-20 --end 2026-11-21
+    exist, and has its name only once it is whole. Prints how many trades went into it.
     """
     from ingestor.dataset.export import export_trades
     from ingestor.dataset.times import to_span
@@ -81,4 +80,4 @@ def export(
     if as_json:
         click.echo(format_json({"file": str(file), "format": chosen, "trades": rows, "bytes": size}))
     else:
-        click.echo(f"{file}: {rows:,} trades, {size:,} bytes")
+        click.echo(f"{file}: {rows:,} trades, {format_bytes(size)}")

@@ -7,8 +7,7 @@ import click
 
 from ingestor.cli.options import (
     config_option,
-    format_json,
-    format_table,
+    example,
     json_option,
     read_span,
     root_from,
@@ -16,11 +15,12 @@ from ingestor.cli.options import (
     span_options,
     symbols_option,
 )
+from ingestor.cli.printing import format_json, format_table, format_trade
 
 _SHOWN = ("timestamp", "symbol", "price", "volume", "conditions")
 
 
-@click.command()
+@click.command(epilog=example("ingestor head --symbols AAPL --start 2026-11-20T09:30 --tz America/New_York"))
 @config_option
 @root_option
 @symbols_option
@@ -39,17 +39,12 @@ def head(
     as_json: bool,
     count: int,
 ) -> None:
-    """Print the first trades of a span, in order of time.
-
-    ingestor head --symbols AAPL --start 2026-11-20T09:30 --tz America/New_York
-    """
+    """Print the first trades of a span, a row each, in order of time; --json has all their columns."""
     from ingestor.dataset.reader import first_trades
     from ingestor.dataset.times import to_span
 
-    rows = first_trades(root_from(config, root), to_span(read_span(start, end, tz)), symbols, count).to_pylist()
-    for row in rows:
-        row["timestamp"] = row["timestamp"].astimezone(tz).isoformat(timespec="milliseconds")
-        row["received_at"] = row["received_at"].astimezone(tz).isoformat(timespec="microseconds")
+    found = first_trades(root_from(config, root), to_span(read_span(start, end, tz)), symbols, count)
+    rows = [format_trade(row, tz) for row in found.to_pylist()]
     if as_json:
         click.echo(format_json(rows))
     else:

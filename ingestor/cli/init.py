@@ -6,18 +6,18 @@ from pathlib import Path
 
 import click
 
-from ingestor.cli.options import config_option
+from ingestor.cli.options import config_option, example
 from ingestor.cli.packaged import read_packaged
 from ingestor.config import DEFAULT_PATH
 from ingestor.errors import ConfigError
 
 
-@click.command()
+@click.command(epilog=example("ingestor init"))
 @config_option
 def init(config: Path | None) -> None:
     """Write the settings and, beside them, .env for the key. What exists is kept.
 
-    Exit 2 if there was nothing to write.
+    Prints what it wrote, and what to do next. Exit 2 if there was nothing to write.
     """
     path = config or DEFAULT_PATH
     dotenv = path.parent / ".env"

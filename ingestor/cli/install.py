@@ -10,9 +10,10 @@ from pathlib import Path
 
 import click
 
-from ingestor.cli.options import config_dir, config_option
+from ingestor.cli.options import config_dir, config_option, example
 from ingestor.cli.packaged import read_packaged
-from ingestor.config import load_key, load_settings
+from ingestor.config import load_settings
+from ingestor.config.key import load_key
 from ingestor.errors import ConfigError, IngestorError
 
 PREFIX = "/opt/finnhub-ingestor"
@@ -60,7 +61,7 @@ class Run:
         subprocess.run(self.command, check=True)  # noqa: S603  the commands below, no user's words
 
 
-@click.command()
+@click.command(epilog=example("sudo /opt/finnhub-ingestor/bin/ingestor install --config config/ingestor.yaml"))
 @config_option
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 def install(config: Path | None, dry_run: bool) -> None:
@@ -69,11 +70,8 @@ def install(config: Path | None, dry_run: bool) -> None:
 
     Settings and key become /etc/finnhub-ingestor/ingestor.yaml and api-key, unless they are there already; the key is
     taken from FINNHUB_API_KEY or from the .env beside --config. Units, user and folders are written anew, which is how
-    an upgrade is done, too. Nothing is started.
-
-    \b
-    sudo /opt/finnhub-ingestor/bin/ingestor install --config config/ingestor.yaml
-    """  # noqa: D301  \b is click's mark for text as it stands
+    an upgrade is done, too. Prints each step, and what to do next. Nothing is started.
+    """
     prefix = _usable_prefix(dry_run=dry_run)
     steps = list(_plan(prefix, config))
     for step in steps:

@@ -5,8 +5,10 @@
 """
 
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TextIO
 
 import click
 
@@ -69,24 +71,55 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command and exits with its code; an error is one clear message on stderr."""
+    """Runs one command and exits with its code; a warning or an error is one clear message on stderr."""
+    with warnings.catch_warnings():  # which puts back what shows them
+        warnings.showwarning = _print_warning
+        sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """The exit code."""
     try:
-        result = cli.main(arguments, standalone_mode=False)
+        result = cli.main(arguments, prog_name="ingestor", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        _print_usage_error(error)
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        return 130
     except IngestorError as error:
-        _print_error(error)
-        sys.exit(error.exit_code)
-    sys.exit(result if isinstance(result, int) else 0)
+        _print_error(str(error))
+        return error.exit_code
+    except PermissionError as error:
+        _print_error(f"{error.filename}: {error.strerror}: become a user who may, such as one of the recording's group")
+        return 1
+    return result if isinstance(result, int) else 0
 
 
-def _print_error(error: IngestorError) -> None:
-    """`error: …`, a line for each line of the error."""
+def _print_usage_error(error: click.ClickException) -> None:
+    """`error: …` as of all errors, and where the command's help is."""
+    text = error.format_message().removesuffix(".")
+    click.echo(f"error: {text[:1].lower()}{text[1:]}", err=True)
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        click.echo(f"see {error.ctx.command_path} --help", err=True)
+
+
+def _print_error(text: str) -> None:
+    """`error: …`, a line for each line of the text."""
     from ingestor.logs import redactor_in_force  # structlog would slow `--help` down
 
     redact = redactor_in_force()
-    for line in str(error).splitlines():
+    for line in text.splitlines():
         click.echo(f"error: {redact(line)}", err=True)
+
+
+def _print_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,  # noqa: ARG001  as `warnings` calls it
+    lineno: int,  # noqa: ARG001  the same
+    file: TextIO | None = None,  # noqa: ARG001  the same
+    line: str | None = None,  # noqa: ARG001  the same
+) -> None:
+    """`warning: …`, a line; what is not ours is told with its kind."""
+    kind = "" if category is UserWarning else f"{category.__name__}: "
+    click.echo(f"warning: {kind}{message}", err=True)

@@ -1,15 +1,18 @@
-"""The flags that several commands share, each written once, and the two ways in which commands print."""
+"""The flags that several commands share, each written once."""
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime, tzinfo
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
-from ingestor.config import DEFAULT_PATH, Flags, Settings, Source, StorageSettings, load_settings
+from ingestor.config import DEFAULT_PATH, Flags, Settings, Source, load_settings
+from ingestor.config.recorder import StorageSettings
+from ingestor.config.units import parse_duration, parse_size
+from ingestor.errors import ConfigError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -19,6 +22,42 @@ class Span(NamedTuple):
 
     start: datetime | None
     end: datetime | None
+
+
+class Duration(click.ParamType[float]):
+    """`250ms` → 0.25. Nothing that a flag says may last no time at all."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            seconds = parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if seconds == 0:
+            self.fail("must be above 0", param, ctx)
+        return seconds
+
+
+class Size(click.ParamType[int]):
+    """`4MB` → 4194304."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def example(*lines: str) -> str:
+    """The end of a command's `--help`: what to type."""
+    return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
 
 
 # Flags
@@ -76,17 +115,39 @@ def json_option(command: _Command) -> _Command:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(command)
 
 
+def tz_option(command: _Command) -> _Command:
+    """`tz: tzinfo`."""
+    return click.option(
+        "--tz",
+        metavar="ZONE",
+        callback=_find_zone,
+        default="UTC",
+        show_default=True,
+        help="Zone of the times shown, and of those given without one.",
+    )(command)
+
+
+def listen_options(port: int, where: str = "Address to listen on.") -> Callable[[_Command], _Command]:
+    """`host: str`, `port: int`."""
+
+    def add(command: _Command) -> _Command:
+        command = click.option(
+            "--port",
+            type=click.IntRange(0, 65535),
+            metavar="PORT",
+            default=port,
+            show_default=True,
+            help="0 takes a free one.",
+        )(command)
+        return click.option("--host", metavar="HOST", default="127.0.0.1", show_default=True, help=where)(command)
+
+    return add
+
+
 def span_options(command: _Command) -> _Command:
     """`start: str | None`, `end: str | None`, `tz: tzinfo`: for `read_span`."""
     for option in (
-        click.option(
-            "--tz",
-            metavar="ZONE",
-            callback=_find_zone,
-            default="UTC",
-            show_default=True,
-            help="Zone of times that name none.",
-        ),
+        tz_option,
         click.option("--end", metavar="TIME", help="Up to but without this time."),
         click.option("--start", metavar="TIME", help="From this time; a bare date is its midnight."),
     ):
@@ -146,40 +207,8 @@ def config_dir(config: Path | None) -> Path:
     return (config or DEFAULT_PATH).parent
 
 
-# Printing
-
-
-def format_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Aligned plain text: columns of numbers to the right, all else to the left; None is an empty cell."""
-    cells = [list(row) for row in rows]
-    numeric = [all(_is_number(row[at]) for row in cells) and bool(cells) for at in range(len(columns))]
-    lines = [list(columns), *([_cell(value) for value in row] for row in cells)]
-    widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, numeric, strict=True)
-        ).rstrip()
-        for line in lines
-    )
-
-
-def format_json(value: object, indent: int | None = 2) -> str:
-    """JSON as UTF-8 text; times as ISO 8601, whatever else JSON doesn't know as its text."""
-    return json.dumps(value, indent=indent, ensure_ascii=False, default=_as_json)
-
-
-def _as_json(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
-
-
-def _is_number(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return str(value)
+def require_extra(extra: str, *modules: str) -> None:
+    """Raises ConfigError with what to install, where one of these modules is missing."""
+    for module in modules:
+        if find_spec(module) is None:
+            raise ConfigError(f"{module} is not installed: pip install 'finnhub-ingestor[{extra}]'")

@@ -3,13 +3,24 @@
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ingestor.cli.options import Span, config_option, read_span, root_from, root_option, span_options, symbols_option
+from ingestor.cli.options import (
+    Span,
+    config_option,
+    example,
+    json_option,
+    read_span,
+    require_extra,
+    root_from,
+    root_option,
+    span_options,
+    symbols_option,
+)
+from ingestor.cli.printing import format_bytes, format_json
 from ingestor.errors import ConfigError, IngestorError
 
 if TYPE_CHECKING:
@@ -25,15 +36,26 @@ _BEFORE = timedelta(minutes=1)
 """How old the trades may be with which a window begins."""
 
 
-@click.command()
+@click.command(
+    epilog=example(
+        "pip install 'finnhub-ingestor[charts]'",
+        "ingestor plot --symbols AAPL --png aapl.png --start 2026-11-20 --tz America/New_York",
+        "ingestor plot --symbols AAPL",
+    )
+)
 @config_option
 @root_option
 @symbols_option
 @span_options
+@json_option
 @click.option("--png", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write a picture here.")
 @click.option("--interval", metavar="INTERVAL", help="Bars of the picture.  [default: 400 or fewer from side to side]")
-@click.option("--points", type=click.IntRange(2, 10_000), default=50, show_default=True, help="Trades in the window.")
-@click.option("--average", type=click.IntRange(2, 1000), default=15, show_default=True, help="Trades in its mean.")
+@click.option(
+    "--points", type=click.IntRange(2, 10_000), metavar="N", default=50, show_default=True, help="Trades in the window."
+)
+@click.option(
+    "--average", type=click.IntRange(2, 1000), metavar="N", default=15, show_default=True, help="Trades in its mean."
+)
 @click.option("--dark", is_flag=True, help="On dark ground.")
 def plot(
     config: Path | None,
@@ -42,6 +64,7 @@ def plot(
     start: str | None,
     end: str | None,
     tz: tzinfo,
+    as_json: bool,
     png: Path | None,
     interval: str | None,
     points: int,
@@ -50,31 +73,30 @@ def plot(
 ) -> None:
     """Draw bars, indicators and gaps of what is recorded; without --png, a window with the newest trades.
 
-    A picture needs no display. The window follows the recorder, which does not notice; close it to end.
-
-    \b
-    pip install 'finnhub-ingestor[charts]'
-    ingestor plot --symbols AAPL --png aapl.png --start 2026-11-20 --tz America/New_York
-    ingestor plot --symbols AAPL
-    """  # noqa: D301  \b is click's mark for text as it stands
-    if missing := [name for name in ("matplotlib", "talib") if find_spec(name) is None]:
-        raise ConfigError(f"{missing[0]} is not installed: pip install 'finnhub-ingestor[charts]'")
+    A picture needs no display, and its file and bars are printed. The window follows the recorder, which does not
+    notice; close it to end.
+    """
+    require_extra("charts", "matplotlib", "talib")
     from ingestor.charts.look import DARK, LIGHT
 
     if not symbols or len(symbols) > _MAX_SYMBOLS:
         raise click.UsageError(f"name the symbols to draw, up to {_MAX_SYMBOLS}: --symbols AAPL")
     span, look, found_root = read_span(start, end, tz), DARK if dark else LIGHT, root_from(config, root)
     if png is not None:
-        _write_picture(found_root, png, symbols, span, tz, interval, look)
+        bars = _write_picture(found_root, png, symbols, span, tz, interval, look)
+        size = png.stat().st_size
+        told = f"{png}: {bars:,} bars, {format_bytes(size)}"
+        click.echo(format_json({"file": str(png), "bars": bars, "bytes": size}) if as_json else told)
         return
-    if span != Span(None, None) or interval is not None:
-        raise click.UsageError("--start, --end and --interval belong to a picture: add --png FILE")
+    if span != Span(None, None) or interval is not None or as_json:
+        raise click.UsageError("--start, --end, --interval and --json belong to a picture: add --png FILE")
     _show_window(found_root, symbols, points, average, tz, look)
 
 
 def _write_picture(
     root: Path, path: Path, symbols: Sequence[str], span: Span, tz: tzinfo, interval: str | None, look: "Look"
-) -> None:
+) -> int:
+    """How many bars it shows."""
     from ingestor.charts.matplotlib_chart import draw_picture, save_picture
     from ingestor.charts.series import choose_interval, load_series
 
@@ -91,8 +113,7 @@ def _write_picture(
         save_picture(draw_picture(columns, tz, look), path)
     except OSError as error:
         raise IngestorError(f"{path}: can't be written: {error.strerror}") from None
-    bars = sum(len(series.starts_ms) for series in columns)
-    click.echo(f"{path}: {bars:,} bars, {path.stat().st_size:,} bytes")
+    return sum(len(series.starts_ms) for series in columns)
 
 
 def _show_window(root: Path, symbols: Sequence[str], points: int, average_over: int, tz: tzinfo, look: "Look") -> None:
@@ -112,14 +133,14 @@ def _follow(root: Path, symbols: Sequence[str], chart: "LiveChart", figure: "Fig
     """Until the window is closed: a batch, a look at the ledger now and then, a drawing at most each 100 ms."""
     from matplotlib import pyplot as plt
 
-    from ingestor.charts.series import load_blind
+    from ingestor.charts.series import BlindTimes
     from ingestor.dataset.follow import follow
-    from ingestor.signals import catch_signals
+    from ingestor.operations.signals import catch_signals
 
     signals = catch_signals()  # a KeyboardInterrupt inside a callback of the window would be printed, and forgotten
     began = datetime.now(UTC) - _BEFORE
     looked_s = drawn_s = float("-inf")
-    blind, looked_ms = {}, 0
+    times, blind, looked_ms = BlindTimes(root), {}, 0
     for batch in follow(root, symbols, from_=began, idle_s=_REDRAW_S):
         if signals.stop.is_set():
             raise click.Abort
@@ -129,7 +150,7 @@ def _follow(root: Path, symbols: Sequence[str], chart: "LiveChart", figure: "Fig
         now_s = time.monotonic()
         if now_s - looked_s >= _COVERAGE_S:
             looked_s, looked_ms = now_s, int(time.time() * 1000)
-            blind = {symbol: load_blind(root, symbol, int(began.timestamp() * 1000), looked_ms) for symbol in symbols}
+            blind = {symbol: times.find(symbol, int(began.timestamp() * 1000), looked_ms) for symbol in symbols}
         if now_s - drawn_s >= _REDRAW_S:
             drawn_s = now_s
             chart.draw(blind, looked_ms)

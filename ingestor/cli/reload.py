@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from ingestor.cli.options import config_option, root_option, settings_from
+from ingestor.cli.options import config_option, example, json_option, root_option, settings_from
+from ingestor.cli.printing import format_json
 from ingestor.config import Flags
 from ingestor.errors import ConfigError, IngestorError
 from ingestor.layout import Layout, read_holder
@@ -20,18 +21,17 @@ _POLL_S = 0.05
 _OUTCOMES = ("settings.reloaded", "settings.refused")
 
 
-@click.command()
+@click.command(epilog=example("ingestor reload"))
 @config_option
 @root_option
-def reload(config: Path | None, root: Path | None) -> None:
+@json_option
+def reload(config: Path | None, root: Path | None, as_json: bool) -> None:
     """Subscribe and unsubscribe what has changed in `tickers`, on the open connection; wait until that is done.
 
-    A file with a mistake is refused with its errors, and the recorder goes on as before: exit 2. What else has changed
-    in the file is named, and needs a restart. The same as SIGHUP to the process, which answers only in its log.
-
-    \b
-    ingestor reload
-    """  # noqa: D301  \b is click's mark for text as it stands
+    Prints what was added and dropped, and what else has changed in the file, which needs a restart. A file with a
+    mistake is refused with its errors, and the recorder goes on as before: exit 2. The same as SIGHUP to the process,
+    which answers only in its log.
+    """
     layout = Layout(settings_from(config, Flags(root=root)).storage.root.absolute())
     holder = read_holder(layout)
     if holder is None:
@@ -47,6 +47,9 @@ def reload(config: Path | None, root: Path | None) -> None:
     outcome = _wait_for_outcome(ledger, told_before, holder.pid)
     if outcome["fact"] == "settings.refused":
         raise ConfigError(outcome["error"])
+    if as_json:
+        click.echo(format_json({name: outcome[name] for name in ("added", "dropped", "waiting")}))
+        return
     click.echo(f"added: {_list(outcome['added'])}; dropped: {_list(outcome['dropped'])}")
     if outcome["waiting"]:
         click.echo(f"changed as well, and in need of a restart: {_list(outcome['waiting'])}")

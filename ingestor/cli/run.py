@@ -6,17 +6,18 @@ from pathlib import Path
 import click
 import structlog
 
-from ingestor.cli.options import config_dir, config_option, root_option, source_from, symbols_option
-from ingestor.config import Flags, load_key
+from ingestor.cli.options import config_dir, config_option, example, root_option, source_from, symbols_option
+from ingestor.config import Flags
+from ingestor.config.key import load_key
 from ingestor.errors import ConfigError
 from ingestor.lean import refuse_pandas
 from ingestor.logs import configure_logs
-from ingestor.signals import catch_signals
+from ingestor.operations.signals import catch_signals
 
 log = structlog.get_logger()
 
 
-@click.command()
+@click.command(epilog=example("ingestor run --symbols AAPL,BINANCE:BTCUSDT"))
 @config_option
 @root_option
 @symbols_option
@@ -27,10 +28,7 @@ def run(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None,
 
     Prints nothing on stdout; what happens is logged on stderr. Exit 0 after a stop in order, 2 where the settings or
     the directory can't be used, 3 where the venue refuses the key, 4 where rows could not be saved.
-
-    \b
-    ingestor run --symbols AAPL,BINANCE:BTCUSDT
-    """  # noqa: D301  \b is click's mark for text as it stands
+    """
     source = source_from(config, Flags(symbols=symbols, root=root, url=url))
     settings = source.read()
     key = load_key(config_dir(config)) if settings.feed.needs_key else None

@@ -9,31 +9,18 @@ from typing import Any
 
 import click
 
-from ingestor.cli.options import format_json, json_option, symbols_option
-from ingestor.config import JsonSettings, load_settings, parse_duration
+from ingestor.cli.options import Duration, example, json_option, listen_options, symbols_option
+from ingestor.cli.printing import format_address, format_json
+from ingestor.config import load_settings
+from ingestor.config.feeds import JsonSettings
 from ingestor.errors import ConfigError
 from ingestor.logs import configure_logs
 from ingestor.simulator.faults import Schedule, load_faults
 from ingestor.simulator.languages import PLAIN_JSON
 from ingestor.simulator.market import START_PRICES, MarketSettings
-from ingestor.simulator.venue import Venue, VenueSettings, open_venue
-
-
-class _Duration(click.ParamType[float]):
-    """`250ms` → 0.25. Nothing here may last no time at all."""
-
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        try:
-            seconds = parse_duration(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        if seconds == 0:
-            self.fail("must be above 0", param, ctx)
-        return seconds
+from ingestor.simulator.opening import open_venue
+from ingestor.simulator.settings import VenueSettings
+from ingestor.simulator.venue import Venue
 
 
 class _Pace(click.ParamType[float]):
@@ -57,9 +44,13 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0 takes a free one.")
+@click.command(
+    epilog=example(
+        "ingestor simulate --seed 7 --rate 2000 --truth truth.jsonl",
+        "FINNHUB_API_KEY=demo ingestor run --url ws://127.0.0.1:8765 --symbols AAPL    # in a second terminal",
+    )
+)
+@listen_options(8765)
 @click.option(
     "--protocol",
     type=click.Choice(["finnhub", "flat", "bars", "binance", "json"]),
@@ -68,16 +59,18 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     help="`flat` and `bars` stream plain JSON without a subscription: prices, and OHLCV bars. `binance` and `json` "
     "need no key.",
 )
-@click.option("--config", type=FILE, help="With `--protocol json`: speak the language of these settings' feed.")
+@click.option(
+    "--config", type=FILE, metavar="FILE", help="With `--protocol json`: speak the language of these settings' feed."
+)
 @symbols_option
 @click.option("--rate", type=_Pace(), help="Trades per second over all symbols; `max`: as fast as they are read.")
-@click.option("--interval", type=_Duration(), default="50ms", show_default=True, help="A batch, or a bar, so often.")
-@click.option("--seed", type=int, help="Makes the run repeatable.")
-@click.option("--start-price", type=POSITIVE, help="Of every symbol; else about what is usual.")
-@click.option("--volatility", type=click.FloatRange(min=0), default=0.3, show_default=True, help="A year.")
-@click.option("--drift", type=float, default=0.05, show_default=True, help="A year.")
-@click.option("--tick-size", type=POSITIVE, help="Smallest step of a price.")
-@click.option("--truth", type=FILE, help="Write every trade sent, and when, to this file (JSON lines).")
+@click.option("--interval", type=Duration(), default="50ms", show_default=True, help="A batch, or a bar, so often.")
+@click.option("--seed", type=int, metavar="N", help="Makes the run repeatable.")
+@click.option("--start-price", type=POSITIVE, metavar="PRICE", help="Of every symbol; else about what is usual.")
+@click.option("--volatility", type=click.FloatRange(min=0), metavar="X", default=0.3, show_default=True, help="A year.")
+@click.option("--drift", type=float, metavar="X", default=0.05, show_default=True, help="A year.")
+@click.option("--tick-size", type=POSITIVE, metavar="PRICE", help="Smallest step of a price.")
+@click.option("--truth", type=FILE, metavar="FILE", help="Write every trade sent, and when, to this file (JSON lines).")
 @click.option(
     "--replay",
     type=click.Path(path_type=Path, exists=True),
@@ -86,26 +79,25 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--speed", type=_Pace(), default="1", show_default=True, help="Of a replay, times its own pace, or `max`."
 )
-@click.option("--key", "keys", multiple=True, default=("demo",), show_default=True, help="A valid key; repeatable.")
+@click.option(
+    "--key", "keys", metavar="KEY", multiple=True, default=("demo",), show_default=True, help="A valid one; repeatable."
+)
 @click.option("--any-key", is_flag=True, help="Accept every key.")
-@click.option("--limit", type=click.IntRange(0), default=50, show_default=True, help="Symbols a connection.")
-@click.option("--ping-interval", type=_Duration(), default="60s", show_default=True, help="From ping to ping.")
+@click.option(
+    "--limit", type=click.IntRange(0), metavar="N", default=50, show_default=True, help="Symbols a connection."
+)
+@click.option("--ping-interval", type=Duration(), default="60s", show_default=True, help="From ping to ping.")
 @click.option("--faults", metavar="FILE|NAME[,NAME]", help="Misbehave: a fault script, or presets by name.")
-@click.option("--tls-cert", type=FILE, help="Serve wss:// with this certificate (PEM).")
-@click.option("--tls-key", type=FILE, help="Its key (PEM).")
-@click.option("--for", "run_s", type=_Duration(), help="Stop after this time.")
+@click.option("--tls-cert", type=FILE, metavar="FILE", help="Serve wss:// with this certificate (PEM).")
+@click.option("--tls-key", type=FILE, metavar="FILE", help="Its key (PEM).")
+@click.option("--for", "run_s", type=Duration(), help="Stop after this time.")
 @json_option
 def simulate(**options: Any) -> None:
     """Be a venue: speak Finnhub's protocol, or another, over a real WebSocket, with made-up trades.
 
     Prints one line, `listening on ws://127.0.0.1:8765`, when clients can connect; what happens then is logged
     on stderr. Stops on Ctrl-C.
-
-    \b
-    Example, in two terminals:
-      ingestor simulate --seed 7 --rate 2000 --truth truth.jsonl
-      FINNHUB_API_KEY=demo ingestor run --url ws://127.0.0.1:8765 --symbols AAPL,BINANCE:BTCUSDT
-    """  # noqa: D301  \b is click's mark for text as it stands
+    """
     configure_logs("info", "auto", options["keys"])
     asyncio.run(_simulate(_venue_settings(options), options["run_s"], as_json=options["as_json"]))
 
@@ -126,14 +118,14 @@ def _ready(venue: Venue, settings: VenueSettings, *, as_json: bool) -> str:
     if as_json:
         facts = {"url": venue.url, "protocol": settings.protocol, "seed": settings.market.seed}
         return format_json(facts, indent=None)
-    return f"listening on {venue.url}"
+    return format_address(venue.url, as_json=False)
 
 
 def _venue_settings(options: dict[str, Any]) -> VenueSettings:
     """The settings that the flags mean. Raises ConfigError for what can't be used together, or at all."""
     certificate = (options["tls_cert"], options["tls_key"])
     if (certificate[0] is None) != (certificate[1] is None):
-        raise ConfigError("TLS needs both --tls-cert and --tls-key.")
+        raise ConfigError("TLS needs both --tls-cert and --tls-key")
     return VenueSettings(
         host=options["host"],
         port=options["port"],
@@ -156,12 +148,11 @@ def _json_feed(config: Path) -> JsonSettings:
     """Raises ConfigError."""
     feed = load_settings(config).feed
     if not isinstance(feed, JsonSettings):
-        raise ConfigError(f"{config}: its feed is `{feed.type}`: --config is for `--protocol json`.")
+        raise ConfigError(f"{config}: its feed is `{feed.type}`: --config is for `--protocol json`")
     return feed
 
 
 def _market_settings(options: dict[str, Any]) -> MarketSettings:
-
     return MarketSettings(
         seed=secrets.randbits(32) if options["seed"] is None else options["seed"],
         rate=options["rate"],

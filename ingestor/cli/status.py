@@ -8,24 +8,21 @@ from pathlib import Path
 
 import click
 
-from ingestor.cli.options import config_option, format_json, json_option, root_from, root_option
+from ingestor.cli.options import config_option, example, json_option, root_from, root_option
+from ingestor.cli.printing import format_bytes, format_json, format_seconds, format_time
 from ingestor.layout import Layout
-from ingestor.status import Status, read_status
-from ingestor.vitals import Disk, Flow, Link
+from ingestor.operations.status import Status, read_status
+from ingestor.operations.vitals import Disk, Flow, Link
 
 _QUANTILE = 0.99
 
 
-@click.command()
+@click.command(epilog=example("ingestor status --root data"))
 @config_option
 @root_option
 @json_option
 def status(config: Path | None, root: Path | None, as_json: bool) -> None:
-    """Say how the recorder of this root is: exit 0 healthy, 1 degraded (each line says why), 3 not running.
-
-    \b
-    ingestor status --root data
-    """  # noqa: D301  \b is click's mark for text as it stands
+    """Say how the recorder of this root is: exit 0 healthy, 1 degraded (each line with ! says why), 3 not running."""
     found = read_status(Layout(root_from(config, root).absolute()))
     if as_json:
         click.echo(format_json({"exit_code": found.exit_code, **asdict(found)}))
@@ -48,8 +45,8 @@ def describe(found: Status) -> Iterator[tuple[str, str]]:
     if vitals is None:
         yield "process", str(found.holder.pid)
         return
-    started = f"{datetime.fromtimestamp(vitals.started_at, UTC):%Y-%m-%d %H:%M} UTC"
-    age = format_age(vitals.at - vitals.started_at)
+    started = format_time(datetime.fromtimestamp(vitals.started_at, UTC), timespec="seconds")
+    age = format_seconds(vitals.at - vitals.started_at)
     yield "process", f"{vitals.pid}, version {vitals.version}; run {vitals.run} since {started} ({age})"
     yield from _describe_link(vitals.link)
     yield from _describe_flow(vitals.flow)
@@ -59,8 +56,8 @@ def describe(found: Status) -> Iterator[tuple[str, str]]:
 def _describe_link(link: Link) -> Iterator[tuple[str, str]]:
     state = "connected" if link.connected else "not connected"
     ticking = f"{link.ticking} of {link.symbols} symbols ticking"
-    yield "venue", f"{state}, {ticking}, last heard {format_age(link.silence_s)} ago"
-    gaps = [f"{count} {cause} ({format_age(link.blind_s.get(cause, 0))})" for cause, count in link.gaps.items()]
+    yield "venue", f"{state}, {ticking}, last heard {format_seconds(link.silence_s)} ago"
+    gaps = [f"{count} {cause} ({format_seconds(link.blind_s.get(cause, 0))})" for cause, count in link.gaps.items()]
     yield "gaps", f"in this run: {', '.join(gaps) or 'none'}; connection {link.connections}"
 
 
@@ -70,17 +67,22 @@ def _describe_flow(flow: Flow) -> Iterator[tuple[str, str]]:
     if flow.delays.total:
         yield "delay", f"{_QUANTILE:.0%} of the trades came within {_quantile(flow)} of the venue's time"
     used = flow.buffer_bytes / flow.buffer_max_bytes
-    yield "recorder", f"lag {flow.lag_s * 1000:.0f} ms, buffer {used:.0%} full, {flow.pauses} pauses"
+    yield "recorder", f"lag {format_seconds(flow.lag_s)}, buffer {used:.0%} full, {flow.pauses} pauses"
 
 
 def _describe_disk(disk: Disk, found: Status) -> Iterator[tuple[str, str]]:
-    yield "loss bound", f"kill -9 {disk.killed_loss_s:.2f} s, power cut {disk.unpowered_loss_s:.2f} s"
+    yield (
+        "loss bound",
+        f"kill -9 {format_seconds(disk.killed_loss_s)}, power cut {format_seconds(disk.unpowered_loss_s)}",
+    )
     for sink in disk.sinks:
-        behind = f"{sink.rows:,} rows to come, the oldest {format_age(sink.seconds)} old" if sink.rows else "up to date"
+        behind = (
+            f"{sink.rows:,} rows to come, the oldest {format_seconds(sink.seconds)} old" if sink.rows else "up to date"
+        )
         yield f"{sink.name}", behind
-    room = f"{disk.free_bytes / (1 << 30):,.1f} GB free"
+    room = f"{format_bytes(disk.free_bytes)} free"
     if found.bytes_per_day is not None:
-        room += f", {found.bytes_per_day / (1 << 20):,.1f} MB a day"
+        room += f", {format_bytes(found.bytes_per_day)} a day"
     if found.days_left is not None:
         room += f": {found.days_left:,.0f} days left"
     yield "disk", room
@@ -91,13 +93,4 @@ def _quantile(flow: Flow) -> str:
     wanted = _QUANTILE * flow.delays.total
     bounds = zip(flow.delays.bounds, flow.delays.within, strict=True)
     bound = next((bound for bound, within in bounds if within >= wanted), None)
-    return "more than 5 minutes" if bound is None else f"{bound:g} s"
-
-
-def format_age(seconds: float) -> str:
-    """`0.3 s`, `45 s`, `12 min`, `3.4 h`, `12 d`."""
-    for unit, size, below in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
-        if seconds < below:
-            value = seconds / size
-            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
-    return f"{seconds / 86_400:.0f} d"
+    return f"more than {format_seconds(flow.delays.bounds[-1])}" if bound is None else format_seconds(bound)

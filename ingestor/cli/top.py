@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ingestor.cli.options import config_option, format_table, root_from, root_option, symbols_option
-from ingestor.cli.status import format_age
+from ingestor.cli.options import config_option, example, root_from, root_option, symbols_option
+from ingestor.cli.printing import format_seconds, format_table
 from ingestor.coverage import Coverage, state_at
 from ingestor.dataset.coverage import read_coverage
 from ingestor.dataset.follow import follow
 from ingestor.layout import Layout, read_holder
-from ingestor.status import ask_vitals
-from ingestor.vitals import Vitals, find_ailments
+from ingestor.operations.status import ask_vitals
+from ingestor.operations.vitals import Vitals, find_ailments
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -112,10 +112,10 @@ HEADINGS = ("symbol", "price", "per s", "age", "delay", "course", "state", "gaps
 def cells(row: Row, now: float) -> tuple[str, ...]:
     """What the board shows of a symbol."""
     rate = sum(row.counts) / len(row.counts)
-    gaps = f"{row.gaps} ({format_age(row.blind_s)})" if row.gaps else ""
+    gaps = f"{row.gaps} ({format_seconds(row.blind_s)})" if row.gaps else ""
     if row.price is None:
         return row.symbol, "", "", "", "", "", row.state, gaps
-    age, delay = format_age(max(now - row.traded_at, 0.0)), f"{row.delay_s * 1000:,.0f} ms"
+    age, delay = format_seconds(max(now - row.traded_at, 0.0)), format_seconds(row.delay_s)
     per_s = f"{rate:,.1f}" if rate < 1000 else f"{rate:,.0f}"
     return row.symbol, _format_price(row.price), per_s, age, delay, sparkline(row.prices), row.state, gaps
 
@@ -143,23 +143,21 @@ def headline(vitals: Vitals | None, root: Path, now: float) -> tuple[str, str]:
     link, flow = vitals.link, vitals.flow
     text = (
         f"{clock}  {flow.trades_per_s:,.1f} trades/s  {link.ticking}/{link.symbols} ticking  "
-        f"lag {flow.lag_s * 1000:.0f} ms  {flow.counts.trades:,} trades in run {vitals.run}"
+        f"lag {format_seconds(flow.lag_s)}  {flow.counts.trades:,} trades in run {vitals.run}"
     )
     return text, "; ".join(find_ailments(vitals))
 
 
-@click.command()
+@click.command(epilog=example("pip install 'finnhub-ingestor[tui]'", "ingestor top"))
 @config_option
 @root_option
 @symbols_option
-@click.option("--plain", is_flag=True, help="A line of text at a time, as where rich or a terminal is missing.")
+@click.option("--plain", is_flag=True, help="A screen of text every 2 s, as where rich or a terminal is missing.")
 def top(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None, plain: bool) -> None:
-    """Watch a recording: price, rate, age, delay, course, state and today's gaps of each symbol, until Ctrl-C.
+    """Watch a recording, a row a symbol, until Ctrl-C. The recorder does not notice.
 
-    \b
-    pip install 'finnhub-ingestor[tui]'
-    ingestor top
-    """  # noqa: D301  \b is click's mark for text as it stands
+    Price, trades a second, age and delay of the last trade, course, state, and today's gaps (UTC).
+    """
     layout = Layout(root_from(config, root).absolute())
     screens = watch(layout, symbols, refresh_s=0.5 if not plain else 2.0)
     try:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from ingestor.cli.options import config_option, format_json, json_option, root_from, root_option
+from ingestor.cli.options import config_option, example, json_option, root_from, root_option
+from ingestor.cli.printing import format_json
 from ingestor.layout import Layout
 
 
-@click.command()
+@click.command(epilog=example("ingestor verify --root data"))
 @config_option
 @root_option
 @json_option
