@@ -4,7 +4,9 @@ import doctest
 import subprocess
 import sys
 from pathlib import Path
+from typing import assert_type
 
+import pandas as pd
 import pytest
 from recordings import make_sample
 
@@ -53,6 +55,19 @@ def test_what_it_names() -> None:
     assert set(FUNCTIONS) <= set(dir(ingestor))
     with pytest.raises(AttributeError, match="no attribute 'read_quotes'"):
         _ = ingestor.read_quotes
+
+
+def test_a_type_checker_knows_that_they_give_frames(sample: Path) -> None:
+    """What `assert_type` says mypy holds; here, that it is so."""
+    root = sample / "data"
+    frames = (
+        assert_type(ingestor.read_trades(root), pd.DataFrame),
+        assert_type(ingestor.read_bars(root, "5m", engine="pandas"), pd.DataFrame),
+        assert_type(ingestor.read_coverage(root, ["AAPL"]), pd.DataFrame),
+        assert_type(ingestor.read_rejects(root), pd.DataFrame),
+        assert_type(ingestor.describe(root), pd.DataFrame),
+    )
+    assert {type(frame) for frame in frames} == {pd.DataFrame}
 
 
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "follow"])

@@ -1,15 +1,15 @@
 """Compaction: one sorted file a day, the same rows; and what a crash leaves is read rightly and cleared."""
 
 import stat
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from journals import parquet_rows
-from recordings import Print, Recording
+from journals import parquet_rows, trades
+from recordings import Print, Recording, add_trade_ids
 
 import ingestor
 from ingestor.dataset.compact import Compaction, clear_leftovers, compact_days, has_work, locked_upkeep
@@ -66,6 +66,19 @@ def test_a_day_becomes_one_sorted_file(recording: Recording) -> None:
     assert table.equals(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o750
+    assert rows(recording) == before
+
+
+def test_what_older_parts_lack_is_null_in_their_rows(tmp_path: Path) -> None:
+    """So many of them that they are merged before the first of the others."""
+    recording, noon = Recording(tmp_path, started="2026-11-18"), datetime(2026, 11, 19, 12, tzinfo=UTC)
+    for symbol, count in (("AAPL", 70_000), ("MSFT", 10)):
+        recording.append(trades(recording.sequence, count, at=noon, symbols=[symbol]))
+        recording.seal()
+    add_trade_ids(date_folder(recording.layout, DAY) / names(recording.layout)[-1])
+    before = rows(recording)
+    assert before["trade_id"].to_pylist() == [None] * 70_000 + list(range(10))
+    assert [done.rows for done in compact(recording)] == [70_010]
     assert rows(recording) == before
 
 

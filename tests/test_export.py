@@ -10,12 +10,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from recordings import Print, Recording
+from recordings import Print, Recording, add_trade_ids
 
 import ingestor
 from ingestor.cli.main import cli
 from ingestor.dataset.compact import compact_days
 from ingestor.dataset.export import Kind, Progress, export_trades
+from ingestor.dataset.reader import first_trades
 from ingestor.dataset.times import Span, to_span
 from ingestor.errors import ConfigError, IngestorError, NotARecording
 
@@ -158,3 +159,15 @@ def test_the_command_takes_the_format_from_the_name(recording: Recording, tmp_pa
     code, out = call("export", str(tmp_path / "b"), "--root", root, "--format", "csv", "--start", "2026-11-19")
     assert (code, out.split(",")[0]) == (0, f"{tmp_path / 'b'}: 9 trades")
     assert call("export", str(tmp_path / "c"), "--root", root)[0] == 2
+
+
+def test_a_column_that_the_first_dates_lack(tmp_path: Path) -> None:
+    recording = Recording(tmp_path / "data", started="2026-11-18")
+    for day in (18, 19):
+        recording.write(Print(f"2026-11-{day}T12:00", "AAPL", day, 1))
+        recording.seal()
+    (newer,) = recording.layout.trades.glob("date=2026-11-19/*")
+    add_trade_ids(newer)
+    path = export(recording, tmp_path / "all.parquet", "parquet")
+    assert pq.read_table(path)["trade_id"].to_pylist() == [None, 0]
+    assert first_trades(recording.layout.root, ALL, None, 2)["trade_id"].to_pylist() == [None, 0]

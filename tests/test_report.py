@@ -47,7 +47,7 @@ def test_the_first_sentence(recording: Recording, ticking: list[str], now: datet
 
 
 def test_a_holiday_is_known(recording: Recording) -> None:
-    recording.holidays.days = frozenset({CHRISTMAS.date()})
+    recording.markets.holidays.days = frozenset({CHRISTMAS.date()})
     recording.observed.saw_trades(dict.fromkeys(TICKERS[2:], 1), 1)
     assert Report(recording).summary(CHRISTMAS).endswith("AAPL, MSFT silent: the US market is closed")
 

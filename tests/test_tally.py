@@ -11,11 +11,11 @@ from ingestor.dataset.tally import Tally
 ROWS = pa.Table.from_batches([trades(1, 1000)])
 
 
-def tally(*tables: pa.Table) -> Tally:
+def tally(*tables: pa.Table) -> tuple[int, dict[str, int]]:
     found = Tally()
     for table in tables:
         found.add(table)
-    return found
+    return found.total()
 
 
 def with_value(name: str, row: int, value: object) -> pa.Table:
@@ -53,6 +53,7 @@ def test_order_and_encoding_do_not_matter(same: Callable[[pa.Table], pa.Table]) 
         with_value("price", 3, None),
         with_value("volume", 0, None),
         with_value("volume", 6, -0.0),
+        with_value("volume", 6, None),  # it was 0
         with_value("symbol", 3, "AAPLE"),
         with_value("conditions", 2, ""),
         with_value("conditions", 0, None),
@@ -68,6 +69,12 @@ def test_any_difference_is_found(other: pa.Table) -> None:
     assert tally(other) != tally(ROWS)
 
 
+def test_a_column_that_is_lacking_is_as_one_of_nulls() -> None:
+    """So have the rows of files from before a feed told it been told in those that they are merged into."""
+    assert tally(ROWS.append_column("trade_id", pa.nulls(1000, pa.int64()))) == tally(ROWS)
+    assert tally(ROWS.append_column("trade_id", pa.repeat(0, 1000))) != tally(ROWS)
+
+
 def test_nothing() -> None:
     assert tally() == tally(ROWS.slice(0, 0))
-    assert tally().rows == 0
+    assert tally() == (0, {})

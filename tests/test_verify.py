@@ -14,14 +14,15 @@ import pytest
 from click.testing import CliRunner, Result
 from journals import NOON, Crash, Life, make_root
 
-from ingestor.capture.rejects import Refused, Rejects
+from ingestor.capture.refused import Refused
+from ingestor.capture.rejects import Rejects
 from ingestor.cli.main import cli
 from ingestor.dataset.compact import compact_days
 from ingestor.dataset.files import read_origin
 from ingestor.dataset.retention import delete_expired
 from ingestor.dataset.verify import Verification
 from ingestor.errors import NotARecording
-from ingestor.journal.writer import Rotation
+from ingestor.journal.rotation import Rotation
 from ingestor.layout import Layout
 from ingestor.ledger import Ledger, list_ledgers, run_id
 from ingestor.parquet import file_schema, writer_options

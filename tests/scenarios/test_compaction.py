@@ -24,6 +24,7 @@ from ingestor.ledger import Ledger
 DAYS = (date(2026, 11, 17), date(2026, 11, 18))
 PARTS = 12
 ROWS = 2000
+ROUNDS = max(10, rounds() // 4)
 KILLS = 4
 """At most so many a round, then it may finish."""
 
@@ -102,7 +103,7 @@ def test_kill_compaction(original: Layout, tmp_path: Path, tally: Tally, exchang
     most_s = duration_s(COMPACT, original, tmp_path, **environment)
     truth, moment = read(original.root), random.Random(7)
     interrupted = 0
-    for number in range(rounds(10)):
+    for number in range(ROUNDS):
         root = tmp_path / str(number)
         shutil.copytree(original.root, root)
         for _ in range(KILLS):
@@ -137,7 +138,7 @@ def test_kill_retention(original: Layout, tmp_path: Path, tally: Tally) -> None:
     truth, moment = read(original.root), random.Random(7)
     by_day = {day: truth.filter(pa.compute.equal(truth["timestamp"].cast(pa.date32()), day)).num_rows for day in DAYS}
     interrupted = 0
-    for number in range(rounds(10)):
+    for number in range(ROUNDS):
         root = tmp_path / str(number)
         shutil.copytree(original.root, root)
         for life in range(2, 2 + KILLS):

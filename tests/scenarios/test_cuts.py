@@ -28,7 +28,8 @@ from journals import (
 )
 from structlog.testing import capture_logs
 
-from ingestor.config import Flags, Settings, settings_from_flags
+from ingestor.config import Settings
+from ingestor.config.recorder import StorageSettings
 from ingestor.journal.follower import Rows
 from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.recording import prepare
@@ -88,7 +89,7 @@ def leave(place: Path, *, more: int) -> Left:
 
 
 def settings_for(layout: Layout) -> Settings:
-    return settings_from_flags(Flags(symbols=["AAPL"], root=layout.root, formats=["parquet", "csv"]))
+    return Settings(tickers=("AAPL",), storage=StorageSettings(root=layout.root, formats=("parquet", "csv")))
 
 
 def start_and_stop(layout: Layout) -> list[int]:

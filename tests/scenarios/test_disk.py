@@ -25,7 +25,7 @@ from journals import (
 from requirements import require_tracing, small_disk
 from structlog.testing import capture_logs
 
-from ingestor.journal.writer import Rotation
+from ingestor.journal.rotation import Rotation
 
 HERE = Path(__file__).parent
 BLOCKS = 40

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from harness import EXIT_S, Tally, Venue, compare, environ, running_venue, wait_for
 
+from ingestor.config.shard import symbols_of_shard
 from ingestor.layout import Layout, list_segments
 from ingestor.schema import TRADES
-from ingestor.shard import symbols_of_shard
 
 CONFIG = Path(__file__).parents[2] / "config"
 ENOUGH_BYTES = 200_000

@@ -85,7 +85,7 @@ class JournalMachine(RuleBasedStateMachine):
     def journal_did(self) -> None:
         """Where the journal says that all is synced, it must be there from now on."""
         assert self.life is not None
-        if not self.life.writer.journal.unsynced_rows:
+        if not self.life.writer.journal.unsynced.rows:
             self.synced += self.unsynced
             self.unsynced = []
 
@@ -163,7 +163,7 @@ class JournalMachine(RuleBasedStateMachine):
     def recover(self) -> None:
         assert self.life is not None
         assert self.life.writer.journal.recover()
-        assert self.life.writer.journal.unsynced_rows == 0
+        assert self.life.writer.journal.unsynced.rows == 0
         self.journal_did()
 
     # What ends it

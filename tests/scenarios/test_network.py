@@ -34,14 +34,15 @@ from harness import running_venue as running_venue_process
 from recorders import CRYPTO, KEY, Rig, make_rig, running
 from structlog.testing import capture_logs
 
-from ingestor.capture.session import Waits
+from ingestor.capture.attempts import Waits
 from ingestor.errors import FeedRefused
 from ingestor.layout import Layout
 from ingestor.metrics import Conservation
 from ingestor.simulator.faults import load_faults, preset_names
 from ingestor.simulator.market import MarketSettings
+from ingestor.simulator.running import running_venue
+from ingestor.simulator.settings import VenueSettings
 from ingestor.simulator.truth import read_truth
-from ingestor.simulator.venue import VenueSettings, running_venue
 
 CONNECTION: dict[str, Any] = {"silence": "2s", "ping_interval": "1s", "connect_timeout": "2s", "backoff_max": "1s"}
 WAITS = Waits(refused_s=1.0, throttled_s=1.0, symbol_s=2.0)

@@ -54,6 +54,8 @@ def test_reload_under_load_touches_nobody_elses_stream(tmp_path: Path, tally: Ta
             done = call(site, "reload")
             assert done.returncode == 0, done.stderr
             assert done.stdout == f"added: {', '.join(COMING)}; dropped: {', '.join(LEAVING)}\n"
+            again = json.loads(call(site, "reload", "--json").stdout)
+            assert again == {"added": [], "dropped": [], "waiting": []}
             recorder.wait_for(
                 lambda: {*STAYING, *COMING} <= {fact["symbol"] for fact in facts(site, "symbol.proven")},
                 "a trade of each new symbol",

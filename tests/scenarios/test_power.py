@@ -34,7 +34,7 @@ from requirements import refuse, require, require_root
 
 from ingestor.errors import Lagged
 from ingestor.journal.follower import Follower, Rows
-from ingestor.journal.segment import end_of_records
+from ingestor.journal.scan import end_of_records
 from ingestor.layout import Layout, list_segments
 
 SYNC_INTERVAL_S = 0.3
