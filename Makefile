@@ -3,15 +3,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+FOR ?= 20s
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-quick bench-live bench-sinks fuzz chaos soak clean
+.PHONY: help demo test check bench bench-quick bench-live bench-sinks screenshots fuzz chaos soak clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 demo: $(VENV)/.analysis ## Record a simulated venue for 20 s and show the result; needs no key
-	$(BIN)/ingestor demo
+	$(BIN)/ingestor demo --for $(FOR)
 
 test: $(VENV)/.dev ## Run the tests
 	$(BIN)/pytest
@@ -34,14 +35,17 @@ bench-live: $(VENV)/.dev ## How far behind the journal the clients of `ingestor 
 bench-sinks: $(VENV)/.dev ## Rows a second of each sink, each with its real server
 	PYTHONPATH=tests $(BIN)/python benchmarks/sinks.py
 
+screenshots: $(VENV)/.dev ## README's pictures, of a simulated recording; two minutes, needs Chromium
+	PYTHONPATH=tests:tests/scenarios $(BIN)/python examples/pictures/screenshots.py
+
 fuzz: $(VENV)/.dev ## Ten million mutated frames against the decoder
 	$(BIN)/python benchmarks/fuzz.py
 
 chaos: $(VENV)/.dev ## Kill, starve, cut off and lie to the recorder, long form
-	CHAOS_ROUNDS=$${CHAOS_ROUNDS:-200} $(BIN)/pytest tests/scenarios
+	CHAOS_ROUNDS=$${CHAOS_ROUNDS:-200} $(BIN)/pytest --timeout 7200 tests/scenarios
 
 soak: $(VENV)/.dev ## Half an hour under load and faults
-	SOAK_SECONDS=$${SOAK_SECONDS:-1800} $(BIN)/pytest tests/scenarios -k soak
+	SOAK_SECONDS=$${SOAK_SECONDS:-1800} $(BIN)/pytest --timeout 7200 tests/scenarios -k soak
 
 clean: ## Remove what these targets made; recordings stay
 	rm -rf $(VENV) build dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache benchmarks/results

@@ -2,37 +2,25 @@
 
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+from documents import REPOSITORY, read, shell_lines, split_sections
 from dotenv import dotenv_values
 
 import ingestor
 from ingestor.cli.main import COMMANDS, cli
-from ingestor.config import Settings, load_settings, parse_duration
-from ingestor.yaml_file import read_yaml
+from ingestor.config import Settings, load_settings
+from ingestor.config.units import parse_duration
+from ingestor.config.yaml_file import read_yaml
 
-REPOSITORY = Path(__file__).parents[1]
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
 EXAMPLE = REPOSITORY / "config/ingestor.yaml"
-_BLOCK = re.compile(r"^```(console|bash|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _OPTION_LINE = re.compile(r"^(\s*)#(\w+:)", re.MULTILINE)
-
-
-def read(name: str) -> str:
-    return (REPOSITORY / name).read_text(encoding="utf-8")
-
-
-def shell_lines(markdown: str) -> Iterator[str]:
-    """What a reader would type: each line of a shell block, of a console block only those after `$ `."""
-    for language, block in _BLOCK.findall(markdown):
-        for line in block.replace("\\\n", " ").splitlines():
-            if language != "console":
-                yield line.strip()
-            elif line.startswith("$ "):
-                yield line.removeprefix("$ ").strip()
 
 
 def calls(line: str, programs: tuple[str, ...]) -> Iterator[list[str]]:
@@ -73,19 +61,42 @@ def options(command: click.Command) -> set[str]:
 # README and the code
 
 
-@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_command_that_is_shown_exists(document: str) -> None:
     for line in shell_lines(read(document)):
         for arguments in calls(line, ("ingestor", "finnhub-ingestor")):
             parse_call(arguments)
 
 
-@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_make_target_that_is_shown_exists(document: str) -> None:
     targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE))
     for line in shell_lines(read(document)):
         for arguments in calls(line, ("make",)):
             assert {word for word in arguments if "=" not in word} <= targets
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_leads_somewhere(document: str) -> None:
+    headings = re.findall(r"^#+ (.+)$", read(document), re.MULTILINE)
+    anchors = {f"#{re.sub(r'[^a-z0-9 -]', '', heading.lower()).replace(' ', '-')}" for heading in headings}
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", read(document)) if not link.startswith("https:")]
+    assert [link for link in links if link not in anchors and not (REPOSITORY / link).exists()] == []
+
+
+def test_readme_shows_what_make_screenshots_makes_in_few_bytes() -> None:
+    shown = re.findall(r"\]\(examples/pictures/(\w+\.\w+)\)", read("README.md"))
+    assert set(shown) == set(re.findall(r'PLACE / "(\w+\.\w+)"', read("examples/pictures/screenshots.py")))
+    assert all((REPOSITORY / "examples/pictures" / name).stat().st_size < 150_000 for name in shown)
+
+
+def test_what_make_demo_does_is_shown_by_hand() -> None:
+    command = ["make", "--dry-run", "--always-make", "PYTHON=python3", "demo"]
+    done = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
+    by_hand = [line for line in shell_lines(split_sections(read("README.md"))["Two commands"]) if ".venv" in line]
+    assert len(by_hand) == 3
+    for line in by_hand:
+        assert any(set(shlex.split(line)) <= set(shlex.split(real)) for real in done.splitlines() if ".venv" in real)
 
 
 def test_the_service_starts_a_command_that_exists() -> None:
