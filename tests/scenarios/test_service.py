@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from documents import read, shell_lines, split_sections
 from harness import read_parquet, wait_for
 from machine import PREFIX, Machine, booted_machine
 
@@ -169,7 +170,7 @@ def test_a_stopped_recorder_thread_is_found_by_the_watchdog(machine: Machine) ->
 
 
 def test_stopped_it_has_sealed_everything(machine: Machine) -> None:
-    """The last one: nothing the venue sent is missing outside the gaps, and the key was shown to nobody."""
+    """Nothing the venue sent is missing outside the gaps, and the key was shown to nobody."""
     began_s = time.monotonic()
     machine.run("systemctl", "stop", "ingestor")
     took_s = time.monotonic() - began_s
@@ -183,6 +184,17 @@ def test_stopped_it_has_sealed_everything(machine: Machine) -> None:
     _assert_nothing_invented(recorded, read_truth(machine.root / "srv/truth.jsonl"))
     assert KEY not in machine.journal()
     assert machine.call("grep", "-rlF", KEY, "/var/lib/finnhub-ingestor").stdout == ""
+
+
+def test_taken_off_as_readme_says_the_recording_stays(machine: Machine) -> None:
+    """The last one."""
+    machine.run("rm", "-r", "/etc/systemd/system/ingestor.service.d")  # this test's own
+    for line in shell_lines(split_sections(read("README.md"))["Operate"].partition("**Uninstall**")[2]):
+        machine.run("sh", "-ec", line.removeprefix("sudo "))
+    places = ("/etc", "/opt", "/usr/lib/systemd", "/usr/local")
+    assert machine.run("find", *places, "-name", "*ingestor*") == ""
+    assert machine.show("ingestor", "LoadState") == "not-found"
+    assert machine.run("find", ROOT, "-name", "*.parquet") != ""
 
 
 def _edit(machine: Machine, change: Callable[[str], str]) -> str:
