@@ -126,6 +126,15 @@ class TestLosses:
         assert sum(one["rows"] for one in ledger_facts(layout, "sink.skipped")) == 18
         assert read_losses(layout, "a") == []
 
+    def test_what_another_has_lost_is_its_own(self, tmp_path: Path) -> None:
+        """What was told of one sink says nothing of another that has lost the same segments."""
+        layout, ledger = accounted(tmp_path, 3)
+        assert freed(layout, claims_of(layout, ledger, "a", max_bytes=0), 2) == [1, 2]
+        note_loss(layout, "b", Cursor(1, 0), Cursor(3, 0))
+        claims_of(layout, ledger, "b").settle([])
+        facts = [(one["sink"], one["rows"]) for one in ledger_facts(layout, "sink.skipped")]
+        assert facts == [("a", 6), ("a", 6), ("b", 12)]
+
 
 def accounted(folder: Path, segments: int) -> tuple[Layout, Ledger]:
     """A root with so many segments of six rows each, and their accounts in its ledger."""

@@ -170,6 +170,35 @@ class TestRecovery:
             drain(layout, [CsvFiles(layout, compress=False), Holder()])
             assert csv_sequences(layout) == numbers
 
+    def test_a_life_that_gets_no_row_keeps_the_rows_of_the_one_before(self, tmp_path: Path) -> None:
+        """It commits its place without having opened the file, of whose length it vouches all the same."""
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        numbers = writer.append()
+        writer.journal.sync()
+        drain(layout, [CsvFiles(layout, compress=False), Holder()])
+        writer.append(0)
+        writer.journal.sync()
+        drain(layout, [CsvFiles(layout, compress=False), Holder()])
+        numbers += writer.append()
+        writer.journal.sync()
+        drain(layout, [CsvFiles(layout, compress=False), Holder()])
+        assert csv_sequences(layout) == numbers
+
+    def test_what_the_cursor_does_not_vouch_for_is_cut_off_however_long_it_is(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        numbers = writer.append()
+        writer.journal.sync()
+        drain(layout, [CsvFiles(layout, compress=False), Holder()])
+        path = layout.csv_file(writer.journal.segment)
+        with path.open("ab") as file:
+            file.write(encode_csv(trades(first_sequence(9), 50)))
+        numbers += writer.append()
+        writer.journal.sync()
+        drain(layout, [CsvFiles(layout, compress=False), Holder()])
+        assert csv_sequences(layout) == numbers
+
     @pytest.mark.parametrize("cut", [0, 1, 50, -1])
     def test_a_file_that_is_shorter_than_its_cursor_says_is_written_anew(self, tmp_path: Path, cut: int) -> None:
         layout = make_root(tmp_path)

@@ -23,7 +23,9 @@ from journals import (
 from ingestor.errors import Lagged
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Follower, Rows, find_journal_end
+from ingestor.journal.open_segment import Segments
 from ingestor.layout import Layout, list_segments
+from ingestor.schema import TRADES
 
 
 def flip(path: Path, offset: int) -> None:
@@ -210,6 +212,22 @@ class TestRecovery:
         assert (sequences(events), ends(events)) == (numbers, [1])
         assert [damage.content for damage in damages(events)] == [tail]
 
+    def test_reasons_count_only_together_with_their_block(self, tmp_path: Path) -> None:
+        """The block that they stood before was damaged: they are not the next one's."""
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        first = writer.append()
+        writer.append(reasons={"bad_price": 1})
+        at = writer.path.stat().st_size - 20
+        third = writer.append()
+        with writer.path.open("r+b") as file:
+            file.seek(at)
+            file.write(b"\xff" * 8)
+        Writer(layout, run=2, segment=2)
+        events = read_events(layout)
+        assert sequences(events) == first + third
+        assert [event.reasons for event in events if isinstance(event, Rows)] == [{}, {}]
+
     def test_a_tail_of_zeros_is_nothing(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path)
         writer = Writer(layout)
@@ -288,6 +306,24 @@ class TestRecovery:
         assert list(view.read()) == []
         assert writer.journal.recover()
         assert sequences(list(view.read())) == refused
+
+    def test_the_file_of_a_segment_that_was_given_up_is_void_where_it_stays(self, tmp_path: Path) -> None:
+        """A recovery came as far as its rows, and then its file could not even be removed."""
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        synced = writer.append()
+        writer.journal.sync()
+        with no_file_beyond(writer.path.stat().st_size + 100):
+            refused = writer.append()
+        given_up = Segments(layout, 1, 2, "finnhub", TRADES, writer.clock).open(1, writer.journal.synced)
+        for _, pieces in writer.journal.unsynced:
+            given_up.write(pieces)
+        given_up.close()
+        assert not writer.journal.recover()  # that number is taken
+        assert writer.journal.recover()
+        events = read_events(layout)
+        assert [event.at.segment for event in events if isinstance(event, Rows)] == [1, 3]
+        assert sequences(events) == synced + refused
 
     def test_sealing_renames_while_it_reads(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path)

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from ingestor.ledger import now_us
 from ingestor.simulator.faults import Close
 from ingestor.simulator.market import MarketSettings
 from ingestor.simulator.running import running_venue
@@ -62,6 +63,7 @@ def test_what_the_venue_drops_while_the_reader_is_paused_is_backpressure(tmp_pat
         paused_us = rig.session.last_frame_us
         venue.drop()
         eventually(lambda: venue.connections == 0, "the end of the connection")
+        resumed_us = now_us()
         recorder = threading.Thread(target=rig.recorder.run)
         recorder.start()
         rig.wait_fact("gap.closed", cause="backpressure")
@@ -71,6 +73,7 @@ def test_what_the_venue_drops_while_the_reader_is_paused_is_backpressure(tmp_pat
     gap = rig.facts("gap.opened")[0]
     assert gap["cause"] == "backpressure"
     assert paused_us is None or gap["since"] >= paused_us
+    assert gap["since"] <= resumed_us < rig.facts("connection.lost")[0]["at"]  # what was read since came who knows when
 
 
 def test_what_the_venue_drops_while_the_disk_is_full_is_the_disks(tmp_path: Path) -> None:

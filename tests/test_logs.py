@@ -145,6 +145,25 @@ def test_a_library_that_logs_wrongly_shows_no_arguments() -> None:
     assert b"c0ffee" not in done.stderr
 
 
+def test_a_field_that_cannot_be_shown_shows_no_key() -> None:
+    """What it raised is told, and that may quote the key."""
+    program = """
+        import logging, sys
+        from ingestor.logs import configure_logs
+
+        class Address:
+            def __str__(self):
+                raise ValueError(f"no address: {sys.argv[1]}")
+
+        configure_logs("info", "json", sys.argv[1:])
+        logging.getLogger("websocket").warning("can't connect to %s", Address())
+    """
+    done = run_program(program, KEY)
+    assert done.stderr.startswith(b"log.failed at ")
+    assert b"no address: ***" in done.stderr
+    assert b"c0ffee" not in done.stderr
+
+
 @pytest.mark.parametrize("way", ["full", "closed"])
 def test_a_log_that_cannot_be_written_ends_nothing(way: str) -> None:
     program = """

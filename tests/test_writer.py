@@ -177,6 +177,20 @@ class TestRecovery:
         assert (sequences(events), ends(events)) == (numbers, [1])
         assert damages(events) == []
 
+    def test_a_sync_after_a_write_that_failed_vouches_for_nothing(self, tmp_path: Path) -> None:
+        """The recorder may sync before it recovers, and that fsync would succeed: the rows are not in the file."""
+        layout = make_root(tmp_path)
+        writer = Writer(layout)
+        synced = writer.append()
+        writer.journal.sync()
+        with no_file_beyond(writer.path.stat().st_size + 100):
+            refused = writer.append()
+        writer.journal.sync()
+        assert journal_sequences(layout, synced_only=True) == synced
+        assert writer.journal.unsynced.rows == len(refused)
+        assert writer.journal.recover()
+        assert journal_sequences(layout, synced_only=True) == synced + refused
+
     def test_a_part_of_a_record_is_left_behind(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path)
         writer = Writer(layout)

@@ -11,14 +11,14 @@ from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
-from harness import EXIT_S, Recorder, Site, Tally, environ, read_parquet, running_venue
+from harness import EXIT_S, Recorder, Site, Tally, environ, read_parquet, running_venue, wait_for
 
 KEY = "kq7/Zm+1%x&=#distinctive~0"
 """Nobody else's, and every way of escaping shows in it."""
 FAULTS = """
 - {{connection: 1, after: 300ms, do: junk, kind: garbage}}
 - {{connection: 1, after: 500ms, do: close, code: 1000}}
-- {{connection: 2, do: answer, status: 302, location: "http://127.0.0.1:{trap}/elsewhere"}}
+- {{connection: 2, do: answer, status: 302, location: "ws://127.0.0.1:{trap}/elsewhere"}}
 - {{connection: 3, after: 300ms, do: abort}}
 - {{connection: 4, after: 300ms, do: reset}}
 - {{connection: 5, do: answer, status: 200}}
@@ -78,7 +78,7 @@ def test_the_search_finds_every_form(tmp_path: Path) -> None:
         (tmp_path / f"{number}.log").write_bytes(b"before" + form + b"after")
     assert len(files_with(KEY, tmp_path)) == len(forms_of(KEY)) > 3
     with subprocess.Popen([sys.executable, "-c", "input()", KEY], stdin=subprocess.PIPE) as shown:
-        assert f"/proc/{shown.pid}" in processes_with(KEY)
+        wait_for(lambda: f"/proc/{shown.pid}" in processes_with(KEY), "its command line", shown)  # empty as it begins
 
 
 def test_the_key_shows_nowhere(tmp_path: Path, tally: Tally) -> None:

@@ -40,7 +40,7 @@ KEYS = ["root", "sequence"]
 def shown(language: str) -> str:
     """The block in this language of README's section about it."""
     readme = (REPOSITORY / "README.md").read_text()
-    section = readme.partition("\n## Outgrowing one machine\n")[2].partition("\n## ")[0]
+    section = readme.partition("\n### Outgrowing one machine\n")[2].partition("\n##")[0]
     (block,) = re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     return str(block)
 
