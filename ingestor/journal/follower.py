@@ -178,7 +178,7 @@ class _ReadSegment:
 
     def _read_rest(self) -> Iterator[Rows | Damage]:
         """All that is left, where nobody writes this segment any more: steps over what is no record; else nothing."""
-        end = find_final_end(self._layout, self.file.id.number, os.fstat(self._fd).st_size)
+        end = find_final_end(self._layout, self.file.id.number, self._fd)
         if end is None:
             return
         while self._offset < end and not self.over:

@@ -57,8 +57,8 @@ def end_of_records(path: Path) -> int:
     return end
 
 
-def find_final_end(layout: Layout, number: int, size: int) -> int | None:
-    """Where this segment of `size` bytes ends for good, or None while it may still grow.
+def find_final_end(layout: Layout, number: int, fd: int) -> int | None:
+    """Where this segment, whose file is open as `fd`, ends for good, or None while it may still grow.
 
     A later segment whose first record is whole proves that nobody writes this one any more; one that continues it, or
     an earlier one, from an offset voids what stands behind.
@@ -66,7 +66,7 @@ def find_final_end(layout: Layout, number: int, size: int) -> int | None:
     later = _read_later_identities(layout, number)
     if not later:
         return None
-    end = size
+    end = os.fstat(fd).st_size  # now that nobody writes it: looked at before, it may have grown since
     for identity in later:
         if identity["continues"] is None:
             continue

@@ -18,7 +18,8 @@ from ingestor.journal.follower import Follower
 from ingestor.journal.rotation import Rotation
 from ingestor.layout import Layout, list_segments
 
-BLOCKS = 8 * rounds()
+BLOCKS = 8 * max(60, rounds())
+"""Half of that lets a reader that looks at a file's size too early pass in one run of two."""
 
 
 def write(life: Life, ended: threading.Event) -> list[int]:
