@@ -23,7 +23,7 @@ from requirements import refuse, require, require_root
 import ingestor
 
 PREFIX = Path("/opt/finnhub-ingestor")
-_DEPENDENCIES = "/opt/dependencies"
+DEPENDENCIES = "/opt/dependencies"
 _SYSTEM_PYTHON = "/usr/bin/python3"
 _REPOSITORY = Path(ingestor.__file__).parents[1]
 _ENTER = ("-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w")
@@ -139,7 +139,7 @@ def _prepare(root: Path) -> None:
     for place in ("opt/finnhub-ingestor", "etc/finnhub-ingestor", "var/lib/finnhub-ingestor"):
         if (root / place).exists():
             shutil.rmtree(root / place)
-    (root / _DEPENDENCIES.lstrip("/")).mkdir(parents=True, exist_ok=True)
+    (root / DEPENDENCIES.lstrip("/")).mkdir(parents=True, exist_ok=True)
 
 
 def _install_package(root: Path) -> None:
@@ -153,7 +153,7 @@ def _install_package(root: Path) -> None:
         target = packages / "ingestor/cli/templates" / name
         target.parent.mkdir(exist_ok=True)
         copy(_REPOSITORY / source, target)
-    (packages / "dependencies.pth").write_text(f"{_DEPENDENCIES}\n")
+    (packages / "dependencies.pth").write_text(f"{DEPENDENCIES}\n")
     command = place / "bin/ingestor"
     command.write_text(f"#!{PREFIX}/bin/python3\nfrom ingestor.cli.main import main\n\nmain()\n")
     command.chmod(0o755)
@@ -168,7 +168,7 @@ def _spawned(root: Path) -> "Iterator[subprocess.Popen[bytes]]":
     command = [
         *("systemd-nspawn", "-q", "--register=no", "--keep-unit", "--private-network", "--capability=all"),
         *("--system-call-filter=bpf", "-M", f"ingestor-{os.getpid()}", "-D", str(root), "--console=pipe"),
-        *(f"--bind-ro={sysconfig.get_path('purelib')}:{_DEPENDENCIES}", "--boot"),
+        *(f"--bind-ro={sysconfig.get_path('purelib')}:{DEPENDENCIES}", "--boot"),
     ]
     with _control_groups(f"ingestor-{os.getpid()}") as groups, (root.parent / "console.log").open("wb") as console:
         nspawn = subprocess.Popen(
