@@ -24,7 +24,7 @@ from ingestor.ledger import Ledger
 DAYS = (date(2026, 11, 17), date(2026, 11, 18))
 PARTS = 12
 ROWS = 2000
-ROUNDS = max(6, rounds() // 4)
+ROUNDS = max(10, rounds() // 4)
 KILLS = 4
 """At most so many a round, then it may finish."""
 
