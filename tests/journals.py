@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from structlog.testing import capture_logs
 from ingestor.journal.cursor import Cursor, next_segment
 from ingestor.journal.follower import Damage, Event, Follower, Rows, SegmentEnd
 from ingestor.journal.rotation import Rotation
-from ingestor.journal.segment import Header, Kind
+from ingestor.journal.segment import Header, Kind, encode_record
 from ingestor.journal.writer import Block, Journal
 from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.ledger import Fact, Ledger, list_ledgers, read_facts, read_history, run_id
@@ -103,6 +104,20 @@ def block(rows: pa.RecordBatch, *, notices: int = 0, reasons: dict[str, int] | N
     return Block(Header(Kind.BLOCK, counts, 0, first, received[0], received[-1]), rows, reasons or {})
 
 
+def whole(header: Header, body: bytes | pa.Buffer) -> bytes:
+    """A record as it stands in a segment."""
+    return b"".join(bytes(piece) for piece in encode_record(header, body))
+
+
+@contextlib.contextmanager
+def opened(content: bytes) -> Iterator[int]:
+    """A descriptor of a file with this content."""
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        yield file.fileno()
+
+
 class Writer:
     """A journal and the number of its next row: what the recorder is to it."""
 
@@ -130,6 +145,11 @@ class Writer:
         self.sequence += count
         self.journal.append(block(rows, reasons=reasons))
         return list(range(self.sequence - count, self.sequence))
+
+    def append_refused(self) -> list[int]:
+        """Append a block of which the disk takes a part, then no more; the rows' sequence numbers."""
+        with no_file_beyond(self.path.stat().st_size + 100):
+            return self.append()
 
     def rotate(self) -> None:
         """Make the rotation due by the clock, then due again for the next call."""

@@ -313,8 +313,7 @@ class TestRecovery:
         writer = Writer(layout)
         synced = writer.append()
         writer.journal.sync()
-        with no_file_beyond(writer.path.stat().st_size + 100):
-            refused = writer.append()
+        refused = writer.append_refused()
         given_up = Segments(layout, 1, 2, "finnhub", TRADES, writer.clock).open(1, writer.journal.synced)
         for _, pieces in writer.journal.unsynced:
             given_up.write(pieces)

@@ -1,31 +1,15 @@
 """What a segment's file holds, however damaged."""
 
 import random
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import pyarrow as pa
+from journals import opened, whole
 
 from ingestor.journal.scan import end_of_records, find_record, last_received_us, read_headers, read_identity
-from ingestor.journal.segment import MAGIC, Header, Kind, encode_record, encode_start
+from ingestor.journal.segment import MAGIC, Header, Kind, encode_start
 from ingestor.metrics import Counts
 
 HEADER = Header(Kind.BLOCK, Counts(frames=9, trades=5), last_received_us=1_700_000_000_000_009)
-
-
-def whole(header: Header, body: bytes | pa.Buffer) -> bytes:
-    return b"".join(bytes(piece) for piece in encode_record(header, body))
-
-
-@contextmanager
-def opened(content: bytes) -> Iterator[int]:
-    """A descriptor of a file with this content."""
-    with tempfile.TemporaryFile() as file:
-        file.write(content)
-        file.flush()
-        yield file.fileno()
 
 
 def test_a_segment_says_whose_it_is(tmp_path: Path) -> None:

@@ -5,14 +5,12 @@ import random
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from journals import trades
+from journals import opened, trades, whole
 
 from ingestor.errors import FormatTooNew
 from ingestor.journal.segment import (
@@ -24,7 +22,6 @@ from ingestor.journal.segment import (
     decode_rows,
     decode_schema,
     encode_reasons,
-    encode_record,
     encode_schema,
     read_record,
 )
@@ -34,19 +31,6 @@ from ingestor.schema import FORMAT_VERSION, TRADES
 HEADER = Header(
     Kind.BLOCK, Counts(9, 6, 2, 1, 5, 3), 1 << 40, (7 << 40) + 3, 1_700_000_000_000_001, 1_700_000_000_000_009
 )
-
-
-def whole(header: Header, body: bytes | pa.Buffer) -> bytes:
-    return b"".join(bytes(piece) for piece in encode_record(header, body))
-
-
-@contextmanager
-def opened(content: bytes) -> Iterator[int]:
-    """A descriptor of a file with this content."""
-    with tempfile.TemporaryFile() as file:
-        file.write(content)
-        file.flush()
-        yield file.fileno()
 
 
 def read(content: bytes, offset: int = 0, limit: int | None = None) -> Record | None:
