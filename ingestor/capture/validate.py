@@ -1,5 +1,8 @@
 """Which decoded trades are sane enough to record. Late and out-of-order trades are genuine and stay."""
 
+import math
+import re
+import sys
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -11,7 +14,10 @@ _EARLIEST_MS = 631_152_000_000
 """1990: a time in seconds, or a zero, is before it."""
 _AHEAD_US = 86_400_000_000
 _SYMBOL_CHARACTERS = 64
-_ZERO = pa.scalar(0.0)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""Unicode's category Cc."""
+_LEAST_PRICE = math.nextafter(0.0, 1.0)
+_MOST = sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +44,12 @@ def validate(trades: pa.RecordBatch, now_us: int) -> Validated:
     (not finite, or below 0). A null is bad, except in volume, where it means unknown.
     """
     good = {
-        "bad_time": _good_times(trades["timestamp"], now_us),
-        "bad_symbol": _good_symbols(trades["symbol"]),
-        "bad_price": _good_prices(trades["price"]),
-        "bad_volume": _good_volumes(trades["volume"]),
+        "bad_time": _are_within(trades["timestamp"].view(pa.int64()), _EARLIEST_MS, (now_us + _AHEAD_US) // 1000),
+        "bad_symbol": _are_symbols(trades["symbol"]),
+        "bad_price": _are_within(trades["price"], _LEAST_PRICE, _MOST),
+        "bad_volume": _are_within(_known_or_zero(trades["volume"]), 0.0, _MOST),
     }
-    if all(pc.all(mask, min_count=0).as_py() for mask in good.values()):
+    if all(mask.true_count == trades.num_rows for mask in good.values()):
         return Validated(None, [])
     reason_of: dict[int, str] = {}
     for reason, mask in good.items():
@@ -52,36 +58,25 @@ def validate(trades: pa.RecordBatch, now_us: int) -> Validated:
     return Validated(reduce(pc.and_, good.values()), sorted(reason_of.items()))
 
 
-# One mask a column, without nulls: true where the value is good.
+# A mask a column: true where the value is good, never null.
 
 
-def _good_times(times: Any, now_us: int) -> Any:
-    times_ms = times.cast(pa.int64())
-    latest_ms = pa.scalar((now_us + _AHEAD_US) // 1000)
-    return _all_of(pc.greater_equal(times_ms, pa.scalar(_EARLIEST_MS)), pc.less_equal(times_ms, latest_ms))
+def _are_within(values: Any, least: float, most: float) -> Any:
+    """NaN and null are within nothing."""
+    mask: Any = pc.and_(pc.greater_equal(values, pa.scalar(least)), pc.less_equal(values, pa.scalar(most)))
+    return mask.fill_null(False) if mask.null_count else mask
 
 
-def _good_symbols(symbols: Any) -> Any:
+def _are_symbols(symbols: Any) -> Any:
     """Symbols repeat: each distinct one is judged once."""
     encoded = symbols.dictionary_encode()
-    lengths: Any = pc.utf8_length(encoded.dictionary)
-    controls: Any = pc.match_substring_regex(encoded.dictionary, r"\p{Cc}")
-    good = _all_of(
-        pc.greater(lengths, pa.scalar(0)),
-        pc.less_equal(lengths, pa.scalar(_SYMBOL_CHARACTERS)),
-        pc.invert(controls),
-    )
-    return good.take(encoded.indices).fill_null(False)
+    good: Any = pa.array(map(_is_symbol, encoded.dictionary.to_pylist()), pa.bool_()).take(encoded.indices)
+    return good.fill_null(False) if good.null_count else good
 
 
-def _good_prices(prices: Any) -> Any:
-    return _all_of(pc.is_finite(prices), pc.greater(prices, _ZERO))
+def _is_symbol(text: str) -> bool:
+    return 0 < len(text) <= _SYMBOL_CHARACTERS and not _CONTROL.search(text)
 
 
-def _good_volumes(volumes: Any) -> Any:
-    sane = _all_of(pc.is_finite(volumes), pc.greater_equal(volumes, _ZERO))
-    return pc.or_(volumes.is_null(), sane)
-
-
-def _all_of(*masks: Any) -> Any:
-    return reduce(pc.and_, masks).fill_null(False)
+def _known_or_zero(volumes: Any) -> Any:
+    return volumes.fill_null(0.0) if volumes.null_count else volumes
