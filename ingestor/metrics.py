@@ -1,5 +1,6 @@
 """What is counted, and the equations that the counts must satisfy: conservation."""
 
+import operator
 from dataclasses import dataclass, field, fields
 
 
@@ -17,7 +18,7 @@ class Counts:
     rejected_trades: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+        return Counts(*map(operator.add, _values(self), _values(other)))
 
     @property
     def balanced(self) -> bool:
@@ -28,6 +29,9 @@ class Counts:
     def fates(self) -> str:
         """What became of the frames, as a sum."""
         return f"{self.decoded:,} decoded + {self.rejected_frames:,} rejected + {self.notices:,} notices"
+
+
+_values = operator.attrgetter(*(one.name for one in fields(Counts)))
 
 
 @dataclass(frozen=True, slots=True)

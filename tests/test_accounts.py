@@ -1,5 +1,6 @@
 """Each segment's account in the ledger: recounted from its records, held to the equations."""
 
+import itertools
 import os
 from collections import Counter
 from dataclasses import replace
@@ -56,6 +57,17 @@ class TestBasic:
         assert accounts.totals == {1: Counts(14, 9, 3, 2, 9, 0)}
         assert accounts.violations == 0
         assert accounts.committed() == Cursor(2, 0)
+
+    def test_symbols_are_counted_over_many_blocks(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        sizes = (1, 5000, 5000, 0, 7, 9000, 2)  # some are counted by themselves, some together, some at the end
+        starts = itertools.accumulate(sizes, initial=first_sequence(1))
+        blocks = [trades(first, count) for first, count in zip(starts, sizes, strict=False)]
+        account(layout, *map(block, blocks))
+        (fact,) = ledger_facts(layout, "segment.closed")
+        rows = [row for batch in blocks for row in batch.to_pylist()]
+        assert fact["symbols"] == dict(Counter(row["symbol"] for row in rows))
+        assert fact["repeated"] == dict(Counter(row["symbol"] for row in rows if row["repeated"]))
 
     def test_an_empty_segment_is_accounted_for_too(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path)

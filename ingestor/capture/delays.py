@@ -26,8 +26,10 @@ class Delays:
             return
         sent_ms: Any = trades.column("timestamp").view(pa.int64())
         received_us: Any = trades.column("received_at").view(pa.int64())
-        delays_us: Any = pc.max_element_wise(pc.subtract(received_us, pc.multiply(sent_ms, _US_PER_MS)), _ZERO)
+        delays_us: Any = pc.subtract(received_us, pc.multiply(sent_ms, _US_PER_MS))
         least_us, most_us = pc.min_max(delays_us).as_py().values()
+        if least_us < 0:
+            delays_us = pc.max_element_wise(delays_us, _ZERO)
         for at, bound_us in enumerate(_BOUNDS_US):  # most bounds have all of a block on one side
             if least_us <= bound_us:
                 all_within = most_us <= bound_us

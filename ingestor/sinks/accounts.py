@@ -5,6 +5,7 @@ equations.
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 
+import pyarrow as pa
 import structlog
 
 from ingestor.errors import SinkUnavailable
@@ -13,6 +14,8 @@ from ingestor.journal.follower import Damage, Rows, SegmentEnd
 from ingestor.layout import FILE_MODE, Layout, SegmentId, publish
 from ingestor.ledger import Ledger
 from ingestor.metrics import Counts
+
+_COUNT_ROWS = 1 << 13
 
 log = structlog.get_logger()
 
@@ -29,6 +32,9 @@ class _Account:
     first_received_us: int = 0
     last_received_us: int = 0
     aside: int = 0
+    uncounted: list[pa.RecordBatch] = field(default_factory=list)
+    """Rows whose symbols are still to be counted: many small batches at once."""
+    uncounted_rows: int = 0
 
     def add(self, rows: Rows) -> None:
         self.counts += rows.counts
@@ -36,11 +42,20 @@ class _Account:
         self.reasons.update(rows.reasons)
         self.first_received_us = self.first_received_us or rows.first_received_us
         self.last_received_us = rows.last_received_us
-        symbols = rows.batch.column("symbol")
+        self.uncounted.append(rows.batch)
+        self.uncounted_rows += rows.batch.num_rows
+        if self.uncounted_rows >= _COUNT_ROWS:
+            self.count()
+
+    def count(self) -> None:
+        """Count the symbols of all rows added so far."""
+        symbols, repeated = (
+            pa.chunked_array([batch.column(name) for batch in self.uncounted], type_)
+            for name, type_ in (("symbol", pa.string()), ("repeated", pa.bool_()))
+        )
         self.trades.update(_count_values(symbols))
-        repeated = rows.batch.column("repeated")
-        if repeated.true_count:
-            self.repeated.update(_count_values(symbols.filter(repeated)))
+        self.repeated.update(_count_values(symbols.filter(repeated)))
+        self.uncounted, self.uncounted_rows = [], 0
 
 
 class SegmentAccounts:
@@ -76,6 +91,7 @@ class SegmentAccounts:
 
     def end_segment(self, end: SegmentEnd) -> None:
         account, self._account = self._account, _Account()
+        account.count()
         self._check(end.segment, account)
         self._record(end.segment, account)  # an empty one too: its number must not be taken again
         run = end.segment.run
@@ -124,5 +140,5 @@ class SegmentAccounts:
             log.error("conservation.violated", segment=str(segment), equation=equation, counts=asdict(counts))
 
 
-def _count_values(symbols: object) -> dict[str, int]:
-    return {entry["values"]: entry["counts"] for entry in symbols.value_counts().to_pylist()}  # type: ignore[attr-defined]
+def _count_values(symbols: pa.ChunkedArray) -> dict[str, int]:
+    return {entry["values"]: entry["counts"] for entry in symbols.value_counts().to_pylist()}
