@@ -178,6 +178,19 @@ def test_init_never_overwrites(folder: Path) -> None:
     assert (folder / "config/ingestor.yaml").read_bytes() == written
 
 
+@pytest.mark.parametrize(("name", "feed"), [("binance", "binance"), ("json", "json"), ("shards", "finnhub")])
+def test_init_from_another_example(folder: Path, name: str, feed: str) -> None:
+    done = call("init", "--from", name)
+    assert done.exit_code == 0
+    assert done.output.startswith(f"wrote config/{name}.yaml\n")
+    assert f"ingestor run --config config/{name}.yaml\n" in done.output
+    assert (folder / "config/.env").exists() == (feed == "finnhub")
+    assert settings_from(Path(f"config/{name}.yaml"), Flags()).feed.type == feed
+    again = call("init", "--from", name)
+    assert again.exit_code == 2
+    assert "Next" not in again.output
+
+
 def test_init_elsewhere(folder: Path) -> None:
     done = call("init", "--config", "a/b/my.yaml")
     assert done.exit_code == 0

@@ -24,6 +24,9 @@ import ingestor
 
 PACKAGED = {
     "config/ingestor.yaml": "ingestor/cli/templates/ingestor.yaml",
+    "config/binance.yaml": "ingestor/cli/templates/binance.yaml",
+    "config/json.yaml": "ingestor/cli/templates/json.yaml",
+    "config/shards.yaml": "ingestor/cli/templates/shards.yaml",
     "config/.env.example": "ingestor/cli/templates/env.example",
     "systemd/": "ingestor/cli/templates/systemd/",
 }
@@ -46,7 +49,7 @@ NEEDS_AN_EXTRA = {
 """What the core alone can't do, and what to install for it."""
 SINKS = {"redis": 'redis: {url: "redis://127.0.0.1:6379"}', "kafka": 'kafka: {brokers: "127.0.0.1:9092"}'}
 USE = {
-    "analysis": "import ingestor; assert len(ingestor.read_trades('data')) > 100",
+    "analysis": "import ingestor; assert len(ingestor.read_trades('data')) > 0",
     "charts": "from ingestor.cli.main import main; main(['plot', '--symbols', 'AAPL', '--png', 'aapl.png'])",
     "kafka": "import ingestor.sinks.kafka_topic",
     "live": "from ingestor.live.server import run_service; from ingestor.live.auth import load_verifier",
