@@ -26,8 +26,8 @@ from pyarrow.json import ParseOptions, ReadOptions, read_json
 from trade_load import PART_TRADES, part_path
 
 from ingestor.capture.fast_frames import scan_text_frames
+from ingestor.parquet import sort_trades, write_parquet
 from ingestor.schema import RECEIVED_AT, TRADES
-from ingestor.sinks.parquet_files import sort_trades, write_parquet
 
 _BLOCK = 8192
 _PARTS = 10

@@ -24,13 +24,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ingestor.dataset.files import Compacted
 from ingestor.dataset.rows import plain_texts, sort_rows
 from ingestor.layout import Layout, SegmentId, make_folder
 from ingestor.ledger import Ledger, run_id
-from ingestor.parquet import ROW_GROUP, file_schema, writer_options
+from ingestor.parquet import write_parquet
 from ingestor.schema import FORMAT_VERSION, RECEIVED_AT, RUN_SHIFT, TIMESTAMP, TRADES
 
 Integers = npt.NDArray[np.int64]
@@ -199,8 +198,7 @@ def write_parts(layout: Layout, rows: pa.Table, first_segment: int, parts: int) 
 
 def write_file(path: Path, rows: pa.Table, origin: SegmentId) -> None:
     """Sorted rows, as every file of the dataset is written."""
-    schema = file_schema(TRADES, str(origin))
-    pq.write_table(plain_texts(rows).cast(schema), path, row_group_size=ROW_GROUP, **writer_options(schema))
+    write_parquet(path, plain_texts(rows).cast(TRADES), str(origin))
 
 
 def write_ledger(layout: Layout, since: date) -> None:

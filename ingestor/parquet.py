@@ -1,8 +1,10 @@
-"""How trades look in Parquet: one set of encodings for whoever writes a file of the dataset."""
+"""How trades lie in Parquet: one order and one set of encodings for whoever writes a file of the dataset."""
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ingestor.schema import FORMAT_VERSION
@@ -37,3 +39,34 @@ def writer_options(schema: pa.Schema) -> dict[str, Any]:
         "write_page_checksum": True,
         "write_page_index": True,
     }
+
+
+def write_parquet(path: Path, rows: pa.Table, origin: str) -> None:
+    """Write sorted rows as a file of the dataset that comes from these segments. Raises OSError."""
+    schema = file_schema(rows.schema, origin)
+    pq.write_table(rows.cast(schema), path, row_group_size=ROW_GROUP, **writer_options(schema))
+
+
+def sort_trades(rows: pa.Table) -> pa.Table:
+    """Rows in order of (symbol, timestamp, sequence), given in order of sequence.
+
+    Column by column, so that no more than one stands in memory thrice.
+    """
+    order = _order(_in_one(rows.column("symbol")), _in_one(rows.column("timestamp")))
+    return pa.Table.from_arrays([_in_one(column).take(order) for column in rows.columns], schema=rows.schema)
+
+
+def _order(symbols: pa.Array, times: pa.Array) -> pa.Array:
+    """The indices of rows in order of (symbol, timestamp), equal ones as they come.
+
+    Sorted by time, then by the symbol's rank: Arrow's sort of one array is stable, counts where it can, and takes a
+    quarter of the time of its sort of a table.
+    """
+    encoded = symbols.dictionary_encode()
+    ranks = pc.sort_indices(pc.sort_indices(encoded.dictionary)).cast(pa.int32()).take(encoded.indices)
+    by_time = pc.array_sort_indices(times.cast(pa.int64()))
+    return by_time.take(pc.array_sort_indices(ranks.take(by_time)))
+
+
+def _in_one(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)

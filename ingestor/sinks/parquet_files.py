@@ -5,11 +5,9 @@ segment's id.
 from collections import Counter
 from collections.abc import Iterator
 from datetime import date, timedelta
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import structlog
 
 from ingestor.errors import SinkUnavailable
@@ -17,7 +15,7 @@ from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
 from ingestor.layout import Layout, SegmentId, list_segments, locked_date, publish, sync_directory
 from ingestor.ledger import Ledger
-from ingestor.parquet import ROW_GROUP, file_schema, writer_options
+from ingestor.parquet import sort_trades, write_parquet
 from ingestor.schema import TIMESTAMP
 
 _DAY_MS = 86_400_000
@@ -95,31 +93,6 @@ def publish_rows(layout: Layout, segment: SegmentId, batches: list[pa.RecordBatc
     return published
 
 
-def sort_trades(rows: pa.Table) -> pa.Table:
-    """Rows in order of (symbol, timestamp, sequence), given in order of sequence.
-
-    Column by column, so that no more than one stands in memory thrice.
-    """
-    order = _order(_in_one(rows.column("symbol")), _in_one(rows.column("timestamp")))
-    return pa.Table.from_arrays([_in_one(column).take(order) for column in rows.columns], schema=rows.schema)
-
-
-def _order(symbols: pa.Array, times: pa.Array) -> pa.Array:
-    """The indices of rows in order of (symbol, timestamp), equal ones as they come.
-
-    Sorted by time, then by the symbol's rank: Arrow's sort of one array is stable, counts where it can, and takes a
-    quarter of the time of its sort of a table.
-    """
-    encoded = symbols.dictionary_encode()
-    ranks = pc.sort_indices(pc.sort_indices(encoded.dictionary)).cast(pa.int32()).take(encoded.indices)
-    by_time = pc.array_sort_indices(times.cast(pa.int64()))
-    return by_time.take(pc.array_sort_indices(ranks.take(by_time)))
-
-
-def _in_one(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
-
-
 def split_by_date(rows: pa.Table) -> Iterator[tuple[date, pa.Table]]:
     """The rows of each UTC date of `timestamp`: a late trade goes to its own date."""
     days = pc.divide(rows.column("timestamp").cast(TIMESTAMP).cast(pa.int64()), _DAY_MS)
@@ -127,14 +100,6 @@ def split_by_date(rows: pa.Table) -> Iterator[tuple[date, pa.Table]]:
     for day in found:
         part = rows if len(found) == 1 else rows.filter(pc.equal(days, day))
         yield _EPOCH + timedelta(days=day), part
-
-
-def write_parquet(path: Path, rows: pa.Table, origin: str) -> None:
-    """Write sorted rows with the encodings that suit them: about 7 bytes a trade, against 21 by default. Raises
-    OSError.
-    """
-    schema = file_schema(rows.schema, origin)
-    pq.write_table(rows.cast(schema), path, row_group_size=ROW_GROUP, **writer_options(schema))
 
 
 def _first_unsealed(layout: Layout) -> Cursor:
