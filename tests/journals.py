@@ -168,6 +168,17 @@ def writing_descriptors() -> list[tuple[int, Path]]:
     return found
 
 
+def recording_descriptors() -> set[int]:
+    """The descriptors by which this process holds a journal's or a ledger's files."""
+    found = set()
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the listing's own is gone
+            path = Path(str(link.readlink()).removesuffix(" (deleted)"))
+            if path.suffix in (".journal", ".jsonl") or path.name == "synced":
+                found.add(int(link.name))
+    return found
+
+
 def break_descriptor(fd: int) -> None:
     """From now on this descriptor stands for a full device: a write fails with ENOSPC, an fsync with EINVAL."""
     full = os.open("/dev/full", os.O_WRONLY)

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import itertools
 import json
 import time
 from pathlib import Path
@@ -83,6 +84,7 @@ def test_a_token_may_name_symbols() -> None:
         ("\ud800", "is ASCII"),
         ("x" * 10_000, "at most 8192 characters"),
     ],
+    ids=itertools.count(),  # a token holds a time: no name for a test
 )
 def test_a_bad_token_is_refused_with_its_reason(forged: str, reason: str) -> None:
     with pytest.raises(Unauthorized, match=reason) as refusal:
