@@ -1,10 +1,22 @@
-"""What holds for every test."""
+"""What holds for every test; and one line a scenario at the end of the run: what it went through, and what that
+cost.
+"""
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from journals import recording_descriptors
+
+if TYPE_CHECKING:
+    from harness import Tally
+
+_TALLIES = pytest.StashKey[list["Tally"]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_TALLIES] = []
 
 
 @pytest.fixture(autouse=True)
@@ -16,3 +28,23 @@ def _crashes_leave_no_descriptors() -> Iterator[None]:
     yield
     for descriptor in recording_descriptors() - before:
         os.close(descriptor)
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> "Iterator[Tally]":
+    """The account of this scenario, shown at the end; a scenario that never began has none."""
+    from harness import Tally  # stands beside the scenarios
+
+    account = Tally(request.node.name.removeprefix("test_"))
+    yield account
+    if account.rounds:
+        request.config.stash[_TALLIES].append(account)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    tallies = config.stash[_TALLIES]
+    if tallies:
+        terminalreporter.section("scenarios")
+    width = max((len(tally.scenario) for tally in tallies), default=0)
+    for tally in tallies:
+        terminalreporter.write_line(f"{tally.scenario:<{width}}  {tally}")
