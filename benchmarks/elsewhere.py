@@ -2,7 +2,7 @@
 
     python benchmarks/elsewhere.py FOLDER
 
-Ends, and they with it, when its stdin is closed. They would run on other machines: here they take what the others leave.
+Ends, and they with it, when its stdin is closed. They would run on other machines: here they take what is left over.
 """
 
 import json
