@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -493,6 +493,73 @@ def test_requests_without_an_end_are_given_up(market: Market, server: Server) ->
         assert prices(good, 2) == [100, 101]
         answers = [stack.enter_context(one.makefile("rb")).read() for one in half_open]  # until it is cut off
     assert [answer[:13] for answer in answers] == list(parts.values())
+
+
+PAGE_ROWS = 100_000
+
+
+@pytest.fixture
+def paging(market: Market) -> Iterator[Server]:
+    """A server that has a page of many megabytes to give."""
+    for _ in range(10):
+        market.trade("AAPL", *range(PAGE_ROWS // 10))
+    market.recording.seal()
+    with running_serve(market.root) as server:
+        yield server
+
+
+def ask_for_a_page(server: Server) -> socket.socket:
+    """A client with little room of its own: what it doesn't read waits in the server."""
+    client = socket.socket()
+    client.settimeout(PATIENCE_S)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    client.connect(server.address)
+    client.sendall(b"GET /history?symbols=AAPL&limit=%d HTTP/1.1\r\n" % PAGE_ROWS)
+    client.sendall(b"Host: localhost\r\nConnection: close\r\n\r\n")
+    return client
+
+
+def read_rows(client: socket.socket, pause_s: float = 0.0) -> int:
+    """How many rows come until the connection's end."""
+    rows = 0
+    with suppress(ConnectionResetError):
+        while piece := client.recv(1 << 16):
+            rows += piece.count(b'"sequence"')
+            time.sleep(pause_s)
+    return rows
+
+
+def test_an_answer_that_nobody_reads_is_given_up(paging: Server) -> None:
+    good = paging.subscriber("AAPL")
+    assert prices(good, 1) == [PAGE_ROWS // 10 - 1]
+    before = paging.sockets
+    with ask_for_a_page(paging) as deaf:
+        eventually(lambda: paging.sockets == before + 1, "its connection")
+        eventually(lambda: paging.sockets == before, "the end of its connection")
+        assert 0 < read_rows(deaf) < PAGE_ROWS
+
+
+def test_a_slow_reader_gets_the_whole_answer(paging: Server) -> None:
+    with ask_for_a_page(paging) as slow:
+        assert read_rows(slow, pause_s=0.015) > PAGE_ROWS - 100  # a name may be cut in two
+
+
+def test_many_slow_readers_cannot_fill_the_memory(paging: Server) -> None:
+    """Each reads as much as it must, and what waits for them would be a quarter of a GB."""
+    before = paging.sockets
+    with ExitStack() as stack:
+        slow = [stack.enter_context(ask_for_a_page(paging)) for _ in range(16)]
+        eventually(lambda: paging.sockets == before + len(slow), "their connections")
+
+        def one_is_cut_off() -> bool:
+            time.sleep(0.1)
+            for client in slow:
+                client.settimeout(0.01)
+                with suppress(TimeoutError, ConnectionResetError):
+                    client.recv(1 << 14)
+            return paging.sockets < before + len(slow)
+
+        eventually(one_is_cut_off, "the first that is cut off")
 
 
 def test_a_request_that_comes_byte_by_byte_is_given_up(server: Server) -> None:

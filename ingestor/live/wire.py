@@ -12,6 +12,11 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 _REQUEST_S = 5.0
 """For a whole request, as long as an idle connection is kept."""
+_UNREAD_S = 5.0
+_UNREAD_BYTES = 128 << 10
+"""What must be read of a waiting answer in that time."""
+_UNREAD_MAX = 128 << 20
+"""Of all answers together."""
 _SPARE = 64
 """Connections above the limit that hear so; those beyond are cut off."""
 _FAREWELL_S = 5.0
@@ -20,12 +25,15 @@ _ABNORMAL = 1006
 
 
 class RequestProtocol(H11Protocol):
-    """Cuts off who doesn't come to the end of a request, whether it sends nothing more or a byte now and then; and who
-    comes when far too many are there: each holds a file, and who follows the journal needs some, too.
+    """Cuts off who doesn't come to the end of a request, whether it sends nothing more or a byte now and then; who
+    doesn't read the answer, likewise, since that waits in our memory; and who comes when far too many are there: each
+    holds a file, and who follows the journal needs some, too.
     """
 
     _deadline: asyncio.TimerHandle | None = None
     """While a request is awaited that has not come in whole."""
+    _look: asyncio.TimerHandle | None = None
+    """While an answer waits to be read."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base has it
         super().connection_made(transport)
@@ -40,6 +48,29 @@ class RequestProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._forget_deadline()
+        self._forget_look()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._look = self.loop.call_later(_UNREAD_S, self._look_at_reading, self.unread)
+        others = [one for one in self.connections if isinstance(one, RequestProtocol)]
+        if sum(one.unread for one in others) > _UNREAD_MAX:
+            max(others, key=lambda one: one.unread).transport.abort()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forget_look()
+
+    @property
+    def unread(self) -> int:
+        """Bytes of an answer that wait to be read."""
+        return self.transport.get_write_buffer_size()
+
+    def _look_at_reading(self, before: int) -> None:
+        if before - self.unread < _UNREAD_BYTES:
+            self.transport.abort()
+        else:
+            self._look = self.loop.call_later(_UNREAD_S, self._look_at_reading, self.unread)
 
     def _watch(self) -> None:
         """The time runs from the request's first byte, or from the connection's first moment."""
@@ -59,6 +90,11 @@ class RequestProtocol(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _forget_look(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
 
 
 class FrameProtocol(WebSocketsSansIOProtocol):
