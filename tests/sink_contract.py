@@ -6,9 +6,10 @@ import gc
 import json
 import sqlite3
 import threading
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -126,8 +127,10 @@ class Destination(ABC):
         if ticked:
             sink.tick(0.0)
         follower.close()
-        del sink
-        gc.collect()  # as the kernel would: what the process had open is closed
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            del sink
+            gc.collect()  # as the kernel would: what the process had open is closed
 
 
 class FileDestination(Destination):
@@ -204,11 +207,10 @@ class Sqlite(Destination):
         return SqliteDatabase(self._path, ROOT)
 
     def rows(self) -> pa.Table:
-        database = sqlite3.connect(self._path)
-        cursor = database.execute("SELECT * FROM trades ORDER BY rowid")
-        names = [column[0] for column in cursor.description]
-        found = [dict(zip(names, row, strict=True)) for row in cursor]
-        database.close()
+        with closing(sqlite3.connect(self._path)) as database:
+            cursor = database.execute("SELECT * FROM trades ORDER BY rowid")
+            names = [column[0] for column in cursor.description]
+            found = [dict(zip(names, row, strict=True)) for row in cursor]
         return _pick(pa.Table.from_pylist(found))
 
     def kill(self) -> None:

@@ -1,10 +1,11 @@
 """SQLite: what the contract of all sinks doesn't say."""
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from journals import Writer, make_root, read_events
+from journals import Writer, make_root, read_events, writing_descriptors
 from sink_contract import EXTRA, ROOT, Sqlite, fill_journal
 
 from ingestor.errors import SinkUnavailable
@@ -14,10 +15,8 @@ from ingestor.sinks.sqlite_db import SqliteDatabase
 
 
 def query(path: Path, sql: str) -> list[tuple[object, ...]]:
-    database = sqlite3.connect(path)
-    rows = database.execute(sql).fetchall()
-    database.close()
-    return rows
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute(sql).fetchall()
 
 
 class TestBasic:
@@ -70,6 +69,7 @@ class TestKnownErrors:
         Sqlite(tmp_path).carry(layout)
         with pytest.raises(SinkUnavailable, match="another root"):
             SqliteDatabase(tmp_path / "trades.sqlite", "another")
+        assert not [path for _, path in writing_descriptors() if path.name.startswith("trades.sqlite")]
 
     def test_a_file_that_is_no_database(self, tmp_path: Path) -> None:
         (tmp_path / "t.sqlite").write_text("not a database at all, but long enough to be looked at as one" * 20)
@@ -107,4 +107,6 @@ def test_a_segment_that_was_freed_without_it(tmp_path: Path) -> None:
         segment.unlink()
     destination.carry(layout)
     assert destination.rows()["sequence"].to_pylist()[5:] == later
-    assert SqliteDatabase(tmp_path / "trades.sqlite", ROOT).committed() > Cursor(2, 0)
+    sink = SqliteDatabase(tmp_path / "trades.sqlite", ROOT)
+    assert sink.committed() > Cursor(2, 0)
+    sink.close()
