@@ -7,7 +7,7 @@ A fact is a line of JSON: `at` (µs since 1970), `fact` (`noun.past_participle`)
     connection.opened   connection: its number in this run
     symbols.requested   connection, symbols
     symbol.proven       connection, symbol, since: the receive time of its first trade on this connection
-    symbol.refused      connection, symbol (null: the venue named none), text;  symbols.retried with symbols, why
+    symbol.refused      connection, symbol (null: the venue named none), text;  symbols.retried with symbols, reason
     symbol.dropped      symbol: not asked for any more
     connection.lost     connection, code, reason, bytes, frames;  connection.closed where we left
     connection.retired  connection, frames: it is old, and read on until the next one hears

@@ -35,7 +35,7 @@ class Report:
         """Say what is due."""
         if self._welcome_at_s is not None and now_s >= self._welcome_at_s:
             self._welcome_at_s = None
-            log.info("recording.started", summary=self.summary(datetime.now(UTC)))
+            log.info("recording.summarized", summary=self.summary(datetime.now(UTC)))
         if now_s >= self._last_at_s + _EVERY_S:
             self._progress(now_s)
 

@@ -64,5 +64,5 @@ def test_one_sentence_after_the_start_then_a_line_a_minute(recording: Recording)
         for second in range(200):
             report.tick(begun_s + second)
     events = [one["event"] for one in logs]
-    assert events == ["recording.started", *["recording.progressed"] * 3]
+    assert events == ["recording.summarized", *["recording.progressed"] * 3]
     assert {"trades", "frames", "rejected", "lag_ms", "pauses", "connected"} <= logs[1].keys()

@@ -46,7 +46,7 @@ def test_a_refused_symbol_is_asked_for_again_without_disturbing_the_rest(tmp_pat
     refusal = RefuseSymbols(at_s=0.0, for_s=1.0, symbols=(CRYPTO[0],))
     with recording(tmp_path, refusal) as (_, rig):
         refused = rig.wait_fact("symbol.refused", symbol=CRYPTO[0])
-        rig.wait_fact("symbols.retried", symbols=[CRYPTO[0]], why="refused")
+        rig.wait_fact("symbols.retried", symbols=[CRYPTO[0]], reason="refused")
         closed = rig.wait_fact("gap.closed", cause="refused", symbol=CRYPTO[0])
         proven = rig.wait_fact("symbol.proven", symbol=CRYPTO[0])
     assert "Invalid symbol" in refused["text"]
@@ -58,6 +58,6 @@ def test_a_refused_symbol_is_asked_for_again_without_disturbing_the_rest(tmp_pat
 def test_a_refusal_without_a_name_is_no_gap_but_whoever_is_silent_is_asked_for_again(tmp_path: Path) -> None:
     with recording(tmp_path, venue={"limit": 2}) as (_, rig):
         rig.wait_fact("symbol.refused", symbol=None, text="Subscribing to too many symbols")
-        retried = rig.wait_fact("symbols.retried", 2, why="refused")
+        retried = rig.wait_fact("symbols.retried", 2, reason="refused")
     assert retried["symbols"] == [CRYPTO[2]]
     assert [gap["cause"] for gap in rig.facts("gap.opened")] == ["shutdown"]

@@ -77,12 +77,12 @@ class Subscriptions:
                 self._ledger.record("symbols.requested", connection=self._number, symbols=added)
         return True
 
-    def request_again(self, why: str, symbols: Sequence[str] | None = None) -> None:
+    def request_again(self, reason: str, symbols: Sequence[str] | None = None) -> None:
         """Ask once more for these symbols (None: for all), which is harmless where they flow."""
         asked = self.symbols if symbols is None else symbols
         self._outbox += self._feed.subscribe(asked)
-        self._ledger.record("symbols.retried", connection=self._number, symbols=list(asked), why=why)
-        log.warning("symbols.retried", why=why, symbols=asked)
+        self._ledger.record("symbols.retried", connection=self._number, symbols=list(asked), reason=reason)
+        log.warning("symbols.retried", reason=reason, symbols=asked)
 
     def retry_refused(self, now_s: float) -> None:
         """Ask again, some time later, for what the venue refused: its refusals can be false (Finnhub-API #472), and

@@ -70,8 +70,8 @@ class Claims:
             if place < following:
                 start = max(place, Cursor(number, 0))
                 rows = Backlogs(self._layout).measure(start, following).rows
-                why = "too far behind: see journal.max_bytes and storage.min_free"
-                self._record_skipped(sink, rows, start, following, why)
+                reason = "too far behind: see journal.max_bytes and storage.min_free"
+                self._record_skipped(sink, rows, start, following, reason)
 
     def _record_losses(self) -> None:
         """Tell what sinks found gone although no claim on it was ended: they had not been asked for, or were given back
@@ -81,16 +81,18 @@ class Claims:
             for loss in read_losses(self._layout, sink):
                 rows = _rows_of_segments(self._layout, sink, range(loss.start.segment, loss.end.segment))
                 if rows:
-                    why = "gone when it came for them: it was switched off, or set back to an older state"
-                    self._record_skipped(sink, rows, loss.start, loss.end, why)
+                    reason = "gone when it came for them: it was switched off, or set back to an older state"
+                    self._record_skipped(sink, rows, loss.start, loss.end, reason)
                 loss.note.unlink()
 
-    def _record_skipped(self, sink: str, rows: int, start: Cursor, end: Cursor, why: str) -> None:
+    def _record_skipped(self, sink: str, rows: int, start: Cursor, end: Cursor, reason: str) -> None:
         self.skipped[sink] += rows
         places = {"from": [start.segment, start.offset], "to": [end.segment, end.offset]}
         fact = {"at": now_us(), "fact": "sink.skipped", "sink": sink, "rows": rows, **places}
         self._ledger.record_all([fact])
-        log.error("sink.skipped", sink=sink, rows=rows, **places, why=why, hint="these rows are in the dataset only")
+        log.error(
+            "sink.skipped", sink=sink, rows=rows, **places, reason=reason, hint="these rows are in the dataset only"
+        )
 
 
 def _rows_of_segments(layout: Layout, sink: str, numbers: range) -> int:

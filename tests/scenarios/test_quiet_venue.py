@@ -30,7 +30,7 @@ def test_no_trades_at_all_cost_one_connection_an_hour(tmp_path: Path) -> None:
             eventually(lambda: rig.recorder.counts.frames > frames + 2 * SILENCE_S / PING_S, "pings after that")
     assert [fact["connection"] for fact in rig.facts("connection.opened")] == [1, 2]
     assert [fact["reason"].split(" for ")[0] for fact in rig.facts("connection.lost")] == ["frames came, but no trades"]
-    retried = [(fact["connection"], fact["why"], fact["symbols"]) for fact in rig.facts("symbols.retried")]
+    retried = [(fact["connection"], fact["reason"], fact["symbols"]) for fact in rig.facts("symbols.retried")]
     assert retried == [(1, "no trades", list(CRYPTO)), (2, "no trades", list(CRYPTO))]
     coverage = find_coverage(rig.facts())
     for symbol in CRYPTO:
