@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 from trade_load import SYMBOLS
 
+from ingestor.journal.open_segment import Segments
 from ingestor.journal.rotation import Rotation
 from ingestor.journal.segment import Header, Kind
 from ingestor.journal.writer import Block, Journal
@@ -50,7 +51,7 @@ def begin(root: Path) -> Journal:
     ledger.record("run.started", format=FORMAT_VERSION, run=1, feed="finnhub", columns=TRADES.names,
                   tickers=SYMBOLS, formats=["parquet"], first_segment=1, open_gaps=[])  # fmt: skip
     ledger.close()
-    return Journal(layout, 1, 1, "finnhub", TRADES, Rotation(1e9, 1 << 40))
+    return Journal(layout, Segments(layout, 1, 1, "finnhub", TRADES), Rotation(1e9, 1 << 40))
 
 
 def block_of_now(first: int, count: int) -> Block:

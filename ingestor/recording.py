@@ -27,6 +27,7 @@ from ingestor.config.key import load_secret
 from ingestor.errors import ConfigError
 from ingestor.feeds import Feed, make_feed
 from ingestor.journal.cursor import next_segment
+from ingestor.journal.open_segment import Segments
 from ingestor.journal.rotation import Rotation
 from ingestor.journal.writer import Journal
 from ingestor.layout import Layout
@@ -80,7 +81,7 @@ def prepare(
     inherited = find_inherited_gaps(layout, history)
     ledger = _begin_ledger(settings, layout, run, feed, first_segment, inherited)
     rotation = Rotation(settings.storage.rotate.age, settings.storage.rotate.size)
-    journal = Journal(layout, run, first_segment, feed.name, recorded(feed.schema), rotation)
+    journal = Journal(layout, Segments(layout, run, first_segment, feed.name, recorded(feed.schema)), rotation)
     gaps = Gaps(ledger, run, inherited)
     gaps.drop_others(settings.symbols, now_us())
     observed = Observed()

@@ -5,7 +5,7 @@ import os
 import resource
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from ingestor.journal.cursor import Cursor, next_segment
 from ingestor.journal.follower import Damage, Event, Follower, Rows, SegmentEnd
+from ingestor.journal.open_segment import Segments
 from ingestor.journal.rotation import Rotation
 from ingestor.journal.segment import Header, Kind, encode_record
 from ingestor.journal.writer import Block, Journal
@@ -118,6 +119,18 @@ def opened(content: bytes) -> Iterator[int]:
         yield file.fileno()
 
 
+def make_journal(
+    layout: Layout,
+    run: int,
+    first_segment: int,
+    *,
+    schema: pa.Schema = TRADES,
+    rotation: Rotation = NEVER,
+    clock: Callable[[], datetime],
+) -> Journal:
+    return Journal(layout, Segments(layout, run, first_segment, "finnhub", schema, clock), rotation, clock)
+
+
 class Writer:
     """A journal and the number of its next row: what the recorder is to it."""
 
@@ -126,7 +139,7 @@ class Writer:
     ) -> None:
         self._layout = layout
         self.clock = clock or Clock()
-        self.journal = Journal(layout, run, segment, "finnhub", TRADES, rotation, self.clock)
+        self.journal = make_journal(layout, run, segment, rotation=rotation, clock=self.clock)
         self.sequence = first_sequence(run)
 
     @property

@@ -27,6 +27,7 @@ from ingestor.capture.tending import Tending
 from ingestor.config.recorder import ConnectionSettings, JournalSettings
 from ingestor.feeds import Feed
 from ingestor.feeds.finnhub import Finnhub
+from ingestor.journal.open_segment import Segments
 from ingestor.journal.rotation import Rotation
 from ingestor.journal.writer import Journal
 from ingestor.layout import Layout
@@ -120,7 +121,7 @@ def make_rig(
     settings = ConnectionSettings.model_validate({"connect_timeout": 5.0, "backoff_max": 1.0, **connection})
     buffer = Buffer(settings.buffer)
     stop = threading.Event()
-    journal = Journal(layout, run, run, feed.name, recorded(feed.schema), Rotation(900.0, 1 << 26))
+    journal = Journal(layout, Segments(layout, run, run, feed.name, recorded(feed.schema)), Rotation(900.0, 1 << 26))
     rejects = Rejects(layout, run, 1 << 30)
     times = JournalSettings.model_validate({"linger": linger_s, "sync_interval": 0.2})
     keeper, observer = Keeper(journal, rejects, buffer, observed), Observer(ledger, gaps, observed)

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from journals import Clock, block, drain, make_root
+from journals import Clock, block, drain, make_journal, make_root
 
 from ingestor.journal.rotation import Rotation
-from ingestor.journal.writer import Journal
 from ingestor.ledger import Ledger, run_id
 from ingestor.schema import FORMAT_VERSION, RUN_SHIFT, TRADES
 from ingestor.sinks.accounts import SegmentAccounts
@@ -56,7 +55,7 @@ class Recording:
         )
         self.sequence = run << RUN_SHIFT
         self.clock = Clock(datetime.fromisoformat(started).replace(tzinfo=UTC))
-        self.journal = Journal(self.layout, run, 1, "finnhub", TRADES, ALWAYS, self.clock)
+        self.journal = make_journal(self.layout, run, 1, rotation=ALWAYS, clock=self.clock)
         self._sinks = (SegmentAccounts(self.layout, self.ledger, 0), ParquetFiles(self.layout, self.ledger))
 
     def write(self, *prints: Print) -> pa.RecordBatch:

@@ -19,14 +19,25 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
-from journals import NEVER, NOON, Crash, Crashed, Holder, block, drain, first_sequence, make_ledger, make_root, trades
+from journals import (
+    NOON,
+    Crash,
+    Crashed,
+    Holder,
+    block,
+    drain,
+    first_sequence,
+    make_journal,
+    make_ledger,
+    make_root,
+    trades,
+)
 from pyarrow import fs as pafs
 from servers import KafkaCluster, RedisServer, S3Server
 
 from ingestor.config.sinks import KafkaSettings, RedisSettings
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Follower
-from ingestor.journal.writer import Journal
 from ingestor.layout import Layout
 from ingestor.schema import TRADES
 from ingestor.sinks import Sink
@@ -50,12 +61,12 @@ def fill_journal(
     layout: Layout, segments: int, records: int, rows: int, *, run: int = 1, schema: pa.Schema = TRADES
 ) -> pa.Table:
     """A journal of so many segments that have ended, of so many records of so many rows: the truth."""
-    journal = Journal(layout, run, (run - 1) * 1000 + 1, "finnhub", schema, NEVER, lambda: NOON)
+    journal = make_journal(layout, run, (run - 1) * 1000 + 1, schema=schema, clock=lambda: NOON)
     journal.close()
     batches, sequence = [], first_sequence(run)
     for segment in range(segments):
         number = (run - 1) * 1000 + 2 + segment
-        journal = Journal(layout, run, number, "finnhub", schema, NEVER, lambda: NOON)
+        journal = make_journal(layout, run, number, schema=schema, clock=lambda: NOON)
         for _ in range(records):
             batch = _with_extras(trades(sequence, rows), schema)
             journal.append(block(batch))

@@ -314,7 +314,9 @@ class TestRecovery:
         synced = writer.append()
         writer.journal.sync()
         refused = writer.append_refused()
-        given_up = Segments(layout, 1, 2, "finnhub", TRADES, writer.clock).open(1, writer.journal.synced)
+        given_up = Segments(layout, 1, 2, "finnhub", TRADES, writer.clock).open(
+            writer.journal.segment, writer.journal.synced
+        )
         for _, pieces in writer.journal.unsynced:
             given_up.write(pieces)
         given_up.close()

@@ -25,23 +25,26 @@ def segments(layout: Layout) -> Segments:
 
 
 def test_a_segment_says_whose_it_is_and_what_it_continues(layout: Layout, segments: Segments) -> None:
-    segments.open(5, None).close()
-    segments.open(7, Cursor(7, 88)).close()
+    opened = segments.open(None, None)
+    segments.open(opened.id, None).discard()
+    segments.open(opened.id, Cursor(7, 88)).close()
+    opened.close()
     first, second = list_segments(layout)
     assert read_identity(first.path) == {
         "format": FORMAT_VERSION,
         "segment": str(first.id),
         "feed": "finnhub",
-        "previous": 5,
+        "previous": 6,
         "continues": None,
     }
-    assert (first.id.number, first.id.run, second.id.number) == (7, 3, 8)
-    assert (read_identity(second.path) or {})["continues"] == [7, 88]
+    assert (first.id.number, first.id.run, second.id.number) == (7, 3, 9)
+    identity = read_identity(second.path) or {}
+    assert (identity["previous"], identity["continues"]) == (7, [7, 88])
     assert stat.S_IMODE(first.path.stat().st_mode) == 0o640
 
 
 def test_records_stand_behind_one_another_and_its_end_is_known(layout: Layout, segments: Segments) -> None:
-    segment = segments.open(0, None)
+    segment = segments.open(None, None)
     segment.write(encode_reasons({"bad_time": 1}))
     segment.write_end()
     segment.sync()
@@ -60,12 +63,12 @@ def test_what_can_not_be_opened_whole_leaves_nothing_and_its_number_is_not_taken
     layout: Layout, segments: Segments
 ) -> None:
     with no_file_beyond(0), pytest.raises(OSError, match="File too large"):
-        segments.open(0, None)
+        segments.open(None, None)
     assert list_segments(layout) == []
-    segments.open(0, None).close()
+    segments.open(None, None).close()
     assert [file.id.number for file in list_segments(layout)] == [8]
 
 
 def test_a_segment_that_is_discarded_is_gone(layout: Layout, segments: Segments) -> None:
-    segments.open(0, None).discard()
+    segments.open(None, None).discard()
     assert list_segments(layout) == []

@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 
 import pyarrow as pa
 
@@ -72,8 +72,9 @@ class Segments:
         first: int,
         feed: str,
         schema: pa.Schema,
-        clock: Callable[[], datetime],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        """`first`: the number of the first; the others follow."""
         self._layout = layout
         self._run = run
         self._number = first
@@ -81,10 +82,11 @@ class Segments:
         self._schema = schema
         self._clock = clock
 
-    def open(self, previous: int, continues: Cursor | None) -> OpenSegment:
+    def open(self, previous: SegmentId | None, continues: Cursor | None) -> OpenSegment:
         """A new segment: created, synced and its directory synced before the first row. Raises OSError.
 
-        Its number is not taken twice, even where it is given up: a reader may have seen it.
+        `previous` is this run's segment before it. Its number is not taken twice, even where it is given up: a reader
+        may have seen it.
         """
         segment = SegmentId(self._number, self._clock().replace(microsecond=0), self._run)
         self._number += 1
@@ -93,7 +95,7 @@ class Segments:
             "format": FORMAT_VERSION,
             "segment": str(segment),
             "feed": self._feed,
-            "previous": previous,
+            "previous": segment.number - 1 if previous is None else previous.number,
             "continues": None if continues is None else [continues.segment, continues.offset],
         }
         try:

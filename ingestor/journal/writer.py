@@ -46,15 +46,13 @@ class Journal:
     def __init__(
         self,
         layout: Layout,
-        run: int,
-        first_segment: int,
-        feed: str,
-        schema: pa.Schema,
+        segments: Segments,
         rotation: Rotation,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Sync what earlier runs left, then open the first segment. Raises OSError where the disk won't have it."""
         self._layout = layout
+        self._segments = segments
         self._rotation = rotation
         self._clock = clock
         self._rotated = 0
@@ -68,8 +66,7 @@ class Journal:
                 sync_file(left.path)
         fill_ballast(layout)
         self._synced_fd = os.open(layout.synced, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
-        self._segments = Segments(layout, run, first_segment, feed, schema, clock)
-        self._open = self._segments.open(first_segment - 1, None)
+        self._open = segments.open(None, None)
         self.synced = Cursor(0, 0)
         self._settle(self._open)
 
@@ -111,7 +108,7 @@ class Journal:
             return
         try:
             self._end_segment()
-            following = self._segments.open(self._open.id.number, None)
+            following = self._segments.open(self._open.id, None)
             ended, self._open = self._open, following
             ended.close()
             self._rotated += 1
@@ -128,7 +125,7 @@ class Journal:
         try:
             if last_chance:
                 release_ballast(self._layout)
-            following = self._segments.open(self._open.id.number, self.synced)
+            following = self._segments.open(self._open.id, self.synced)
             for rows, pieces in self.unsynced:
                 self._write(following, rows, pieces)
             following.sync()
