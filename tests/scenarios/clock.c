@@ -10,11 +10,11 @@
 #include <time.h>
 #include <unistd.h>
 
-static int (*real)(clockid_t, struct timespec *);
+typedef int (*clock_reader)(clockid_t, struct timespec *);
+
 static volatile const int64_t *offset_ns;
 
 __attribute__((constructor)) static void open_offset(void) {
-    real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
     int fd = open(getenv("CLOCK_OFFSET"), O_RDONLY | O_CLOEXEC);
     void *page = mmap(NULL, sizeof *offset_ns, PROT_READ, MAP_SHARED, fd, 0);
     if (fd < 0 || page == MAP_FAILED) abort();
@@ -22,9 +22,12 @@ __attribute__((constructor)) static void open_offset(void) {
     close(fd);
 }
 
+/* Libraries of the process may read the clock before they are all set up: it is right until then. */
 int clock_gettime(clockid_t clock, struct timespec *now) {
+    static clock_reader real;
+    if (!real) real = (clock_reader)dlsym(RTLD_NEXT, "clock_gettime");
     int failed = real(clock, now);
-    if (failed || clock != CLOCK_REALTIME) return failed;
+    if (failed || clock != CLOCK_REALTIME || !offset_ns) return failed;
     int64_t ns = now->tv_sec * INT64_C(1000000000) + now->tv_nsec + *offset_ns;
     now->tv_sec = ns / INT64_C(1000000000);
     now->tv_nsec = ns % INT64_C(1000000000);
