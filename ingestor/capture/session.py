@@ -41,19 +41,19 @@ class Session:
         self._stop = stop
         self._connection: Connection | None = None
         self._retiring: Retiring | None = None
-        self._subscribed = False
         self.connections = 0
         self.last_frame_us: int | None = None
 
     @property
     def connected(self) -> bool:
+        """There is a connection, and the symbols were asked for on it."""
         return self._connection is not None
 
     @property
     def answered(self) -> bool:
-        """Something came on this connection since the symbols were asked for."""
+        """Something came on it, too."""
         connection = self._connection
-        return connection is not None and self._subscribed and connection.bytes_received > 0
+        return connection is not None and connection.bytes_received > 0
 
     def run(self) -> None:
         """Until `stop`, heeded within two seconds unless the Buffer is full. Raises FeedRefused where the key is wrong
@@ -94,14 +94,12 @@ class Session:
 
     def _listen(self, connection: Connection, life: Life) -> bool:
         """Ask for the symbols, and read: see `_read`."""
+        self._tending.begin(connection, life)
         self._connection = connection
         try:
-            self._tending.begin(connection, life)
-            self._subscribed = True
             return self._read(connection, life)
         finally:
             self._connection = None
-            self._subscribed = False
 
     def _read(self, connection: Connection, life: Life) -> bool:
         """Frames into the Buffer until it is lost (raises ConnectionLost), too old (True), or `stop` (False): then
