@@ -3,6 +3,7 @@
 import base64
 import itertools
 import json
+import os
 import re
 import subprocess
 import tempfile
@@ -94,7 +95,12 @@ def running_browser() -> Iterator[Browser]:
     ]
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
-        subprocess.Popen([*command, f"--user-data-dir={profile}"], stderr=subprocess.PIPE, text=True) as process,
+        subprocess.Popen(
+            [*command, f"--user-data-dir={profile}"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"TMPDIR": profile},  # it leaves files there when it is killed
+        ) as process,
     ):
         assert process.stderr is not None
         try:

@@ -25,12 +25,17 @@ PATIENCE_S = 60.0
 """Longer than any server takes to start."""
 PASSWORD = "a password of a test"
 BUCKET = "trades"
+_WEED_SOCKETS = Path("/tmp")  # noqa: S108  it knows no other place for them
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = range(10_000 + _WORKER, 30_000, _WORKERS)
+"""Others that look for a free port at the same time have others."""
 
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody has now, and that no outgoing connection gets while a killed server is away."""
     found: list[int] = []
-    for port in random.sample(range(10_000, 30_000), 1000):
+    for port in random.sample(_PORTS, 1000):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             found.append(port)
@@ -141,7 +146,7 @@ class S3Server:
 
     def __init__(self, folder: Path) -> None:
         weed = Path(sys.executable).parent / "weed"
-        ports = free_ports(10)
+        self._ports = ports = free_ports(10)
         names = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc",
                  "filer.port", "filer.port.grpc", "admin.port", "admin.port.grpc")  # fmt: skip
         off = ("webdav", "admin.ui", "master.telemetry")
@@ -149,8 +154,8 @@ class S3Server:
         self.uri = f"s3://{BUCKET}/mirror?scheme=http&endpoint_override=127.0.0.1:{ports[0]}&region=us-east-1"
         self._log = folder / "weed.log"
         self._command = [
-            *(str(weed) if weed.exists() else require("weed"), "mini", f"-dir={folder}", "-ip=127.0.0.1"),
-            *("-ip.bind=127.0.0.1", f"-bucket={BUCKET}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+            *(str(weed) if weed.exists() else require("weed"), f"-logdir={folder}", "mini", f"-dir={folder}"),
+            *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={BUCKET}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
             *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
             *(f"-{name}=false" for name in off),
         ]
@@ -169,6 +174,9 @@ class S3Server:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
+        for port in self._ports:
+            for left in _WEED_SOCKETS.glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink()
 
     def close(self) -> None:
         self.kill()

@@ -41,16 +41,13 @@ def coverage(
     tz: tzinfo,
     as_json: bool,
 ) -> None:
-    (
-        """Say when each symbol was recorded, when not and why, and when nobody can tell.
+    """Say when each symbol was recorded, when not and why, and when nobody can tell.
 
     Recorded: a trade would have been kept. Blind: it would not, for the cause named. Unproven: asked for, and no
     trade came on that connection yet, so that silence may be the market or a subscription that doesn't work.
 
     Prints a row a symbol, a row a gap, and the time blind by cause; --json has each interval, too.
     """
-        ""
-    )
     bounds = _bounds_us(read_span(start, end, tz))
     found = read_coverage(Layout(root_from(config, root)), symbols)
     click.echo(_as_json(found, bounds, tz) if as_json else _as_text(found, bounds, tz))
