@@ -127,11 +127,19 @@ class Chart:
         return pane
 
     def _tell(self, pane: figure, line: "GlyphRenderer[Any]", names: list[str]) -> None:
-        """What the pointer says of the nearest bar, be it above or below: boxes are only hit from within."""
+        """What the pointer says of the nearest bar, be it above or below: boxes are only hit from within.
+
+        Right on a bar it hits the line on either side of it: once is enough.
+        """
         told = [("time", "@time{%F %T}"), *((name, f"@{name}{{0,0.00[0000]}}") for name in names)]
         pane.add_tools(
             HoverTool(
-                renderers=[line], tooltips=told, formatters={"@time": "datetime"}, mode="vline", line_policy="nearest"
+                renderers=[line],
+                tooltips=told,
+                formatters={"@time": "datetime"},
+                mode="vline",
+                line_policy="nearest",
+                limit=1,
             )
         )
 
