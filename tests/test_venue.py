@@ -1,5 +1,6 @@
 """The venue over real sockets: its rules, its truth, and each way in which it misbehaves."""
 
+import asyncio
 import json
 import math
 import socket
@@ -19,6 +20,7 @@ from websockets.exceptions import ConnectionClosed, ConnectionClosedError, Inval
 from websockets.sync.client import ClientConnection, connect
 
 from ingestor.errors import ConfigError
+from ingestor.simulator.connection import VenueConnection, make_protocol
 from ingestor.simulator.faults import (
     Abort,
     Answer,
@@ -424,6 +426,22 @@ def test_a_reset_is_one() -> None:
         raw.sendall(handshake(venue))
         with pytest.raises(ConnectionResetError):
             read_to_end(raw)
+
+
+@pytest.mark.parametrize("end", [VenueConnection.abort, VenueConnection.reset])
+def test_a_connection_that_has_just_ended_can_not_be_ended_again(end: Callable[[VenueConnection], None]) -> None:
+    """A fault may strike in the very moment that the client leaves."""
+
+    async def run() -> None:
+        async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
+            _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            connection = VenueConnection(1, 0.0, make_protocol(), writer, None)
+            connection.abort()
+            await asyncio.sleep(0)  # the loop closes the socket
+            assert writer.get_extra_info("socket").fileno() == -1
+            end(connection)
+
+    asyncio.run(run())
 
 
 def test_an_outage_cuts_all_and_answers_nobody() -> None:

@@ -188,7 +188,9 @@ class VenueConnection:
             self._writer.transport.abort()
 
     def reset(self) -> None:
-        """Close the TCP connection at once, with a RST."""
+        """Close the TCP connection at once, with a RST, unless it is being closed anyway."""
+        if self._writer.transport.is_closing():  # its socket may be gone
+            return
         sock: socket.socket = self._writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.abort()
