@@ -3,7 +3,8 @@
 A script is a YAML list of faults: `{at: 5s, do: outage, for: 3s}` or `{connection: 2, after: 3s, do: abort}`.
 `at` counts from the venue's start, `after` from the opening of each connection, or of the one that
 `connection` numbers (handshakes count, from 1). Lasting faults hold until `for` has passed. Sudden ones strike
-once, or `every` so often; with `at` and `for` also whatever connection is opened in that time.
+once, or `every` so often; with `at` and `for` also whatever connection is opened in that time. Time in which the
+venue's machine stood still doesn't count.
 """
 
 import heapq

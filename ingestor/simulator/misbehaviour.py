@@ -25,6 +25,8 @@ log = structlog.get_logger("ingestor.simulator")
 
 CLOSE_GRACE_S = 2.0
 """How long a client has to answer a close frame."""
+LOOK_S = 0.25
+STOOD_STILL_S = 1.0
 
 
 class Misbehaviour:
@@ -37,7 +39,7 @@ class Misbehaviour:
 
     @property
     def now_s(self) -> float:
-        """Seconds since the venue's start: the clock of the faults."""
+        """Seconds since the venue's start in which it ran: the clock of the faults."""
         return asyncio.get_running_loop().time() - self._started_s
 
     @property
@@ -58,10 +60,23 @@ class Misbehaviour:
         """Nothing at all is sent to anybody for so long."""
         self._schedule = self._schedule.plus(Mute(at_s=self.now_s, for_s=seconds, pings=False))
 
+    async def keep_time(self) -> None:
+        """The clock stands still while the process or its machine does: no fault is over before anybody met it."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            before_s = clock()
+            await asyncio.sleep(LOOK_S)
+            late_s = clock() - before_s - LOOK_S
+            if late_s > STOOD_STILL_S:
+                self._started_s += late_s
+
     async def befall(self, client: VenueConnection) -> None:
         """The sudden faults of one connection, each at its time."""
         for time_s, fault in self._schedule.strikes(client.number, client.opened_s):
-            await asyncio.sleep(time_s - self.now_s)
+            wait_s = time_s - self.now_s
+            while wait_s > 0:
+                await asyncio.sleep(wait_s)
+                wait_s = time_s - self.now_s
             log.info("fault.struck", connection=client.number, fault=fault.do)
             await _strike(client, fault)
 

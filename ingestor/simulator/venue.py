@@ -80,7 +80,7 @@ class Venue:
         """
         try:
             async with asyncio.TaskGroup() as tasks:
-                work = (self._accept(), self._trade(), self._flush_truth())
+                work = (self._accept(), self._trade(), self._flush_truth(), self._misbehaviour.keep_time())
                 chores = [tasks.create_task(chore) for chore in work]
                 await stop.wait()
                 for client in self._clients.values():
