@@ -119,6 +119,24 @@ def test_a_pause_of_the_reader_says_nothing_of_the_venue() -> None:
         assert watcher.judge({}, OPEN, half_seconds / 2) == Doubt()
 
 
+def test_time_in_which_nobody_looked_is_no_silence_but_what_was_heard_before_counts() -> None:
+    """A stream ends at 600; from 700 to 1000, and again from 1200 on, the machine stands still for 300 s."""
+    stream = ticking(dict.fromkeys(OPEN, 1.0), dict.fromkeys(OPEN, 600.0))
+    watcher = TradeWatch(OPEN, SILENCE_S, 0.0)
+    doubts: list[tuple[float, Doubt]] = []
+    for half_seconds in range(3400):
+        now_s = half_seconds / 2
+        if 700.0 < now_s < 1000.0 or 1200.0 < now_s < 1500.0:
+            continue
+        if now_s in {1000.0, 1500.0}:
+            watcher.skip(300.0)
+        doubts.append((now_s, watcher.judge(stream(now_s), OPEN, now_s)))
+    assert kinds([one for one in doubts if one[1].drought]) == [
+        (1200.0, "resubscribe", True),
+        (1650.0, "reconnect", True),
+    ]
+
+
 # One symbol
 
 

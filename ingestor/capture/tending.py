@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import structlog
 
+from ingestor.capture.attention import Attention
 from ingestor.capture.buffer import Buffer
 from ingestor.capture.connection import Connection
 from ingestor.capture.gaps import Gaps
@@ -45,6 +46,7 @@ class Tending:
         self._gaps = gaps
         self._observed = observed
         self._markets = markets
+        self._attention = Attention(now_s)
         self._liveness = Liveness(settings.silence, settings.ping_interval, now_s)
         self._trade_watch = TradeWatch(subscriptions.symbols, settings.silence, now_s)
         self._wall_clock = WallClock(now_us(), now_s)
@@ -58,15 +60,18 @@ class Tending:
         self._adopt_changes(None)
         self._subscriptions.request_all(connection, life.number, life.opened_s)
         connection.ping()  # its answer shows that the socket works, where no trade does
-        self._liveness = Liveness(self._settings.silence, self._settings.ping_interval, time.monotonic())
+        now_s = time.monotonic()
+        self._attention = Attention(now_s)
+        self._liveness = Liveness(self._settings.silence, self._settings.ping_interval, now_s)
 
     def tend(self, connection: Connection, life: Life, now_s: float) -> None:
         """Twice a second: is it alive, is there something to ask for again? Raises ConnectionLost."""
         self._watch_clock(now_s)
+        self._attention.look(now_s)
         if life.paused_s is not None:  # what waits in the socket says nothing of when it came
             self._liveness.suspend(now_s)
         verdict = self._liveness.judge(Counters(life.frames, connection.bytes_received, connection.pongs), now_s)
-        if verdict.lost:
+        if verdict.lost and self._attention.regained:
             raise Stalled(verdict.lost)
         if verdict.ping:
             connection.ping()
@@ -97,8 +102,11 @@ class Tending:
         if self._drought_us is not None and self._observed.last_received_us > self._drought_us:
             self._gaps.close(self._observed.last_received_us)
             self._drought_us = None
+        self._trade_watch.skip(self._attention.away_s)
         if life.paused_s is not None or self._buffer.lag_s() > _LAG_S:  # trades wait that nobody has seen yet
             self._trade_watch.begin(now_s)
+            return
+        if not self._attention.regained:
             return
         now = datetime.now(UTC)
         phases = {symbol: self._markets.phase(symbol, now) for symbol in self._subscriptions.symbols}

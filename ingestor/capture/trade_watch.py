@@ -83,6 +83,13 @@ class TradeWatch:
         self._resubscribed_s = None
         self._asked_s.clear()
 
+    def skip(self, seconds: float) -> None:
+        """Nobody looked for so long, until now: that is no silence."""
+        for pace in (self._all, *self._paces.values()):
+            pace.since_s += seconds
+        if self._resubscribed_s is not None:
+            self._resubscribed_s += seconds
+
     def change(self, symbols: Iterable[str], now_s: float) -> None:
         """From now on these; what is known of the others' pace stays."""
         self._paces = {symbol: self._paces.get(symbol) or _Pace(now_s) for symbol in symbols}
