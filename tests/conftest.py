@@ -3,6 +3,7 @@ cost.
 """
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ _TALLIES = pytest.StashKey[list["Tally"]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_TALLIES] = []
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a script's shell leaves it to what it starts with `&`
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # our children inherit it, and must heed Ctrl-C
 
 
 @pytest.fixture(autouse=True)

@@ -96,9 +96,10 @@ class Walk:
 
     def leave(self, line: str) -> None:
         """Ctrl-C there."""
-        process = self.terminals.pop(line)
+        process = self.terminals[line]
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(30) in {0, 130}, (line, self._log(line).read_text())
+        del self.terminals[line]  # only now: what doesn't end is killed with the walk
 
     def leave_all(self) -> None:
         for line in [*self.terminals][::-1]:
