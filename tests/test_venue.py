@@ -257,6 +257,21 @@ def test_a_second_connection_with_the_key_ends_both() -> None:
             assert take(third, 1)
 
 
+def test_the_key_of_a_connection_that_the_venue_closed_is_free_before_the_client_has_answered() -> None:
+    with (
+        running_venue(afflicted(Close(connection=1, after_s=0, code=1001))) as venue,
+        socket.create_connection(address(venue)) as raw,
+    ):
+        raw.settimeout(WAIT_S)
+        raw.sendall(handshake(venue))
+        goodbye = b"\x88\x02" + (1001).to_bytes(2, "big")
+        received = b""
+        while goodbye not in received:
+            received += raw.recv(65536)
+        with client(venue, "AAPL") as second:
+            assert take(second, 1)
+
+
 def test_more_symbols_than_the_limit_are_refused_until_one_is_given_up() -> None:
     with running_venue(replace(FAST, limit=2)) as venue, client(venue) as opened:
         refusal = {"msg": "Subscribing to too many symbols", "type": "error"}

@@ -107,7 +107,12 @@ class VenueConnection:
     @property
     def open(self) -> bool:
         """Whether what is sent reaches the socket."""
-        return not self._jammed and self._protocol.state is State.OPEN and not self._writer.transport.is_closing()
+        return not self._jammed and not self.leaving
+
+    @property
+    def leaving(self) -> bool:
+        """A side has said goodbye, or the socket is being closed."""
+        return self._protocol.state is not State.OPEN or self._writer.transport.is_closing()
 
     def hear(self, data: bytes, *, answering: bool) -> list[str]:
         """The text messages in what the client sent. Answers pings and a close frame, if `answering`."""

@@ -71,10 +71,11 @@ class Door:
         return protocol.accept(request)
 
     def _admit(self, client: VenueConnection, key: str) -> bool:
-        """One connection a key: a second one ends both."""
+        """One connection a key: a second one ends both. The key of one that was closed is free at once."""
         if not self._asks_for_keys:
             return True
-        if other := self._by_key.get(key):
+        other = self._by_key.get(key)
+        if other is not None and not other.leaving:
             log.warning("key.used_twice", connections=[other.number, client.number])
             other.abort()
             client.abort()
