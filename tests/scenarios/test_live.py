@@ -131,7 +131,7 @@ def test_the_dashboard_survives_a_restart_of_the_recorder(site: Site, browser: B
                     f"{CAUSES}.every((causes, at) => causes.length > {before}[at] && causes.at(-1) == 'crash')"
                 )
                 charts_move(browser)
-                assert browser.evaluate(f"{MODELS}.find(one => one.type == 'Div').text") == ""
+                browser.wait(f"{MODELS}.find(one => one.type == 'Div').text === ''")  # looked at once a second
                 browser.picture(tmp_path / "dashboard.png")
             browser.call("Page.navigate", url="about:blank")  # before its server goes
     assert browser.errors == []
