@@ -140,6 +140,13 @@ def test_time_in_which_nobody_looked_is_no_silence_but_what_was_heard_before_cou
 # One symbol
 
 
+def test_one_that_is_the_first_of_all_to_be_missed_is_not_mute() -> None:
+    """Its last trade was a moment before the others'."""
+    stream = ticking({A: 10.0, B: 11.0, C: 11.0}, dict.fromkeys(OPEN, 598.0))
+    doubts = watch(stream, 900.0, lambda _: dict.fromkeys((A, B, C), "regular"))
+    assert [(now_s, doubt.drought, doubt.mute) for now_s, doubt in doubts] == [(894.0, "resubscribe", ())]
+
+
 def test_one_symbol_far_beyond_its_usual_while_the_others_flow_is_mute() -> None:
     stream = ticking({A: 1.0, B: 1.0, C: 1.0, D: 1.0}, {A: 600.0})
     doubts = watch(stream, 1000.0)

@@ -128,9 +128,14 @@ class TradeWatch:
         self._asked_s = {symbol: at_s for symbol, at_s in self._asked_s.items() if symbol in silent}
         if 2 * len(silent) > len(known):
             return ()
-        due = [symbol for symbol in silent if now_s - self._asked_s.get(symbol, float("-inf")) >= _ASK_AGAIN_S]
+        alone = [symbol for symbol in silent if self._flowed_since(self._paces[symbol], now_s)]
+        due = [symbol for symbol in alone if now_s - self._asked_s.get(symbol, float("-inf")) >= _ASK_AGAIN_S]
         self._asked_s |= dict.fromkeys(due, now_s)
         return tuple(due)
+
+    def _flowed_since(self, pace: _Pace, now_s: float) -> bool:
+        """Something traded in the later half of its silence: else all of them fell silent together."""
+        return self._all.since_s > (pace.since_s + now_s) / 2
 
     def _is_overdue(self, pace: _Pace, now_s: float) -> bool:
         return now_s - pace.since_s >= pace.longest_s(2 * self._silence_s)
