@@ -1,9 +1,11 @@
-"""The clock of the simulator's faults."""
+"""The clock of the simulator's faults, and who else has his turn."""
 
 import asyncio
 import time
+from types import SimpleNamespace
+from typing import Any
 
-from ingestor.simulator.faults import Schedule
+from ingestor.simulator.faults import HugeFrame, Schedule
 from ingestor.simulator.misbehaviour import LOOK_S, STOOD_STILL_S, Misbehaviour
 
 
@@ -20,3 +22,19 @@ def test_the_clock_of_the_faults_stands_still_with_the_process() -> None:
 
     before_s, after_s = asyncio.run(stand_still())
     assert 0 < after_s - before_s < STOOD_STILL_S
+
+
+def test_faults_that_are_due_faster_than_they_strike_leave_the_others_their_turn() -> None:
+    async def strike() -> tuple[int, int]:
+        sizes: list[int] = []
+        client: Any = SimpleNamespace(number=1, opened_s=0.0, pad_next=sizes.append)
+        misbehaviour = Misbehaviour(Schedule([HugeFrame(after_s=0, every_s=1e-6, for_s=1e-3, size=1)]))
+        striking = asyncio.create_task(misbehaviour.befall(client))
+        turns = 0
+        while not striking.done():
+            turns += 1
+            await asyncio.sleep(0)
+        return turns, len(sizes)
+
+    turns, strikes = asyncio.run(strike())
+    assert turns >= strikes > 900

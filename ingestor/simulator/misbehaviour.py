@@ -73,12 +73,16 @@ class Misbehaviour:
     async def befall(self, client: VenueConnection) -> None:
         """The sudden faults of one connection, each at its time."""
         for time_s, fault in self._schedule.strikes(client.number, client.opened_s):
-            wait_s = time_s - self.now_s
-            while wait_s > 0:
-                await asyncio.sleep(wait_s)
-                wait_s = time_s - self.now_s
+            await self._reach(time_s)
             log.info("fault.struck", connection=client.number, fault=fault.do)
             await _strike(client, fault)
+
+    async def _reach(self, time_s: float) -> None:
+        """Until that time; for a moment in any case, so that the others have their turn."""
+        while True:
+            await asyncio.sleep(time_s - self.now_s)
+            if self.now_s >= time_s:  # the clock may have stood still
+                return
 
 
 async def _strike(client: VenueConnection, fault: Sudden) -> None:
