@@ -67,6 +67,7 @@ class Rig:
     journal: Journal
     recorder: Recorder
     subscriptions: Subscriptions
+    tending: Tending
     session: Session
     stop: threading.Event
     errors: list[BaseException] = field(default_factory=list)
@@ -131,7 +132,7 @@ def make_rig(
     markets = Markets(Holidays(layout, None, KEY), never_close=feed.terms.never_closes)
     tending = Tending(subscriptions, settings, buffer, ledger, gaps, observed, markets)
     session = Session(feed.terms, attempts, tending, Lives(ledger, gaps, observed), gaps, buffer, stop)
-    return Rig(layout, ledger, buffer, gaps, observed, journal, recorder, subscriptions, session, stop)
+    return Rig(layout, ledger, buffer, gaps, observed, journal, recorder, subscriptions, tending, session, stop)
 
 
 @contextmanager

@@ -68,6 +68,7 @@ class Tending:
         """Twice a second: is it alive, is there something to ask for again? Raises ConnectionLost."""
         self._watch_clock(now_s)
         self._attention.look(now_s)
+        self._trade_watch.skip(self._attention.away_s)
         if life.paused_s is not None:  # what waits in the socket says nothing of when it came
             self._liveness.suspend(now_s)
         verdict = self._liveness.judge(Counters(life.frames, connection.bytes_received, connection.pongs), now_s)
@@ -102,7 +103,6 @@ class Tending:
         if self._drought_us is not None and self._observed.last_received_us > self._drought_us:
             self._gaps.close(self._observed.last_received_us)
             self._drought_us = None
-        self._trade_watch.skip(self._attention.away_s)
         if life.paused_s is not None or self._buffer.lag_s() > _LAG_S:  # trades wait that nobody has seen yet
             self._trade_watch.begin(now_s)
             return
