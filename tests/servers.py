@@ -113,6 +113,11 @@ class KafkaCluster:
         self.brokers = self._librdkafka.rd_kafka_mock_cluster_bootstraps(self._cluster).decode()
         self._numbers = range(1, brokers + 1)
 
+    def create(self, topic: str, partitions: int = 4) -> None:
+        """Before anybody writes to it, for a reader that is there from the beginning."""
+        create = self._librdkafka.rd_kafka_mock_topic_create
+        assert create(self._cluster, topic.encode(), partitions, len(self._numbers)) == 0
+
     def kill(self) -> None:
         """All brokers hang up, and take no connection."""
         for number in self._numbers:

@@ -10,6 +10,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
-from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 from journals import (
     NOON,
     Crash,
@@ -33,7 +34,7 @@ from journals import (
     trades,
 )
 from pyarrow import fs as pafs
-from servers import KafkaCluster, RedisServer, S3Server
+from servers import KafkaCluster, RedisServer, S3Server, wait_until
 
 from ingestor.config.sinks import KafkaSettings, RedisSettings
 from ingestor.journal.cursor import Cursor
@@ -55,6 +56,8 @@ EXTRA = pa.schema([*TRADES, pa.field("trade_id", pa.int64()), pa.field("side", p
 """As a feed that appends columns of its own."""
 ROOT = "the root of a test"
 TOPIC = "trades.finnhub"
+_AWAY = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN)
+"""What a reader hears while brokers are killed."""
 
 
 def fill_journal(
@@ -117,10 +120,6 @@ class Destination(ABC):
         stop = threading.Event()
         stop.set()
         self.carrier(layout, stop).run()
-
-    def carry_many(self, layout: Layout) -> None:
-        """The same, of more than the destination keeps for a reader who comes late."""
-        self.carry(layout)
 
     def carrier(self, layout: Layout, stop: threading.Event) -> Carrier | Runner:
         """What carries to it until `stop`."""
@@ -274,35 +273,20 @@ class Kafka(Destination):
             values=values,
             options={"message.timeout.ms": "2000", "socket.timeout.ms": "1000", "reconnect.backoff.max.ms": "200"},
         )
-        self._reader: TopicReader | None = None
-        self._found: list[tuple[str, int, bytes]] = []
-
-    def carry_many(self, layout: Layout) -> None:
-        """A mock broker keeps no more than 100,000 messages, or 5 MB, of a partition."""
-        carrying = threading.Thread(target=self.carry, args=(layout,))
-        carrying.start()
-        while carrying.is_alive():
-            self._read()
-        carrying.join()
+        self.cluster.create(TOPIC)
+        self._reader = TopicReader(self.cluster.brokers, TOPIC)
 
     def open(self, layout: Layout, start: Cursor) -> Sink:
         return KafkaTopic(self.settings, TOPIC, None, ROOT, start)
 
     def rows(self) -> pa.Table:
-        self._read()
         rows: list[dict[str, Any]] = []
-        for key, sequence, value in self._found:
+        for message in self._reader.read_to_end():
+            key, value, headers = message.key().decode(), message.value(), dict(message.headers())
             read = [json.loads(value)] if self.settings.values == "json" else _read_stream(value)
-            assert (read[0]["sequence"], {row["symbol"] for row in read}) == (sequence, {key})
+            assert (read[0]["sequence"], {row["symbol"] for row in read}) == (int(headers["sequence"]), {key})
             rows += read
         return _pick(pa.Table.from_pylist(rows))
-
-    def _read(self) -> None:
-        if self._reader is None:
-            self._reader = TopicReader(self.cluster.brokers, TOPIC)
-        for message in self._reader.read():
-            sequence = dict(message.headers())["sequence"]
-            self._found.append((message.key().decode(), int(sequence), message.value()))
 
     def kill(self) -> None:
         self.cluster.kill()
@@ -311,8 +295,7 @@ class Kafka(Destination):
         self.cluster.start()
 
     def close(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
+        self._reader.close()
         self.cluster.close()
 
 
@@ -394,7 +377,9 @@ def _read_stream(value: bytes) -> list[dict[str, Any]]:
 
 
 class TopicReader:
-    """Reads a topic from its beginning, partition by partition, again and again."""
+    """Reads a topic while it grows, in a thread of its own: a mock broker keeps no more than the last 5 MB of a
+    partition, so whoever comes when all is written may find the beginning gone.
+    """
 
     def __init__(self, brokers: str, topic: str) -> None:
         self._consumer = Consumer(
@@ -402,30 +387,54 @@ class TopicReader:
                 "bootstrap.servers": brokers,
                 "group.id": "test",
                 "enable.auto.commit": "false",  # the broker that keeps the group's places may be the one that is lost
-                "enable.partition.eof": "true",
+                "auto.offset.reset": "error",  # and not in silence what is left
                 "fetch.wait.max.ms": 10,
+                "reconnect.backoff.max.ms": 200,
             }
         )
-        self._topic = topic
-        self._next: dict[int, int] = {}
+        numbers = self._consumer.list_topics(topic, 30).topics[topic].partitions
+        assert numbers, f"no topic {topic}"
+        self._partitions = [TopicPartition(topic, number, 0) for number in numbers]
+        self._consumer.assign(self._partitions)
+        self._next = dict.fromkeys(numbers, 0)
+        self._messages: list[Any] = []  # their types leave open that each has a key, a value and headers
+        self._faults: list[str] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._read, name="topic reader")
+        self._thread.start()
 
-    def read(self) -> Iterator[Any]:
-        """The messages that have come since the last time; their types leave open that each has a key and a value."""
-        for number in sorted(self._consumer.list_topics(self._topic, 30).topics[self._topic].partitions):
-            self._consumer.assign([TopicPartition(self._topic, number, self._next.get(number, OFFSET_BEGINNING))])
-            while not (message := self._poll()).error():
-                yield message
-            (place,) = self._consumer.position([TopicPartition(self._topic, number)])
-            if place.offset >= 0:  # something has come
-                self._next[number] = place.offset
+    def read_to_end(self) -> list[Any]:
+        """All messages that the topic has had until now, in each partition's order."""
+        self._leave_off()  # a consumer that polls in another thread gets no answer about the end
+        ends = {one.partition: self._consumer.get_watermark_offsets(one, 30)[1] for one in self._partitions}
+        wait_until(partial(self._is_beyond, ends), "the end of the topic")
+        return self._messages
 
     def close(self) -> None:
+        self._leave_off()
         self._consumer.close()
 
-    def _poll(self) -> Any:
-        message = self._consumer.poll(30)
-        assert message is not None, "no broker answers"
-        return message
+    def _leave_off(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _read(self) -> None:
+        while not self._ended.is_set():
+            self._take()
+
+    def _is_beyond(self, ends: dict[int, int]) -> bool:
+        self._take()
+        assert not self._faults, self._faults
+        return all(self._next[number] >= end for number, end in ends.items())
+
+    def _take(self) -> None:
+        for message in self._consumer.consume(1000, 0.05):
+            error = message.error()
+            if error is None:
+                self._messages.append(message)
+                self._next[message.partition()] += 1
+            elif error.code() not in _AWAY:
+                self._faults.append(error.str())
 
 
 def _pick(table: pa.Table) -> pa.Table:

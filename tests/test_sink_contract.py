@@ -46,7 +46,7 @@ class TestBasic:
     def test_many_rows(self, place: Place) -> None:
         destination, layout = place
         truth = fill_journal(layout, segments=2, records=10, rows=ROWS // 20)
-        destination.carry_many(layout)
+        destination.carry(layout)
         assert check(destination, truth) == 0
 
 

@@ -50,8 +50,9 @@ class Elsewhere:
         }
 
     def close(self) -> None:
-        for server in self.servers:
-            server.close()
+        for destination in self.destinations.values():
+            destination.close()
+        self.s3.close()
 
 
 @pytest.fixture
