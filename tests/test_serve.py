@@ -496,6 +496,7 @@ def test_requests_without_an_end_are_given_up(market: Market, server: Server) ->
 
 
 PAGE_ROWS = 100_000
+STANDSTILL_S = 6.0
 
 
 @pytest.fixture
@@ -542,6 +543,17 @@ def test_an_answer_that_nobody_reads_is_given_up(paging: Server) -> None:
 def test_a_slow_reader_gets_the_whole_answer(paging: Server) -> None:
     with ask_for_a_page(paging) as slow:
         assert read_rows(slow, pause_s=0.025) > PAGE_ROWS - 100  # a name may be cut in two
+
+
+def test_an_answer_outlives_a_standstill(paging: Server) -> None:
+    """While the machine, or the server alone, stood still for longer than a reader may, nobody failed to read."""
+    with ask_for_a_page(paging) as slow:
+        eventually(lambda: len(slow.recv(1 << 14, socket.MSG_PEEK)) == 1 << 14, "rows for it")
+        assert paging.get("/healthz").status == 200  # the others wait in the server now
+        paging.process.send_signal(signal.SIGSTOP)
+        time.sleep(STANDSTILL_S)
+        paging.process.send_signal(signal.SIGCONT)
+        assert read_rows(slow, pause_s=0.025) > PAGE_ROWS - 100
 
 
 def test_many_slow_readers_cannot_fill_the_memory(paging: Server) -> None:

@@ -12,9 +12,10 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 _REQUEST_S = 5.0
 """For a whole request, as long as an idle connection is kept."""
-_UNREAD_S = 5.0
+_LOOK_S = 1.0
+_LOOKS = 5
 _UNREAD_BYTES = 128 << 10
-"""What must be read of a waiting answer in that time."""
+"""What must be read of a waiting answer in so many looks: after a machine's standstill the first comes too late."""
 _UNREAD_MAX = 128 << 20
 """Of all answers together."""
 _SPARE = 64
@@ -52,7 +53,7 @@ class RequestProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._look = self.loop.call_later(_UNREAD_S, self._look_at_reading, self.unread)
+        self._look_again(self.unread, 1)
         others = [one for one in self.connections if isinstance(one, RequestProtocol)]
         if sum(one.unread for one in others) > _UNREAD_MAX:
             max(others, key=lambda one: one.unread).transport.abort()
@@ -66,11 +67,16 @@ class RequestProtocol(H11Protocol):
         """Bytes of an answer that wait to be read."""
         return self.transport.get_write_buffer_size()
 
-    def _look_at_reading(self, before: int) -> None:
-        if before - self.unread < _UNREAD_BYTES:
-            self.transport.abort()
+    def _look_at_reading(self, before: int, looks: int) -> None:
+        if before - self.unread >= _UNREAD_BYTES:
+            self._look_again(self.unread, 1)
+        elif looks < _LOOKS:
+            self._look_again(before, looks + 1)
         else:
-            self._look = self.loop.call_later(_UNREAD_S, self._look_at_reading, self.unread)
+            self.transport.abort()
+
+    def _look_again(self, before: int, looks: int) -> None:
+        self._look = self.loop.call_later(_LOOK_S, self._look_at_reading, before, looks)
 
     def _watch(self) -> None:
         """The time runs from the request's first byte, or from the connection's first moment."""
