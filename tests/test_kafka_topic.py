@@ -1,7 +1,9 @@
 """Kafka: what the contract of all sinks doesn't say. librdkafka's mock cluster speaks the protocol."""
 
 import json
+import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,14 @@ import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, TopicPartition
 from journals import make_root, read_events, trades
 from servers import KafkaCluster
-from sink_contract import EXTRA, ROOT, TOPIC, fill_journal
+from sink_contract import EXTRA, ROOT, TOPIC, TopicReader, fill_journal
 
 from ingestor.config.sinks import KafkaSettings
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Rows
 from ingestor.layout import Layout
-from ingestor.sinks.kafka_topic import KafkaTopic, encode_arrow, encode_json
+from ingestor.sinks.kafka_topic import KafkaTopic, encode_arrow, encode_json, patience_s
 
 QUICK = {"message.timeout.ms": "2000", "socket.timeout.ms": "1000", "reconnect.backoff.max.ms": "100"}
 FIRST = 1 << 40
@@ -133,6 +135,63 @@ class TestBasic:
         assert sink.committed() == first.at
         sink.close()
         cluster.start()
+
+
+class TestOrder:
+    def test_what_waited_too_long_is_not_overtaken(self, tmp_path: Path, cluster: KafkaCluster) -> None:
+        """The brokers come back when the first rows have waited longer than the sink waits, and the second not yet."""
+        layout = make_root(tmp_path)
+        fill_journal(layout, 1, 2, 10)
+        first, second = rows_of(layout)
+        cluster.create(TOPIC)
+        with closing(TopicReader(cluster.brokers, TOPIC)) as reader:
+            sink = open_topic(cluster, options={**QUICK, "message.timeout.ms": "4000"})
+            cluster.kill()
+            sink.write(first)
+            time.sleep(2.5)
+            sink.write(second)
+            time.sleep(2.5)
+            cluster.start()
+            place = START
+            with suppress(SinkUnavailable):
+                sink.tick(0.0)
+                place = sink.committed()
+            sink.close()
+            again = open_topic(cluster, place)
+            for rows in (first, second):
+                if rows.at > place:
+                    again.write(rows)
+            again.tick(0.0)
+            again.close()
+            messages = reader.read_to_end()
+        for symbol in {message.key() for message in messages}:
+            sequences = [int(headers_of(message)["sequence"]) for message in messages if message.key() == symbol]
+            assert (firsts := list(dict.fromkeys(sequences))) == sorted(firsts)
+        assert len({headers_of(message)["sequence"] for message in messages}) == 20
+
+
+class TestPatience:
+    def test_a_full_queue_is_not_waited_for_for_ever(self, tmp_path: Path, cluster: KafkaCluster) -> None:
+        layout = make_root(tmp_path)
+        fill_journal(layout, 1, 1, 10)
+        sink = open_topic(cluster, options={**QUICK, "queue.buffering.max.messages": "5"})
+        cluster.kill()
+        with pytest.raises(SinkUnavailable, match="5 messages are not acknowledged"):
+            sink.write(rows_of(layout)[0])
+        sink.close()
+        cluster.start()
+
+    @pytest.mark.parametrize(
+        ("options", "expected_s"),
+        [
+            ({}, 30.0),
+            ({"message.timeout.ms": "500"}, 0.5),
+            ({"delivery.timeout.ms": "500"}, 0.5),
+            ({"message.timeout.ms": "0"}, 30.0),
+        ],
+    )
+    def test_how_long(self, options: dict[str, str], expected_s: float) -> None:
+        assert patience_s(options) == expected_s
 
 
 class TestOptions:

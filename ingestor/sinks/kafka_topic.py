@@ -4,7 +4,7 @@ and every message names its root and its sequence number.
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +16,9 @@ from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
 
 _ROOM_S = 0.1
+_PATIENCE_MS = 30_000
+_NEVER = {"message.timeout.ms": "0", "delivery.timeout.ms": "0"}
+"""When a message expires, by both names that librdkafka has for it."""
 _ROWS_A_BARRIER = 100_000
 
 _DEFAULTS = {
@@ -25,7 +28,6 @@ _DEFAULTS = {
     "compression.type": "zstd",
     "linger.ms": "50",
     "queue.buffering.max.kbytes": "65536",  # what waits is in the journal
-    "message.timeout.ms": "30000",
     "log_level": "2",  # what hinders it is told as the sink's failure
 }
 
@@ -47,9 +49,18 @@ def _producer_options(settings: KafkaSettings, password: str | None) -> dict[str
     return options if password is None else {**options, "sasl.password": password}
 
 
+def patience_s(options: Mapping[str, str]) -> float:
+    """How long the brokers may take to acknowledge; for ever, which is 0, would tell nobody that they are away."""
+    asked_ms = max(int(options.get(name, "0")) for name in _NEVER)
+    return (asked_ms or _PATIENCE_MS) / 1000
+
+
 class KafkaTopic:
     """An idempotent producer for one topic. Within its life nothing is repeated; after an error it is of no use any
     more, and what it had not seen acknowledged is sent again by the next.
+
+    No message expires by itself, as librdkafka would have it: a later one would overtake it, and a symbol's trades come
+    in another order. When the brokers take too long, all that waits is given up together.
     """
 
     name = "kafka"
@@ -57,14 +68,14 @@ class KafkaTopic:
     def __init__(self, settings: KafkaSettings, topic: str, password: str | None, root: str, start: Cursor) -> None:
         """Raises SinkUnavailable where librdkafka refuses the options."""
         options = _producer_options(settings, password)
+        self._patience_s = patience_s(options)
         try:
             self._producer = Producer(
-                {**options, "delivery.report.only.error": True, "error_cb": self._note_error},
+                {**options, **_NEVER, "delivery.report.only.error": True, "error_cb": self._note_error},
                 logger=logging.getLogger("librdkafka"),
             )
         except KafkaException as error:
             raise SinkUnavailable(f"kafka: {error.args[0].str()}") from None
-        self._patience_s = float(options["message.timeout.ms"]) / 1000 + 5.0
         self._encode = encode_json if settings.values == "json" else encode_arrow
         self._topic = topic
         self._root = root.encode()
@@ -100,7 +111,7 @@ class KafkaTopic:
         self._producer.flush(0)
 
     def _produce(self, key: bytes, value: bytes, headers: Headers) -> None:
-        while True:
+        for _ in range(1 + round(self._patience_s / _ROOM_S)):
             try:
                 self._producer.produce(self._topic, value, key, headers=headers, on_delivery=self._note_delivery)
             except BufferError:  # librdkafka holds as much as it may: wait for the brokers
@@ -110,15 +121,20 @@ class KafkaTopic:
                 raise SinkUnavailable(f"kafka: {error.args[0].str()}") from None
             else:
                 return
+        raise self._unavailable()
 
     def _confirm(self) -> None:
         """Wait until the brokers have acknowledged everything. Raises SinkUnavailable."""
         left = self._producer.flush(self._patience_s)
         self._raise_refusal()
         if left:
-            raise SinkUnavailable(f"kafka: {left} messages are not acknowledged; {self._fault or 'no broker answers'}")
+            raise self._unavailable()
         self._committed = self._at
         self._unconfirmed = 0
+
+    def _unavailable(self) -> SinkUnavailable:
+        waiting = f"{len(self._producer)} messages are not acknowledged"
+        return SinkUnavailable(f"kafka: {waiting}; {self._fault or 'no broker answers'}")
 
     def _raise_refusal(self) -> None:
         if self._refused is not None:
