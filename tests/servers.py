@@ -25,6 +25,8 @@ PATIENCE_S = 60.0
 """Longer than any server takes to start."""
 PASSWORD = "a password of a test"
 BUCKET = "trades"
+_PARTITIONS = 4
+_PRODUCE = 0  # the request's number in Kafka's protocol
 _WEED_SOCKETS = Path("/tmp")  # noqa: S108  it knows no other place for them
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -113,10 +115,15 @@ class KafkaCluster:
         self.brokers = self._librdkafka.rd_kafka_mock_cluster_bootstraps(self._cluster).decode()
         self._numbers = range(1, brokers + 1)
 
-    def create(self, topic: str, partitions: int = 4) -> None:
+    def create(self, topic: str) -> None:
         """Before anybody writes to it, for a reader that is there from the beginning."""
         create = self._librdkafka.rd_kafka_mock_topic_create
-        assert create(self._cluster, topic.encode(), partitions, len(self._numbers)) == 0
+        assert create(self._cluster, topic.encode(), _PARTITIONS, len(self._numbers)) == 0
+
+    def refuse(self, code: int) -> None:
+        """The next request to keep messages is refused with this error."""
+        push = self._librdkafka.rd_kafka_mock_push_request_errors_array
+        push(self._cluster, ctypes.c_int16(_PRODUCE), ctypes.c_size_t(1), (ctypes.c_int * 1)(code))
 
     def kill(self) -> None:
         """All brokers hang up, and take no connection."""

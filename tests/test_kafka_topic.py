@@ -3,13 +3,13 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
 from journals import make_root, read_events, trades
 from servers import KafkaCluster
 from sink_contract import EXTRA, ROOT, TOPIC, TopicReader, fill_journal
@@ -143,31 +143,61 @@ class TestOrder:
         layout = make_root(tmp_path)
         fill_journal(layout, 1, 2, 10)
         first, second = rows_of(layout)
-        cluster.create(TOPIC)
-        with closing(TopicReader(cluster.brokers, TOPIC)) as reader:
+        with read_in_order(cluster) as reader:
             sink = open_topic(cluster, options={**QUICK, "message.timeout.ms": "4000"})
             cluster.kill()
             sink.write(first)
-            time.sleep(2.5)
+            time.sleep(2.5)  # the fault's own moment: nothing is waited for
             sink.write(second)
             time.sleep(2.5)
             cluster.start()
-            place = START
+            finish(cluster, sink, first, second)
+            check_order(reader)
+
+    def test_what_is_refused_for_good_is_not_overtaken(self, tmp_path: Path, cluster: KafkaCluster) -> None:
+        """As where a right to write is taken away for a moment."""
+        layout = make_root(tmp_path)
+        fill_journal(layout, 1, 2, 10)
+        first, second = rows_of(layout)
+        with read_in_order(cluster) as reader:
+            sink = open_topic(cluster)
+            cluster.refuse(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+            sink.write(first)
+            time.sleep(0.5)  # the fault's own moment: nothing is waited for
             with suppress(SinkUnavailable):
-                sink.tick(0.0)
-                place = sink.committed()
-            sink.close()
-            again = open_topic(cluster, place)
-            for rows in (first, second):
-                if rows.at > place:
-                    again.write(rows)
-            again.tick(0.0)
-            again.close()
-            messages = reader.read_to_end()
-        for symbol in {message.key() for message in messages}:
-            sequences = [int(headers_of(message)["sequence"]) for message in messages if message.key() == symbol]
-            assert (firsts := list(dict.fromkeys(sequences))) == sorted(firsts)
-        assert len({headers_of(message)["sequence"] for message in messages}) == 20
+                sink.write(second)
+            finish(cluster, sink, first, second)
+            check_order(reader)
+
+
+@contextmanager
+def read_in_order(cluster: KafkaCluster) -> Iterator[TopicReader]:
+    cluster.create(TOPIC)
+    with closing(TopicReader(cluster.brokers, TOPIC)) as reader:
+        yield reader
+
+
+def finish(cluster: KafkaCluster, sink: KafkaTopic, *events: Rows) -> None:
+    """To the end of a life, and what that left to the next."""
+    with suppress(SinkUnavailable):
+        sink.tick(0.0)
+    place = sink.committed()
+    sink.close()
+    again = open_topic(cluster, place)
+    for rows in events:
+        if rows.at > place:
+            again.write(rows)
+    again.tick(0.0)
+    again.close()
+
+
+def check_order(reader: TopicReader) -> None:
+    """All 20 rows are there, and each symbol's came for the first time in their order."""
+    messages = reader.read_to_end()
+    for symbol in {message.key() for message in messages}:
+        sequences = [int(headers_of(message)["sequence"]) for message in messages if message.key() == symbol]
+        assert (firsts := list(dict.fromkeys(sequences))) == sorted(firsts)
+    assert len({headers_of(message)["sequence"] for message in messages}) == 20
 
 
 class TestPatience:
@@ -198,7 +228,9 @@ class TestOptions:
     def test_any_option_of_librdkafka(self, cluster: KafkaCluster) -> None:
         open_topic(cluster, options={"compression.type": "lz4", "linger.ms": "5", "acks": "all"}).close()
 
-    @pytest.mark.parametrize(("name", "value"), [("nope", "1"), ("batch.size", "large"), ("acks", "0")])
+    @pytest.mark.parametrize(
+        ("name", "value"), [("nope", "1"), ("batch.size", "large"), ("acks", "0"), ("message.timeout.ms", "soon")]
+    )
     def test_one_that_it_refuses(self, cluster: KafkaCluster, name: str, value: str) -> None:
         with pytest.raises(SinkUnavailable, match=name):
             open_topic(cluster, options={name: value})

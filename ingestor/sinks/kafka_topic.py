@@ -4,7 +4,8 @@ and every message names its root and its sequence number.
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +25,7 @@ _ROWS_A_BARRIER = 100_000
 _DEFAULTS = {
     "client.id": "finnhub-ingestor",
     "enable.idempotence": "true",
+    "enable.gapless.guarantee": "true",
     "acks": "all",
     "compression.type": "zstd",
     "linger.ms": "50",
@@ -50,8 +52,13 @@ def _producer_options(settings: KafkaSettings, password: str | None) -> dict[str
 
 
 def patience_s(options: Mapping[str, str]) -> float:
-    """How long the brokers may take to acknowledge; for ever, which is 0, would tell nobody that they are away."""
-    asked_ms = max(int(options.get(name, "0")) for name in _NEVER)
+    """How long the brokers may take to acknowledge; for ever, which is 0, would tell nobody that they are away.
+    Raises SinkUnavailable where it is no number.
+    """
+    try:
+        asked_ms = max(int(options.get(name, "0")) for name in _NEVER)
+    except ValueError:
+        raise SinkUnavailable(f"kafka: {' or '.join(_NEVER)} is no number of milliseconds") from None
     return (asked_ms or _PATIENCE_MS) / 1000
 
 
@@ -60,7 +67,8 @@ class KafkaTopic:
     more, and what it had not seen acknowledged is sent again by the next.
 
     No message expires by itself, as librdkafka would have it: a later one would overtake it, and a symbol's trades come
-    in another order. When the brokers take too long, all that waits is given up together.
+    in another order. When the brokers take too long, all that waits is given up together; where they refuse one, so is
+    all that comes after it (`enable.gapless.guarantee`).
     """
 
     name = "kafka"
@@ -108,15 +116,15 @@ class KafkaTopic:
     def close(self) -> None:
         """Give up what the brokers have not acknowledged: the next producer sends it again."""
         self._producer.purge()
-        self._producer.flush(0)
+        with suppress(SinkUnavailable):
+            self._hear(self._producer.flush, 0.0)
 
     def _produce(self, key: bytes, value: bytes, headers: Headers) -> None:
         for _ in range(1 + round(self._patience_s / _ROOM_S)):
             try:
                 self._producer.produce(self._topic, value, key, headers=headers, on_delivery=self._note_delivery)
             except BufferError:  # librdkafka holds as much as it may: wait for the brokers
-                self._producer.poll(_ROOM_S)
-                self._raise_refusal()
+                self._hear(self._producer.poll, _ROOM_S)
             except KafkaException as error:
                 raise SinkUnavailable(f"kafka: {error.args[0].str()}") from None
             else:
@@ -125,9 +133,7 @@ class KafkaTopic:
 
     def _confirm(self) -> None:
         """Wait until the brokers have acknowledged everything. Raises SinkUnavailable."""
-        left = self._producer.flush(self._patience_s)
-        self._raise_refusal()
-        if left:
+        if self._hear(self._producer.flush, self._patience_s):
             raise self._unavailable()
         self._committed = self._at
         self._unconfirmed = 0
@@ -136,9 +142,15 @@ class KafkaTopic:
         waiting = f"{len(self._producer)} messages are not acknowledged"
         return SinkUnavailable(f"kafka: {waiting}; {self._fault or 'no broker answers'}")
 
-    def _raise_refusal(self) -> None:
+    def _hear(self, listen: Callable[[float], int], timeout_s: float) -> int:
+        """What the brokers say of the messages; how many are left. Raises SinkUnavailable where they refuse one."""
+        try:
+            left = listen(timeout_s)
+        except (KafkaException, SystemError) as error:  # SystemError: more was to tell after it
+            raise SinkUnavailable(f"kafka: {error.__cause__ or error}") from None
         if self._refused is not None:
             raise SinkUnavailable(f"kafka: {self._refused.str()}; {self._fault or 'see the brokers'}")
+        return left
 
     def _note_delivery(self, error: KafkaError | None, message: Message) -> None:  # noqa: ARG002  librdkafka's signature
         self._refused = self._refused or error
