@@ -4,9 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FOR ?= 20s
-# Scenarios hold times to their bounds: they have the machine to themselves.
-UNITS := $(BIN)/pytest -n 2 --ignore tests/scenarios
+QUICK := $(BIN)/pytest -n 2 --dist loadgroup --quick
+# Under coverage, and in long form, scenarios hold times to their bounds: they have the machine to themselves.
+UNITS := $(BIN)/pytest -n 2 --dist loadgroup --ignore tests/scenarios
 SCENARIOS := $(BIN)/pytest tests/scenarios
+# What the tests leave behind is removed where they pass, and can be looked at where they don't.
+IN_TMP = tmp=$$(mktemp -d) && TMPDIR=$$tmp
+REMOVE_TMP = && rm -rf "$$tmp"
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench bench-quick bench-live bench-sinks screenshots fuzz chaos soak clean
@@ -17,16 +21,15 @@ help: ## List the targets
 demo: $(VENV)/.analysis ## Record a simulated venue for 20 s and show the result; needs no key
 	$(BIN)/ingestor demo --for $(FOR)
 
-test: $(VENV)/.dev ## Run the tests
-	$(UNITS)
-	$(SCENARIOS)
+test: $(VENV)/.dev ## The quick tier of the tests, in less than 4 minutes: every module, a short round of each kind of scenario
+	$(IN_TMP) $(QUICK) $(REMOVE_TMP)
 
-check: $(VENV)/.dev ## What CI runs: format, lint, types, tests with branch coverage
+check: $(VENV)/.dev ## Format, lint, types, all tests in full with branch coverage: a quarter of an hour
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(UNITS) --cov --cov-branch --cov-report=
-	$(SCENARIOS) --cov --cov-branch --cov-append --cov-report=term-missing:skip-covered
+	$(IN_TMP) $(UNITS) --cov --cov-branch --cov-report= $(REMOVE_TMP)
+	$(IN_TMP) $(SCENARIOS) --cov --cov-branch --cov-append --cov-report=term-missing:skip-covered $(REMOVE_TMP)
 
 bench: $(VENV)/.dev ## Measure against what a user would otherwise run
 	$(BIN)/python benchmarks/run.py

@@ -6,10 +6,12 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from journals import recording_descriptors
+from requirements import find_missing
 
 if TYPE_CHECKING:
     from harness import Tally
@@ -17,10 +19,49 @@ if TYPE_CHECKING:
 _TALLIES = pytest.StashKey[list["Tally"]]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="the quick tier: no test marked `long`, short rounds")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_TALLIES] = []
+    if config.getoption("--quick"):
+        os.environ["QUICK_TIER"] = "1"  # before a test module asks how much it is to do
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a script's shell leaves it to what it starts with `&`
         signal.signal(signal.SIGINT, signal.default_int_handler)  # our children inherit it, and must heed Ctrl-C
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--quick"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What this machine can't do is found out before a fixture starts anything."""
+    needs = [need for marker in item.iter_markers("needs") for need in marker.args]
+    missing = next((reason for need in needs if (reason := find_missing(need))), None)
+    if missing is None:
+        return
+    if os.environ.get("REQUIRE_ALL") == "1":
+        pytest.fail(missing, pytrace=False)
+    pytest.skip(missing)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    """Whatever the tests have started has ended with them."""
+    yield
+    left = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode() for pid in _children()}
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, f"left behind: {left}"
+
+
+def _children() -> list[int]:
+    return [int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
 
 
 @pytest.fixture(autouse=True)

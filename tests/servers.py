@@ -8,7 +8,6 @@ import os
 import random
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,7 +18,7 @@ import confluent_kafka
 import redis
 from confluent_kafka.admin import AdminClient
 from pyarrow import fs as pafs
-from requirements import require
+from requirements import require, require_weed
 
 PATIENCE_S = 60.0
 """Longer than any server takes to start."""
@@ -78,7 +77,7 @@ class RedisServer:
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         try:
             wait_until(self._answers, "redis-server")
-        except AssertionError:
+        except BaseException:  # also what ends a test from outside: its time, Ctrl-C
             self.kill()
             raise
 
@@ -157,7 +156,6 @@ class S3Server:
     """SeaweedFS with one bucket."""
 
     def __init__(self, folder: Path) -> None:
-        weed = Path(sys.executable).parent / "weed"
         self._ports = ports = free_ports(10)
         names = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc",
                  "filer.port", "filer.port.grpc", "admin.port", "admin.port.grpc")  # fmt: skip
@@ -166,7 +164,7 @@ class S3Server:
         self.uri = f"s3://{BUCKET}/mirror?scheme=http&endpoint_override=127.0.0.1:{ports[0]}&region=us-east-1"
         self._log = folder / "weed.log"
         self._command = [
-            *(str(weed) if weed.exists() else require("weed"), f"-logdir={folder}", "mini", f"-dir={folder}"),
+            *(require_weed(), f"-logdir={folder}", "mini", f"-dir={folder}"),
             *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={BUCKET}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
             *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
             *(f"-{name}=false" for name in off),
@@ -179,7 +177,7 @@ class S3Server:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=environment)
         try:
             wait_until(self._answers, f"weed mini (see {self._log})")
-        except AssertionError:
+        except BaseException:  # also what ends a test from outside: its time, Ctrl-C
             self.kill()
             raise
 

@@ -9,7 +9,7 @@ import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -267,14 +267,16 @@ class Kafka(Destination):
     exactly_once = False
 
     def __init__(self, values: Literal["json", "arrow"] = "json") -> None:
-        self.cluster = KafkaCluster()
+        with ExitStack() as started:
+            self.cluster = started.enter_context(closing(KafkaCluster()))
+            self.cluster.create(TOPIC)
+            self._reader = started.enter_context(closing(TopicReader(self.cluster.brokers, TOPIC)))
+            self._running = started.pop_all()
         self.settings = KafkaSettings(
             brokers=self.cluster.brokers,
             values=values,
             options={"message.timeout.ms": "2000", "socket.timeout.ms": "1000", "reconnect.backoff.max.ms": "200"},
         )
-        self.cluster.create(TOPIC)
-        self._reader = TopicReader(self.cluster.brokers, TOPIC)
 
     def open(self, layout: Layout, start: Cursor) -> Sink:
         return KafkaTopic(self.settings, TOPIC, None, ROOT, start)
@@ -295,8 +297,7 @@ class Kafka(Destination):
         self.cluster.start()
 
     def close(self) -> None:
-        self._reader.close()
-        self.cluster.close()
+        self._running.close()
 
 
 class Mirror(Destination):
@@ -392,8 +393,12 @@ class TopicReader:
                 "reconnect.backoff.max.ms": 200,
             }
         )
-        numbers = self._consumer.list_topics(topic, 30).topics[topic].partitions
-        assert numbers, f"no topic {topic}"
+        try:
+            numbers = self._consumer.list_topics(topic, 30).topics[topic].partitions
+            assert numbers, f"no topic {topic}"
+        except BaseException:
+            self._consumer.close()
+            raise
         self._partitions = [TopicPartition(topic, number, 0) for number in numbers]
         self._consumer.assign(self._partitions)
         self._next = dict.fromkeys(numbers, 0)

@@ -170,6 +170,7 @@ def test_late_trades_make_a_new_file_that_is_merged_next_time(recording: Recordi
     assert rows(recording) == before
 
 
+@pytest.mark.long
 def test_a_day_of_very_many_files_takes_several_goes(tmp_path: Path) -> None:
     recording = Recording(tmp_path)
     for number in range(300):

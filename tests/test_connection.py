@@ -118,7 +118,7 @@ def test_a_reset_ends_it() -> None:
     assert "reset" in str(lost).lower()
 
 
-@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("secure", [False, pytest.param(True, marks=pytest.mark.needs("openssl"))])
 def test_who_leaves_takes_what_was_on_its_way(secure: bool, tmp_path: Path) -> None:
     def behave(peer: socket.socket) -> None:
         protocol = accept_handshake(peer)
@@ -189,6 +189,7 @@ def test_after_the_end_there_is_nothing_to_take() -> None:
         assert list(connection.leave()) == []
 
 
+@pytest.mark.needs("openssl")
 def test_a_tls_record_in_pieces_is_no_end(tmp_path: Path) -> None:
     """A relay that holds back half of a record for longer than one read waits."""
     release = threading.Event()

@@ -22,6 +22,8 @@ from ingestor.charts.bokeh_app import INTERVALS
 from ingestor.cli.dashboard import dashboard
 from ingestor.cli.main import cli
 
+pytestmark = pytest.mark.xdist_group("dashboard")
+
 SYMBOLS = ("AAPL", "MSFT")
 TOLD = (
     "(function told(node) { return [...node.childNodes, node.shadowRoot].map(one => one?.nodeType == 3 ? one.data"
@@ -81,6 +83,7 @@ def wheel(page: Browser) -> None:
     page.call("Input.dispatchMouseEvent", type="mouseWheel", x=400, y=250, deltaX=0, deltaY=-300)
 
 
+@pytest.mark.needs("chromium")
 def test_history_goes_on_in_the_present(page: Browser, story: Story) -> None:
     before = page.evaluate(array("time"))
     for price in (123.5, 124.5):
@@ -92,6 +95,7 @@ def test_history_goes_on_in_the_present(page: Browser, story: Story) -> None:
     assert sorted(set(after)) == after
 
 
+@pytest.mark.needs("chromium")
 def test_indicators_reach_the_newest_bar(page: Browser, story: Story) -> None:
     story.trade(150)
     page.wait(f"{array('close')}.at(-1) == 150")
@@ -99,6 +103,7 @@ def test_indicators_reach_the_newest_bar(page: Browser, story: Story) -> None:
         assert page.evaluate(f"Number.isFinite({array(name)}.at(-1))"), name
 
 
+@pytest.mark.needs("chromium")
 def test_it_follows_stops_and_resumes(page: Browser) -> None:
     end = page.evaluate(f"{RANGE}.end")
     page.wait(f"{RANGE}.end > {end} + 600")
@@ -115,12 +120,14 @@ def test_it_follows_stops_and_resumes(page: Browser) -> None:
     page.wait(f"{RANGE}.end - {RANGE}.start == {width} && {RANGE}.end > {held}")
 
 
+@pytest.mark.needs("chromium")
 def test_blind_time_is_shaded_with_its_cause(page: Browser) -> None:
     page.wait(f"{CAUSES}.join(';') == 'stall;stall'")
     seconds = f"{MODELS}.find(one => one.type == 'ColumnDataSource' && one.data.cause).data.seconds"
     assert page.evaluate(f"Array.from({seconds})") == [pytest.approx(10, abs=0.002)]
 
 
+@pytest.mark.needs("chromium")
 def test_the_pointer_on_a_gap_tells_its_cause(page: Browser) -> None:
     gap = f"{MODELS}.find(one => one.type == 'ColumnDataSource' && one.data.cause?.length)"
     page.wait(f"!!{gap}")
@@ -136,6 +143,7 @@ def test_the_pointer_on_a_gap_tells_its_cause(page: Browser) -> None:
         page.wait(f"!/stall/.test({TOLD})")
 
 
+@pytest.mark.needs("chromium")
 @pytest.mark.parametrize(
     ("pane", "names"),
     [
@@ -159,6 +167,7 @@ def test_the_pointer_on_a_bar_tells_its_values_once(page: Browser, pane: int, na
         assert page.evaluate(counts) == [1] * len(names), bar
 
 
+@pytest.mark.needs("chromium")
 @pytest.mark.parametrize("dark", [False, True])
 def test_it_fits_a_phone(browser: Browser, story: Story, tmp_path: Path, dark: bool) -> None:
     """Charts one below the other, nothing to scroll sideways; a finger on one scrolls the page, and it follows on."""
@@ -185,6 +194,7 @@ def swipe(page: Browser, from_y: int, to_y: int) -> None:
     page.call("Emulation.setTouchEmulationEnabled", enabled=False)
 
 
+@pytest.mark.needs("chromium")
 def test_a_symbol_that_has_no_trade_yet_has_panes_and_a_time_axis(browser: Browser, tmp_path: Path) -> None:
     browser.errors.clear()
     recording = Recording(tmp_path / "data", ["AAPL"])
@@ -198,6 +208,7 @@ def test_a_symbol_that_has_no_trade_yet_has_panes_and_a_time_axis(browser: Brows
     assert browser.errors == []
 
 
+@pytest.mark.needs("chromium")
 def test_another_interval_and_another_symbol(page: Browser, story: Story) -> None:
     select = f"{MODELS}.find(one => one.type == 'Select')"
     page.evaluate(f"{select}.value = '5s'")
@@ -208,6 +219,7 @@ def test_another_interval_and_another_symbol(page: Browser, story: Story) -> Non
     page.wait(f"{array('close', -1)}.at(-1) == 177")
 
 
+@pytest.mark.needs("chromium")
 def test_it_looks_like_a_chart(page: Browser, tmp_path: Path) -> None:
     """Something is drawn in each pane: looked at by a person now and then, by this test always."""
     canvases = page.wait("Bokeh.documents[0].roots().length && document.body.getBoundingClientRect().height > 600")

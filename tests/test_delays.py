@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from journals import trades
+from requirements import of_tier
 
 from ingestor.capture.delays import BOUNDS_S, Delays
 
@@ -22,7 +23,7 @@ def block(delays_us: list[int]) -> pa.RecordBatch:
 
 
 @given(st.lists(DELAYS_US, max_size=4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=of_tier(200, 40), deadline=None)
 def test_a_histogram_of_what_trades_took(blocks: list[list[int]]) -> None:
     found = Delays()
     for delays_us in blocks:

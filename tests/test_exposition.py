@@ -3,6 +3,7 @@
 import subprocess
 from pathlib import Path
 
+import pytest
 from prepared import prepared_recording
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -28,6 +29,7 @@ def scrape(folder: Path, symbols: int = 2) -> str:
         return generate_latest(registry).decode()
 
 
+@pytest.mark.needs("promtool")
 def test_prometheus_linter_finds_nothing(tmp_path: Path) -> None:
     promtool = require("promtool")
     metrics = scrape(tmp_path)

@@ -15,6 +15,7 @@ import pytest
 from certificates import Certificate, make_certificate
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from requirements import of_tier
 from websocket import ABNF, WebSocket, WebSocketException
 
 from ingestor.capture.fast_frames import FrameStream, NothingYet, scan_text_frames
@@ -227,7 +228,7 @@ streams = st.tuples(st.lists(good, max_size=12), ends, st.lists(st.floats(0, 1),
 
 
 @given(streams)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=of_tier(300, 30), deadline=None)
 @example(([frame(TEXT, bytes(50), mask=bytes(4))], b"", []))
 @example(([frame(BINARY, b"\0", mask=bytes(4)), frame(TEXT, b"after")], b"", [1 / 14]))
 @example(([frame(TEXT, b"a", fin=False), frame(PING, b""), frame(CONT, b"b")], b"", [0.2, 0.4, 0.6, 0.8]))
@@ -237,7 +238,7 @@ def test_any_stream_says_the_same_as_to_the_library(stream: tuple[list[bytes], b
 
 
 @given(st.binary(max_size=200), st.lists(st.floats(0, 1), max_size=8))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=of_tier(200, 30), deadline=None)
 def test_any_bytes_say_the_same_as_to_the_library(data: bytes, places: list[float]) -> None:
     assert_same(data, places, socket_pair)
 
@@ -247,8 +248,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
+@pytest.mark.needs("openssl")
 @given(streams)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=of_tier(40, 10), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_over_tls_too(certificate: Certificate, stream: tuple[list[bytes], bytes, list[float]]) -> None:
     frames, end, places = stream
     assert_same(b"".join(frames) + end, places, lambda: tls_pair(certificate))

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from requirements import of_tier
 
 from ingestor.config.feeds import BinanceSettings, FeedSettings, FinnhubSettings, JsonSettings
 from ingestor.feeds import Decoded, Feed, Frames, make_feed
@@ -35,7 +36,9 @@ BLOCK = 100
 RECEIVED_US = 1_700_000_000_123_456
 
 pytestmark = pytest.mark.parametrize("feed", [make_feed(one, "c0ffee") for one in FEEDS.values()], ids=list(FEEDS))
-anything = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+anything = settings(
+    max_examples=of_tier(60, 6), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def decode(feed: Feed, payloads: list[bytes]) -> Decoded:

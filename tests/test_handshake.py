@@ -111,6 +111,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
+@pytest.mark.needs("openssl")
 def test_a_private_authority_is_trusted_where_it_is_given(certificate: Certificate) -> None:
     with venue(say(text(b"secret") + text(bytes(100_000))), certificate) as url:
         connection = connect(url, ca_file=certificate.certificate)
@@ -121,6 +122,7 @@ def test_a_private_authority_is_trusted_where_it_is_given(certificate: Certifica
     assert frames == [b"secret", bytes(100_000)]
 
 
+@pytest.mark.needs("openssl")
 @pytest.mark.parametrize("given", ["none", "another"])
 def test_a_certificate_of_another_authority_is_not_trusted(
     certificate: Certificate, tmp_path: Path, given: str
@@ -131,6 +133,7 @@ def test_a_certificate_of_another_authority_is_not_trusted(
     assert KEY not in str(raised.value)
 
 
+@pytest.mark.needs("openssl")
 def test_an_authority_that_is_no_file_is_told(certificate: Certificate, tmp_path: Path) -> None:
     with venue(say(), certificate) as url, pytest.raises(ConnectionLost, match="No such file"):
         connect(url, ca_file=tmp_path / "missing.pem")

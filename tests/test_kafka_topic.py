@@ -138,6 +138,7 @@ class TestBasic:
 
 
 class TestOrder:
+    @pytest.mark.long
     def test_what_waited_too_long_is_not_overtaken(self, tmp_path: Path, cluster: KafkaCluster) -> None:
         """The brokers come back when the first rows have waited longer than the sink waits, and the second not yet."""
         layout = make_root(tmp_path)

@@ -28,8 +28,13 @@ def hold(key: str) -> "subprocess.Popen[str]":
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(ingestor.__file__).parents[1])},
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
     return process
 
 

@@ -32,6 +32,7 @@ def test_ratios_are_the_median_of_the_turns() -> None:
     assert "the recorder's CPU with 100 clients / without: 1.10" in told
 
 
+@pytest.mark.long
 def test_clients_are_served_under_attack_and_memory_stays_bounded(tmp_path: Path) -> None:
     with growing_journal(tmp_path / "data", tmp_path) as root, serving(root, tmp_path) as server:
         before = server.rss

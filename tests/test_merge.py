@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from requirements import of_tier
 
 from ingestor.dataset.merge import merge_rows
 from ingestor.dataset.rows import plain_texts
@@ -43,7 +44,7 @@ def keys(tables: Iterator[pa.Table]) -> list[tuple[str, int, int]]:
 rows = st.lists(st.tuples(st.sampled_from(["A", "AA", "B", "É", "字"]), st.integers(0, 5)), max_size=40)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=of_tier(100, 25), deadline=None)
 @given(sources=st.lists(rows, max_size=6), batch_rows=st.integers(1, 7), held_rows=st.integers(1, 30))
 def test_all_rows_in_order(sources: list[list[Row]], batch_rows: int, held_rows: int) -> None:
     made = [make_source(one, number * 1000, batch_rows) for number, one in enumerate(sources)]

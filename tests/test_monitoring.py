@@ -37,6 +37,7 @@ def panels() -> list[dict[str, Any]]:
     return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
 
+@pytest.mark.needs("promtool")
 def test_prometheus_reads_the_rules() -> None:
     promtool = require("promtool")
     done = subprocess.run(
@@ -81,6 +82,7 @@ def test_every_panel_asks_one_instance_and_has_a_place_of_its_own() -> None:
             assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= LABELS
 
 
+@pytest.mark.needs("promtool")
 def test_an_alert_fires_when_it_should(tmp_path: Path) -> None:
     """By Prometheus' own simulation of a disk that fills, and a venue that hangs up."""
     promtool = require("promtool")

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from matplotlib import image
 from PIL import ImageGrab
 from recorders import eventually
 from recordings import Print, Recording, make_sample
-from requirements import refuse, require
+from requirements import require
 
 from ingestor.cli.main import cli
 from ingestor.cli.printing import format_bytes
@@ -94,8 +93,6 @@ def test_no_display(sample: Recording) -> None:
 @pytest.fixture
 def display() -> Iterator[str]:
     """A display of its own."""
-    if find_spec("tkinter") is None:
-        refuse("needs tkinter")
     reading, writing = os.pipe()
     with subprocess.Popen(
         [require("Xvfb"), "-displayfd", str(writing), "-screen", "0", "1000x500x24", "-nolisten", "tcp", "-noreset"],
@@ -103,11 +100,14 @@ def display() -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     ) as server:
         os.close(writing)
-        with os.fdopen(reading) as told:
-            yield f":{told.readline().strip()}"
-        server.terminate()
+        try:
+            with os.fdopen(reading) as told:
+                yield f":{told.readline().strip()}"
+        finally:
+            server.terminate()
 
 
+@pytest.mark.needs("display")
 def test_a_window_that_moves(tmp_path: Path, display: str) -> None:
     recording = Recording(tmp_path)
     seen = {ImageGrab.grab(xdisplay=display).tobytes()}
@@ -120,9 +120,12 @@ def test_a_window_that_moves(tmp_path: Path, display: str) -> None:
 
     command = [sys.executable, "-m", "ingestor", "plot", "--root", str(tmp_path), "--symbols", "AAPL"]
     with subprocess.Popen(command, env=os.environ | {"DISPLAY": display}, stderr=subprocess.PIPE) as window:
-        for price in (10.0, 11.0, 9.0):
-            recording.write(Print(datetime.now(UTC), "AAPL", price, 1))
-            eventually(shows_something_new, f"a window that shows {price}")
-        window.send_signal(signal.SIGINT)
-        _, told = window.communicate()
+        try:
+            for price in (10.0, 11.0, 9.0):
+                recording.write(Print(datetime.now(UTC), "AAPL", price, 1))
+                eventually(shows_something_new, f"a window that shows {price}")
+            window.send_signal(signal.SIGINT)
+            _, told = window.communicate()
+        finally:
+            window.kill()
     assert (window.returncode, told) == (130, b"")

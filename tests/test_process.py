@@ -133,6 +133,7 @@ class TestBasic:
 
 
 class TestSecrets:
+    @pytest.mark.needs("redis-server")
     def test_a_password_is_handed_over_by_the_pipe_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FINNHUB_API_KEY", "the key of a test")
         monkeypatch.setenv("REDIS_PASSWORD", PASSWORD)

@@ -21,6 +21,8 @@ from ingestor.layout import Layout
 from ingestor.sinks.carrier import Carrier
 from ingestor.sinks.redis_db import RedisLive, RedisStreams
 
+pytestmark = pytest.mark.needs("redis-server")
+
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Redis]:
@@ -140,6 +142,7 @@ class TestAccess:
         finally:
             server.close()
 
+    @pytest.mark.needs("openssl")
     def test_tls(self, tmp_path: Path) -> None:
         ours, other = make_certificate(tmp_path), make_certificate(tmp_path, "other")
         (port,) = free_ports(1)

@@ -11,16 +11,16 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from checkout import REPOSITORY, copy_checkout, list_checkout
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from requirements import refuse
 
 import ingestor
+
+pytestmark = pytest.mark.xdist_group("release")
 
 PACKAGED = {
     "config/ingestor.yaml": "ingestor/cli/templates/ingestor.yaml",
@@ -85,8 +85,6 @@ class Release:
 
 
 def build(source: Path, target: Path, *kinds: str) -> None:
-    if find_spec("hatchling") is None:
-        refuse("needs hatchling")
     command = [sys.executable, "-m", "hatchling", "build", "-d", str(target), *(f"--target={kind}" for kind in kinds)]
     done = subprocess.run(command, cwd=source, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -106,6 +104,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 # What is in it
 
 
+@pytest.mark.needs("git")
 def test_the_wheel_holds_the_package_and_nothing_else(release: Release) -> None:
     with zipfile.ZipFile(release.wheel) as file:
         found = {name for name in file.namelist() if ".dist-info/" not in name}
@@ -118,12 +117,14 @@ def test_the_wheel_holds_the_package_and_nothing_else(release: Release) -> None:
     } <= found
 
 
+@pytest.mark.needs("git")
 def test_the_sdist_is_the_checkout(release: Release) -> None:
     with tarfile.open(release.sdist) as file:
         found = {name.partition("/")[2] for name in file.getnames()}
     assert found == {"PKG-INFO", *(path for path in release.clone if not path.startswith(".ci/"))}
 
 
+@pytest.mark.needs("git")
 def test_the_sdist_makes_the_same_wheel(release: Release, tmp_path: Path) -> None:
     with tarfile.open(release.sdist) as file:
         file.extractall(tmp_path, filter="data")
@@ -141,6 +142,7 @@ def contents(wheel: Path) -> dict[str, bytes]:
 # What it says of itself
 
 
+@pytest.mark.needs("git")
 def test_the_metadata_names_version_licence_and_authors(release: Release) -> None:
     told = release.metadata
     assert told["Version"] == ingestor.__version__
@@ -151,6 +153,7 @@ def test_the_metadata_names_version_licence_and_authors(release: Release) -> Non
     assert not [one for one in told.get_all("Classifier") or [] if one.startswith("License")]  # PEP 639: one place
 
 
+@pytest.mark.needs("git")
 def test_the_version_is_written_in_one_place() -> None:
     spelled = re.compile(rf"['\"=\s]v?{re.escape(ingestor.__version__)}['\"\s]")
     code = (path for path in list_checkout() if path.endswith((".py", ".toml", ".service", ".yaml")))
@@ -158,6 +161,7 @@ def test_the_version_is_written_in_one_place() -> None:
     assert places == ["ingestor/__init__.py"]
 
 
+@pytest.mark.needs("git")
 def test_each_extra_is_what_its_name_says(release: Release) -> None:
     told = release.metadata
     assert set(told.get_all("Provides-Extra") or []) == {*EXTRAS, "all", "bench", "dev"}
@@ -165,6 +169,7 @@ def test_each_extra_is_what_its_name_says(release: Release) -> None:
         assert names_of(required(told, extra)) - names_of(required(told, "")) == names
 
 
+@pytest.mark.needs("git")
 def test_every_extra_that_is_asked_for_exists() -> None:
     asked = re.compile(r"finnhub-ingestor\[([a-z,]+)\]")
     texts = (path for path in list_checkout() if path.startswith("ingestor/") or path.endswith((".md", ".toml")))
@@ -182,6 +187,7 @@ def names_of(requirements: list[Requirement]) -> set[str]:
     return {canonicalize_name(one.name) for one in requirements}
 
 
+@pytest.mark.needs("git")
 def test_readme_names_the_licence_of_everything_it_brings(release: Release) -> None:
     table = (REPOSITORY / "README.md").read_text().partition("| licence | packages |\n|---|---|\n")[2]
     rows = re.findall(r"^\| (\S+) \| (.+) \|$", table, re.MULTILINE)
@@ -258,12 +264,14 @@ def core(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Site:
     return site
 
 
+@pytest.mark.needs("git")
 @pytest.mark.parametrize("command", ["describe", "head", "bars 1s", "coverage", "verify", "export a.csv", "compact"])
 def test_the_core_alone_records_and_reads(core: Site, command: str) -> None:
     done = core.run("-m", "ingestor", *command.split(), "--root", "demo/data")
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.needs("git")
 @pytest.mark.parametrize("command", NEEDS_AN_EXTRA)
 def test_what_needs_an_extra_says_so_in_one_line(core: Site, command: str) -> None:
     done = core.run("-m", "ingestor", *command.split())
@@ -274,11 +282,13 @@ def test_what_needs_an_extra_says_so_in_one_line(core: Site, command: str) -> No
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.needs("git")
 def test_pandas_is_missed_in_one_line(core: Site) -> None:
     done = core.run("-c", "import ingestor; ingestor.read_trades('demo/data')")
     assert "pip install 'finnhub-ingestor[analysis]'" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.needs("git")
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_each_extra_alone_is_enough_for_what_it_is_for(
     release: Release, core: Site, tmp_path: Path, extra: str
@@ -288,6 +298,7 @@ def test_each_extra_alone_is_enough_for_what_it_is_for(
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.needs("git")
 def test_pip_installs_it_into_an_empty_environment(release: Release, tmp_path: Path) -> None:
     """For real, from the registry: as pipx does, too."""
     if os.environ.get("REQUIRE_ALL") != "1":

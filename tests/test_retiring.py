@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from recorders import PATIENCE_S, Rig, eventually, make_rig, running
 
 from ingestor.capture.handshake import connect
@@ -40,6 +41,7 @@ def recorded_ids(rig: Rig) -> dict[str, list[int]]:
     return ids
 
 
+@pytest.mark.long
 def test_nothing_is_missed_and_nothing_comes_twice(tmp_path: Path) -> None:
     with (
         running_venue(VENUE) as venue,

@@ -21,7 +21,7 @@ from journals import SEGMENT, trades
 from live_servers import PATIENCE_S, Server, hang_up, hear, hear_end, run_serve, running_serve, say
 from recorders import eventually
 from recordings import Print, Recording
-from requirements import refuse, require
+from requirements import require
 from servers import RedisServer
 
 from ingestor.config.sinks import RedisSettings
@@ -102,6 +102,7 @@ def test_many_symbols_in_one_message_and_one_less(market: Market, server: Server
     assert hear(client)["symbol"] == "AAPL"
 
 
+@pytest.mark.long
 def test_latest_skips_to_the_newest(market: Market, server: Server) -> None:
     client = server.subscriber("AAPL", mode="latest", every="300ms")
     assert prices(client, 1) == [100]
@@ -121,6 +122,7 @@ def test_a_late_trade_is_news_to_all_and_not_to_latest(market: Market, server: S
     assert prices(latest, 1) == [102]
 
 
+@pytest.mark.long
 def test_a_symbol_that_nobody_records_is_said_to_be_so_and_comes_if_it_does(market: Market, server: Server) -> None:
     client = server.subscriber("NEWCO")
     assert "not recorded here, so far: NEWCO" in hear(client)["error"]
@@ -128,6 +130,7 @@ def test_a_symbol_that_nobody_records_is_said_to_be_so_and_comes_if_it_does(mark
     assert hear(client)["price"] == 7
 
 
+@pytest.mark.long
 def test_prices_from_before_it_was_started_are_known(tmp_path: Path) -> None:
     recording = Recording(tmp_path / "data", ["OLD", "NEW"])
     recording.prove(["OLD", "NEW"], "2026-01-01")
@@ -141,6 +144,7 @@ def test_prices_from_before_it_was_started_are_known(tmp_path: Path) -> None:
         assert {(told["symbol"], told["price"]) for told in (hear(client), hear(client))} == {("OLD", 1), ("NEW", 3)}
 
 
+@pytest.mark.long
 def test_a_rotation_of_the_journal_is_not_noticed(market: Market, server: Server) -> None:
     client = server.subscriber("AAPL")
     assert prices(client, 1) == [100]
@@ -177,6 +181,7 @@ def test_an_ordinary_finnhub_script_works_unchanged(market: Market, server: Serv
     assert [(one["type"], one["data"][0]["p"]) for one in heard] == [("trade", 101)]
 
 
+@pytest.mark.long
 def test_finnhubs_trades_are_told_in_finnhubs_words(market: Market, server: Server) -> None:
     client = server.connect("/")
     say(client, type="subscribe", symbol="AAPL")
@@ -194,6 +199,7 @@ def test_finnhubs_trades_are_told_in_finnhubs_words(market: Market, server: Serv
     settled(server, 0)
 
 
+@pytest.mark.long
 def test_our_own_feed_can_listen_to_it(market: Market, server: Server) -> None:
     """What it says, a recorder reads: `serve` can stand in for the venue."""
     feed = Finnhub(server.url.replace("http", "ws"), KEY)
@@ -217,13 +223,12 @@ socket.addEventListener("error", (event) => { console.log(event.message ?? event
 """
 
 
+@pytest.mark.needs("node")
 def test_the_usual_snippet_in_node(server: Server, tmp_path: Path) -> None:
     node = require("node")
     told = subprocess.run([node, "--version"], check=True, capture_output=True, text=True).stdout
     version = int(told.removeprefix("v").partition(".")[0])
     flags = [] if version >= 22 else ["--experimental-websocket", "--no-warnings"]
-    if version < 20:
-        refuse("needs Node 20 or later: an older one has no WebSocket of its own")
     script = tmp_path / "prices.js"
     script.write_text(_SNIPPET)
     url = server.url.replace("http", "ws") + "/live-price"
@@ -234,6 +239,7 @@ def test_the_usual_snippet_in_node(server: Server, tmp_path: Path) -> None:
 # Secrets
 
 
+@pytest.mark.long
 def test_no_query_string_is_logged(market: Market, tmp_path: Path) -> None:
     log = tmp_path / "serve.log"
     with running_serve(market.root, log=log) as server:
@@ -289,6 +295,7 @@ def test_a_token_may_come_by_message_by_header_or_by_query(market: Market, guard
     assert hear(finnhub)["type"] == "trade"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", ["/", "/live-price"])
 def test_a_forged_token_is_refused_in_the_handshake(guarded: Server, path: str) -> None:
     for bad, reason in ((jwt.encode({"a": 1}, "", "none"), "algorithm"), (token(exp=1), "expired"), ("x", "token")):
@@ -298,6 +305,7 @@ def test_a_forged_token_is_refused_in_the_handshake(guarded: Server, path: str) 
         assert reason in str(refusal.value.resp_body)
 
 
+@pytest.mark.long
 def test_a_forged_token_is_refused_by_message(guarded: Server) -> None:
     client = guarded.connect()
     say(client, action="authenticate", token=token(aud="another"))
@@ -315,6 +323,7 @@ def test_a_token_reaches_as_far_as_it_says(guarded: Server) -> None:
     assert (refused.status, refused.json) == (403, {"error": "the token doesn't allow MSFT"})
 
 
+@pytest.mark.long
 def test_a_connection_ends_with_its_token_unless_there_is_a_new_one(guarded: Server) -> None:
     short = token(exp=int(time.time()) + 2)
     ends, stays = guarded.connect(f"/live-price?token={short}"), guarded.connect(f"/live-price?token={short}")
@@ -329,6 +338,7 @@ def test_a_connection_ends_with_its_token_unless_there_is_a_new_one(guarded: Ser
 # Refusals to begin
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
 def test_it_listens_to_other_machines_only_with_authentication(market: Market, host: str) -> None:
     code, errors = run_serve(market.root, "--host", host, "--port", "0")
@@ -336,6 +346,7 @@ def test_it_listens_to_other_machines_only_with_authentication(market: Market, h
     assert errors.startswith(f"error: {host} can be reached from other machines")
 
 
+@pytest.mark.long
 def test_with_authentication_it_may(market: Market) -> None:
     options = ("--host", "0.0.0.0", "--jwt", "HS256", "--allow-host", "prices.example")
     with running_serve(market.root, *options, INGESTOR_JWT_SECRET=SECRET) as server:
@@ -343,6 +354,7 @@ def test_with_authentication_it_may(market: Market) -> None:
     assert statuses == [200, 200, 403]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "environ", "sentence"),
     [
@@ -367,6 +379,7 @@ def test_no_recording_is_said(tmp_path: Path) -> None:
     assert "holds no recording" in errors
 
 
+@pytest.mark.long
 def test_a_port_that_is_taken_is_said(market: Market) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -402,6 +415,7 @@ def write_until_cut_off(client: websocket.WebSocket, text: str) -> None:
         client.send(text)
 
 
+@pytest.mark.long
 def test_huge_frames_are_refused_before_they_are_read(server: Server) -> None:
     client = server.connect()
     before = server.memory_bytes
@@ -418,6 +432,7 @@ def test_a_huge_frame_gets_its_reason(server: Server) -> None:
     assert "exceeds limit" in reason
 
 
+@pytest.mark.long
 def test_ten_thousand_subscriptions_are_refused(server: Server) -> None:
     at_once = server.subscriber(*(f"S{number}" for number in range(10_000)))
     assert hear(at_once) == {"error": "at most 1000 symbols a connection: this would make 10000"}
@@ -429,6 +444,7 @@ def test_ten_thousand_subscriptions_are_refused(server: Server) -> None:
     eventually(lambda: server.metric("ingestor_live_subscriptions") == 0, "no subscription is left")
 
 
+@pytest.mark.long
 def test_more_connections_than_allowed_are_refused(market: Market) -> None:
     with running_serve(market.root, "--max-clients", "2") as server:
         clients = [server.connect(), server.connect()]
@@ -441,6 +457,7 @@ def test_more_connections_than_allowed_are_refused(market: Market) -> None:
         assert prices(server.subscriber("AAPL"), 1) == [100]
 
 
+@pytest.mark.long
 def test_who_stops_reading_all_is_closed_with_the_reason_and_nobody_else_notices(market: Market) -> None:
     with running_serve(market.root, "--client-queue", "256KB") as server:
         deaf, good = server.connect(sockopt=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)]), server.subscriber("AAPL")
@@ -462,6 +479,7 @@ def test_who_stops_reading_all_is_closed_with_the_reason_and_nobody_else_notices
         assert server.memory_bytes - before < 60_000_000
 
 
+@pytest.mark.long
 def test_who_reads_latest_slowly_skips(market: Market) -> None:
     with running_serve(market.root, "--client-queue", "64KB") as server:
         client = server.subscriber("AAPL", "MSFT", mode="latest", every="10ms")
@@ -477,6 +495,7 @@ def test_who_reads_latest_slowly_skips(market: Market) -> None:
         assert server.metric("ingestor_live_given_up_total") == 0
 
 
+@pytest.mark.long
 def test_requests_without_an_end_are_given_up(market: Market, server: Server) -> None:
     parts = {
         b"": b"HTTP/1.1 408 ",
@@ -530,6 +549,7 @@ def read_rows(client: socket.socket, pause_s: float = 0.0) -> int:
     return rows
 
 
+@pytest.mark.long
 def test_an_answer_that_nobody_reads_is_given_up(paging: Server) -> None:
     good = paging.subscriber("AAPL")
     assert prices(good, 1) == [PAGE_ROWS // 10 - 1]
@@ -540,11 +560,13 @@ def test_an_answer_that_nobody_reads_is_given_up(paging: Server) -> None:
         assert 0 < read_rows(deaf) < PAGE_ROWS
 
 
+@pytest.mark.long
 def test_a_slow_reader_gets_the_whole_answer(paging: Server) -> None:
     with ask_for_a_page(paging) as slow:
         assert read_rows(slow, pause_s=0.025) > PAGE_ROWS - 100  # a name may be cut in two
 
 
+@pytest.mark.long
 def test_an_answer_outlives_a_standstill(paging: Server) -> None:
     """While the machine, or the server alone, stood still for longer than a reader may, nobody failed to read."""
     with ask_for_a_page(paging) as slow:
@@ -556,6 +578,7 @@ def test_an_answer_outlives_a_standstill(paging: Server) -> None:
         assert read_rows(slow, pause_s=0.025) > PAGE_ROWS - 100
 
 
+@pytest.mark.long
 def test_many_slow_readers_cannot_fill_the_memory(paging: Server) -> None:
     """Each reads as much as it must, and what waits for them would be a quarter of a GB."""
     before = paging.sockets
@@ -574,6 +597,7 @@ def test_many_slow_readers_cannot_fill_the_memory(paging: Server) -> None:
         eventually(one_is_cut_off, "the first that is cut off")
 
 
+@pytest.mark.long
 def test_a_request_that_comes_byte_by_byte_is_given_up(server: Server) -> None:
     with socket.create_connection(server.address, timeout=0.05) as slow:
         slow.sendall(b"GET /healthz HTTP/1.1\r\nX: ")
@@ -588,6 +612,7 @@ def test_a_request_that_comes_byte_by_byte_is_given_up(server: Server) -> None:
         assert eventually(is_answered, "its end").startswith(b"HTTP/1.1 408 ")
 
 
+@pytest.mark.long
 def test_far_too_many_connections_are_cut_off_and_prices_go_on(market: Market) -> None:
     with running_serve(market.root, "--max-clients", "1") as server, ExitStack() as stack:
         good, before = server.subscriber("AAPL"), server.memory_bytes
@@ -613,6 +638,7 @@ def test_a_foreign_page_cannot_connect(server: Server) -> None:
         assert refusal.value.status_code == 403
 
 
+@pytest.mark.long
 def test_a_client_that_is_cut_off_leaves_nothing(server: Server) -> None:
     clients = [server.subscriber("AAPL", "MSFT") for _ in range(20)]
     settled(server, 40)
@@ -639,6 +665,7 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
     server.close()
 
 
+@pytest.mark.needs("redis-server")
 def test_with_redis_clients_cannot_tell_the_difference(redis: RedisServer, tmp_path: Path) -> None:
     rows = trades(0, 30)
     publish(redis.url, rows.slice(0, 20))
@@ -657,6 +684,7 @@ def test_with_redis_clients_cannot_tell_the_difference(redis: RedisServer, tmp_p
         assert "follows Redis" in server.get("/history").json["error"]
 
 
+@pytest.mark.needs("redis-server")
 def test_what_others_publish_is_passed_over(redis: RedisServer, tmp_path: Path) -> None:
     redis.client.set("stock:JUNK", "no price")
     redis.client.rpush("stock:LIST", "x")
@@ -669,6 +697,7 @@ def test_what_others_publish_is_passed_over(redis: RedisServer, tmp_path: Path) 
         assert hear(client)["price"] == trades(7, 1)["price"][0].as_py()
 
 
+@pytest.mark.needs("redis-server")
 def test_a_redis_that_goes_away_is_shown_as_blindness_and_found_again(redis: RedisServer, tmp_path: Path) -> None:
     publish(redis.url, trades(0, 1, symbols=("AAPL",)))
     with running_serve(None, "--redis", redis.url, log=tmp_path / "serve.log") as server:

@@ -7,16 +7,23 @@ from pathlib import Path
 
 import pytest
 from recorders import eventually
+from requirements import of_tier
 from sink_contract import EXTRA, KINDS, Destination, check, destination_of, fill_journal
 from structlog.testing import capture_logs
 
 from ingestor.layout import Layout
 
-ROWS = int(os.environ.get("SINK_ROWS", "20000"))
+ROWS = int(os.environ.get("SINK_ROWS", str(of_tier(20_000, 2000))))
 """SINK_ROWS=1000000 is the long form."""
 
 
-@pytest.fixture(params=KINDS)
+SERVERS = {"redis": "redis-server", "s3": "weed"}
+"""What a kind needs of the machine."""
+
+
+@pytest.fixture(
+    params=[pytest.param(kind, marks=pytest.mark.needs(SERVERS[kind])) if kind in SERVERS else kind for kind in KINDS]
+)
 def place(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Destination, Layout]]:
@@ -68,6 +75,7 @@ class TestRecovery:
         repeats = check(destination, truth)
         assert repeats <= (2 + 7 + 13) * 40
 
+    @pytest.mark.long
     def test_the_destination_goes_away_and_comes_back(self, place: Place) -> None:
         destination, layout = place
         truth = fill_journal(layout, segments=3, records=5, rows=40)

@@ -199,6 +199,7 @@ def lines(unit: str) -> list[str]:
     return [line for line in (UNITS / unit).read_text().splitlines() if line and not line.startswith("#")]
 
 
+@pytest.mark.needs("systemd-analyze")
 @BOTH
 def test_systemd_reads_it_without_a_word(unit: str, tmp_path: Path) -> None:
     analyze = require("systemd-analyze")
@@ -210,6 +211,7 @@ def test_systemd_reads_it_without_a_word(unit: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.needs("systemd-analyze")
 @BOTH
 def test_its_exposure_is_small(unit: str) -> None:
     analyze = require("systemd-analyze")

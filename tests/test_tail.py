@@ -20,11 +20,15 @@ def tail(root: Path, *options: str) -> list[str]:
     life = Life(make_root(root))
     command = [sys.executable, "-m", "ingestor", "tail", "--root", str(root), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        while process.poll() is None:
-            first, life.writer.sequence = life.writer.sequence, life.writer.sequence + 2
-            life.writer.journal.append(block(pa.RecordBatch.from_pylist([aapl(first), shib(first + 1)], TRADES)))
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(0.1)
+        try:
+            while process.poll() is None:
+                first, life.writer.sequence = life.writer.sequence, life.writer.sequence + 2
+                life.writer.journal.append(block(pa.RecordBatch.from_pylist([aapl(first), shib(first + 1)], TRADES)))
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(0.1)
+        except BaseException:
+            process.kill()
+            raise
         assert process.stdout is not None
         lines = process.stdout.read().splitlines()
     life.stop()

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_decoder import insane
+from requirements import of_tier
 
 from ingestor.capture.validate import Validated, validate
 from ingestor.schema import VENUE_TRADES
@@ -112,7 +113,7 @@ ROWS = st.tuples(
 
 
 @given(st.lists(st.just(GOOD) | ROWS, max_size=20), st.sampled_from([NOW_US, 0, 2**62]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=of_tier(300, 50), deadline=None)
 def test_validate_says_what_the_reference_says(rows: list[Row], now_us: int) -> None:
     trades = batch(rows)
     verdict = validate(trades, now_us)

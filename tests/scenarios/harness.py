@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
-from requirements import require
+from requirements import of_tier, require
 
 import ingestor
 from ingestor.journal.follower import Follower, Rows
@@ -36,9 +36,11 @@ T = TypeVar("T")
 PATIENCE_S = 60.0
 """Longer than any fact here takes to come about: to wait that long is to fail."""
 POLL_S = 0.002
-LAG_S = 1.0
-"""What the recorder may lag on a machine that has other things to do: the bounds are stated without it."""
-EXIT_S = 5.0
+LAG_S = of_tier(1.0, 10.0)
+"""What the recorder may lag on a machine that has other things to do: the bounds are stated without it. The full tier
+gives scenarios the machine to themselves, the quick one doesn't.
+"""
+EXIT_S = of_tier(5.0, 30.0)
 """How long a stop may take."""
 SYMBOLS = ("AAPL", "MSFT", "BINANCE:BTCUSDT")
 LINGER_S = 0.1
@@ -95,9 +97,9 @@ class Tally:
         assert self.rows > 0, "nothing was recorded: nothing was proven"
 
 
-def rounds(of_kill: int = 20) -> int:
-    """CHAOS_ROUNDS, or what is enough for every test run."""
-    return int(os.environ.get("CHAOS_ROUNDS", of_kill))
+def rounds() -> int:
+    """CHAOS_ROUNDS, or what is enough for every run of this tier."""
+    return int(os.environ.get("CHAOS_ROUNDS", of_tier(20, 5)))
 
 
 def wait_for(fact: Callable[[], T | None], what: str, process: "subprocess.Popen[Any] | None" = None) -> T:
@@ -155,10 +157,10 @@ def running_venue(folder: Path, *options: str) -> Iterator[Venue]:
     with log.open("wb") as stderr:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environ())
     with process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line, log.read_text()
         try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line, log.read_text()
             yield Venue(json.loads(line)["url"], truth, log, process)
         finally:
             process.kill()
@@ -277,11 +279,10 @@ class Recorder:
 
 
 def compile_shim(source: str, folder: Path) -> str:
-    """The value of LD_PRELOAD that puts a C file of this folder between a process and the system."""
-    require("cc")
+    """The value of LD_PRELOAD that puts a C file of this folder between a process and the system. Needs "cc"."""
     shim = folder / f"{source}.so"
     path = Path(__file__).with_name(source)
-    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", shim, path, "-ldl"], check=True)
+    subprocess.run([require("cc"), "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", shim, path, "-ldl"], check=True)
     return str(shim)
 
 

@@ -46,6 +46,8 @@ class WallClock:
             file.write(struct.pack("=q", int(offset_s * 1e9)))
 
 
+@pytest.mark.long
+@pytest.mark.needs("cc")
 def test_clock(tmp_path: Path, tally: Tally) -> None:
     """An hour ahead, then two back, then right again."""
     clock = WallClock(tmp_path)
@@ -65,6 +67,7 @@ def test_clock(tmp_path: Path, tally: Tally) -> None:
     assert steps_s == [pytest.approx(step_s, abs=1) for step_s in (HOUR_S, -2 * HOUR_S, HOUR_S)]
 
 
+@pytest.mark.needs("cc")
 def test_clock_passes_midnight(tmp_path: Path, tally: Tally) -> None:
     """A segment that was begun before midnight is closed at it, long before its age."""
     clock = WallClock(tmp_path)

@@ -13,6 +13,7 @@ import pytest
 from harness import Tally, compile_shim, environ, rounds
 from journals import trades
 from recordings import Recording
+from requirements import of_tier
 
 import ingestor
 from ingestor.dataset.compact import clear_leftovers, compact_days, locked_upkeep
@@ -24,7 +25,7 @@ from ingestor.ledger import Ledger
 DAYS = (date(2026, 11, 17), date(2026, 11, 18))
 PARTS = 12
 ROWS = 2000
-ROUNDS = max(10, rounds() // 4)
+ROUNDS = max(of_tier(10, 2), rounds() // 4)
 KILLS = 4
 """At most so many a round, then it may finish."""
 
@@ -74,10 +75,12 @@ def kill_within(
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ(**environment)
     ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"begun\n"
-        time.sleep(moment.uniform(0, most_s))  # the fault's own moment: nothing is waited for
-        process.kill()
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"begun\n"
+            time.sleep(moment.uniform(0, most_s))  # the fault's own moment: nothing is waited for
+        finally:
+            process.kill()
     return process.returncode != 0
 
 
@@ -96,7 +99,11 @@ def duration_s(program: str, original: Layout, folder: Path, *arguments: str, **
     return time.monotonic() - began_s
 
 
-@pytest.mark.parametrize("exchanges", [True, False], ids=["exchange", "no_exchange"])
+@pytest.mark.parametrize(
+    "exchanges",
+    [True, pytest.param(False, marks=[pytest.mark.long, pytest.mark.needs("cc")])],
+    ids=["exchange", "no_exchange"],
+)
 def test_kill_compaction(original: Layout, tmp_path: Path, tally: Tally, exchanges: bool) -> None:
     """On a file system that can exchange folders, and on one that can't."""
     environment = {} if exchanges else {"LD_PRELOAD": compile_shim("no_exchange.c", tmp_path)}
@@ -132,6 +139,7 @@ def assert_clean(root: Path) -> None:
     assert [path.name for path in layout.staging.iterdir() if path.suffix != ".lock"] == []
 
 
+@pytest.mark.long
 def test_kill_retention(original: Layout, tmp_path: Path, tally: Tally) -> None:
     """A day is whole or gone, and gone only where the ledger says so."""
     most_s = duration_s(RETAIN, original, tmp_path, "000002-20261120T000000Z")

@@ -26,6 +26,7 @@ from journals import (
     sequences,
     trades,
 )
+from requirements import of_tier
 from structlog.testing import capture_logs
 
 from ingestor.config import Settings
@@ -35,7 +36,7 @@ from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.recording import prepare
 
 LAST = 1024
-STRIDE = 1 if rounds() >= 200 else 37
+STRIDE = 1 if rounds() >= 200 else of_tier(37, 149)
 """The long form cuts at every byte, the short one at some that fall on every place of an aligned word."""
 
 

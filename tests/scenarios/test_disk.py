@@ -22,7 +22,7 @@ from journals import (
     make_root,
     parquet_sequences,
 )
-from requirements import require_tracing, small_disk
+from requirements import require, small_disk
 from structlog.testing import capture_logs
 
 from ingestor.journal.rotation import Rotation
@@ -42,6 +42,7 @@ def fill(place: Path) -> Path:
                 return filler
 
 
+@pytest.mark.needs("mounts")
 @pytest.mark.parametrize("full", ["journal", "files", "everything"])
 def test_full(tmp_path: Path, tally: Tally, full: str) -> None:
     with ExitStack() as stack:
@@ -87,21 +88,22 @@ def test_full(tmp_path: Path, tally: Tally, full: str) -> None:
         tally.assert_clean()
 
 
+@pytest.mark.needs("tracing")
 @pytest.mark.parametrize(
     "fault",
     [
         "fdatasync:error=EIO:when=5+6",
-        "fsync:error=EIO:when=25+25",
+        pytest.param("fsync:error=EIO:when=25+25", marks=pytest.mark.long),
         "writev:error=ENOSPC:when=4+5",
         "pwrite64:error=EIO:when=6+9",
-        "rename,renameat,renameat2:error=EROFS:when=3+9",
-        "unlink,unlinkat:error=EROFS:when=1+3",
-        "pread64:error=EIO:when=30+40",
+        pytest.param("rename,renameat,renameat2:error=EROFS:when=3+9", marks=pytest.mark.long),
+        pytest.param("unlink,unlinkat:error=EROFS:when=1+3", marks=pytest.mark.long),
+        pytest.param("pread64:error=EIO:when=30+40", marks=pytest.mark.long),
     ],
     ids=lambda fault: fault.split(",")[0].split(":")[0],
 )
 def test_errors(tmp_path: Path, tally: Tally, fault: str) -> None:
-    strace = require_tracing()
+    strace = require("strace")
     command = [strace, "-f", "-qq", "-o", str(tmp_path / "trace"), "-e", f"inject={fault}", sys.executable]
     driver = [str(HERE / "drive_journal.py"), str(tmp_path / "root"), str(BLOCKS)]
     environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)])}

@@ -85,8 +85,8 @@ def record(
     [
         ("ingestor", "", ["finnhub"]),
         ("binance", "/ws", ["binance"]),
-        ("binance", "/stream", ["binance"]),
-        ("json", "", ["json", "--config", str(CONFIG / "json.yaml")]),
+        pytest.param("binance", "/stream", ["binance"], marks=pytest.mark.long),
+        pytest.param("json", "", ["json", "--config", str(CONFIG / "json.yaml")], marks=pytest.mark.long),
     ],
     ids=["finnhub", "binance", "binance combined", "json"],
 )
@@ -116,6 +116,7 @@ def check_ids(rows: pa.Table) -> None:
         assert ids == list(range(1, len(ids) + 1))
 
 
+@pytest.mark.long
 def test_shards_divide_a_venue(tmp_path: Path, tally: Tally) -> None:
     """Three recorders, one list of tickers: together they have the truth, and no row twice."""
     tickers = [f"S{number}USDT" for number in range(20)]

@@ -21,6 +21,8 @@ from live_servers import PATIENCE_S, Server, hear, hear_end, running_serve, say
 
 import ingestor
 
+pytestmark = pytest.mark.xdist_group("live")
+
 LIVE = "document.getElementById('link').dataset.state === 'live'"
 PRICES = "[...document.querySelectorAll('td.price')].map((cell) => cell.textContent).join(' ')"
 STATES = "[...document.querySelectorAll('tbody tr')].map((row) => row.dataset.state).join(' ')"
@@ -59,6 +61,8 @@ def moved(browser: Browser) -> None:
         browser.wait(f"{PRICES}.split(' ')[{index}] !== '{price}'")
 
 
+@pytest.mark.long
+@pytest.mark.needs("chromium")
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (390, 844)])
 def test_the_page_shows_moving_prices(
@@ -78,6 +82,7 @@ def test_the_page_shows_moving_prices(
         assert browser.errors == []
 
 
+@pytest.mark.needs("chromium")
 def test_the_search_hides_what_is_not_meant(site: Site, browser: Browser) -> None:
     with served(site) as server:
         browser.open(server.url)
@@ -89,6 +94,8 @@ def test_the_search_hides_what_is_not_meant(site: Site, browser: Browser) -> Non
         assert browser.evaluate(shown) == "BINANCE:BTCUSDT"
 
 
+@pytest.mark.long
+@pytest.mark.needs("chromium")
 def test_the_page_survives_restarts_and_shows_blindness(site: Site, browser: Browser) -> None:
     with site.running() as recorder:
         recorder.wait_for_rows()
@@ -113,6 +120,8 @@ def test_the_page_survives_restarts_and_shows_blindness(site: Site, browser: Bro
     assert [error for error in browser.errors if not any(refusal in error for refusal in REFUSED)] == []
 
 
+@pytest.mark.long
+@pytest.mark.needs("chromium")
 def test_the_dashboard_survives_a_restart_of_the_recorder(site: Site, browser: Browser, tmp_path: Path) -> None:
     """No reload, no console error: what was blind is shaded with its cause, and the prices move again."""
     browser.errors.clear()
@@ -144,6 +153,8 @@ def charts_move(browser: Browser) -> None:
         browser.wait(f"{array('time', at)}.at(-1) > {newest}")
 
 
+@pytest.mark.long
+@pytest.mark.needs("chromium")
 def test_the_page_asks_for_a_token(site: Site, browser: Browser) -> None:
     secret = "a secret of a test, 32 bytes long"
     token = jwt.encode({"exp": time.time() + 3600, "aud": "ingestor", "symbols": ["AAPL"]}, secret, "HS256")

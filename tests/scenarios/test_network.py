@@ -44,6 +44,8 @@ from ingestor.simulator.running import running_venue
 from ingestor.simulator.settings import VenueSettings
 from ingestor.simulator.truth import read_truth
 
+pytestmark = pytest.mark.xdist_group("network")
+
 CONNECTION: dict[str, Any] = {"silence": "2s", "ping_interval": "1s", "backoff_max": "1s"}
 WAITS = Waits(refused_s=1.0, throttled_s=1.0, symbol_s=2.0)
 AT_ONCE = 8

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
+import pytest
 from harness import Recorder, Site, Tally, compare, environ, read_gaps, read_parquet, running_venue
 
 from ingestor.layout import read_holder
@@ -44,6 +45,7 @@ def site_of(folder: Path, url: str, tickers: list[str], **more: Any) -> Site:
     )
 
 
+@pytest.mark.long
 def test_reload_under_load_touches_nobody_elses_stream(tmp_path: Path, tally: Tally) -> None:
     """20 symbols added and 20 removed at 10,000 trades a second: no trade is lost, and no connection."""
     with running_venue(tmp_path, "--rate", "10000") as venue:
@@ -71,6 +73,7 @@ def test_reload_under_load_touches_nobody_elses_stream(tmp_path: Path, tally: Ta
     assert {*STAYING, *LEAVING, *COMING} == set(pc.unique(recorded["symbol"]).to_pylist())
 
 
+@pytest.mark.long
 def test_a_broken_file_is_refused_by_command_and_by_signal(tmp_path: Path) -> None:
     with running_venue(tmp_path) as venue:
         site = site_of(tmp_path, venue.url, ["AAPL"])
@@ -86,6 +89,7 @@ def test_a_broken_file_is_refused_by_command_and_by_signal(tmp_path: Path) -> No
     assert facts(site, "settings.reloaded") == []
 
 
+@pytest.mark.long
 def test_there_is_nobody_to_reload(tmp_path: Path) -> None:
     site = site_of(tmp_path, "ws://127.0.0.1:9", ["AAPL"])
     with site.running() as recorder:
@@ -121,6 +125,7 @@ def test_a_second_recorder_of_the_same_key_exits_2_and_names_the_first(tmp_path:
     assert list_ledgers(second.layout) == []
 
 
+@pytest.mark.long
 def test_top_is_a_reader_like_any_other(tmp_path: Path) -> None:
     with running_venue(tmp_path) as venue:
         site = site_of(tmp_path, venue.url, ["AAPL", "MSFT"])
@@ -128,14 +133,17 @@ def test_top_is_a_reader_like_any_other(tmp_path: Path) -> None:
             wait_until_healthy(recorder)
             command = [sys.executable, "-m", "ingestor", "top", "--plain", "--root", str(site.root)]
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ()) as top:
-                assert top.stdout is not None
-                shown: list[str] = []
-                while not any(line.startswith("MSFT ") for line in shown):
-                    shown.append(top.stdout.readline())
-                    assert shown[-1], shown
-                top.send_signal(signal.SIGINT)
-                top.stdout.read()
-                assert top.wait(10) == 0
+                try:
+                    assert top.stdout is not None
+                    shown: list[str] = []
+                    while not any(line.startswith("MSFT ") for line in shown):
+                        shown.append(top.stdout.readline())
+                        assert shown[-1], shown
+                    top.send_signal(signal.SIGINT)
+                    top.stdout.read()
+                    assert top.wait(10) == 0
+                finally:
+                    top.kill()
             assert recorder.end() == 0
     assert "2/2 ticking" in shown[0]
     assert shown[1].split()[:2] == ["symbol", "price"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from harness import Tally, rounds
 from journals import Clock, Holder, Life, csv_sequences, make_root, parquet_sequences, sequences
+from requirements import of_tier
 from structlog.testing import capture_logs
 
 from ingestor.errors import Lagged
@@ -18,7 +19,7 @@ from ingestor.journal.follower import Follower
 from ingestor.journal.rotation import Rotation
 from ingestor.layout import Layout, list_segments
 
-BLOCKS = 8 * max(60, rounds())
+BLOCKS = 8 * max(of_tier(60, 10), rounds())
 """Half of that lets a reader that looks at a file's size too early pass in one run of two."""
 
 

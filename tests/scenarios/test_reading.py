@@ -6,15 +6,17 @@ import time
 from pathlib import Path
 
 import pyarrow.compute as pc
+import pytest
 from harness import LAG_S, Site, Tally, compare, environ, now_us, running_venue
+from requirements import of_tier
 
 import ingestor
 from ingestor.schema import RUN_SHIFT
 
 SEEN_WITHIN_S = 0.25
-READINGS = 1000
+READINGS = of_tier(1000, 100)
 """At least: as many as it takes until the writer has done what the readings are to withstand."""
-GROWN = 20
+GROWN = of_tier(20, 5)
 """Readings that found more rows than the one before."""
 COMPARED = 20
 
@@ -71,6 +73,7 @@ def test_read_during_rotation_sealing_and_compaction(tmp_path: Path, tally: Tall
     tally.rows = seen
 
 
+@pytest.mark.long
 def test_a_trade_is_seen_within_a_quarter_of_a_second(tmp_path: Path, tally: Tally) -> None:
     """What the venue had sent that long before a reading began is in it."""
     with running_venue(tmp_path, "--rate", "500") as venue:

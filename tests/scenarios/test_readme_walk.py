@@ -22,7 +22,8 @@ import pytest
 from checkout import copy_checkout
 from documents import read, shell_lines, split_sections
 from harness import wait_for
-from requirements import require
+
+pytestmark = [pytest.mark.xdist_group("readme"), pytest.mark.long, pytest.mark.needs("bash", "make", "curl", "git")]
 
 SECTIONS = split_sections(read("README.md"))
 ELSEWHERE = {
@@ -134,8 +135,6 @@ class Walk:
 
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
-    for tool in ("bash", "make", "curl"):
-        require(tool)
     clone = copy_checkout(tmp_path_factory.mktemp("readme") / "clone")
     venue, prices, charts = free_port(), free_port(), free_port()
     today = datetime.now(ZoneInfo("America/New_York")).date()

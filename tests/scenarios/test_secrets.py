@@ -11,6 +11,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
+import pytest
 from harness import EXIT_S, Recorder, Site, Tally, environ, read_parquet, running_venue, wait_for
 
 KEY = "kq7/Zm+1%x&=#distinctive~0"
@@ -114,6 +115,7 @@ def _wait_for_reason(recorder: Recorder, reason: str) -> None:
     recorder.wait_for(lambda: any(reason in fact.get("reason", "") for fact in recorder.logged), reason)
 
 
+@pytest.mark.long
 def test_a_key_that_is_refused_is_not_repeated(tmp_path: Path) -> None:
     with running_venue(tmp_path) as venue:
         site = Site(tmp_path, tmp_path / "data", venue.url, key=KEY)
@@ -137,6 +139,7 @@ def test_a_key_in_the_wrong_place_is_not_repeated(tmp_path: Path) -> None:
         assert not any(form in done.stdout + done.stderr for form in forms_of(KEY))
 
 
+@pytest.mark.long
 def test_an_abort_dumps_no_key(tmp_path: Path) -> None:
     """Not even where the process is made to say where it stands."""
     with running_venue(tmp_path, "--any-key") as venue:

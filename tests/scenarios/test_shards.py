@@ -47,10 +47,9 @@ def shown(language: str) -> str:
 
 @pytest.fixture
 def kafka() -> Iterator[KafkaCluster]:
-    made = KafkaCluster(BROKERS)
-    made.create(TOPIC)
-    yield made
-    made.close()
+    with closing(KafkaCluster(BROKERS)) as made:
+        made.create(TOPIC)
+        yield made
 
 
 @pytest.fixture
@@ -68,6 +67,8 @@ def test_readme_shows_the_example(tmp_path: Path) -> None:
     assert load_settings(tmp_path / "shown.yaml") == load_settings(EXAMPLE)
 
 
+@pytest.mark.long
+@pytest.mark.needs("weed")
 def test_three_recorders_one_topic_one_dataset(tmp_path: Path, kafka: KafkaCluster, s3: S3Server, tally: Tally) -> None:
     with running_venue(tmp_path, "--rate", "5000", "--any-key") as venue, ExitStack() as stack:
         topic = stack.enter_context(closing(TopicReader(kafka.brokers, TOPIC)))

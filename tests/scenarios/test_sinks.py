@@ -5,6 +5,7 @@ its guarantee, and the recorder notices nothing.
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,12 @@ class Elsewhere:
     def __init__(self, folder: Path) -> None:
         for name in ("redis", "s3"):
             (folder / name).mkdir()
-        self.s3 = S3Server(folder / "s3")
-        self.destinations: dict[str, Destination] = {
-            "sqlite": Sqlite(folder), "redis": Redis(folder / "redis"), "kafka": Kafka(),
-        }  # fmt: skip
-        redis, kafka = self.destinations["redis"], self.destinations["kafka"]
-        assert isinstance(redis, Redis)
-        assert isinstance(kafka, Kafka)
-        self.redis, self.kafka = redis, kafka
+        with ExitStack() as started:
+            self.s3 = started.enter_context(closing(S3Server(folder / "s3")))
+            self.redis = redis = started.enter_context(closing(Redis(folder / "redis")))
+            self.kafka = kafka = started.enter_context(closing(Kafka()))
+            self._running = started.pop_all()
+        self.destinations: dict[str, Destination] = {"sqlite": Sqlite(folder), "redis": redis, "kafka": kafka}
         self.servers: list[RedisServer | KafkaCluster | S3Server] = [redis.server, kafka.cluster, self.s3]
         self.settings = {
             "sqlite": {"path": str(folder / "trades.sqlite")},
@@ -50,20 +49,19 @@ class Elsewhere:
         }
 
     def close(self) -> None:
-        for destination in self.destinations.values():
-            destination.close()
-        self.s3.close()
+        self._running.close()
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
-    made = Elsewhere(tmp_path)
-    yield made
-    made.close()
+    with closing(Elsewhere(tmp_path)) as made:
+        yield made
 
 
+@pytest.mark.long
+@pytest.mark.needs("redis-server", "weed")
 def test_every_server_killed_twice(tmp_path: Path, elsewhere: Elsewhere, tally: Tally) -> None:
     with running_venue(tmp_path, "--rate", str(RATE)) as venue:
         settings = {"sinks": elsewhere.settings, "storage": {"formats": ["parquet"]}}
@@ -93,6 +91,7 @@ def test_every_server_killed_twice(tmp_path: Path, elsewhere: Elsewhere, tally: 
     assert _skipped(site.layout) == []
 
 
+@pytest.mark.needs("redis-server", "weed")
 def test_a_recorder_that_is_killed_leaves_no_process_behind(tmp_path: Path, elsewhere: Elsewhere, tally: Tally) -> None:
     with running_venue(tmp_path, "--rate", "2000") as venue:
         settings = {"sinks": elsewhere.settings, "storage": {"formats": ["parquet"]}}
@@ -117,6 +116,8 @@ def test_a_recorder_that_is_killed_leaves_no_process_behind(tmp_path: Path, else
     tally.assert_clean()
 
 
+@pytest.mark.long
+@pytest.mark.needs("redis-server", "weed")
 def test_a_second_recorder_waits_for_the_sinks_of_the_first(tmp_path: Path, elsewhere: Elsewhere) -> None:
     settings = {"sinks": {"redis": elsewhere.settings["redis"]}, "stop_timeout": "1s"}
     with running_venue(tmp_path, "--rate", "500") as venue:
@@ -138,6 +139,8 @@ def test_a_second_recorder_waits_for_the_sinks_of_the_first(tmp_path: Path, else
     check(elsewhere.redis, read_parquet(site.layout))
 
 
+@pytest.mark.long
+@pytest.mark.needs("redis-server", "weed")
 def test_one_that_is_down_while_many_segments_are_sealed(tmp_path: Path, elsewhere: Elsewhere, tally: Tally) -> None:
     """As an hour is, with segments of 64 KB: nobody waits for it, and it gets everything when it is back."""
     sinks = {name: elsewhere.settings[name] for name in CARRIED}

@@ -46,6 +46,7 @@ class Usage:
     """But for the connection, which a fault may have ended at that moment, and may not."""
 
 
+@pytest.mark.long
 def test_soak(tmp_path: Path, tally: Tally) -> None:
     """The least that is held in a while is what is kept: it must not grow from one third of the run to the next."""
     faults = tmp_path / "faults.yaml"

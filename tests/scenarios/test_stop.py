@@ -34,7 +34,9 @@ from requirements import small_disk
 
 from ingestor.layout import list_segments
 
-SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+SIGNALS = pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)], ids=["SIGTERM", "SIGINT"]
+)
 
 
 def _settle(tally: Tally, site: Site, truth: pa.Table) -> None:
@@ -119,6 +121,7 @@ def test_stop_while_the_handshake_hangs(tmp_path: Path, number: signal.Signals) 
         _assert_stopped_in_order(site)
 
 
+@pytest.mark.long
 @SIGNALS
 def test_stop_while_waiting_to_reconnect(tmp_path: Path, number: signal.Signals) -> None:
     with running_venue(tmp_path, "--faults", "answer_403") as venue:
@@ -175,6 +178,7 @@ def test_stop_while_sealing(tmp_path: Path, tally: Tally, number: signal.Signals
 # Where something stands in the way
 
 
+@pytest.mark.long
 def test_a_second_signal_leaves_the_sealing_to_the_next_start(tmp_path: Path, tally: Tally) -> None:
     """Sealing waits for the lock of the date, which somebody else holds for ever."""
     with running_venue(tmp_path, "--rate", "5000") as venue:
@@ -210,6 +214,7 @@ def _every_date_locked(site: Site) -> Iterator[None]:
             os.close(fd)
 
 
+@pytest.mark.needs("mounts")
 def test_stop_on_a_full_disk_uses_the_ballast(tmp_path: Path, tally: Tally) -> None:
     """The rows that the disk refused fit into the space that was set aside: nothing is lost."""
     with running_venue(tmp_path, "--rate", "5000") as venue, small_disk(tmp_path / "disk", "24m") as disk:
@@ -229,6 +234,8 @@ def test_stop_on_a_full_disk_uses_the_ballast(tmp_path: Path, tally: Tally) -> N
         _settle(tally, site, truth)
 
 
+@pytest.mark.long
+@pytest.mark.needs("mounts")
 def test_stop_on_a_full_disk_says_how_many_rows_it_lost(tmp_path: Path, tally: Tally) -> None:
     """There is no room for the ballast either: exit 4, and the count of the rows that could not be saved."""
     with running_venue(tmp_path, "--rate", "5000") as venue, small_disk(tmp_path / "disk", "4m") as disk:
