@@ -13,19 +13,24 @@ Every run's rows and their total volume are held to what was sent; a run that lo
 Without --quick it then measures what stands around the recorder: reading (reading.py), the live API and the dashboard
 (live.py), the sinks (sinks.py).
 
-Prints one table and writes it as JSON, and as a plot where matplotlib is installed, to benchmarks/results/.
+A part that this machine can't measure (a server, openssl or cryptofeed is missing) is left out, and the report says so.
+A part that fails is named, the others are still measured, and the exit code is 1. What there is so far is written as
+JSON to benchmarks/results/ after each part; in the end it is printed as one table, and drawn where matplotlib is
+installed.
 """
 
 import argparse
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from live import describe, live_targets, measure_live
-from processes import HERE, BenchmarkFailed, Contender, Tls, answer_of, make_tls, recorder
+from processes import HERE, BenchmarkFailed, Contender, LeftOut, Tls, answer_of, make_tls, recorder
 from reading import FULL as READING
 from reading import measure_reading, reading_notes, reading_targets
 from report import (
@@ -37,12 +42,13 @@ from report import (
     Measured,
     Round,
     Target,
+    missing_lines,
     sink_lines,
     table,
-    targets,
+    write_plot,
     write_results,
 )
-from scenarios import help_seconds, run_every_sink, run_overload, run_paced, run_salvage
+from scenarios import help_ratio, run_every_sink, run_overload, run_paced, run_paced_script, run_salvage
 from throughput import limit_part, receive_and_discard, run_load
 
 
@@ -59,14 +65,17 @@ class Plan:
     recorder_parts: int
     script_parts: int
     quiet_s: float
+    quiet_turns: int
     latency_s: float
     overload_s: float
     every_sink_s: float
     every_sink_turns: int
 
 
-FULL = Plan(3, (1, 5, 10), (1, 5, 10), (1, 5), 20, 50, 4, 60, 15, 60, 8, 3)
-QUICK = Plan(1, (1, 5), (1,), (1,), 10, 12, 2, 3, 2, 1.5, 2, 1)
+FULL = Plan(3, (1, 5, 10), (1, 5, 10), (1, 5), 20, 50, 4, 40, 3, 15, 60, 8, 3)
+QUICK = Plan(1, (1, 5), (1,), (1,), 10, 12, 2, 3, 1, 2, 1.5, 2, 1)
+QUIET_RATE = 57
+RESULTS = HERE / "results"
 
 SCRIPTS = (
     Contender(SCRIPT, script="script.py"),
@@ -82,20 +91,25 @@ RECORDERS = (
 
 def main() -> int:
     arguments = parse_arguments()
-    plan = QUICK if arguments.quick else FULL
     with tempfile.TemporaryDirectory(prefix="ingestor-benchmark-", dir=arguments.work) as directory:
         work = Path(directory)
+        load = work / "load"
+        load.mkdir()
+        plan = QUICK if arguments.quick else FULL
+        bench = Bench(plan, load, work / "run", arguments.cryptofeed_python, time.monotonic())
         try:
-            measured = measure(plan, work, arguments.cryptofeed_python)
-            others = None if arguments.quick else measure_others(work)
+            make_load = [str(HERE / "trade_load.py"), str(load), "--trades", str(plan.load_parts * 50_000)]
+            answer_of(make_load, work / "load.log")
         except BenchmarkFailed as error:
             print(f"The benchmark failed: {error}", file=sys.stderr)
             return 1
-    goals = [*targets(measured), *(others.targets if others else [])]
-    print("\n".join([table(measured, goals), *(others.notes if others else [])]))
-    for path in write_results(measured, others.measured if others else {}, goals, HERE / "results"):
-        print(path)
-    return 0
+        bench.measure(with_others=not arguments.quick)
+    measured = bench.measured
+    print("\n".join([table(measured), *bench.notes, "", *missing_lines(measured)]))
+    print(write_results(measured, RESULTS))
+    if plot := write_plot(measured, RESULTS):
+        print(plot)
+    return 1 if measured.failed else 0
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -106,79 +120,131 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(plan: Plan, work: Path, cryptofeed_python: str | None) -> Measured:
-    """Everything, in about the time that the plan allows. Raises BenchmarkFailed."""
-    began_s = time.monotonic()
-    load, folder = work / "load", work / "run"
-    load.mkdir()
-    answer_of([str(HERE / "trade_load.py"), str(load), "--trades", str(plan.load_parts * 50_000)], work / "load.log")
-    bench = Bench(plan, load, folder, make_tls(work), began_s)
-    rounds = [bench.round(number, cryptofeed_python) for number in range(plan.rounds)]
-    bench.say("at 57, 10,000 and 200,000 trades/s")
-    seconds = {57: plan.quiet_s, 10_000: plan.latency_s, 200_000: plan.latency_s}
-    paced = [run_paced(load, rate, lasting_s, folder, RECORDERS[0]) for rate, lasting_s in seconds.items()]
-    bench.say("every sink")
-    every_sink = run_every_sink(load, 100_000, plan.every_sink_s, folder, plan.every_sink_turns)
-    bench.say("overload")
-    rate = max(rounds[-1].rate(run) for run in rounds[-1].runs if run.contender == RECORDER and run.frame_size == 1)
-    overload = run_overload(load, rate, plan.overload_s, folder)
-    bench.say("salvage")
-    return Measured(rounds, paced, every_sink, overload, run_salvage(load, folder), help_seconds(5))
-
-
-@dataclass(frozen=True, slots=True)
-class Others:
-    """What is measured of the parts around the recorder."""
-
-    targets: list[Target]
-    notes: list[str]
-    measured: dict[str, Any]
-
-
-def measure_others(work: Path) -> Others:
-    """Reading, the live API, the sinks. Raises BenchmarkFailed."""
-    for name in ("reading", "sinks"):
-        (work / name).mkdir()
-    reading = measure_reading(READING, work / "reading")
-    live = measure_live(work / "load", work / "live", quick=False)
-    sinks = answer_of([str(HERE / "sinks.py"), "--json"], work / "sinks" / "log")["sinks"]
-    return Others(
-        [*reading_targets(reading), *live_targets(live)],
-        ["", *reading_notes(reading), "", describe(live), "", *sink_lines(sinks)],
-        {"reading": asdict(reading), "live": asdict(live), "sinks": sinks},
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """The place of work."""
+    """The place of work, and what has come of it so far."""
 
     plan: Plan
     load: Path
     folder: Path
-    tls: Tls
+    cryptofeed_python: str | None
     began_s: float
+    tls: list[Tls] = field(default_factory=list)
+    """One, where this machine can make it."""
+    measured: Measured = field(default_factory=Measured)
+    notes: list[str] = field(default_factory=list)
+
+    def measure(self, *, with_others: bool) -> None:
+        """Everything, in about the time that the plan allows."""
+        if self.cryptofeed_python is None:
+            self.measured.left_out["cryptofeed"] = "its virtual environment was not named: --cryptofeed-python"
+        self.part("TLS", self.prepare_tls)
+        for number in range(self.plan.rounds):
+            self.part(f"round {number + 1} of {self.plan.rounds}", partial(self.measure_round, number))
+        for rate in (57, 10_000, 200_000):
+            self.part(f"{rate:,} trades/s", partial(self.measure_paced, rate))
+        self.part("every sink", self.measure_every_sink)
+        self.part("overload", self.measure_overload)
+        self.part("salvage", self.measure_salvage)
+        self.part("ingestor --help", self.measure_help)
+        if with_others:
+            self.part("reading", self.measure_reading)
+            self.part("live", self.measure_live)
+            self.part("sinks", self.measure_sinks)
+
+    def part(self, name: str, measure: Callable[[], None]) -> None:
+        """One after the other: where one can't be measured, or proves nothing, the others still are. What there is by
+        then is written.
+        """
+        self.say(name)
+        try:
+            measure()
+        except LeftOut as reason:
+            self.measured.left_out[name] = str(reason)
+        except BenchmarkFailed as error:
+            self.measured.failed[name] = str(error)
+        write_results(self.measured, RESULTS)
+
+    def prepare_tls(self) -> None:
+        self.tls.append(make_tls(self.load.parent))
+
+    def measure_round(self, number: int) -> None:
+        self.measured.rounds.append(self.round(number))
+
+    def measure_paced(self, rate: int) -> None:
+        """At 57 trades a second in turn with the usual script."""
+        if rate != QUIET_RATE:
+            self.measured.paced.append(run_paced(self.load, rate, self.plan.latency_s, self.folder, RECORDERS[0]))
+            return
+        for turn in range(self.plan.quiet_turns):
+            paced = run_paced(self.load, rate, self.plan.quiet_s, self.folder, RECORDERS[0])
+            script = run_paced_script(self.load, rate, self.plan.quiet_s, self.folder, SCRIPTS[0])
+            self.measured.quiet_ratios.append(paced.cpu_share / script)
+            if turn == 0:
+                self.measured.paced.append(paced)
+
+    def measure_every_sink(self) -> None:
+        plan = self.plan
+        every_sink = run_every_sink(self.load, 100_000, plan.every_sink_s, self.folder, plan.every_sink_turns)
+        self.measured.every_sink = every_sink
+
+    def measure_overload(self) -> None:
+        """At what the recorder has taken in the last round."""
+        if not self.measured.rounds:
+            raise LeftOut("needs a round")
+        last = self.measured.rounds[-1]
+        rate = max(last.rate(run) for run in last.runs if run.contender == RECORDER and run.frame_size == 1)
+        self.measured.overload = run_overload(self.load, rate, self.plan.overload_s, self.folder)
+
+    def measure_salvage(self) -> None:
+        self.measured.salvage = run_salvage(self.load, self.folder)
+
+    def measure_help(self) -> None:
+        self.measured.help_ratio = help_ratio(5)
+
+    def measure_reading(self) -> None:
+        folder = self.load.parent / "reading"
+        folder.mkdir()
+        reading = measure_reading(READING, folder)
+        self.add("reading", asdict(reading), reading_targets(reading), reading_notes(reading))
+
+    def measure_live(self) -> None:
+        live = measure_live(self.load, self.load.parent / "live", quick=False)
+        self.add("live", asdict(live), live_targets(live), [describe(live)])
+
+    def measure_sinks(self) -> None:
+        told = answer_of([str(HERE / "sinks.py"), "--json"], self.load.parent / "sinks.log")
+        self.measured.left_out |= {f"sink {kind}": reason for kind, reason in told["left_out"].items()}
+        self.add("sinks", told["sinks"], [], sink_lines(told["sinks"]))
+
+    def add(self, name: str, facts: Any, targets: list[Target], notes: list[str]) -> None:
+        """A part around the recorder."""
+        self.measured.others[name] = facts
+        self.measured.other_targets.extend(targets)
+        self.notes.extend(["", *notes])
 
     def say(self, what: str) -> None:
         print(f"{time.monotonic() - self.began_s:4.0f} s  {what}", file=sys.stderr)
 
-    def round(self, number: int, cryptofeed_python: str | None) -> Round:
+    def round(self, number: int) -> Round:
         """Each contender once with each load."""
         result = Round()
-        cryptofeed = [cryptofeed_from(cryptofeed_python)] if cryptofeed_python else []
+        cryptofeed = [cryptofeed_from(self.cryptofeed_python)] if self.cryptofeed_python and self.tls else []
         for contender in (*RECORDERS, *SCRIPTS):
             result.idle[contender.name] = run_load(contender, self.load, 1, 0, None, self.folder)
         for contender in cryptofeed:
-            result.idle[contender.name] = run_load(contender, self.load, 1, 0, self.tls, self.folder)
+            result.idle[contender.name] = run_load(contender, self.load, 1, 0, self.tls[0], self.folder)
         for size in self.plan.sizes:
             self.say(f"round {number + 1} of {self.plan.rounds}, {size} a frame")
             result.limits[size] = self.limit(size)
             for contender in self.contenders(size):
                 result.runs.append(run_load(contender, self.load, size, self.parts(contender), None, self.folder))
-        for size in self.plan.tls_sizes:
+        for size in self.plan.tls_sizes if self.tls else ():
             self.say(f"round {number + 1} of {self.plan.rounds}, {size} a frame, TLS")
             for contender in (RECORDERS[0], SCRIPTS[0], *cryptofeed):
-                result.runs.append(run_load(contender, self.load, size, self.parts(contender), self.tls, self.folder))
+                result.runs.append(
+                    run_load(contender, self.load, size, self.parts(contender), self.tls[0], self.folder)
+                )
         return result
 
     def contenders(self, size: int) -> tuple[Contender, ...]:

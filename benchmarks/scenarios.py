@@ -13,7 +13,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from processes import HERE, BenchmarkFailed, Contender, Process, answer_of, environment, recorder, running, venue
+from processes import (
+    HERE,
+    BenchmarkFailed,
+    Contender,
+    LeftOut,
+    Process,
+    answer_of,
+    environment,
+    recorder,
+    running,
+    venue,
+)
 from throughput import Run, run_load
 from trade_load import PART_TRADES
 
@@ -23,6 +34,8 @@ _DAY_S = 86_400
 _TORN_SEGMENT = 64 << 20
 _TORN_PARTS = 30
 _CUT = 1000
+SERVERS = ("redis-server", "weed")
+"""What a recorder with every sink needs; the others need none, or bring it."""
 
 
 @dataclass(slots=True)
@@ -45,6 +58,12 @@ class Watch:
             with suppress(FileNotFoundError):  # sealed and freed meanwhile
                 name = path.name.split(".")[0]
                 self.segments[name] = max(self.segments.get(name, 0), path.stat().st_size)
+
+    @property
+    def cpu_share(self) -> float:
+        """Of one core, from the end of the first third to the end."""
+        third = len(self.rss) // 3
+        return (self.cpu_s[-1] - self.cpu_s[third]) / (self.at_s[-1] - self.at_s[third])
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +121,39 @@ def run_paced(load: Path, rate: float, seconds: float, folder: Path, contender: 
         followed=followed["trades"],
         sent_ms=followed["sent"],
         received_ms=followed["received"],
-        cpu_share=(watch.cpu_s[-1] - watch.cpu_s[third]) / (watch.at_s[-1] - watch.at_s[third]),
+        cpu_share=watch.cpu_share,
         peak_rss=used.peak_rss,
         rss_growth=watch.rss[-1] - watch.rss[third],
         journal_bytes=sum(watch.segments.values()),
     )
+
+
+def run_paced_script(load: Path, rate: float, seconds: float, folder: Path, contender: Contender) -> float:
+    """What another program that writes CSV takes of one core at a steady rate, from the end of the first third to the
+    end. Raises BenchmarkFailed where a trade is not written.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    watch = Watch()
+    options = ["--rate", str(rate), "--seconds", str(seconds), "--close"]
+    with (
+        venue(load, options, None, folder / "venue.log") as at,
+        running(contender.command(at, folder), folder / "contender.log") as process,
+    ):
+        at.next("subscribed", process)
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s and not process.has_ended():
+            watch.look(process, folder / "data")
+            time.sleep(_LOOK_S)
+        read = at.next("read", process)
+        process.wait()
+    command = [str(HERE / "written.py"), contender.written_as, str(contender.output(folder))]
+    written = answer_of(command, folder / "written.log")
+    if written["rows"] != read["trades"]:
+        raise BenchmarkFailed(
+            f"{contender.name}, {rate} trades/s: {read['trades']:.0f} sent, {written['rows']} written"
+        )
+    return watch.cpu_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +164,11 @@ class EverySink:
     with_all: list[Paced]
 
 
-def run_every_sink(load: Path, rate: float, seconds: float, folder: Path, turns: int) -> EverySink | None:
-    """None where a server is missing. Raises BenchmarkFailed where a trade is not written."""
-    if not (shutil.which("redis-server") and (Path(sys.executable).with_name("weed").exists() or shutil.which("weed"))):
-        return None
+def run_every_sink(load: Path, rate: float, seconds: float, folder: Path, turns: int) -> EverySink:
+    """Raises LeftOut where a server is missing, BenchmarkFailed where a trade is not written."""
+    here = {name: shutil.which(name) or Path(sys.executable).with_name(name).exists() for name in SERVERS}
+    if missing := [name for name, found in here.items() if not found]:
+        raise LeftOut(f"needs {' and '.join(missing)}")
     result = EverySink([], [])
     for turn in range(turns):
         alone = recorder("alone", "parquet")
@@ -218,11 +266,17 @@ def wait_for(look: Callable[[], Path | None], process: Process) -> Path:
     return found
 
 
-def help_seconds(times: int) -> float:
-    """How long `ingestor --help` takes: the median."""
-    lasted = []
+def help_ratio(times: int) -> float:
+    """How long `ingestor --help` takes, by how long Python takes to import what the usual script does: the median of
+    the turns.
+    """
+    commands = (["-m", "ingestor", "--help"], ["-c", "import csv, json, queue, websocket"])
+    ratios = []
     for _ in range(times):
-        began = time.monotonic()
-        subprocess.run([sys.executable, "-m", "ingestor", "--help"], check=True, capture_output=True, env=environment())
-        lasted.append(time.monotonic() - began)
-    return statistics.median(lasted)
+        lasted = []
+        for command in commands:
+            began = time.monotonic()
+            subprocess.run([sys.executable, *command], check=True, capture_output=True, env=environment())
+            lasted.append(time.monotonic() - began)
+        ratios.append(lasted[0] / lasted[1])
+    return statistics.median(ratios)

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from processes import BenchmarkFailed, Contender, recorder
 from reading import ReadingPlan, check_rows, make_recordings, measure_reading, reading_notes, reading_targets
 from report import Round, Target, bottlenecks, cpu_ratio, rate_ratio
-from sinks import measure_sinks, table
+from sinks import measure_sinks
 from throughput import Run, run_load, volume_of
 from trade_load import FRAME_SIZES, PART_TRADES, part_path, write_load
 
@@ -80,6 +80,7 @@ def test_without_trades_only_start_and_stop_are_measured(load: Path, tmp_path: P
     assert run.started_up_s > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "line",
     [
@@ -133,6 +134,7 @@ def test_a_load_server_that_never_waited_is_named() -> None:
     assert bottlenecks([Round(runs=runs)]) == ["The load server was the bottleneck: fast, 1 trades a frame."]
 
 
+@pytest.mark.long
 def test_reading_is_measured_with_every_row_found(tmp_path: Path) -> None:
     reading = measure_reading(LITTLE, tmp_path)
     assert (reading.year_trades, reading.day_trades, reading.days_trades) == (30_000, 10_000, 30_000)
@@ -141,6 +143,7 @@ def test_reading_is_measured_with_every_row_found(tmp_path: Path) -> None:
     assert "30,000 trades of 500 symbols in 3 days" in reading_notes(reading)[0]
 
 
+@pytest.mark.long
 def test_a_row_that_is_lost_or_doubled_while_reading_ends_the_benchmark(tmp_path: Path) -> None:
     made = make_recordings(LITTLE, tmp_path)
     trades = tmp_path / "days" / "trades"
@@ -157,9 +160,11 @@ def test_a_row_that_is_lost_or_doubled_while_reading_ends_the_benchmark(tmp_path
 
 
 def test_a_sink_is_measured_on_what_it_holds_in_the_end(tmp_path: Path) -> None:
-    (rate,) = measure_sinks(100_000, tmp_path, ["directory"])
+    told: list[str] = []
+    (rate,), left_out = measure_sinks(100_000, tmp_path, ["directory"], told.append)
+    assert left_out == {}
     assert (rate.kind, rate.rows) == ("directory", 100_000)
     assert rate.rows_a_second == pytest.approx(100_000 / rate.lasted_s)
     mirrored = (tmp_path / "directory/place/mirror").glob("date=*/*.parquet")
     assert sum(pq.read_metadata(path).num_rows for path in mirrored) == rate.rows
-    assert table([rate]).splitlines()[1].split()[:2] == ["directory", f"{rate.rows_a_second:,.0f}"]
+    assert told[1].split()[:2] == ["directory", f"{rate.rows_a_second:,.0f}"]
