@@ -15,7 +15,7 @@ from throughput import Run
 
 RECORDER, SCRIPT, CRYPTOFEED, BOTH = "ingestor, Parquet", "usual script", "cryptofeed", "ingestor, Parquet and CSV"
 _LINGER_MS = 100
-_QUIET_RATIO, _START_RATIO, _HELP_RATIO = 4, 4, 2
+_QUIET_RATIO, _START_RATIO, _HELP_RATIO = 2.5, 8, 1.5
 """What the hour of a shared machine decides is held against another program of the same minute."""
 _NEVER_WAITED = 0.05
 

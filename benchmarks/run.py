@@ -96,7 +96,7 @@ def main() -> int:
         load = work / "load"
         load.mkdir()
         plan = QUICK if arguments.quick else FULL
-        bench = Bench(plan, load, work / "run", arguments.cryptofeed_python, time.monotonic())
+        bench = Bench(plan, load, work / "run", arguments.cryptofeed_python, time.monotonic(), RESULTS)
         try:
             make_load = [str(HERE / "trade_load.py"), str(load), "--trades", str(plan.load_parts * 50_000)]
             answer_of(make_load, work / "load.log")
@@ -129,6 +129,7 @@ class Bench:
     folder: Path
     cryptofeed_python: str | None
     began_s: float
+    results: Path
     tls: list[Tls] = field(default_factory=list)
     """One, where this machine can make it."""
     measured: Measured = field(default_factory=Measured)
@@ -163,7 +164,7 @@ class Bench:
             self.measured.left_out[name] = str(reason)
         except BenchmarkFailed as error:
             self.measured.failed[name] = str(error)
-        write_results(self.measured, RESULTS)
+        write_results(self.measured, self.results)
 
     def prepare_tls(self) -> None:
         self.tls.append(make_tls(self.load.parent))

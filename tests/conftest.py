@@ -57,6 +57,7 @@ def _no_process_is_left() -> Iterator[None]:
     left = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode() for pid in _children()}
     for pid in left:
         os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
     assert not left, f"left behind: {left}"
 
 

@@ -12,9 +12,10 @@ from ingestor.capture.fast_frames import scan_text_frames
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from processes import BenchmarkFailed, Contender, recorder
+from processes import BenchmarkFailed, Contender, LeftOut, recorder
 from reading import ReadingPlan, check_rows, make_recordings, measure_reading, reading_notes, reading_targets
-from report import Round, Target, bottlenecks, cpu_ratio, rate_ratio
+from report import Round, Target, bottlenecks, cpu_ratio, missing_lines, rate_ratio, table
+from run import QUICK, Bench
 from sinks import measure_sinks
 from throughput import Run, run_load, volume_of
 from trade_load import FRAME_SIZES, PART_TRADES, part_path, write_load
@@ -124,6 +125,29 @@ def test_start_and_stop_are_subtracted() -> None:
 )
 def test_a_target_is_met_or_missed(target: Target, verdict: str) -> None:
     assert target.verdict == verdict
+
+
+def test_what_was_measured_stays_whatever_becomes_of_another_part(tmp_path: Path) -> None:
+    bench = Bench(QUICK, tmp_path, tmp_path, None, 0.0, tmp_path / "results")
+
+    def measure() -> None:
+        bench.measured.help_ratio = 0.5
+
+    def leave_out() -> None:
+        raise LeftOut("needs redis-server")
+
+    def fail() -> None:
+        raise BenchmarkFailed("a row is lost")
+
+    for name, part in (("help", measure), ("sinks", leave_out), ("rounds", fail)):
+        bench.part(name, part)
+        written = json.loads((tmp_path / "results/results.json").read_text())
+        assert written["measured"]["help_ratio"] == 0.5
+    assert written["left_out"] == {"sinks": "needs redis-server"}
+    assert written["failed"] == {"rounds": "a row is lost"}
+    assert [one["verdict"] for one in written["targets"]] == ["met"]
+    assert missing_lines(bench.measured) == ["Left out: sinks: needs redis-server", "Failed: rounds: a row is lost"]
+    assert table(bench.measured)
 
 
 def test_a_load_server_that_never_waited_is_named() -> None:
