@@ -76,6 +76,7 @@ def test_what_the_venue_drops_while_the_reader_is_paused_is_backpressure(tmp_pat
     assert gap["since"] <= resumed_us < rig.facts("connection.lost")[0]["at"]  # what was read since came who knows when
 
 
+@pytest.mark.long
 def test_what_the_venue_drops_while_the_disk_is_full_is_the_disks(tmp_path: Path) -> None:
     market = MarketSettings(rate=20_000, seed=7)
     with recording(tmp_path, venue={"market": market}, buffer=64 << 10) as (venue, rig):

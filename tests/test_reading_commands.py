@@ -119,6 +119,7 @@ def make_trade(recording: Recording) -> None:
     recording.seal()
 
 
+@pytest.mark.long
 def test_compact(tmp_path: Path) -> None:
     recording = Recording(tmp_path, started="2020-01-01")
     for _ in range(2):

@@ -264,6 +264,7 @@ def core(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Site:
     return site
 
 
+@pytest.mark.long
 @pytest.mark.needs("git")
 @pytest.mark.parametrize("command", ["describe", "head", "bars 1s", "coverage", "verify", "export a.csv", "compact"])
 def test_the_core_alone_records_and_reads(core: Site, command: str) -> None:
@@ -288,6 +289,7 @@ def test_pandas_is_missed_in_one_line(core: Site) -> None:
     assert "pip install 'finnhub-ingestor[analysis]'" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.long
 @pytest.mark.needs("git")
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_each_extra_alone_is_enough_for_what_it_is_for(
@@ -298,6 +300,7 @@ def test_each_extra_alone_is_enough_for_what_it_is_for(
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.needs("git")
 def test_pip_installs_it_into_an_empty_environment(release: Release, tmp_path: Path) -> None:
     """For real, from the registry: as pipx does, too."""

@@ -78,6 +78,7 @@ def test_it_serves_until_a_signal_and_leaves_the_whole_truth(tmp_path: Path) -> 
     assert "hush-hush" not in log
 
 
+@pytest.mark.long
 def test_the_rate_is_kept(tmp_path: Path) -> None:
     """By the truth's own times, so that a slow machine only takes longer to start."""
     truth = tmp_path / "t.jsonl"
@@ -118,6 +119,7 @@ def test_a_replay_and_its_faults_are_read_from_files(tmp_path: Path) -> None:
         assert [json.loads(opened.recv()) for _ in range(2)] == [expected] * 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
