@@ -9,7 +9,7 @@ UNITS := $(BIN)/pytest -n 2 --ignore tests/scenarios
 SCENARIOS := $(BIN)/pytest tests/scenarios
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-quick bench-live bench-sinks screenshots fuzz chaos soak clean
+.PHONY: help demo test check bench bench-quick bench-live bench-sinks bench-years screenshots fuzz chaos soak clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -33,6 +33,9 @@ bench: $(VENV)/.dev ## Measure against what a user would otherwise run
 
 bench-quick: $(VENV)/.dev ## The same in a minute, less exact
 	$(BIN)/python benchmarks/run.py --quick
+
+bench-years: $(VENV)/.dev ## What a root costs after a day, a year and ten years of 500 symbols; some minutes
+	$(BIN)/python benchmarks/years.py
 
 bench-live: $(VENV)/.dev ## How far behind the journal the clients of `ingestor serve` are
 	$(BIN)/python benchmarks/live.py
