@@ -13,7 +13,7 @@ IN_TMP = tmp=$$(mktemp -d) && TMPDIR=$$tmp
 REMOVE_TMP = && rm -rf "$$tmp"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-quick bench-live bench-sinks screenshots fuzz chaos soak clean
+.PHONY: help demo test check bench bench-quick bench-live bench-sinks bench-years screenshots fuzz chaos soak clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -36,6 +36,9 @@ bench: $(VENV)/.dev ## Measure against what a user would otherwise run
 
 bench-quick: $(VENV)/.dev ## The same in a minute, less exact
 	$(BIN)/python benchmarks/run.py --quick
+
+bench-years: $(VENV)/.dev ## What a root costs after a day, a year and ten years of 500 symbols; some minutes
+	$(BIN)/python benchmarks/years.py
 
 bench-live: $(VENV)/.dev ## How far behind the journal the clients of `ingestor serve` are
 	$(BIN)/python benchmarks/live.py

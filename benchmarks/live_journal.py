@@ -18,7 +18,7 @@ from ingestor.journal.rotation import Rotation
 from ingestor.journal.segment import Header, Kind
 from ingestor.journal.writer import Block, Journal
 from ingestor.layout import Layout
-from ingestor.ledger import Ledger, run_id
+from ingestor.ledger import Ledger
 from ingestor.metrics import Counts
 from ingestor.schema import FORMAT_VERSION, RUN_SHIFT, TRADES
 
@@ -47,7 +47,7 @@ def begin(root: Path) -> Journal:
     """The journal of a new recording."""
     layout = Layout(root)
     layout.create()
-    ledger = Ledger(layout, run_id(1, datetime.now(UTC)))
+    ledger = Ledger(layout, 1, datetime.now(UTC).date())
     ledger.record("run.started", format=FORMAT_VERSION, run=1, feed="finnhub", columns=TRADES.names,
                   tickers=SYMBOLS, formats=["parquet"], first_segment=1, open_gaps=[])  # fmt: skip
     ledger.close()

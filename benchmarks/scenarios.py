@@ -203,7 +203,7 @@ def run_overload(load: Path, rate: float, seconds: float, folder: Path) -> Overl
     """For about so long at `rate`, which is what the recorder can take. Raises BenchmarkFailed on any loss."""
     parts = max(1, round(rate * seconds / PART_TRADES))
     run = run_load(recorder("overload", "parquet"), load, 1, parts, None, folder)
-    ledger = "".join(path.read_text() for path in (folder / "data" / "coverage").glob("*.jsonl"))
+    ledger = "".join(path.read_text() for path in (folder / "data" / "ledger").glob("*.jsonl"))
     return Overload(run, ledger.count('"connection.lost"'))
 
 

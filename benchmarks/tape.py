@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 from ingestor.dataset.files import Compacted
 from ingestor.dataset.rows import plain_texts, sort_rows
 from ingestor.layout import Layout, SegmentId, make_folder
-from ingestor.ledger import Ledger, run_id
+from ingestor.ledger import Ledger
 from ingestor.parquet import write_parquet
 from ingestor.schema import FORMAT_VERSION, RECEIVED_AT, RUN_SHIFT, TIMESTAMP, TRADES
 
@@ -210,9 +210,9 @@ def write_ledger(layout: Layout, since: date) -> None:
          "tickers": SYMBOLS, "formats": ["parquet"], "first_segment": 1, "open_gaps": []},
         {"fact": "connection.opened", "connection": 1},
         {"fact": "symbols.requested", "connection": 1, "symbols": SYMBOLS},
-        *({"fact": "symbol.proven", "connection": 1, "symbol": symbol, "since": at} for symbol in SYMBOLS),
+        {"fact": "symbols.proven", "connection": 1, "base": at, "symbols": dict.fromkeys(SYMBOLS, 0)},
     ]  # fmt: skip
-    ledger = Ledger(layout, run_id(1, started))
+    ledger = Ledger(layout, 1, started.date())
     ledger.record_all([{"at": at, **fact} for fact in facts])
     ledger.record("run.stopped", at=at + 365 * _DAY_MS * 1000, error=None)
     ledger.close()

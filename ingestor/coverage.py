@@ -12,13 +12,14 @@ Where a clock that was set back has shown a moment twice, it is in the state tha
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from operator import attrgetter, itemgetter
 from typing import Literal, NamedTuple, TypeVar
 
-from ingestor.ledger import Fact
+from ingestor.facts import DAMAGED, Fact
+from ingestor.run_state import proofs
 
 State = Literal["recorded", "blind", "unproven"]
 
@@ -57,22 +58,38 @@ class Shares(NamedTuple):
     unproven_us: int
 
 
+class Closed(NamedTuple):
+    """What was said of days that are closed, in any order; pieces may overlap, and end at midnight UTC."""
+
+    intervals: Mapping[str, Sequence[Interval]]
+    """By symbol."""
+    gaps: Sequence[Gap]
+
+
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What a root's ledgers say."""
+    """What a root says."""
 
     horizon_us: int
     """The last word: nothing is claimed at or beyond it."""
     gaps: list[Gap]
     """Sorted by start. Gaps of one symbol may overlap those of all."""
+    _told_from_us: int
     _lives: "dict[str, list[_Life]]"
     _blind: "dict[str | None, list[_Stretch]]"
     _claims: "dict[str | None, list[_Stretch]]"
+    _closed: Mapping[str, Sequence[Interval]]
 
     @property
     def symbols(self) -> list[str]:
         """Those that were ever requested, sorted."""
-        return sorted(self._lives)
+        return sorted({*self._lives, *self._closed})
+
+    def is_for_all(self, blind: Interval) -> bool:
+        """Whether an interval of blindness is a part of a gap for all symbols."""
+        whole = self._blind.get(None, [])
+        before = bisect_right(whole, blind.start_us, key=itemgetter(0))
+        return before > 0 and blind.end_us <= whole[before - 1][1] and blind.cause == whole[before - 1][2]
 
     def intervals(self, symbol: str) -> list[Interval]:
         """Sorted, without overlap, and without a hole while the symbol is claimed; empty where it never was.
@@ -83,18 +100,30 @@ class Coverage:
         blind = self._blind.get(None, [])
         if symbol in self._blind:
             blind = _settle(blind + self._blind[symbol])
-        return _layered(symbol, _clip(blind, self._claims.get(symbol, [])), lives, self.horizon_us)
+        told = _layered(symbol, _clip(blind, self._claims.get(symbol, [])), lives, self.horizon_us)
+        if self._told_from_us:  # what is before that was told by facts that are closed, but for blindness found since
+            before = [one for one in told if one.state == "blind" and one.start_us < self._told_from_us]
+            told = [*clip(before, 0, self._told_from_us), *clip(told, self._told_from_us, _NEVER)]
+        closed = self._closed.get(symbol)
+        return join_intervals(symbol, [*closed, *told]) if closed else told
 
 
-def find_coverage(facts: Iterable[Fact], symbols: Collection[str] | None = None, journaled_us: int = 0) -> Coverage:
-    """The coverage of `symbols` (None: of all that were ever requested), from the facts of all runs in order.
+def find_coverage(
+    facts: Iterable[Fact],
+    symbols: Collection[str] | None = None,
+    journaled_us: int = 0,
+    closed: Closed = Closed({}, []),  # noqa: B008  it can't be changed
+) -> Coverage:
+    """The coverage of `symbols` (None: of all that were ever requested), from the facts of days that are not closed, in
+    order, and from what was said of those that are.
 
     `journaled_us` is the receive time of the newest frame in the journal: in a live recording that is the last word.
     """
     story = _Story(symbols)
     for fact in facts:
         story.tell(fact)
-    horizon_us = max(story.last_us, journaled_us)
+    said_us = max((one.end_us for pieces in closed.intervals.values() for one in pieces), default=0)
+    horizon_us = max(story.last_us, journaled_us, said_us)
     blind = story.end(horizon_us)
     claims: dict[str | None, list[_Stretch]] = {
         symbol: _claims(lives, horizon_us) for symbol, lives in story.lives.items()
@@ -105,7 +134,37 @@ def find_coverage(facts: Iterable[Fact], symbols: Collection[str] | None = None,
         for symbol, stretches in blind.items()
         for start, end, cause in _clip(stretches, claims.get(symbol, []))
     ]
-    return Coverage(horizon_us, sorted(gaps, key=attrgetter("start_us")), story.lives, blind, claims)
+    gaps = sorted(gaps, key=attrgetter("start_us"))
+    if closed.gaps:
+        gaps = _join_gaps([*closed.gaps, *gaps])
+    return Coverage(horizon_us, gaps, story.told_from_us, story.lives, blind, claims, closed.intervals)
+
+
+def join_intervals(symbol: str, pieces: Iterable[Interval]) -> list[Interval]:
+    """One symbol's intervals out of several tellings of the same time: where two meet, the one that promises least
+    stands. Sorted, without overlap.
+    """
+    of_state: dict[State, list[_Stretch]] = {"blind": [], "unproven": [], "recorded": []}
+    for one in pieces:
+        of_state[one.state].append((one.start_us, one.end_us, one.cause or ""))
+    return _stacked(symbol, *map(_settle, of_state.values()))
+
+
+def _join_gaps(gaps: Iterable[Gap]) -> list[Gap]:
+    """Gaps that were told twice, or in parts, once and whole."""
+    by_symbol: dict[str | None, list[_Stretch]] = {}
+    for gap in gaps:
+        by_symbol.setdefault(gap.symbol, []).append((gap.start_us, gap.end_us, gap.cause))
+    joined: list[Gap] = []
+    for symbol, stretches in by_symbol.items():
+        last: Gap | None = None
+        for start, end, cause in _settle(stretches):
+            if last is not None and (last.end_us, last.cause) == (start, cause):
+                last = joined[-1] = last._replace(end_us=end)
+            else:
+                last = Gap(symbol, cause, start, end)
+                joined.append(last)
+    return sorted(joined, key=attrgetter("start_us"))
 
 
 def state_at(intervals: Sequence[Interval], at_us: int) -> Interval | None:
@@ -171,18 +230,26 @@ class _Story:
     only: Collection[str] | None
     lives: dict[str, list[_Life]] = field(default_factory=dict)
     last_us: int = 0
+    told_from_us: int = 0
+    """These facts begin in the middle: of the time before that they tell nothing but gaps that were found later."""
     _gaps: "dict[str | None, list[_Stretch]]" = field(default_factory=dict)
     _open: dict[str | None, _OpenGap] = field(default_factory=dict)
     _on: dict[tuple[str, int], _Life] = field(default_factory=dict)
     """By symbol and connection of this run: a proof may come when the connection is lost already."""
     _asked: dict[str, int] = field(default_factory=dict)
     """The connection on which each symbol was last requested in this run."""
+    _requested: list[str] = field(default_factory=list)
+    """What was last asked for as a whole, and on which connection."""
+    _connection: int = 0
+    _run: int | None = None
+    _damaged: bool = False
 
-    def tell(self, fact: Fact) -> None:
+    def tell(self, fact: Fact) -> None:  # noqa: C901  a case per fact
         """One more fact."""
         match fact["fact"]:
-            case "symbol.proven":
-                self._prove(fact["symbol"], fact["connection"], fact["since"])
+            case "symbols.proven" | "symbol.proven":
+                for symbol, since_us in proofs(fact):
+                    self._prove(symbol, fact["connection"], since_us)
             case "symbols.requested":
                 self._request(fact["symbols"], fact["connection"], fact["at"])
             case "symbol.dropped":
@@ -190,16 +257,23 @@ class _Story:
             case "gap.opened":
                 self._open_gap(fact["symbol"], _OpenGap(fact["cause"], fact["since"]))
             case "gap.closed":
+                self._recall_gap(fact)
                 self._close_gap(fact["symbol"], fact["until"])
             case "connection.lost" | "connection.closed":
                 self._open_gap(None, _OpenGap("connection", fact["at"], implied=True))
             case "run.stopped":
                 self._stop(fact["at"])
             case "run.started":
-                self._start(fact["at"], fact["open_gaps"], fact["tickers"])
+                self._take_over(fact)
+                self._start(fact["at"], fact["open_gaps"], fact.get("tickers", ()))
+                self._run, self._damaged = fact.get("run"), False
+            case "day.started":
+                self._resume(fact)
             case "clock.stepped":
                 self._step_clock(fact["at"], fact["by_us"])
-        self.last_us = fact["at"]
+            case _ if fact["fact"] == DAMAGED:
+                self._doubt(fact["at"])
+        self.last_us = fact["at"] or self.last_us
 
     def end(self, horizon_us: int) -> "dict[str | None, list[_Stretch]]":
         """There are no more facts, and what goes on is known up to the horizon: all gaps, settled."""
@@ -207,7 +281,12 @@ class _Story:
             self._close_gap(symbol, horizon_us)
         return {symbol: _settle(gaps) for symbol, gaps in self._gaps.items()}
 
-    def _request(self, symbols: Iterable[str], connection: int, at_us: int) -> None:
+    def _request(self, symbols: list[str] | None, connection: int, at_us: int) -> None:
+        if symbols is None:
+            symbols = self._requested
+        elif connection != self._connection:
+            self._requested = symbols
+        self._connection = connection
         whole = self._open.get(None)
         if whole is not None and whole.implied:
             self._close_gap(None, at_us)
@@ -227,6 +306,12 @@ class _Story:
         if life is not None and life.proven_us is not None and since_us >= life.requested_us:
             life.proven_us.setdefault(symbol, since_us)
 
+    def _recall_gap(self, closed: Fact) -> None:
+        """Where the line that opened a gap was lost, the one that closes it says since when it was."""
+        held = self._open.get(closed["symbol"])
+        if "since" in closed and (held is None or held.implied):
+            self._open[closed["symbol"]] = _OpenGap(closed["cause"], closed["since"])
+
     def _open_gap(self, symbol: str | None, gap: _OpenGap) -> None:
         """A gap that is open already goes on, unless it was only implied."""
         held = self._open.get(symbol)
@@ -245,6 +330,52 @@ class _Story:
         if whole is not None and whole.implied:
             whole.cause = "shutdown"
         self._open_gap(None, _OpenGap("shutdown", at_us, implied=True))
+
+    def _take_over(self, started: Fact) -> None:
+        """A run whose predecessor's facts are closed says what that one asked for, and up to when it is heard of."""
+        if self.lives or self._run is not None or not started.get("asked"):
+            return
+        self.told_from_us = started["ended"]
+        since_us = min([started["ended"], *(gap["since"] for gap in started["open_gaps"] if gap["symbol"] is None)])
+        self._begin([one for one in started["asked"] if self.only is None or one in self.only], 0, _Life(since_us))
+        self.last_us = started["ended"]
+
+    def _resume(self, fact: Fact) -> None:
+        """A day's file begins. What it says again counts where the facts before it are closed, lost or in doubt."""
+        if self._run == fact["run"] and not self._damaged:
+            return
+        at_us = fact["at"]
+        if self.lives and self._run != fact["run"]:
+            self._open_gap(None, _OpenGap("crash", self.last_us, implied=True))
+            for symbol in list(self._open):
+                self._close_gap(symbol, at_us)
+        elif not self.lives:
+            self.told_from_us = at_us
+        self._run, self._damaged = fact["run"], False
+        self._requested = fact["requested"]
+        self._on.clear()
+        self._asked.clear()
+        known = {symbol for life in fact["asked"] for symbol in (*life["proven"], *life["unproven"])}
+        for symbol in self.lives.keys() - known:
+            self._drop(symbol, at_us)
+        for told in fact["asked"]:
+            # As it was where this is where the telling begins; else nothing of the time before is promised by it.
+            since_us = told["since"] if self.told_from_us == at_us else at_us
+            life = _Life(since_us)
+            life.proven_us = {symbol: max(proven_us, since_us) for symbol, proven_us in told["proven"].items()}
+            symbols = (*told["proven"], *told["unproven"])
+            self._begin([one for one in symbols if self.only is None or one in self.only], told["connection"], life)
+            self._connection = max(self._connection, told["connection"])
+        for gap in fact["open_gaps"]:
+            self._open[gap["symbol"]] = _OpenGap(gap["cause"], max(gap["since"], at_us))
+        if fact["unconnected"] is not None:
+            self._open_gap(None, _OpenGap("connection", max(fact["unconnected"], at_us), implied=True))
+
+    def _doubt(self, at_us: int) -> None:
+        """A line is lost, and with it perhaps the word that something was blind: all must be proven anew."""
+        self._damaged = True
+        for symbol, connection in list(self._asked.items()):
+            self._begin([symbol], connection, _Life(at_us))
 
     def _start(self, at_us: int, open_gaps: Iterable[Fact], tickers: Collection[str]) -> None:
         """A run takes over the gaps that the last one left, under the causes by which it knows them."""
@@ -309,10 +440,15 @@ def _spans(symbol: str, lives: Sequence[_Life], horizon_us: int) -> Iterator[tup
 
 
 def _layered(symbol: str, blind: list[_Stretch], lives: list[_Life], horizon_us: int) -> list[Interval]:
-    """A symbol's intervals: blind stands above unproven, and that above recorded."""
+    """A symbol's intervals from its lives, and from when it was blind."""
     spans = list(_spans(symbol, lives, horizon_us))
     unproven = _settle((requested, proven, "") for requested, proven, _ in spans)
     recorded = _settle((proven, ended, "") for _, proven, ended in spans)
+    return _stacked(symbol, blind, unproven, recorded)
+
+
+def _stacked(symbol: str, blind: list[_Stretch], unproven: list[_Stretch], recorded: list[_Stretch]) -> list[Interval]:
+    """A symbol's intervals: blind stands above unproven, and that above recorded. Each is settled."""
     layers: list[tuple[int, int, State, str | None]] = []
     layers += [(start, end, "blind", cause) for start, end, cause in blind]
     layers += [(start, end, "unproven", None) for start, end, _ in _without(unproven, blind)]

@@ -29,6 +29,10 @@ class NotARecording(ConfigError):
     """The directory to read holds no recording. Exit 2."""
 
 
+class FileDamaged(IngestorError):
+    """A file of a recording can't be read; the text names it. Exit 1."""
+
+
 class CompactionRunning(IngestorError):
     """Another process compacts this root just now: there is nothing to do for a second one. Exit 1."""
 

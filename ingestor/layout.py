@@ -71,8 +71,24 @@ class Layout:
         return self.root / "rejects"
 
     @property
+    def ledger(self) -> Path:
+        """The facts of days that are not closed, and what of closed ones is no data."""
+        return self.root / "ledger"
+
+    @property
+    def state(self) -> Path:
+        """A few numbers that a start must never forget, beside the ledger that has them too."""
+        return self.root / "state.json"
+
+    @property
     def coverage(self) -> Path:
+        """Of closed days: what was recorded, blind or unproven. In a root of format 1 the ledger is in here."""
         return self.root / "coverage"
+
+    @property
+    def accounts(self) -> Path:
+        """What each segment held, by symbol; and the counts of conservation."""
+        return self.root / "accounts"
 
     @property
     def staging(self) -> Path:
@@ -129,12 +145,32 @@ class Layout:
     def rejects_file(self, day: date) -> Path:
         return self.rejects / f"date={day.isoformat()}.jsonl"
 
-    def ledger_file(self, run_id: str) -> Path:
-        return self.coverage / f"{run_id}.jsonl"
+    def ledger_file(self, run: int, part: int, day: date) -> Path:
+        """The file for a run's facts of a date, the `part`th (from 1) of this run."""
+        return self.ledger / f"{run:06d}-{part:04d}-{day.isoformat()}.jsonl"
+
+    def closed_facts_file(self, day: date) -> Path:
+        """What of the closed days of a month is neither coverage nor accounts."""
+        return self.ledger / f"closed-{day:%Y-%m}.jsonl"
+
+    def coverage_file(self, day: date) -> Path:
+        return self.coverage / f"date={day.isoformat()}" / "coverage.parquet"
+
+    def account_file(self, segment: SegmentId) -> Path:
+        """The account of one segment, by the date on which it began."""
+        return self.accounts / f"date={segment.started:%Y-%m-%d}" / f"{segment}.parquet"
 
     def create(self) -> None:
         """Make the root and the folders that a recorder writes to. Raises OSError."""
-        for folder in (self.journal, self.cursors, self.rejects, self.coverage, self.staging):
+        for folder in (
+            self.journal,
+            self.cursors,
+            self.rejects,
+            self.ledger,
+            self.coverage,
+            self.accounts,
+            self.staging,
+        ):
             make_folder(folder)
 
 

@@ -1,19 +1,31 @@
-"""The ledger: what the recorder asked for, what it heard, and when it was blind. One file a run, never deleted.
+"""The ledger: what the recorder asked for, what it heard, and when it was blind.
 
-A fact is a line of JSON: `at` (µs since 1970), `fact` (`noun.past_participle`), its fields; synced before it counts.
+A fact is a line of JSON: `at` (µs since 1970), `fact` (`noun.past_participle`), its fields, and `crc`, the CRC32 of the
+line before it; synced before it counts. A run begins a file of its own, and a new one at each midnight UTC
+(`ledger/<run>-<part>-<day>.jsonl`), which begins with `day.started`: so each file can be understood without those
+before it. The facts of days that are over become data (`closed_days`). Format 1 had one file per run, without
+checksums, in `coverage/`.
 
     run.started         format, version, run, feed, columns, tickers, formats, first_segment,
-                        open_gaps: those that earlier runs left open, told again (gap, cause, since, symbol)
+                        closed: the last segment that has an account,
+                        open_gaps: those that earlier runs left open, told again (gap, cause, since, symbol),
+                        asked: the symbols that the run before still asked for, ended: when it was last heard of
+    day.started         the same of the run that goes on, and where it stands: segment, last_received, began;
+                        asked: what is asked for since when, by connection, and proven since when;
+                        requested: what was last asked for as a whole; unconnected: since when no connection is open
     connection.opened   connection: its number in this run
-    symbols.requested   connection, symbols
-    symbol.proven       connection, symbol, since: the receive time of its first trade on this connection
+    symbols.requested   connection, symbols (null: the same as the last time that all were asked for)
+    symbols.proven      connection, base, symbols: the receive time of each symbol's first trade on this connection is
+                        base + its number
+    symbol.proven       the same of one symbol: symbol, connection, since (format 1)
     symbol.refused      connection, symbol (null: the venue named none), text;  symbols.retried with symbols, reason
     symbol.dropped      symbol: not asked for any more
     connection.lost     connection, code, reason, bytes, frames;  connection.closed where we left
     connection.retired  connection, frames: it is old, and read on until the next one hears
-    gap.opened          gap, cause, since, symbol (null: blind for all);  gap.closed with until
+    gap.opened          gap, cause, since, symbol (null: blind for all);  gap.closed with since and until
     clock.stepped       by_us: how far the wall clock was set forward; `at` is what it showed after it
-    segment.closed      segment, first_received, last_received, counts, symbols, repeated, reasons, aside
+    segment.closed      segment, first_received, last_received, counts, reasons, aside; in format 1 the rows per symbol
+                        as well (symbols, repeated), which are in `accounts/` since
     segment.sealed      segment, dates: rows by UTC date
     day.deleted         date, retention_s: told before it is done
     settings.reloaded   added, dropped: tickers; waiting: other settings that changed.  settings.refused with error
@@ -24,28 +36,31 @@ A fact is a line of JSON: `at` (µs since 1970), `fact` (`noun.past_participle`)
 """
 
 import contextlib
-import json
 import os
 import re
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from datetime import datetime
+from collections.abc import Iterable, Iterator
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
 from ingestor.errors import FormatTooNew, NotARecording
-from ingestor.layout import FILE_MODE, Layout, SegmentId, sync_directory
+from ingestor.facts import DAMAGED, Fact, decode_line, encode_line, is_sound
+from ingestor.layout import FILE_MODE, Layout, make_folder, sync_directory, write_whole
+from ingestor.run_state import RunState
 from ingestor.schema import FORMAT_VERSION
 
-Fact = dict[str, Any]
-
-_read_json = json.JSONDecoder().raw_decode
-
-_LEDGER = re.compile(r"\d{6,}-\d{8}T\d{6}Z")
+_RUN_FILE = re.compile(r"(\d{6,})-\d{8}T\d{6}Z")  # format 1
+_DAY_FILE = re.compile(r"(\d{6,})-(\d{4,})-(\d{4}-\d\d-\d\d)")
+_CLOSED_FILE = re.compile(r"closed-\d{4}-\d\d")
+_BARRIER = "999999-00000000T000000Z.jsonl"
+"""The name of a ledger of format 1 that is newer than any; a folder, so that no reader of a dataset looks into it."""
+DAY_US = 86_400_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_CHECKPOINTS = frozenset({"run.started", "segment.closed", "run.stopped"})
 
 log = structlog.get_logger()
 
@@ -55,16 +70,183 @@ def now_us() -> int:
     return time.time_ns() // 1000
 
 
+def day_of(at_us: int) -> date:
+    """The UTC date of a moment in µs since 1970."""
+    return (_EPOCH + timedelta(days=at_us // DAY_US)).date()
+
+
+# Reading
+
+
+class LedgerFile(NamedTuple):
+    """The name of a file with facts of days that are not closed. In order of these they tell a root's story."""
+
+    run: int
+    part: int
+    """0: the whole run, as format 1 had it; else from 1, one per day of the run."""
+    day: str
+    path: Path
+
+    @property
+    def checked(self) -> bool:
+        """Whether its lines carry checksums."""
+        return self.part > 0
+
+
+def parse_ledger_name(path: Path) -> LedgerFile | None:
+    """What the name of a file says; None where it isn't one of the ledger's."""
+    if path.suffix != ".jsonl":
+        return None
+    if old := _RUN_FILE.fullmatch(path.stem):
+        return LedgerFile(int(old[1]), 0, "", path)
+    if new := _DAY_FILE.fullmatch(path.stem):
+        return LedgerFile(int(new[1]), int(new[2]), new[3], path)
+    return None
+
+
+def list_ledgers(layout: Layout) -> list[Path]:
+    """The files with the facts of days that are not closed, oldest first. Other names are not ours to read."""
+    return [file.path for file in list_ledger_files(layout)]
+
+
+def list_ledger_files(layout: Layout) -> list[LedgerFile]:
+    """The same with what their names say. The old place first: what is moved meanwhile is found in the new one."""
+    found: dict[tuple[int, int, str], LedgerFile] = {}
+    for folder in (layout.coverage, layout.ledger):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for path in folder.iterdir():
+                if (file := parse_ledger_name(path)) is not None and path.is_file():
+                    found[file[:3]] = file
+    return sorted(found.values())
+
+
+def read_facts(path: Path, skip: str | None = None, *, tell_damage: bool = False) -> Iterator[Fact]:
+    """The facts of one file. A line that a crash cut is passed over, and so is one that the disk has changed, unless
+    `tell_damage` asks for a fact named DAMAGED in its place.
+
+    Lines that hold `skip` are not read, but for the last line of all: when the run last spoke is always told.
+    Raises FormatTooNew, OSError.
+    """
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        yield from _read_lines(path, file, skip, tell_damage=tell_damage)
+
+
+def read_open_facts(layout: Layout, skip: str | None = None) -> Iterator[Fact]:
+    """The facts of all days that are not closed, in order, with DAMAGED ones; `skip` as for `read_facts`.
+
+    Raises NotARecording where there is no ledger, FileNotFoundError where a day is closed meanwhile, FormatTooNew,
+    OSError.
+    """
+    for path in _list_known(layout):
+        yield from read_facts(path, skip, tell_damage=True)
+
+
+def _list_known(layout: Layout) -> list[Path]:
+    """`list_ledgers`. Raises NotARecording where a root has neither these nor what is kept of closed days."""
+    ledgers = list_ledgers(layout)
+    if not ledgers and not list_closed_facts(layout):
+        raise NotARecording(f"{layout.root} holds no recording: there is no ledger in its folder `ledger`")
+    return ledgers
+
+
+def read_all_facts(layout: Layout, skip: str | None = None) -> Iterator[Fact]:
+    """What is kept of closed days (neither coverage nor accounts), then the facts of the others; `skip` as above.
+
+    A fact may be told twice while a day is being closed. Raises NotARecording, FormatTooNew, OSError.
+    """
+    for path in list_closed_facts(layout):
+        yield from read_facts(path, skip)
+    closed_meanwhile = False
+    for path in _list_known(layout):
+        try:
+            yield from read_facts(path, skip)
+        except FileNotFoundError:
+            closed_meanwhile = True
+    if closed_meanwhile:
+        for path in list_closed_facts(layout):
+            yield from read_facts(path, skip)
+
+
+def list_closed_facts(layout: Layout) -> list[Path]:
+    """The files, one per month, with what of closed days is neither coverage nor accounts; oldest first."""
+    return sorted(path for path in layout.ledger.glob("closed-*.jsonl") if _CLOSED_FILE.fullmatch(path.stem))
+
+
+def read_new_facts(path: Path, offset: int, skip: str) -> tuple[list[Fact], int]:
+    """The facts in the whole lines of one file from `offset` (bytes) on, and the offset behind them.
+
+    `skip` and DAMAGED as for `read_open_facts`: the last of these lines is always told. Raises FormatTooNew, OSError.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        text = file.read()
+    whole = text[: text.rfind(b"\n") + 1]
+    lines = whole.decode(errors="replace").splitlines(keepends=True)
+    return list(_read_lines(path, lines, skip, tell_damage=True)), offset + len(whole)
+
+
+def _read_lines(path: Path, lines: Iterable[str], skip: str | None, *, tell_damage: bool) -> Iterator[Fact]:
+    name = parse_ledger_name(path)
+    checked = name is None or name.checked
+    at_us = 0
+    last = ""
+    for line in lines:
+        last = ""
+        if skip is not None and skip in line:
+            last = line
+            continue
+        fact = decode_line(line, checked=checked)
+        if fact is None:
+            if tell_damage and line.endswith("\n") and line.strip():
+                yield {"at": at_us, "fact": DAMAGED}
+            continue
+        at_us = fact["at"]
+        check_format(path, fact)
+        yield fact
+    if last and (fact := decode_line(last, checked=checked)):
+        yield fact
+
+
+def check_format(path: Path, told: Fact) -> None:
+    """Raises FormatTooNew where a later version began to write this file. Format 1 can't be told from damage."""
+    if told.get("format", 0) > FORMAT_VERSION:
+        raise FormatTooNew(f"{path} is of format {told['format']}; this version reads up to {FORMAT_VERSION}")
+
+
+# Writing
+
+
+def take_over_format_1(layout: Layout) -> None:
+    """Bring a root's ledgers of format 1 to where those of format 2 are; done again, it changes nothing.
+
+    What they tell becomes data later, in the background. In their old place stays a name by which a version that
+    knows nothing of format 2 fails, instead of beginning anew with run 1. Raises OSError.
+    """
+    old = [file for file in list_ledger_files(layout) if file.path.parent == layout.coverage]
+    for file in old:
+        file.path.rename(layout.ledger / file.path.name)
+    barrier = layout.coverage / _BARRIER
+    if not barrier.exists():
+        make_folder(barrier)
+    if old:
+        sync_directory(layout.ledger)
+        sync_directory(layout.coverage)
+
+
 class Ledger:
     """The writing end of one run's ledger; any thread may record. What the disk refuses waits for the next fact."""
 
-    def __init__(self, layout: Layout, run_id: str) -> None:
-        """Create the run's file. Raises OSError; FileExistsError where the run has one already."""
+    def __init__(self, layout: Layout, run: int, day: date) -> None:
+        """Create the run's first file. Raises OSError; FileExistsError where the run has one already."""
         self._lock = threading.Lock()
+        self._layout = layout
+        self._run = run
+        self._part = 1
+        self._day = day
         self._waiting: list[Fact] = []
-        path = layout.ledger_file(run_id)
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, FILE_MODE)
-        sync_directory(path.parent)
+        self._state = RunState()
+        self._closed = False
+        self._fd = _create(layout.ledger_file(run, self._part, day))
 
     def record(self, fact: str, *, at: int | None = None, **fields: Any) -> None:
         """Append one fact and sync it."""
@@ -73,21 +255,24 @@ class Ledger:
     def record_all(self, facts: list[Fact]) -> None:
         """Append facts and sync them together; never raises OSError: what the disk refuses is written with the next."""
         with self._lock:
-            ended = "\n" if self._waiting else ""  # a part of a line that was taken last time must not swallow these
+            if self._closed:  # by a thread that was too late for the end: its descriptor may be another file's by now
+                log.error("ledger.closed", facts=[fact["fact"] for fact in facts])
+                return
+            self._begin_day(max((fact["at"] for fact in facts), default=0))
+            again = bool(self._waiting)  # a part of a line that was taken last time must not swallow these
             self._waiting += facts
-            text = ended + "".join(json.dumps(fact, separators=(",", ":")) + "\n" for fact in self._waiting)
-            size = os.fstat(self._fd).st_size
             try:
-                written = os.write(self._fd, text.encode())
-                if written < len(text.encode()):
-                    raise OSError("the disk took only a part of it")
-                os.fdatasync(self._fd)
+                _append(self._fd, self._waiting, again=again)
             except OSError as error:
-                with contextlib.suppress(OSError):  # a part of a line is passed over by every reader
-                    os.ftruncate(self._fd, size)
                 log.error("ledger.refused", facts=len(self._waiting), error=error.strerror or str(error))
-            else:
-                self._waiting.clear()
+                return
+            written, self._waiting = self._waiting, []
+            for fact in filter(is_sound, written):
+                self._state.tell(fact)
+            if any(fact["fact"] in _CHECKPOINTS for fact in written):
+                self._save_state()
+            if any(fact["fact"] == "clock.stepped" and fact.get("by_us", 0) <= -DAY_US for fact in written):
+                self._day = date.min  # its file is of a day that is still to come: the next fact begins another
 
     @property
     def waiting(self) -> int:
@@ -99,146 +284,66 @@ class Ledger:
         if self._waiting:
             self.record_all([])
         with self._lock:
-            os.close(self._fd)
+            if not self._closed:
+                self._closed = True
+                os.close(self._fd)
             return not self._waiting
 
+    def _begin_day(self, at_us: int) -> None:
+        """A file of its own for each UTC date; where the disk refuses it, the one before goes on."""
+        if not at_us or (day := day_of(at_us)) <= self._day or not self._state.run:
+            return
+        path = self._layout.ledger_file(self._run, self._part + 1, day)
+        try:
+            fd = _create(path)
+            try:
+                _append(fd, [self._state.restate(at_us)])
+            except OSError:
+                os.close(fd)
+                path.unlink()
+                raise
+        except OSError as error:
+            log.error("ledger.refused", file=path.name, error=error.strerror or str(error))
+            return
+        os.close(self._fd)
+        self._fd, self._day = fd, day
+        self._part += 1
 
-def list_ledgers(layout: Layout) -> list[Path]:
-    """The ledgers of this root, oldest run first. Files of other names are not ours to read."""
-    return sorted(path for path in layout.coverage.glob("*.jsonl") if _LEDGER.fullmatch(path.stem))
-
-
-def read_facts(path: Path, skip: str | None = None) -> Iterator[Fact]:
-    """The facts of one ledger. A line that a crash cut, and what is no fact, is passed over.
-
-    Lines that hold `skip` are not read, but for the last line of all: when the run last spoke is always told.
-    """
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
-        line = ""
-        for line in file:
-            if (skip is None or skip not in line) and (fact := _parse(line)):
-                yield fact
-        if skip is not None and skip in line and (fact := _parse(line)):
-            yield fact
-
-
-def read_all_facts(layout: Layout, skip: str | None = None) -> Iterator[Fact]:
-    """The facts of all runs in order, each beginning with its `run.started`; `skip` as for `read_facts`.
-
-    Raises NotARecording, FormatTooNew, OSError.
-    """
-    ledgers = list_ledgers(layout)
-    if not ledgers:
-        raise NotARecording(f"{layout.root} holds no recording: there is no ledger in its folder `coverage`")
-    for path in ledgers:
-        for fact in read_facts(path, skip):
-            if fact["fact"] == "run.started":
-                _check_format(path, fact)
-            yield fact
-
-
-def read_new_facts(path: Path, offset: int, skip: str) -> tuple[list[Fact], int]:
-    """The facts in the whole lines of one ledger from `offset` (bytes) on, and the offset behind them.
-
-    `skip` as for `read_facts`: the last of these lines is always told. Raises FormatTooNew, OSError.
-    """
-    with path.open("rb") as file:
-        file.seek(offset)
-        text = file.read()
-    whole = text[: text.rfind(b"\n") + 1]
-    lines = whole.decode(errors="replace").split("\n")[:-1]
-    told = [line for at, line in enumerate(lines, 1) if skip not in line or at == len(lines)]
-    facts = [fact for line in told if (fact := _parse(line))]
-    for fact in facts:
-        if fact["fact"] == "run.started":
-            _check_format(path, fact)
-    return facts, offset + len(whole)
+    def _save_state(self) -> None:
+        """Remember beside the ledger what a start must never forget. A refusal costs a witness, nothing else."""
+        state = self._state
+        told: Fact = {
+            "at": state.last_us,
+            "fact": "state",
+            **{name: state.started[name] for name in ("format", "version", "feed") if name in state.started},
+            "run": state.run,
+            "began": state.began_us,
+            "segment": state.segment,
+            "closed": state.closed,
+            "last_received": state.last_received_us,
+            "open_gaps": list(state.gaps.values()),
+        }
+        try:
+            write_whole(self._layout.state, encode_line(told), self._layout.staging)
+        except OSError as error:
+            log.warning("state.unsaved", file=str(self._layout.state), error=error.strerror or str(error))
 
 
-def _check_format(path: Path, started: Fact) -> None:
-    if started["format"] > FORMAT_VERSION:
-        raise FormatTooNew(f"{path} is of format {started['format']}; this version reads up to {FORMAT_VERSION}")
+def _create(path: Path) -> int:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, FILE_MODE)
+    sync_directory(path.parent)
+    return fd
 
 
-def _parse(line: str) -> Fact | None:
-    """The fact in this line, if it is one."""
+def _append(fd: int, facts: list[Fact], *, again: bool = False) -> None:
+    """Write and sync facts; where that fails, nothing of them is left to be read. Raises OSError."""
+    content = (("\n" if again else "") + "".join(map(encode_line, facts))).encode()
+    size = os.fstat(fd).st_size
     try:
-        fact, _ = _read_json(line)  # a third of what `json.loads` takes
-    except ValueError:
-        return None
-    return fact if isinstance(fact, dict) and "fact" in fact and isinstance(fact.get("at"), int) else None
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """What the last run's ledger says to the next run."""
-
-    run: int = 0
-    """Its number; 0: this is the first."""
-    segment: int = 0
-    """The highest segment number that it names."""
-    closed: int = 0
-    """The highest segment number of which any run's ledger holds the account."""
-    stopped: bool = True
-    """Whether it ended in order."""
-    first_at: int = 0
-    """Its first word, in µs since 1970."""
-    last_received: int = 0
-    """When the last frame that it accounted for was received."""
-    open_gaps: tuple[Fact, ...] = ()
-    """The `gap.opened` facts that nothing closed."""
-    feed: str | None = None
-
-
-def run_id(run: int, started: datetime) -> str:
-    """The name of a run's ledger, without its ending."""
-    return f"{run:06d}-{started:%Y%m%dT%H%M%SZ}"
-
-
-def read_history(layout: Layout) -> History:
-    """The last run of this root. A run that never said that it started counts only by its number.
-
-    Raises FormatTooNew.
-    """
-    ledgers = list_ledgers(layout)
-    history = History(run=int(ledgers[-1].name.split("-")[0]) if ledgers else 0)
-    for path in reversed(ledgers):
-        facts = list(read_facts(path))
-        if facts and facts[0]["fact"] == "run.started":
-            _check_format(path, facts[0])
-            history = _summarise(history.run, facts)
-            break
-    return replace(history, closed=_last_closed(ledgers))
-
-
-def _summarise(run: int, facts: list[Fact]) -> History:
-    started = facts[0]
-    gaps: dict[str, Fact] = {gap["gap"]: gap for gap in started["open_gaps"]}
-    for fact in facts:
-        if fact["fact"] == "gap.opened":
-            gaps[fact["gap"]] = fact
-        elif fact["fact"] == "gap.closed":
-            gaps.pop(fact["gap"], None)
-    closed = [fact for fact in facts if fact["fact"] == "segment.closed"]
-    return History(
-        run=run,
-        segment=max([started["first_segment"] - 1, *map(_number, closed)]),
-        stopped=any(fact["fact"] == "run.stopped" and fact.get("error") is None for fact in facts),
-        first_at=started["at"],
-        last_received=max((fact["last_received"] for fact in closed), default=0),
-        open_gaps=tuple(gaps.values()),
-        feed=started["feed"],
-    )
-
-
-def _last_closed(ledgers: list[Path]) -> int:
-    """Segments are accounted for in order: the newest run that closed one closed the highest."""
-    for path in reversed(ledgers):
-        numbers = [_number(fact) for fact in read_facts(path) if fact["fact"] == "segment.closed"]
-        if numbers:
-            return max(numbers)
-    return 0
-
-
-def _number(closed: Fact) -> int:
-    return SegmentId.parse(closed["segment"]).number
+        if os.write(fd, content) < len(content):
+            raise OSError("the disk took only a part of it")
+        os.fdatasync(fd)
+    except OSError:
+        with contextlib.suppress(OSError):  # a part of a line is passed over by every reader
+            os.ftruncate(fd, size)
+        raise

@@ -2,7 +2,6 @@
 
 import threading
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from ingestor import __version__
@@ -25,13 +24,14 @@ from ingestor.capture.tending import Tending
 from ingestor.config import Settings
 from ingestor.config.key import load_secret
 from ingestor.errors import ConfigError
+from ingestor.facts import Fact
 from ingestor.feeds import Feed, make_feed
-from ingestor.journal.cursor import next_segment
+from ingestor.history import History, next_segment, read_history
 from ingestor.journal.open_segment import Segments
 from ingestor.journal.rotation import Rotation
 from ingestor.journal.writer import Journal
 from ingestor.layout import Layout
-from ingestor.ledger import Fact, Ledger, now_us, read_history, run_id
+from ingestor.ledger import Ledger, day_of, now_us, take_over_format_1
 from ingestor.schema import FORMAT_VERSION, recorded
 from ingestor.sinks.accounts import SegmentAccounts
 from ingestor.sinks.claims import Claims
@@ -79,7 +79,8 @@ def prepare(
     feed = make_feed(settings.feed, key)
     first_segment = next_segment(layout, history.segment)
     inherited = find_inherited_gaps(layout, history)
-    ledger = _begin_ledger(settings, layout, run, feed, first_segment, inherited)
+    take_over_format_1(layout)
+    ledger = _begin_ledger(settings, layout, history, feed, first_segment, inherited)
     rotation = Rotation(settings.storage.rotate.age, settings.storage.rotate.size)
     journal = Journal(layout, Segments(layout, run, first_segment, feed.name, recorded(feed.schema)), rotation)
     gaps = Gaps(ledger, run, inherited)
@@ -108,12 +109,14 @@ def prepare(
 
 
 def _begin_ledger(
-    settings: Settings, layout: Layout, run: int, feed: Feed, first_segment: int, inherited: list[OpenGap]
+    settings: Settings, layout: Layout, history: History, feed: Feed, first_segment: int, inherited: list[OpenGap]
 ) -> Ledger:
     """The ledger of this run, with what it begins with. Raises OSError."""
-    ledger = Ledger(layout, run_id(run, datetime.now(UTC)))
+    run, at_us = history.run + 1, now_us()
+    ledger = Ledger(layout, run, day_of(at_us))
     ledger.record(
         "run.started",
+        at=at_us,
         format=FORMAT_VERSION,
         version=__version__,
         run=run,
@@ -122,7 +125,10 @@ def _begin_ledger(
         tickers=list(settings.symbols),
         formats=list(settings.storage.formats),
         first_segment=first_segment,
+        closed=history.closed,
         open_gaps=[_as_fact(gap) for gap in inherited],
+        asked=list(history.asked),
+        ended=history.ended,
     )
     return ledger
 

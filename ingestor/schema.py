@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of a root, a segment and a file. New code reads old; old code refuses new with a sentence."""
 
 TIMESTAMP = pa.timestamp("ms", tz="UTC")

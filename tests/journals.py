@@ -5,7 +5,7 @@ import os
 import resource
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,15 +14,18 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from structlog.testing import capture_logs
 
-from ingestor.journal.cursor import Cursor, next_segment
+from ingestor.facts import Fact
+from ingestor.history import next_segment, read_history
+from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Event, Follower, Rows, SegmentEnd
 from ingestor.journal.open_segment import Segments
 from ingestor.journal.rotation import Rotation
 from ingestor.journal.segment import Header, Kind, encode_record
 from ingestor.journal.writer import Block, Journal
 from ingestor.layout import Layout, SegmentId, list_segments
-from ingestor.ledger import Fact, Ledger, list_ledgers, read_facts, read_history, run_id
+from ingestor.ledger import Ledger, day_of, list_ledgers, now_us, read_facts
 from ingestor.metrics import Counts
+from ingestor.run_state import proofs
 from ingestor.schema import FORMAT_VERSION, RUN_SHIFT, TRADES
 from ingestor.sinks import Sink
 from ingestor.sinks.accounts import SegmentAccounts
@@ -62,7 +65,7 @@ def make_root(path: Path) -> Layout:
 
 
 def make_ledger(layout: Layout, run: int = 1) -> Ledger:
-    return Ledger(layout, run_id(run, NOON))
+    return Ledger(layout, run, day_of(now_us()))
 
 
 def first_sequence(run: int) -> int:
@@ -219,7 +222,8 @@ class Life:
         self.run = history.run + 1
         self._layout = layout
         self.clock = clock or Clock()
-        self.ledger = Ledger(layout, run_id(self.run, self.clock()))
+        self._closed = history.closed
+        self.ledger = Ledger(layout, self.run, day_of(now_us()))
         first_segment = next_segment(layout, history.segment)
         self.ledger.record(
             "run.started",
@@ -230,6 +234,7 @@ class Life:
             tickers=list(SYMBOLS),
             formats=["parquet", "csv"],
             first_segment=first_segment,
+            closed=history.closed,
             open_gaps=[],
         )
         self.writer = Writer(layout, run=self.run, segment=first_segment, rotation=rotation, clock=self.clock)
@@ -238,7 +243,7 @@ class Life:
         self, stop: threading.Event, *others: Sink, compress: bool = False
     ) -> tuple[Runner, SegmentAccounts]:
         """What carries the journal to new sinks, and to `others` with them; the accounts among them."""
-        accounts = SegmentAccounts(self._layout, self.ledger, read_history(self._layout).closed)
+        accounts = SegmentAccounts(self._layout, self.ledger, self._closed)
         csv = CsvFiles(self._layout, compress=compress)
         sinks: list[Sink] = [accounts, ParquetFiles(self._layout, self.ledger), csv]
         for other in others:
@@ -408,6 +413,18 @@ def unsealed(layout: Layout) -> list[int]:
     return [file.id.number for file in list_segments(layout) if not file.sealed]
 
 
-def ledger_facts(layout: Layout, fact: str) -> list[Fact]:
-    """The facts of this kind in all ledgers, run by run."""
-    return [one for path in list_ledgers(layout) for one in read_facts(path) if one["fact"] == fact]
+def one_by_one(facts: Iterable[Fact]) -> Iterator[Fact]:
+    """The same facts, but for `symbols.proven`: a `symbol.proven` for each of its symbols."""
+    for fact in facts:
+        if fact["fact"] != "symbols.proven":
+            yield fact
+            continue
+        for symbol, since in proofs(fact):
+            same = {"at": fact["at"], "connection": fact["connection"]}
+            yield {**same, "fact": "symbol.proven", "symbol": symbol, "since": since}
+
+
+def ledger_facts(layout: Layout, *names: str) -> list[Fact]:
+    """The facts of these kinds (none: all) in all ledgers, run by run."""
+    told = one_by_one(one for path in list_ledgers(layout) for one in read_facts(path))
+    return [one for one in told if not names or one["fact"] in names]

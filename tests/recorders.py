@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from journals import ledger_facts
+
 from ingestor.capture.attempts import Attempts, Waits
 from ingestor.capture.buffer import Buffer
 from ingestor.capture.gaps import Gaps, OpenGap
@@ -25,13 +27,14 @@ from ingestor.capture.session import Session
 from ingestor.capture.subscriptions import Subscriptions
 from ingestor.capture.tending import Tending
 from ingestor.config.recorder import ConnectionSettings, JournalSettings
+from ingestor.facts import Fact
 from ingestor.feeds import Feed
 from ingestor.feeds.finnhub import Finnhub
 from ingestor.journal.open_segment import Segments
 from ingestor.journal.rotation import Rotation
 from ingestor.journal.writer import Journal
 from ingestor.layout import Layout
-from ingestor.ledger import Fact, Ledger, now_us, read_facts, run_id
+from ingestor.ledger import Ledger, now_us
 from ingestor.schema import recorded
 
 T = TypeVar("T")
@@ -74,8 +77,7 @@ class Rig:
 
     def facts(self, *names: str) -> list[Fact]:
         """What the ledger holds so far of these facts (none: all)."""
-        paths = sorted(self.layout.coverage.glob("*.jsonl"))
-        return [fact for path in paths for fact in read_facts(path) if not names or fact["fact"] in names]
+        return ledger_facts(self.layout, *names)
 
     def wait_fact(self, name: str, count: int = 1, **fields: Any) -> Fact:
         """The fact number `count` of this name and with these fields, once the ledger holds it."""
@@ -115,7 +117,7 @@ def make_rig(
     layout = Layout(root)
     layout.create()
     feed = feed or Finnhub(url, KEY)
-    ledger = Ledger(layout, run_id(run, datetime.now(UTC)))
+    ledger = Ledger(layout, run, datetime.now(UTC).date())
     gaps = Gaps(ledger, run, inherited)
     gaps.drop_others(symbols, now_us())
     observed = Observed()

@@ -3,17 +3,26 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from journals import Clock, block, drain, make_journal, make_root
 
 from ingestor.journal.rotation import Rotation
-from ingestor.ledger import Ledger, run_id
+from ingestor.ledger import Ledger
 from ingestor.schema import FORMAT_VERSION, RUN_SHIFT, TRADES
 from ingestor.sinks.accounts import SegmentAccounts
 from ingestor.sinks.parquet_files import ParquetFiles
+
+_EMPTY_SEGMENT: dict[str, Any] = {
+    "segment": "000000000001-20260101T000000Z-r000001",
+    "first_received": 0,
+    "last_received": 0,
+    "counts": {},
+    "reasons": {},
+    "aside": 0,
+}
 
 ALWAYS = Rotation(age_s=0.0, size=1 << 40)
 
@@ -41,7 +50,7 @@ class Recording:
 
     def __init__(self, root: Path, symbols: Sequence[str] = (), *, started: str = "2026-01-01", run: int = 1) -> None:
         self.layout = make_root(root)
-        self.ledger = Ledger(self.layout, run_id(run, datetime.fromisoformat(started)))
+        self.ledger = Ledger(self.layout, run, datetime.fromisoformat(started).date())
         self.ledger.record(
             "run.started",
             at=to_us(started),
@@ -92,14 +101,13 @@ class Recording:
 
     def fact(self, fact: str, at: str, **fields: object) -> None:
         """A fact of the ledger at a time."""
-        self.ledger.record(fact, at=to_us(at), **fields)
+        self.ledger.record(fact, at=to_us(at), **(_EMPTY_SEGMENT if fact == "segment.closed" else {}), **fields)
 
     def prove(self, symbols: Sequence[str], since: str, connection: int = 1) -> None:
         """The symbols are asked for and proven at once."""
         self.fact("connection.opened", since, connection=connection)
         self.fact("symbols.requested", since, connection=connection, symbols=list(symbols))
-        for symbol in symbols:
-            self.fact("symbol.proven", since, symbol=symbol, connection=connection, since=to_us(since))
+        self.fact("symbols.proven", since, connection=connection, base=to_us(since), symbols=dict.fromkeys(symbols, 0))
 
     def stop(self, at: str) -> None:
         """End the run, sealed."""

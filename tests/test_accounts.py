@@ -20,6 +20,7 @@ from journals import (
     writing_descriptors,
 )
 
+from ingestor.accounts import read_accounts
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.writer import Block
 from ingestor.layout import Layout
@@ -48,10 +49,12 @@ class TestBasic:
         assert fact["counts"] == {
             "frames": 14, "decoded": 9, "rejected_frames": 3, "notices": 2, "trades": 9, "rejected_trades": 0,
         }  # fmt: skip
-        assert fact["symbols"] == {"AAPL": 3, "BINANCE:BTCUSDT": 3, "BRK.B": 3}
+        (filed,) = read_accounts(layout)
+        assert filed["symbols"] == {"AAPL": 3, "BINANCE:BTCUSDT": 3, "BRK.B": 3}
+        assert filed["counts"] == fact["counts"]
         assert fact["reasons"] == {"bad_time": 3}
         repeats = [row["symbol"] for rows in (first, second) for row in rows.to_pylist() if row["repeated"]]
-        assert fact["repeated"] == dict(Counter(repeats))
+        assert filed["repeated"] == dict(Counter(repeats))
         assert fact["first_received"] == first["received_at"][0].value
         assert fact["last_received"] == second["received_at"][3].value
         assert accounts.totals == {1: Counts(14, 9, 3, 2, 9, 0)}
@@ -64,10 +67,10 @@ class TestBasic:
         starts = itertools.accumulate(sizes, initial=first_sequence(1))
         blocks = [trades(first, count) for first, count in zip(starts, sizes, strict=False)]
         account(layout, *map(block, blocks))
-        (fact,) = ledger_facts(layout, "segment.closed")
+        (filed,) = read_accounts(layout)
         rows = [row for batch in blocks for row in batch.to_pylist()]
-        assert fact["symbols"] == dict(Counter(row["symbol"] for row in rows))
-        assert fact["repeated"] == dict(Counter(row["symbol"] for row in rows if row["repeated"]))
+        assert filed["symbols"] == dict(Counter(row["symbol"] for row in rows))
+        assert filed["repeated"] == dict(Counter(row["symbol"] for row in rows if row["repeated"]))
 
     def test_an_empty_segment_is_accounted_for_too(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path)
@@ -139,7 +142,7 @@ class TestRecovery:
     def test_an_account_that_the_ledger_could_not_take_is_not_committed(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path)
         ledger = make_ledger(layout)
-        (fd,) = (fd for fd, path in writing_descriptors() if path.is_relative_to(layout.coverage))
+        (fd,) = (fd for fd, path in writing_descriptors() if path.is_relative_to(layout.ledger))
         kept = os.dup(fd)
         break_descriptor(fd)
         accounts = SegmentAccounts(layout, ledger, 0)

@@ -33,7 +33,8 @@ def layout(tmp_path: Path) -> Layout:
     ledger.record("symbols.requested", at=at(89), connection=2, symbols=["A", "B"])
     ledger.record("gap.closed", at=at(90), gap="g2", cause="connection", until=at(90), symbol=None)
     ledger.record("symbol.proven", at=at(90), connection=2, symbol="A", since=at(90))
-    ledger.record("segment.closed", at=at(100), segment="000000000001-20261120T120000Z-r000001")
+    ledger.record("segment.closed", at=at(100), segment="000000000001-20261120T120000Z-r000001",
+                  first_received=0, last_received=0, counts={}, reasons={}, aside=0)  # fmt: skip
     assert ledger.close()
     return layout
 

@@ -205,7 +205,7 @@ def test_a_damaged_file_stops_it_and_nothing_is_changed(recording: Recording) ->
 def test_a_file_of_a_later_version_stops_it(recording: Recording) -> None:
     path = date_folder(recording.layout, DAY) / names(recording.layout)[1]
     table = pq.read_table(path, partitioning=None)
-    pq.write_table(table.replace_schema_metadata({FORMAT_KEY: "2", ORIGIN_KEY: path.stem}), path)
+    pq.write_table(table.replace_schema_metadata({FORMAT_KEY: "3", ORIGIN_KEY: path.stem}), path)
     with pytest.raises(FormatTooNew):
         compact(recording)
 

@@ -17,7 +17,7 @@ from ingestor.coverage import (
     state_at,
     sum_shares,
 )
-from ingestor.ledger import Fact
+from ingestor.facts import Fact
 
 
 def started(at: int, *tickers: str, gaps: Iterable[Fact] = ()) -> Fact:

@@ -1,6 +1,6 @@
 """Looked at again and again, the ledger says what it says to whoever reads it whole; only what is new is read."""
 
-import json
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -9,8 +9,9 @@ from recordings import Recording, to_us
 from ingestor.coverage import Coverage, Interval, clip, find_coverage
 from ingestor.dataset.coverage_watch import CoverageWatch
 from ingestor.errors import FormatTooNew, NotARecording
+from ingestor.facts import encode_line
 from ingestor.layout import Layout
-from ingestor.ledger import list_ledgers, read_all_facts
+from ingestor.ledger import list_ledgers, read_open_facts
 
 NOW_US = to_us("2026-03-01")
 GAP = {"gap": "r000001-1", "cause": "stall", "symbol": None}
@@ -28,7 +29,7 @@ def of_all(coverage: Coverage) -> list[list[Interval]]:
 
 
 def read_whole(layout: Layout) -> list[list[Interval]]:
-    return of_all(find_coverage(read_all_facts(layout), None, NOW_US))
+    return of_all(find_coverage(read_open_facts(layout), None, NOW_US))
 
 
 def test_after_each_fact_it_is_what_the_whole_ledger_says(recording: Recording) -> None:
@@ -71,7 +72,7 @@ def test_what_says_nothing_of_coverage_changes_nothing(recording: Recording) -> 
 def test_half_a_line_waits_for_its_end(recording: Recording) -> None:
     watch = CoverageWatch(recording.layout)
     before = watch.look()
-    line = json.dumps({"at": 1, "fact": "gap.opened", **GAP, "since": to_us("2026-01-01T11:00")}) + "\n"
+    line = encode_line({"at": 1, "fact": "gap.opened", **GAP, "since": to_us("2026-01-01T11:00")})
     with list_ledgers(recording.layout)[-1].open("a") as file:
         file.write(line[:40])
         file.flush()
@@ -94,8 +95,8 @@ def test_no_recording_and_one_of_a_later_version(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     with pytest.raises(NotARecording):
         CoverageWatch(layout).look()
-    layout.coverage.mkdir()
-    started = '{"at":1,"fact":"run.started","format":99,"open_gaps":[],"tickers":[]}\n'
-    (layout.coverage / "000001-20260101T000000Z.jsonl").write_text(started)
+    layout.ledger.mkdir()
+    started = {"at": 1, "fact": "run.started", "format": 99, "open_gaps": [], "tickers": []}
+    layout.ledger_file(1, 1, date(2026, 1, 1)).write_text(encode_line(started))
     with pytest.raises(FormatTooNew):
         CoverageWatch(layout).look()

@@ -7,6 +7,7 @@ made by the version of its time, with `tests/formats/make.py`.
 import json
 import shutil
 import threading
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import pytest
 from ingestor.config import Settings
 from ingestor.dataset.reader import read_trades
 from ingestor.errors import FormatTooNew
+from ingestor.facts import encode_line
 from ingestor.layout import Layout, list_segments
-from ingestor.ledger import list_ledgers, read_all_facts
+from ingestor.ledger import Ledger, read_all_facts
 from ingestor.recording import Recording, prepare
 from ingestor.schema import FORMAT_VERSION
 
@@ -73,8 +75,12 @@ def test_a_recorder_takes_it_up_and_seals_what_was_left(kept: Path, layout: Layo
 
 
 def test_a_newer_one_is_refused_with_a_sentence(layout: Layout) -> None:
-    path = list_ledgers(layout)[0]
-    path.write_text(path.read_text().replace('"format":', '"format":9'))
+    layout.create()
+    told = {"run": 1, "began": 1, "segment": 1, "closed": 0, "last_received": 1, "open_gaps": [], "feed": "finnhub"}
+    layout.state.write_text(encode_line({"at": 1, "fact": "state", "format": FORMAT_VERSION + 1, **told}))
+    ledger = Ledger(layout, 2, date(2026, 11, 27))
+    ledger.record("run.started", format=FORMAT_VERSION + 1, run=2, open_gaps=[])
+    ledger.close()
     says = f"this version reads up to {FORMAT_VERSION}"
     with pytest.raises(FormatTooNew, match=says):
         list(read_all_facts(layout))

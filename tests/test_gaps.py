@@ -6,8 +6,9 @@ import pytest
 from journals import make_ledger, make_root
 
 from ingestor.capture.gaps import Gaps, OpenGap
+from ingestor.facts import Fact
 from ingestor.layout import Layout
-from ingestor.ledger import Fact, Ledger, list_ledgers, read_facts
+from ingestor.ledger import Ledger, list_ledgers, read_facts
 
 
 @pytest.fixture
@@ -31,7 +32,10 @@ def test_a_gap_opens_and_closes(layout: Layout, ledger: Ledger) -> None:
     gaps.open("connection", 100)
     gaps.close(250)
     gap = {"gap": "r000003-1", "cause": "connection", "symbol": None}
-    assert facts(layout) == [{"fact": "gap.opened", "since": 100, **gap}, {"fact": "gap.closed", "until": 250, **gap}]
+    assert facts(layout) == [
+        {"fact": "gap.opened", "since": 100, **gap},
+        {"fact": "gap.closed", "since": 100, "until": 250, **gap},
+    ]
     assert gaps.blind_us["connection"] == 150
 
 

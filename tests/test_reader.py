@@ -209,10 +209,10 @@ def test_no_recording(tmp_path: Path, recording: Recording) -> None:
 def test_a_recording_of_csv_only(tmp_path: Path) -> None:
     recording = Recording(tmp_path)
     recording.ledger.close()
-    (path,) = recording.layout.coverage.glob("*.jsonl")
-    path.unlink()
-    ledger = Ledger(recording.layout, "000001-20261118T000000Z")
-    ledger.record("run.started", format=1, run=1, formats=["csv"])
+    for path in recording.layout.ledger.iterdir():
+        path.unlink()
+    ledger = Ledger(recording.layout, 1, date(2026, 11, 18))
+    ledger.record("run.started", format=2, run=1, formats=["csv"], open_gaps=[])
     with pytest.raises(NotARecording, match="records CSV only"):
         ingestor.read_trades(tmp_path)
 
@@ -220,25 +220,25 @@ def test_a_recording_of_csv_only(tmp_path: Path) -> None:
 def test_a_root_that_records_csv_only_since_then(recording: Recording) -> None:
     """What is in the dataset can be read; that it is not all there is, is told."""
     before = prices(recording)
-    ledger = Ledger(recording.layout, "000002-20261121T000000Z")
-    ledger.record("run.started", at=to_us("2026-11-21T09:30:00"), format=1, run=2, formats=["csv"])
+    ledger = Ledger(recording.layout, 2, date(2026, 11, 21))
+    ledger.record("run.started", at=to_us("2026-11-21T09:30:00"), format=2, run=2, formats=["csv"], open_gaps=[])
     with pytest.warns(UserWarning, match="records CSV only since 2026-11-21 09:30:00 UTC: trades after that are in"):
         assert prices(recording) == before
 
 
 def test_a_root_of_a_later_version(recording: Recording) -> None:
     """Also where the span holds no file that could tell."""
-    ledger = Ledger(recording.layout, "000002-20261121T000000Z")
-    ledger.record("run.started", format=2, run=2, formats=["parquet"])
-    with pytest.raises(FormatTooNew, match="is of format 2; this version reads up to 1"):
+    ledger = Ledger(recording.layout, 2, date(2026, 11, 21))
+    ledger.record("run.started", format=3, run=2, formats=["parquet"], open_gaps=[])
+    with pytest.raises(FormatTooNew, match="is of format 3; this version reads up to 2"):
         prices(recording, start="2027-01-01")
 
 
 def test_a_file_of_a_later_version(recording: Recording) -> None:
     (path,) = recording.layout.trades.glob("date=2026-11-20/*.parquet")
     table = pq.read_table(path, partitioning=None)
-    pq.write_table(table.replace_schema_metadata({"ingestor.format": "2"}), path)
-    with pytest.raises(FormatTooNew, match="is of format 2"):
+    pq.write_table(table.replace_schema_metadata({"ingestor.format": "3"}), path)
+    with pytest.raises(FormatTooNew, match="is of format 3"):
         ingestor.read_trades(recording.layout.root)
 
 

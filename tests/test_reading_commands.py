@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,8 @@ def test_the_times_of_a_description_are_in_the_zone_asked_for(sample: Recording)
 def test_a_warning_is_a_line_as_an_error_is(tmp_path: Path) -> None:
     recording = Recording(tmp_path)
     make_trade(recording)
-    ledger = Ledger(recording.layout, "000002-20261121T000000Z")
-    ledger.record("run.started", format=1, run=2, formats=["csv"])
+    ledger = Ledger(recording.layout, 2, date(2026, 11, 21))
+    ledger.record("run.started", format=2, run=2, formats=["csv"], open_gaps=[])
     assert ledger.close()
     command = [sys.executable, "-m", "ingestor", "head", "--root", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -8,14 +8,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from journals import ledger_facts
 from recorders import CRYPTO, eventually
 from structlog.testing import capture_logs
 
 from ingestor.config import Settings, Source
 from ingestor.daemon import record
 from ingestor.errors import FeedRefused
+from ingestor.facts import Fact
 from ingestor.layout import Layout
-from ingestor.ledger import Fact, list_ledgers, read_facts
 from ingestor.metrics import Conservation
 from ingestor.operations.signals import Signals
 from ingestor.schema import RUN_SHIFT
@@ -33,7 +34,7 @@ def venue() -> Iterator[RunningVenue]:
 
 
 def facts(root: Path, *names: str) -> list[Fact]:
-    return [fact for path in list_ledgers(Layout(root)) for fact in read_facts(path) if fact["fact"] in names]
+    return ledger_facts(Layout(root), *names)
 
 
 @contextmanager

@@ -4,10 +4,12 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from journals import make_ledger
 from prepared import prepared_recording
 
 from ingestor.cli.main import cli
@@ -131,7 +133,12 @@ def grown(tmp_path: Path, started: str, files: dict[str, tuple[int, float]]) -> 
     """A root whose first run began then, with these files (size, age in seconds)."""
     layout = Layout(tmp_path)
     layout.create()
-    (layout.coverage / f"000001-{started}.jsonl").write_text("")
+    began_us = round(datetime.strptime(started, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp() * 1e6)
+    ledger = make_ledger(layout)
+    ledger.record("run.started", at=began_us, run=1, open_gaps=[])
+    ledger.close()
+    for path in layout.root.rglob("*.json*"):
+        os.utime(path, (NOW - 2 * DAY_S, NOW - 2 * DAY_S))
     for name, (size, age_s) in files.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)

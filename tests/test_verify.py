@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from journals import NOON, Crash, Life, make_root
 
+from ingestor.accounts import read_accounts, write_account
 from ingestor.capture.refused import Refused
 from ingestor.capture.rejects import Rejects
 from ingestor.cli.main import cli
@@ -24,7 +25,7 @@ from ingestor.dataset.verify import Verification
 from ingestor.errors import NotARecording
 from ingestor.journal.rotation import Rotation
 from ingestor.layout import Layout
-from ingestor.ledger import Ledger, list_ledgers, run_id
+from ingestor.ledger import Ledger, list_ledgers
 from ingestor.parquet import file_schema, writer_options
 
 TODAY = NOON.date()
@@ -104,7 +105,7 @@ class TestBasic:
 
     def test_a_day_that_retention_deleted(self, layout: Layout) -> None:
         now = NOON + timedelta(days=9)
-        ledger = Ledger(layout, run_id(3, now))
+        ledger = Ledger(layout, 3, now.date())
         assert delete_expired(layout, ledger, timedelta(days=8), now) == [TODAY]
         assert ledger.close()
         assert differences(layout) == []
@@ -283,9 +284,34 @@ def invent_a_reject(layout: Layout) -> str:
 
 
 def change_an_account(layout: Layout) -> str:
-    path = list_ledgers(layout)[0]
-    path.write_text(path.read_text().replace('"frames":30', '"frames":31'))
+    account = next(read_accounts(layout))
+    write_account(layout, {**account, "counts": {**account["counts"], "frames": 31}})
     return r"^0{11}1-.*: 30 decoded \+ 0 rejected \+ 0 notices; expected 31 frames"
+
+
+def change_the_ledger(layout: Layout) -> str:
+    path = list_ledgers(layout)[0]
+    path.write_text(path.read_text().replace('"frames":30', '"frames":31', 1))
+    return rf"^ledger/{path.name}: 1 line.* not as .* written"
+
+
+def lose_an_account(layout: Layout) -> str:
+    path = min(layout.accounts.glob("date=*/*.parquet"))
+    path.unlink()
+    return rf"{path.name}: missing; expected the account of 30 rows"
+
+
+def cut_an_account(layout: Layout) -> str:
+    path = min(layout.accounts.glob("date=*/*.parquet"))
+    path.write_bytes(path.read_bytes()[:-20])
+    return rf"{path.name}: .*can't be read"
+
+
+def cut_the_coverage_of_a_closed_day(layout: Layout) -> str:
+    path = layout.coverage_file(TODAY)
+    path.parent.mkdir()
+    path.write_bytes(b"PAR1")
+    return r"coverage.parquet: .*can't be read"
 
 
 CORRUPTIONS = [
@@ -294,7 +320,7 @@ CORRUPTIONS = [
     give_it_the_numbers_of_an_earlier_segment, give_it_the_numbers_of_another_run, change_a_type, remove_a_column,
     leave_something_else_in_the_dataset, cut_a_csv, repeat_a_line, remove_a_line_of_a_packed_csv, cut_a_packed_csv,
     drop_a_csv, change_a_heading, leave_the_plain_csv_beside_the_packed_one, drop_a_reject, invent_a_reject,
-    change_an_account,
+    change_an_account, change_the_ledger, lose_an_account, cut_an_account, cut_the_coverage_of_a_closed_day,
 ]  # fmt: skip
 
 

@@ -73,7 +73,9 @@ class Gaps:
                 return
             self._note_symbols()
             self.blind_us[gap.cause] += max(until_us - gap.since_us, 0)
-            self._ledger.record("gap.closed", gap=gap.id, cause=gap.cause, until=until_us, symbol=symbol)
+            self._ledger.record(
+                "gap.closed", gap=gap.id, cause=gap.cause, since=gap.since_us, until=until_us, symbol=symbol
+            )
         seconds = round((until_us - gap.since_us) / 1e6, 3)
         log.warning("gap.recorded", cause=gap.cause, seconds=seconds, gap=gap.id, symbol=symbol)
 

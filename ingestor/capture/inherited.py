@@ -5,10 +5,11 @@ from dataclasses import replace
 import structlog
 
 from ingestor.capture.gaps import OpenGap
+from ingestor.history import History
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Follower, Rows
 from ingestor.layout import Layout, list_segments
-from ingestor.ledger import History, now_us
+from ingestor.ledger import now_us
 
 _RESTART_US = 60_000_000
 

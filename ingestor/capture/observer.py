@@ -8,7 +8,7 @@ from ingestor.capture.buffer import FrameBlock
 from ingestor.capture.gaps import Gaps
 from ingestor.capture.observed import Observed, Refusal
 from ingestor.feeds import Notice
-from ingestor.ledger import Ledger, now_us
+from ingestor.ledger import Ledger
 
 _UNKNOWN_MAX = 100
 _PROVEN_MAX = 10_000
@@ -46,18 +46,9 @@ class Observer:
     def _prove(self, connection: int, rows: pa.RecordBatch, symbols: set[str]) -> None:
         """The first trade of a symbol on this connection proves its subscription."""
         self._proven |= symbols
-        told_us = now_us()
-        facts = [
-            {
-                "at": told_us,
-                "fact": "symbol.proven",
-                "symbol": symbol,
-                "connection": connection,
-                "since": _first_received_us(rows, symbol),
-            }
-            for symbol in sorted(symbols)
-        ]
-        self._ledger.record_all(facts)
+        base_us = rows.column("received_at")[0].value
+        since_us = {symbol: _first_received_us(rows, symbol) - base_us for symbol in sorted(symbols)}
+        self._ledger.record("symbols.proven", connection=connection, base=base_us, symbols=since_us)
 
     def _heed(self, notice: Notice, received_us: int) -> None:
         """What the venue says besides trades."""

@@ -33,6 +33,8 @@ class Subscriptions:
         self._observed = observed
         self._retry_s = retry_s
         self._retry_at_s: dict[str, float] = {}
+        self._recorded: tuple[str, ...] | None = None
+        """What the ledger says was last asked for as a whole: said once, it need not be said at each reconnect."""
         self._number = 0
         self._requested_s = 0.0
         self._outbox: deque[str] = deque()
@@ -46,7 +48,9 @@ class Subscriptions:
         self._outbox = deque(self._feed.subscribe(self.symbols))
         self._next_send_s = now_s
         self.send_due(connection, now_s)
-        self._ledger.record("symbols.requested", connection=number, symbols=list(self.symbols))
+        known = self._recorded == self.symbols
+        self._recorded = self.symbols
+        self._ledger.record("symbols.requested", connection=number, symbols=None if known else list(self.symbols))
 
     def change(self, symbols: Sequence[str]) -> None:
         """From now on these; from any thread. An open connection stays, and what both lists hold is not touched."""

@@ -29,6 +29,7 @@ from ingestor.charts.series import Blind, BlindTimes
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.coverage import read_coverage
 from ingestor.dataset.snapshot import open_recording
+from ingestor.dataset.times import Span
 from ingestor.errors import Lagged
 from ingestor.journal.follower import Follower, Rows, find_journal_end
 from ingestor.layout import read_holder
@@ -62,6 +63,9 @@ body { margin: 8px; height: auto; }
 </style>{% endblock %}
 """
 
+_KNOWN_S = 31 * 86_400.0
+"""Symbols that were asked for within this time are offered."""
+
 log = structlog.get_logger()
 
 
@@ -87,7 +91,7 @@ class Dashboard:
         self._blind_times = BlindTimes(view.root)
         self._blind: dict[str, list[Blind]] = {}
         self._x_range = self._newest_range = Range1d(0, 1)
-        known = read_coverage(self._layout).symbols
+        known = read_coverage(self._layout, span=Span(int((time.time() - _KNOWN_S) * 1000), None)).symbols
         chosen = list(view.symbols) or known[:1]
         style = [_style_widgets(view.look)]
         self._symbols = MultiChoice(

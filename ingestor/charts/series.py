@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,12 +11,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ingestor.charts.indicators import Closes, Floats
-from ingestor.coverage import Coverage, Interval, clip
+from ingestor.closed_days import read_closed_coverage
+from ingestor.coverage import Coverage, Interval, clip, join_intervals
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.bars import read_bars
 from ingestor.dataset.coverage import read_known_coverage
 from ingestor.dataset.coverage_watch import CoverageWatch
-from ingestor.dataset.times import Span, to_span
+from ingestor.dataset.times import Span, to_span, utc_date
 from ingestor.layout import Layout
 
 INTERVALS = ("1s", "5s", "15s", "30s", "1m", "5m", "15m", "30m", "1h", "4h", "1d")
@@ -90,8 +91,11 @@ class BlindTimes:
     """The blind time of the symbols of a recording that goes on."""
 
     def __init__(self, root: Path) -> None:
-        self._watch = CoverageWatch(Layout(root))
+        self._layout = Layout(root)
+        self._watch = CoverageWatch(self._layout)
         self._coverage: Coverage | None = None
+        self._since: dict[str, date] = {}
+        """By symbol: the date from which on closed days are among its intervals."""
         self._intervals: dict[str, list[Interval]] = {}
         """By symbol, of that coverage: to make them takes long where a link was unsteady for a year."""
 
@@ -102,9 +106,12 @@ class BlindTimes:
         """
         coverage = self._watch.look()
         if coverage is not self._coverage:
-            self._coverage, self._intervals = coverage, {}
-        if symbol not in self._intervals:
-            self._intervals[symbol] = coverage.intervals(symbol)
+            self._coverage, self._intervals, self._since = coverage, {}, {}
+        first = utc_date(start_ms)
+        if symbol not in self._intervals or first < self._since[symbol]:
+            closed = read_closed_coverage(self._layout, [symbol], first, date.max).intervals.get(symbol, [])
+            self._intervals[symbol] = join_intervals(symbol, [*closed, *coverage.intervals(symbol)])
+            self._since[symbol] = first
         return find_blind(clip(self._intervals[symbol], start_ms * 1000, now_ms * 1000))
 
 
@@ -138,4 +145,6 @@ def _intervals(root: Path, symbol: str, span: Span) -> list[Interval]:
     """The symbol's intervals of coverage within the span; none where the root has no ledger, as a copied dataset."""
     start_ms = 0 if span.start_ms is None else span.start_ms
     end_ms = _FOREVER_MS if span.end_ms is None else span.end_ms
-    return clip(read_known_coverage(Layout(root), [symbol]).intervals(symbol), start_ms * 1000, end_ms * 1000)
+    return clip(
+        read_known_coverage(Layout(root), [symbol], span=span).intervals(symbol), start_ms * 1000, end_ms * 1000
+    )

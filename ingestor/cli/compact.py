@@ -5,12 +5,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+import structlog
 
 from ingestor.cli.options import config_option, example, json_option, root_from, root_option
 from ingestor.cli.printing import format_bytes, format_json
 from ingestor.logs import configure_logs
 
 _LOWEST = 19
+
+log = structlog.get_logger()
 
 
 @click.command(epilog=example("ingestor compact --root data"))
@@ -19,19 +22,25 @@ _LOWEST = 19
 @json_option
 @click.option("--background", is_flag=True, help="At the lowest priority, as the recorder starts it after midnight.")
 def compact(config: Path | None, root: Path | None, as_json: bool, background: bool) -> None:
-    """Merge the files of each day before today (UTC) into one, sorted; a recorder and readers may go on.
+    """Merge the files of each day before today (UTC) into one, sorted; a recorder and readers may go on. What the
+    ledger tells of these days becomes data: see `coverage/` and `accounts/`.
 
     Prints what became of each day. The recorder compacts by itself, an hour after midnight. What is written is read
     back and compared before anything is removed. Late trades make a new small file, which the next compaction merges.
     """
-    from ingestor.dataset.compact import compact_days
+    from ingestor.closed_days import close_days
+    from ingestor.dataset.compact import compact_days, locked_upkeep
     from ingestor.dataset.snapshot import open_recording
 
     configure_logs("info" if background else "warning", "auto", [])
     if background:
         os.nice(_LOWEST)
+    layout, today = open_recording(root_from(config, root)), datetime.now(UTC).date()
+    with locked_upkeep(layout):
+        for day in close_days(layout, today):
+            log.info("day.closed", date=day.isoformat())
     done = []
-    for one in compact_days(open_recording(root_from(config, root)), datetime.now(UTC).date()):
+    for one in compact_days(layout, today):
         done.append(one)
         if not as_json:
             click.echo(

@@ -19,6 +19,7 @@ from ingestor.cli.options import (
 )
 from ingestor.cli.printing import format_json, format_table, format_time, percent, to_milliseconds
 from ingestor.coverage import Coverage, Gap, Interval, blind_by_cause, clip, sum_shares
+from ingestor.dataset import times
 from ingestor.dataset.coverage import read_coverage
 from ingestor.layout import Layout
 
@@ -49,7 +50,8 @@ def coverage(
     Prints a row a symbol, a row a gap, and the time blind by cause; --json has each interval, too.
     """
     bounds = _bounds_us(read_span(start, end, tz))
-    found = read_coverage(Layout(root_from(config, root)), symbols)
+    span = times.Span(bounds[0] // 1000 if start else None, -(-bounds[1] // 1000) if end else None)
+    found = read_coverage(Layout(root_from(config, root)), symbols, span=span)
     click.echo(_as_json(found, bounds, tz) if as_json else _as_text(found, bounds, tz))
 
 

@@ -160,7 +160,7 @@ def _show(folder: Path) -> None:
             click.echo(f"Conservation: {fact['account']}")
         elif fact["event"] == "gap.recorded":
             click.echo(f"Gap:          blind for {fact['seconds']} s, cause: {fact['cause']}")
-    click.echo(f"\nParquet:  {data / 'trades'}\nCSV:      {data / 'csv'}\nLedger:   {data / 'coverage'}")
+    click.echo(f"\nParquet:  {data / 'trades'}\nCSV:      {data / 'csv'}\nLedger:   {data / 'ledger'}")
     click.echo(f"Log:      {folder / 'recorder.log'}\nTruth:    {folder / 'truth.jsonl'} (what the venue really sent)")
 
 

@@ -1,10 +1,8 @@
 """`ingestor reload`: a changed list of tickers, taken over by the recorder that runs."""
 
-import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from ingestor.cli.printing import format_json
 from ingestor.config import Flags
 from ingestor.errors import ConfigError, IngestorError
 from ingestor.layout import Layout, read_holder
+from ingestor.ledger import list_ledgers, read_new_facts
 
 _PATIENCE_S = 30.0
 _POLL_S = 0.05
@@ -36,15 +35,15 @@ def reload(config: Path | None, root: Path | None, as_json: bool) -> None:
     holder = read_holder(layout)
     if holder is None:
         raise IngestorError(f"nothing records into {layout.root}: there is nobody to reload")
-    ledger = max(layout.coverage.glob("*.jsonl"), default=None)
-    if ledger is None or not holder.pid:
+    ledgers = list_ledgers(layout)
+    if not ledgers or not holder.pid:
         raise IngestorError(f"the recorder of {layout.root} is just starting: it reads these settings anyway")
-    told_before = ledger.stat().st_size
+    told_before = ledgers[-1].stat().st_size
     try:
         os.kill(holder.pid, signal.SIGHUP)
     except PermissionError:
         raise IngestorError(f"process {holder.pid} belongs to another user: become that user, or root") from None
-    outcome = _wait_for_outcome(ledger, told_before, holder.pid)
+    outcome = _wait_for_outcome(layout, ledgers[-1], told_before, holder.pid)
     if outcome["fact"] == "settings.refused":
         raise ConfigError(outcome["error"])
     if as_json:
@@ -55,23 +54,17 @@ def reload(config: Path | None, root: Path | None, as_json: bool) -> None:
         click.echo(f"changed as well, and in need of a restart: {_list(outcome['waiting'])}")
 
 
-def _wait_for_outcome(ledger: Path, offset: int, pid: int) -> dict[str, Any]:
+def _wait_for_outcome(layout: Layout, ledger: Path, offset: int, pid: int) -> dict[str, Any]:
     """What the recorder has made of it, from its ledger. Raises IngestorError where it says nothing."""
     deadline_s = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline_s:
-        for fact in _read_facts_from(ledger, offset):
-            if fact["fact"] in _OUTCOMES:
-                return fact
+        for path in list_ledgers(layout):
+            if path.name >= ledger.name:  # at midnight another one begins
+                for fact in read_new_facts(path, offset if path == ledger else 0, "")[0]:
+                    if fact["fact"] in _OUTCOMES:
+                        return fact
         time.sleep(_POLL_S)
     raise IngestorError(f"process {pid} was asked, and has not answered for {_PATIENCE_S:.0f} s: see its log")
-
-
-def _read_facts_from(ledger: Path, offset: int) -> Iterator[dict[str, Any]]:
-    with ledger.open("rb") as file:
-        file.seek(offset)
-        for line in file:
-            if line.endswith(b"\n"):  # else it is being written
-                yield json.loads(line)
 
 
 def _list(names: list[str]) -> str:

@@ -17,6 +17,7 @@ from ingestor.cli.printing import format_seconds, format_table
 from ingestor.coverage import Coverage, state_at
 from ingestor.dataset.coverage import read_coverage
 from ingestor.dataset.follow import follow
+from ingestor.dataset.times import Span, day_start_ms, utc_date
 from ingestor.layout import Layout, read_holder
 from ingestor.operations.status import ask_vitals
 from ingestor.operations.vitals import Vitals, find_ailments
@@ -182,11 +183,16 @@ def watch(layout: Layout, symbols: Sequence[str] | None, refresh_s: float) -> It
         board.take(batch, now)
         if now_s - covered_s >= _COVERAGE_S:
             covered_s = now_s
-            board.note_coverage(read_coverage(layout, symbols), now)
+            board.note_coverage(read_coverage(layout, symbols, span=_today(now)), now)
         if now_s - shown_s >= refresh_s:
             shown_s = now_s
             line, trouble = headline(_ask(layout), layout.root, now)
             yield line, trouble, sorted(board.rows.values(), key=_by_rate), now
+
+
+def _today(now: float) -> Span:
+    """From its midnight UTC on: what was before need not be read again and again."""
+    return Span(day_start_ms(utc_date(int(now * 1000))), None)
 
 
 def _by_rate(row: Row) -> tuple[bool, int, str]:

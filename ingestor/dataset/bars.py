@@ -82,7 +82,7 @@ def read_bars(
     selection = Selection(span, COLUMNS, None if symbols is None else tuple(symbols), repeats == "drop")
 
     def read(snapshot: Snapshot) -> pa.Table:
-        coverage = read_known_coverage(layout, selection.symbols, snapshot.journaled_us)
+        coverage = read_known_coverage(layout, selection.symbols, snapshot.journaled_us, span)
         bars = _with_coverage(make_bars(read_dates(snapshot, selection), recipe), coverage)
         return _filled(bars, coverage, recipe, span) if fill else bars
 

@@ -1,30 +1,61 @@
-"""Coverage of a root, as it is now: the ledger's facts, and how far the journal has come since."""
+"""Coverage of a root, as it is now: closed days, the ledger's facts, and how far the journal has come since."""
 
 import contextlib
 from collections.abc import Collection
+from datetime import date
 
+from ingestor.closed_days import list_closed_days, read_closed_coverage
 from ingestor.coverage import IRRELEVANT, Coverage, find_coverage
+from ingestor.dataset.times import EVER, Span
+from ingestor.errors import NotARecording
 from ingestor.journal.scan import last_received_us
 from ingestor.layout import Layout, list_segments
-from ingestor.ledger import list_ledgers, read_all_facts
+from ingestor.ledger import list_ledgers, read_open_facts
 
 
-def read_coverage(layout: Layout, symbols: Collection[str] | None = None, journaled_us: int | None = None) -> Coverage:
+def read_coverage(
+    layout: Layout, symbols: Collection[str] | None = None, journaled_us: int | None = None, span: Span = EVER
+) -> Coverage:
     """What can be said of these symbols (None: of all); beside a live recorder, up to its newest frame.
 
-    `journaled_us` is when that was received, where the caller has read the journal. Raises NotARecording,
-    FormatTooNew, OSError.
+    `journaled_us` is when that was received, where the caller has read the journal. `span` bounds what must be looked
+    at: of other times the answer may say less. Raises NotARecording, FormatTooNew, FileDamaged, OSError.
     """
     if journaled_us is None:
         journaled_us = _newest_frame_us(layout)  # before the ledger: what that says later holds for these frames too
-    return find_coverage(read_all_facts(layout, IRRELEVANT), symbols, journaled_us)
+    while True:
+        ledgers = list_ledgers(layout)
+        try:
+            facts = list(read_open_facts(layout, IRRELEVANT))
+        except NotARecording:
+            if not list_closed_days(layout):  # a copy of a dataset need not have a ledger
+                raise
+            facts = []
+        except FileNotFoundError:
+            if list_ledgers(layout) == ledgers:  # not a day that was closed meanwhile
+                raise
+            continue
+        # After the ledger: a day is data before its facts go.
+        return find_coverage(facts, symbols, journaled_us, read_closed_coverage(layout, symbols, *_dates(span)))
 
 
 def read_known_coverage(
-    layout: Layout, symbols: Collection[str] | None = None, journaled_us: int | None = None
+    layout: Layout, symbols: Collection[str] | None = None, journaled_us: int | None = None, span: Span = EVER
 ) -> Coverage:
-    """The same; nothing where a root has no ledger, as a copied dataset. Raises FormatTooNew, OSError."""
-    return read_coverage(layout, symbols, journaled_us) if list_ledgers(layout) else find_coverage([])
+    """The same; nothing where a root has neither ledger nor coverage, as a copy of the trades alone.
+
+    Raises FormatTooNew, FileDamaged, OSError.
+    """
+    try:
+        return read_coverage(layout, symbols, journaled_us, span)
+    except NotARecording:
+        return find_coverage([])
+
+
+def _dates(span: Span) -> tuple[date, date]:
+    """The UTC dates that a span touches."""
+    first, last = span.days
+    return first, last
 
 
 def _newest_frame_us(layout: Layout) -> int:

@@ -59,7 +59,7 @@ def read_coverage(
     """
     check_engine(engine)
     span = find_span(start, end, tz)
-    coverage = find_root_coverage(Layout(Path(root)), None if symbols is None else tuple(symbols))
+    coverage = find_root_coverage(Layout(Path(root)), None if symbols is None else tuple(symbols), span=span)
     start_us = (span.start_ms or 0) * 1000
     end_us = (_FOREVER_MS if span.end_ms is None else span.end_ms) * 1000
     intervals = [one for symbol in coverage.symbols for one in clip(coverage.intervals(symbol), start_us, end_us)]

@@ -5,18 +5,20 @@ from typing import TYPE_CHECKING
 from ingestor.coverage import IRRELEVANT, Coverage, find_coverage
 from ingestor.errors import NotARecording
 from ingestor.layout import Layout
-from ingestor.ledger import Fact, list_ledgers, read_new_facts
+from ingestor.ledger import list_ledgers, read_new_facts
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from ingestor.facts import Fact
 
 _FOREVER_US = 1 << 60
 
 
 class CoverageWatch:
-    """What the ledgers of a root say, as if what holds now held for ever: clip it to what has passed.
+    """What the facts of days that are not closed say, as if what holds now held for ever: clip it to what has passed.
 
-    All of them are read when a run begins; then, of that run's, what it has told since the last look.
+    All of them are read when a file of the ledger begins; then, of that one, what it has told since the last look.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -31,7 +33,7 @@ class CoverageWatch:
         """The same object as long as nothing has changed. Raises NotARecording, FormatTooNew, OSError."""
         ledgers = list_ledgers(self._layout)
         if not ledgers:
-            raise NotARecording(f"{self._layout.root} holds no recording: there is no ledger in its folder `coverage`")
+            raise NotARecording(f"{self._layout.root} holds no recording: there is no ledger in its folder `ledger`")
         begun = ledgers != self._ledgers or ledgers[-1].stat().st_size < self._offset
         if begun:
             self._facts = [fact for path in ledgers[:-1] for fact in read_new_facts(path, 0, IRRELEVANT)[0]]

@@ -18,10 +18,12 @@ import pyarrow as pa
 from ingestor.dataset.files import current_files, date_folder, list_days, list_names, without_unsealed
 from ingestor.dataset.times import Span
 from ingestor.errors import FormatTooNew, Lagged, NotARecording
+from ingestor.facts import Fact
+from ingestor.history import read_state
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Follower, Rows
 from ingestor.layout import Layout, SegmentId, list_segments
-from ingestor.ledger import Fact, list_ledgers, read_facts
+from ingestor.ledger import list_ledgers, read_facts
 from ingestor.schema import FORMAT_VERSION
 
 _Result = TypeVar("_Result")
@@ -107,8 +109,12 @@ def _read_journal(layout: Layout, unsealed: tuple[SegmentId, ...]) -> list[Rows]
 
 def _last_start(layout: Layout) -> Fact:
     """What the newest run that got so far said when it started; nothing in a root without a ledger."""
-    starts = (next(read_facts(path), {}) for path in reversed(list_ledgers(layout)))
-    return next((fact for fact in starts if fact.get("fact") == "run.started"), {})
+    with contextlib.suppress(FileNotFoundError):  # its day was closed: a later file is there now
+        for path in reversed(list_ledgers(layout)):
+            first = next(read_facts(path), {})
+            if first.get("fact") in {"run.started", "day.started"}:
+                return first
+    return read_state(layout)
 
 
 def _tell_of_csv(layout: Layout, started: Fact) -> None:

@@ -109,15 +109,6 @@ def _follow_unsealed(layout: Layout) -> dict[str, Journaled]:
     return found
 
 
-def read_sealed(layout: Layout) -> dict[str, dict[date, int]]:
-    """How many rows of each segment were published, by date."""
-    sealed: dict[str, dict[date, int]] = {}
-    for fact in read_all_facts(layout, '"fact":"symbol'):
-        if fact["fact"] == "segment.sealed":
-            sealed[fact["segment"]] = {date.fromisoformat(day): rows for day, rows in fact["dates"].items()}
-    return sealed
-
-
 def read_deleted(layout: Layout) -> set[date]:
     """The dates that retention has deleted, or is about to."""
     facts = read_all_facts(layout, '"fact":"s')  # segments and symbols: most of a ledger

@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import structlog
 
+from ingestor.closed_days import has_days_to_close
 from ingestor.dataset.compact import clear_leftovers, has_work, locked_upkeep
 from ingestor.dataset.retention import delete_expired
 from ingestor.errors import CompactionRunning
@@ -47,7 +48,7 @@ class Upkeep:
         try:
             if self._retention is not None:
                 delete_expired(self._layout, self._ledger, self._retention, now)
-            if self.child is None and has_work(self._layout, day):
+            if self.child is None and (has_days_to_close(self._layout, day) or has_work(self._layout, day)):
                 self._start(day)
         except OSError as error:
             log.error("upkeep.failed", error=error.strerror or str(error), hint="it is tried again tomorrow")

@@ -11,10 +11,13 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 
+from ingestor.accounts import read_accounts, read_seals
+from ingestor.closed_days import Row, list_closed_days, read_day
 from ingestor.dataset.files import date_folder, list_days
 from ingestor.dataset.recount import Recount, recount_csv, recount_parquet
 from ingestor.dataset.stock import (
@@ -26,10 +29,11 @@ from ingestor.dataset.stock import (
     list_parts,
     read_deleted,
     read_journal,
-    read_sealed,
 )
+from ingestor.errors import FileDamaged
+from ingestor.facts import DAMAGED, Fact
 from ingestor.layout import Layout, SegmentId
-from ingestor.ledger import Fact, read_all_facts
+from ingestor.ledger import DAY_US, list_closed_facts, list_ledgers, read_all_facts, read_facts
 from ingestor.metrics import Counts
 from ingestor.schema import RUN_SHIFT, TRADES
 
@@ -96,7 +100,7 @@ class Verification:
         self._parts = list_parts(layout)
         self._csv = list_csv(layout)
         self._journaled = read_journal(layout)
-        self._sealed = read_sealed(layout)
+        self._sealed = read_seals(layout)
         self._columns: dict[int, list[str]] = {}
         self._formats: list[str] = []
         self._rejected: dict[int, _Rejected] = {}
@@ -108,12 +112,11 @@ class Verification:
     def run(self) -> Iterator[list[Difference]]:
         """The differences, a list (mostly empty) for each step of the work. Raises OSError."""
         yield list(_strangers(self._layout))
-        for fact in read_all_facts(self._layout, '"fact":"symbol'):
-            if fact["fact"] == "run.started":
-                self._columns[fact["run"]] = fact["columns"]
-                self._formats = fact["formats"]
-            elif fact["fact"] == "segment.closed":
-                yield list(self._check_closed(fact))
+        yield from self._check_ledger()
+        damaged: list[str] = []
+        for account in read_accounts(self._layout, damaged):
+            yield list(self._check_closed(account))
+        yield [Difference(_place(self._layout, Path(text.partition(": ")[0])), text, "accounts") for text in damaged]
         for segment, journaled in self._journaled.items():
             yield list(self._check_journaled(segment, journaled))
         for compaction in self._compactions:
@@ -121,11 +124,40 @@ class Verification:
         yield list(self._check_missing())
         yield [*self._unknown_files(), *self._check_rejects()]
 
+    def _check_ledger(self) -> Iterator[list[Difference]]:
+        """Lines of the ledger that the disk has changed, and files of closed days that can't be read."""
+        for fact in read_all_facts(self._layout, '"fact":"s'):
+            if fact["fact"] in {"run.started", "day.started"}:
+                self._columns[fact["run"]] = fact.get("columns", TRADES.names)
+                self._formats = fact.get("formats", ["parquet"])
+        for path in [*list_closed_facts(self._layout), *list_ledgers(self._layout)]:
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                damaged = sum(fact["fact"] == DAMAGED for fact in read_facts(path, tell_damage=True))
+                if damaged:
+                    place = _place(self._layout, path)
+                    yield [
+                        Difference(
+                            place,
+                            f"{damaged} line{'' if damaged == 1 else 's'} not as they were written",
+                            "right checksums",
+                        )
+                    ]
+        for day in list_closed_days(self._layout):
+            path = self._layout.coverage_file(day)
+            try:
+                yield list(_check_coverage(_place(self._layout, path), day, read_day(path)))
+            except FileDamaged as error:
+                yield [Difference(_place(self._layout, path), str(error), "a file of coverage")]
+
     def _check_closed(self, closed: Fact) -> Iterator[Difference]:
         """A segment of which the ledger has the account."""
         segment = SegmentId.parse(closed["segment"])
         counts = Counts(**closed["counts"])
         self._count(segment, counts, closed["reasons"], damaged=closed["aside"] > 0)
+        if closed["symbols"] is None:
+            place = _place(self._layout, self._layout.account_file(segment))
+            yield Difference(place, "missing", f"the account of {counts.trades} rows")
+            closed = {**closed, "symbols": {}, "counts": asdict(Counts())}
         yield from _unbalanced(str(segment), counts, sum(closed["symbols"].values()), closed["reasons"])
         journaled = self._journaled.pop(str(segment), None)
         if journaled is not None and journaled.ended:
@@ -326,6 +358,19 @@ def _strangers(layout: Layout) -> Iterator[Difference]:
                 yield Difference(
                     _place(layout, Path(folder, name)), "not a file of a date", "nothing else in the dataset"
                 )
+
+
+def _check_coverage(place: str, day: date, rows: list[Row]) -> Iterator[Difference]:
+    """A file of coverage: sorted, one state at a time, of its date."""
+    start_us = (day - date(1970, 1, 1)).days * DAY_US
+    for before, row in pairwise(rows):
+        if (before.symbol, before.end_us) > (row.symbol, row.start_us):
+            yield Difference(place, f"rows of {row.symbol!r} out of order, or at the same time", "one state at a time")
+            return
+    if any(not start_us <= row.start_us < row.end_us <= start_us + DAY_US for row in rows):
+        yield Difference(place, "rows of another date", f"rows of {day.isoformat()} only")
+    if any((row.state == "blind") != (row.cause is not None) for row in rows):
+        yield Difference(place, "a cause without blindness, or the other way round", "a cause where it is blind")
 
 
 def _compare(place: str, found: Recount, closed: Fact) -> Iterator[Difference]:

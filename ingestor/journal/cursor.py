@@ -1,12 +1,10 @@
 """A place in the journal, and the one that the recorder publishes: how far it is synced."""
 
-import contextlib
-import json
 import struct
 import zlib
 from dataclasses import dataclass
 
-from ingestor.layout import Layout, list_segments
+from ingestor.layout import Layout
 
 _PLACE = struct.Struct("<QQ")
 _CRC = struct.Struct("<I4x")
@@ -18,19 +16,6 @@ class Cursor:
 
     segment: int
     offset: int
-
-
-def next_segment(layout: Layout, named: int) -> int:
-    """The number of a run's first segment: above all that the ledger (`named`), the journal and the cursors know of.
-
-    Each alone may have been emptied or cut; a sink would skip a segment whose number it has passed.
-    """
-    known = [named, *(file.id.number for file in list_segments(layout))]
-    for path in layout.cursors.glob("*.json"):
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # one that can't be read is its sink's to report
-            stored = json.loads(path.read_bytes())
-            known.append(int(stored["segment"]) - (stored["offset"] == 0))
-    return 1 + max(known)
 
 
 def encode_synced(cursor: Cursor) -> bytes:

@@ -10,6 +10,7 @@ import structlog
 
 from ingestor.coverage import Coverage, state_at
 from ingestor.dataset.coverage_watch import CoverageWatch
+from ingestor.dataset.files import list_days
 from ingestor.dataset.follow import follow
 from ingestor.dataset.rows import Selection
 from ingestor.dataset.snapshot import take_snapshot
@@ -102,7 +103,8 @@ def read_quotes(layout: Layout, symbols: Collection[str], now: float) -> list[Qu
 
 def _newest_days(layout: Layout) -> list[int]:
     """The starts (ms) of the UTC dates that have rows, newest first."""
-    snapshot = take_snapshot(layout, Span(None, None))
+    recent = list_days(layout)[-_DAYS_MAX:]
+    snapshot = take_snapshot(layout, Span(day_start_ms(recent[0]) if recent else None, None))
     days = set(snapshot.files)
     for batch in snapshot.journaled:
         days.update(pc.unique(batch["timestamp"].cast(pa.date32())).to_pylist())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ingestor.config.addresses import split_address
 from ingestor.layout import Holder, Layout, read_holder
-from ingestor.ledger import list_ledgers
+from ingestor.ledger import list_closed_facts, list_ledgers, read_facts
 from ingestor.operations.vitals import Vitals, decode_vitals, find_ailments
 
 _PATIENCE_S = 5.0
@@ -84,15 +84,22 @@ def _ask(address: str | None) -> tuple[Vitals | None, str | None]:
 
 def measure_growth(layout: Layout, now: float) -> float | None:
     """Bytes a day that the recording grows by: what was written in the last 24 hours, scaled up in its first day."""
-    ledgers = list_ledgers(layout)
-    if not ledgers:
+    began_us = _find_beginning(layout)
+    if began_us is None:
         return None
-    began = datetime.strptime(ledgers[0].stem.split("-")[1], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
-    age_s = min(now - began, _DAY_S)
+    age_s = min(now - began_us / 1e6, _DAY_S)
     if age_s < _TOO_SOON_S:
         return None
     written = sum(found.st_size for found in _recent_files(layout, now) if found.st_mtime >= now - _DAY_S)
     return written * _DAY_S / age_s
+
+
+def _find_beginning(layout: Layout) -> int | None:
+    """When this root was first recorded, in µs since 1970; any time before yesterday where that is long ago."""
+    if list_closed_facts(layout):
+        return 0
+    first = (next(read_facts(path), None) for path in list_ledgers(layout))
+    return next((fact.get("began", fact["at"]) for fact in first if fact is not None), None)
 
 
 def _recent_files(layout: Layout, now: float) -> Iterator[os.stat_result]:
@@ -102,7 +109,9 @@ def _recent_files(layout: Layout, now: float) -> Iterator[os.stat_result]:
         for folder in (layout.trades, layout.csv):
             yield from _stat_all(folder / f"date={day.isoformat()}", "*")
         yield from _stat_all(layout.rejects, f"date={day.isoformat()}.jsonl")
-    yield from _stat_all(layout.coverage, "*")
+        yield from _stat_all(layout.accounts / f"date={day.isoformat()}", "*")
+        yield from _stat_all(layout.coverage / f"date={day.isoformat()}", "*")
+    yield from _stat_all(layout.ledger, "*")
 
 
 def _stat_all(folder: Path, pattern: str) -> Iterator[os.stat_result]:

@@ -1,13 +1,15 @@
-"""Writes each segment's account to the ledger when it ends, from the records themselves; and holds them to the
-equations.
+"""Writes each segment's account to `accounts/` and to the ledger when it ends, from the records themselves; and holds
+them to the equations.
 """
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import structlog
 
+from ingestor.accounts import write_account
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
@@ -90,10 +92,11 @@ class SegmentAccounts:
         log.error("journal.damaged", segment=str(damage.segment), offset=damage.offset, bytes=len(damage.content))
 
     def end_segment(self, end: SegmentEnd) -> None:
-        account, self._account = self._account, _Account()
+        account = self._account
         account.count()
-        self._check(end.segment, account)
         self._record(end.segment, account)  # an empty one too: its number must not be taken again
+        self._account = _Account()  # not before: what the disk refuses is tried again
+        self._check(end.segment, account)
         run = end.segment.run
         self.totals[run] = self.totals.get(run, Counts()) + account.counts
         self._at = end.at
@@ -111,17 +114,20 @@ class SegmentAccounts:
         """Nothing: an account that is not whole is made anew from the segment."""
 
     def _record(self, segment: SegmentId, account: _Account) -> None:
-        self._ledger.record(
-            "segment.closed",
-            segment=str(segment),
-            first_received=account.first_received_us,
-            last_received=account.last_received_us,
-            counts=asdict(account.counts),
-            symbols=dict(account.trades),
-            repeated=dict(account.repeated),
-            reasons=dict(account.reasons),
-            aside=account.aside,
-        )
+        """The rows per symbol as data, before the ledger says that there is an account. Raises SinkUnavailable."""
+        told: dict[str, Any] = {
+            "segment": str(segment),
+            "first_received": account.first_received_us,
+            "last_received": account.last_received_us,
+            "counts": asdict(account.counts),
+            "reasons": dict(account.reasons),
+            "aside": account.aside,
+        }
+        try:
+            write_account(self._layout, {**told, "symbols": dict(account.trades), "repeated": dict(account.repeated)})
+        except OSError as error:
+            raise SinkUnavailable(f"can't write the account of {segment}: {error.strerror or error}") from None
+        self._ledger.record("segment.closed", **told)
 
     def _check(self, segment: SegmentId, account: _Account) -> None:
         """Conservation: every frame became one thing, every rejected one has its reason, every counted trade is a

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 
 import structlog
 
+from ingestor.accounts import count_trades
 from ingestor.journal.backlog import Backlogs
 from ingestor.journal.cursor import Cursor
-from ingestor.layout import Layout, SegmentFile, SegmentId
+from ingestor.layout import Layout, SegmentFile
 from ingestor.ledger import Ledger, now_us, read_all_facts
 from ingestor.sinks.places import read_losses, read_place
 
@@ -97,11 +98,9 @@ class Claims:
 
 def _rows_of_segments(layout: Layout, sink: str, numbers: range) -> int:
     """How many rows these segments held by the ledger, but for those that it has already told this sink has lost."""
-    rows: dict[int, int] = {}
+    rows = count_trades(layout, numbers)
     for fact in read_all_facts(layout, '"fact":"symbol'):
-        if fact["fact"] == "segment.closed" and (number := SegmentId.parse(fact["segment"]).number) in numbers:
-            rows[number] = fact["counts"]["trades"]
-        elif fact["fact"] == "sink.skipped" and fact["sink"] == sink:
+        if fact["fact"] == "sink.skipped" and fact["sink"] == sink:
             for number in range(fact["from"][0], fact["to"][0]):
                 rows.pop(number, None)
     return sum(rows.values())

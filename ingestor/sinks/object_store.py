@@ -21,7 +21,7 @@ from ingestor.errors import SinkUnavailable
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
 from ingestor.layout import Layout, list_segments
-from ingestor.ledger import list_ledgers, read_facts
+from ingestor.ledger import read_all_facts
 
 _PASS_S = 2.0
 _STAGING = ".staging"
@@ -175,8 +175,7 @@ def _find_gone(layout: Layout, here: Collection[str], there: Collection[str]) ->
 
 def _read_deleted_days(layout: Layout) -> set[str]:
     """The names of the folders that retention has removed, as the ledger says. Raises OSError."""
-    facts = (fact for path in list_ledgers(layout) for fact in read_facts(path))
-    return {f"date={fact['date']}" for fact in facts if fact["fact"] == "day.deleted"}
+    return {f"date={fact['date']}" for fact in read_all_facts(layout, '"fact":"s') if fact["fact"] == "day.deleted"}
 
 
 @contextlib.contextmanager

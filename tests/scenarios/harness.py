@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
+from journals import one_by_one
 from requirements import of_tier, require
 
 import ingestor
@@ -377,13 +378,13 @@ class Gap:
 def read_facts(layout: Layout) -> list[dict[str, Any]]:
     """The facts of all ledgers, in order; a line that was cut is none."""
     facts = []
-    for path in sorted(layout.coverage.glob("*.jsonl")):
+    for path in sorted(layout.ledger.glob("*-*-*.jsonl")):
         for line in path.read_text().splitlines():
             try:
                 facts.append(json.loads(line))
             except ValueError:
                 assert not line.endswith("}"), f"{path.name}: a line that is whole, and no fact: {line!r}"
-    return facts
+    return list(one_by_one(facts))
 
 
 def read_gaps(layout: Layout) -> list[Gap]:

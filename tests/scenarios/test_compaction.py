@@ -46,7 +46,7 @@ from ingestor.ledger import Ledger
 layout = Layout(Path(sys.argv[1]))
 now = datetime.datetime(2026, 11, 20, tzinfo=datetime.timezone.utc)
 print("begun", flush=True)
-delete_expired(layout, Ledger(layout, sys.argv[2]), datetime.timedelta(hours=24), now)
+delete_expired(layout, Ledger(layout, int(sys.argv[2]), now.date()), datetime.timedelta(hours=24), now)
 """
 
 
@@ -142,7 +142,7 @@ def assert_clean(root: Path) -> None:
 @pytest.mark.long
 def test_kill_retention(original: Layout, tmp_path: Path, tally: Tally) -> None:
     """A day is whole or gone, and gone only where the ledger says so."""
-    most_s = duration_s(RETAIN, original, tmp_path, "000002-20261120T000000Z")
+    most_s = duration_s(RETAIN, original, tmp_path, "2")
     truth, moment = read(original.root), random.Random(7)
     by_day = {day: truth.filter(pa.compute.equal(truth["timestamp"].cast(pa.date32()), day)).num_rows for day in DAYS}
     interrupted = 0
@@ -150,12 +150,12 @@ def test_kill_retention(original: Layout, tmp_path: Path, tally: Tally) -> None:
         root = tmp_path / str(number)
         shutil.copytree(original.root, root)
         for life in range(2, 2 + KILLS):
-            interrupted += kill_within(RETAIN, root, most_s, moment, f"{life:06d}-20261120T000000Z")
+            interrupted += kill_within(RETAIN, root, most_s, moment, str(life))
             left = list_days(Layout(root))
-            told = "".join(path.read_text() for path in sorted((root / "coverage").glob("*.jsonl")))
+            told = "".join(path.read_text() for path in sorted((root / "ledger").glob("*.jsonl")))
             assert all(day in left or f'"date":"{day}"' in told for day in DAYS)
             assert read(root).num_rows == truth.num_rows - sum(rows for day, rows in by_day.items() if day not in left)
-        ledger = Ledger(Layout(root), f"{2 + KILLS:06d}-20261120T000000Z")
+        ledger = Ledger(Layout(root), 2 + KILLS, date(2026, 11, 20))
         delete_expired(Layout(root), ledger, timedelta(hours=24), datetime(2026, 11, 20, tzinfo=UTC))
         with locked_upkeep(Layout(root)):
             clear_leftovers(Layout(root))

@@ -149,10 +149,10 @@ def test_segment(place: Path, tally: Tally, more: int, *, zeros: bool) -> None:
 
 def test_ledger(place: Path, tally: Tally) -> None:
     left = leave(place, more=2)
-    (ledger,) = left.original.glob("coverage/*.jsonl")
+    (ledger,) = left.original.glob("ledger/*.jsonl")
     for cut in cuts(ledger.stat().st_size):
         layout = left.restore()
-        os.truncate(layout.coverage / ledger.name, cut)
+        os.truncate(layout.ledger / ledger.name, cut)
         check(layout, left.rows, cut, tally)
     tally.assert_clean()
 

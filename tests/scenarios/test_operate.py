@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow.compute as pc
 import pytest
 from harness import Recorder, Site, Tally, compare, environ, read_gaps, read_parquet, running_venue
+from journals import ledger_facts
 
 from ingestor.layout import read_holder
-from ingestor.ledger import list_ledgers, read_facts
+from ingestor.ledger import list_ledgers
 
 STAYING = [f"STAY{number}" for number in range(10)]
 LEAVING = [f"GONE{number}" for number in range(20)]
@@ -31,7 +32,7 @@ def write_settings(site: Site, **more: Any) -> None:
 
 
 def facts(site: Site, name: str) -> list[dict[str, Any]]:
-    return [fact for path in list_ledgers(site.layout) for fact in read_facts(path) if fact["fact"] == name]
+    return ledger_facts(site.layout, name)
 
 
 def wait_until_healthy(recorder: Recorder) -> None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from documents import read, shell_lines, split_sections
 from harness import read_parquet, wait_for
+from journals import one_by_one
 from machine import DEPENDENCIES, PREFIX, Machine, booted_machine
 
 from ingestor.layout import Layout
@@ -58,8 +59,9 @@ def status(machine: Machine) -> dict[str, Any]:
 
 def facts(machine: Machine) -> list[dict[str, Any]]:
     """The ledgers of all runs."""
-    paths = sorted((machine.root / ROOT.lstrip("/") / "coverage").glob("*.jsonl"))
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines() if line.endswith("}")]
+    paths = sorted((machine.root / ROOT.lstrip("/") / "ledger").glob("*.jsonl"))
+    lines = (line for path in paths for line in path.read_text().splitlines() if line.endswith("}"))
+    return list(one_by_one(map(json.loads, lines)))
 
 
 def wait_until_recording(machine: Machine, run: int) -> dict[str, Any]:

@@ -1,0 +1,276 @@
+"""Closed days: what the ledger told of a UTC date becomes data, and its lines are let go.
+
+Coverage goes to `coverage/date=…/coverage.parquet`, the segments' accounts to `accounts/`, what is neither (runs,
+settings, deleted days, what sinks skipped) to `ledger/closed-<month>.jsonl`. Only then is the day's file of the ledger
+removed. Each of these steps can be done again and changes nothing, so a crash between two of them is made good by the
+next call; a reader who meets both the lines and the data is told the same twice, and where two claims meet, the one
+that promises least stands.
+
+A gap that began on a day that is closed already is written into that day's file when the day of its fact is closed.
+"""
+
+import contextlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from itertools import chain, groupby, pairwise, takewhile
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import structlog
+
+from ingestor.accounts import close_accounts
+from ingestor.coverage import Closed, Coverage, Gap, Interval, State, find_coverage, join_intervals
+from ingestor.errors import FileDamaged, FormatTooNew
+from ingestor.facts import Fact, encode_line
+from ingestor.layout import Layout, publish, sync_directory, write_whole
+from ingestor.ledger import DAY_US, LedgerFile, check_format, day_of, list_ledger_files, read_facts
+from ingestor.parquet import FORMAT_KEY
+from ingestor.run_state import RunState
+from ingestor.schema import FORMAT_VERSION, RECEIVED_AT
+
+COVERAGE_FILE = pa.schema(
+    [
+        ("symbol", pa.string()),
+        ("state", pa.string()),  # recorded, blind or unproven
+        ("cause", pa.string()),  # of blindness; else null
+        ("all_symbols", pa.bool_()),  # blind for all symbols; null where it is not blind
+        ("start", RECEIVED_AT),
+        ("end", RECEIVED_AT),  # exclusive; a day's last at midnight UTC at the latest
+    ],
+    metadata={FORMAT_KEY: str(FORMAT_VERSION)},
+)
+_FEW_DAYS = 32
+"""Up to here it is cheaper to look for each day than to list what may be years."""
+_ROW_GROUP = 1 << 14
+_DATA = ("symbol.", "symbols.", "gap.", "segment.", "day.started", "line.")
+"""Facts that a closed day keeps as data, if at all."""
+
+log = structlog.get_logger()
+
+
+# Reading
+
+
+class Row(NamedTuple):
+    """A row of a file of coverage."""
+
+    symbol: str
+    state: State
+    cause: str | None
+    all_symbols: bool | None
+    start_us: int
+    end_us: int
+
+
+def read_closed_coverage(layout: Layout, symbols: Collection[str] | None, first: date, last: date) -> Closed:
+    """What the closed days from `first` to `last` say of these symbols (None: of all).
+
+    Raises FileDamaged naming a file that can't be read, OSError.
+    """
+    intervals: dict[str, list[Interval]] = {}
+    gaps: set[Gap] = set()
+    for day in list_closed_days(layout, first, last):
+        for row in read_day(layout.coverage_file(day), symbols):
+            intervals.setdefault(row.symbol, []).append(_to_interval(row))
+            if row.state == "blind":
+                gaps.add(Gap(None if row.all_symbols else row.symbol, row.cause or "", row.start_us, row.end_us))
+    return Closed(intervals, list(gaps))
+
+
+def list_closed_days(layout: Layout, first: date = date.min, last: date = date.max) -> list[date]:
+    """The dates within these that have a file of coverage, oldest first."""
+    if first > date.min and last < date.max and (last - first).days < _FEW_DAYS:
+        days = [first + timedelta(number) for number in range((last - first).days + 1)]
+        return [day for day in days if layout.coverage_file(day).exists()]
+    found = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for folder in layout.coverage.glob("date=*"):
+            with contextlib.suppress(ValueError):
+                found.append(date.fromisoformat(folder.name.removeprefix("date=")))
+    return sorted(day for day in found if first <= day <= last and layout.coverage_file(day).exists())
+
+
+def read_day(path: Path, symbols: Collection[str] | None = None) -> list[Row]:
+    """The rows of a file of coverage as they lie in it. Raises FileDamaged naming it, FormatTooNew, OSError."""
+    chosen = None if symbols is None else pc.field("symbol").isin(sorted(symbols))
+    try:
+        told = pq.read_table(path, partitioning=None, filters=chosen, page_checksum_verification=True)
+        check_format(path, {"format": int((told.schema.metadata or {}).get(FORMAT_KEY, b"0"))})
+        times = [pa.field(one.name, pa.int64()) if one.type == RECEIVED_AT else one for one in COVERAGE_FILE]
+        columns = told.select(COVERAGE_FILE.names).cast(COVERAGE_FILE).cast(pa.schema(times)).columns
+    except (FileNotFoundError, FormatTooNew):
+        raise
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise FileDamaged(f"{path}: can't be read: {str(error).partition(chr(10))[0]}") from None
+    return [Row(*values) for values in zip(*(column.to_pylist() for column in columns), strict=True)]
+
+
+def _to_interval(row: Row) -> Interval:
+    return Interval(row.symbol, row.state, row.cause, row.start_us, row.end_us)
+
+
+# Closing
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Facts that can be understood without those before them."""
+
+    file: LedgerFile
+    facts: list[Fact]
+    run: int
+    is_last: bool
+    """Of its file."""
+
+
+def has_days_to_close(layout: Layout, before: date) -> bool:
+    """Whether `close_days` would have something to do. Raises OSError."""
+    return next(iter(_list_closable(list_ledger_files(layout), before)), None) is not None
+
+
+def close_days(layout: Layout, before: date) -> Iterator[date]:
+    """Make data of the facts of each UTC date before this one, and of every file of format 1 but one that a run may
+    still need; the dates as they are done. For the holder of `locked_upkeep`; beside a live recorder.
+
+    Raises FormatTooNew, FileDamaged where what was written can't be read back (nothing is removed then), OSError.
+    """
+    files = list_ledger_files(layout)
+    closable = list(_list_closable(files, before))
+    chunks = _read_chunks(closable)
+    following = files[len(closable) :]
+    for chunk, after in pairwise(chain(chunks, [_peek(following[0]) if following else None])):
+        if chunk is None:
+            break
+        same_run = after is not None and after.run == chunk.run and after.facts
+        horizon_us = after.facts[0]["at"] if after is not None and same_run else 0
+        _close_coverage(layout, find_coverage(chunk.facts, None, horizon_us))
+        close_accounts(layout, chunk.facts)
+        _keep_facts(layout, chunk.facts)
+        day = day_of(chunk.facts[-1]["at"]) if chunk.facts else None
+        if chunk.is_last:
+            chunk.file.path.unlink()
+            sync_directory(chunk.file.path.parent)
+            log.info("ledger.closed", file=chunk.file.path.name)
+        if day is not None:
+            yield day
+
+
+def _list_closable(files: list[LedgerFile], before: date) -> Iterator[LedgerFile]:
+    """The oldest files, up to the first that is still needed: the newest of all says where the next run begins. One of
+    format 1 can't say that alone.
+    """
+    if not files or not files[-1].checked:
+        return iter(())
+    return takewhile(lambda file: not file.checked or file.day < before.isoformat(), files[:-1])
+
+
+def _read_chunks(files: Iterable[LedgerFile]) -> Iterator[_Chunk]:
+    """A chunk per file, and of a file of format 1 one per day; each begins with where its run stands."""
+    state = RunState()
+    for file in files:
+        held: list[Fact] = []
+        for fact in read_facts(file.path, tell_damage=True):
+            told = fact
+            if fact["fact"] == "run.started" and not file.checked:  # format 1 left it to the facts before
+                told = {**fact, "asked": sorted(state.asked), "ended": state.ended_us}
+            if not held and state.run == file.run and fact["fact"] not in {"run.started", "day.started"}:
+                held = [state.restate(fact["at"] or state.last_us)]
+            if held and not file.checked and day_of(fact["at"]) > day_of(held[-1]["at"]):
+                yield _Chunk(file, held, file.run, is_last=False)
+                held = [state.restate(fact["at"])]
+            held.append(told)
+            state.tell(told)
+        yield _Chunk(file, held, file.run, is_last=True)
+
+
+def _peek(file: LedgerFile) -> _Chunk:
+    """The first fact of a file that stays."""
+    first = next(read_facts(file.path), None)
+    return _Chunk(file, [] if first is None else [first], file.run, is_last=False)
+
+
+def _close_coverage(layout: Layout, coverage: Coverage) -> None:
+    """Write what these facts say of each date, beside what others have said of it. Raises FileDamaged, OSError."""
+    by_day: dict[date, list[Row]] = {}
+    for symbol in coverage.symbols:
+        for one in coverage.intervals(symbol):
+            for_all = coverage.is_for_all(one) if one.state == "blind" else None
+            for start_us, end_us in _split_at_midnight(one.start_us, one.end_us):
+                row = Row(symbol, one.state, one.cause, for_all, start_us, end_us)
+                by_day.setdefault(day_of(start_us), []).append(row)
+    for day, rows in sorted(by_day.items()):
+        _write_day(layout, day, rows)
+
+
+def _split_at_midnight(start_us: int, end_us: int) -> Iterator[tuple[int, int]]:
+    while start_us < end_us:
+        midnight_us = (start_us // DAY_US + 1) * DAY_US
+        yield start_us, min(end_us, midnight_us)
+        start_us = midnight_us
+
+
+def _write_day(layout: Layout, day: date, rows: list[Row]) -> None:
+    path = layout.coverage_file(day)
+    try:
+        known = read_day(path)
+    except FileNotFoundError:
+        known = []
+    except FileDamaged as error:
+        aside = path.with_name(f"_damaged-{path.name}")  # no reader of a dataset looks at such a name
+        path.rename(aside)
+        log.error("coverage.damaged", error=str(error), aside=str(aside))
+        known = []
+    joined = join_rows([*known, *rows]) if known else rows
+    if joined == known:
+        return
+    staged = layout.staging / f"{path.parent.name}.coverage.parquet"
+    columns = [list(column) for column in zip(*joined, strict=True)]
+    table = pa.table(dict(zip(COVERAGE_FILE.names, columns, strict=True)), schema=COVERAGE_FILE)
+    pq.write_table(
+        table, staged, compression="zstd", compression_level=3, row_group_size=_ROW_GROUP, write_page_checksum=True,
+        use_dictionary=["symbol", "state", "cause"],
+        column_encoding=dict.fromkeys(("start", "end"), "DELTA_BINARY_PACKED"),
+        sorting_columns=pq.SortingColumn.from_ordering(
+            COVERAGE_FILE, [("symbol", "ascending"), ("start", "ascending")]
+        ),
+    )  # fmt: skip
+    if read_day(staged) != joined:
+        raise FileDamaged(f"{staged}: what was written is not what can be read")
+    publish(staged, path)
+
+
+def join_rows(rows: Iterable[Row]) -> list[Row]:
+    """What several tellings of a day amount to, sorted by symbol and start; that which promises least stands."""
+    by_symbol: dict[str, list[Interval]] = {}
+    for_all: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for row in rows:
+        by_symbol.setdefault(row.symbol, []).append(_to_interval(row))
+        if row.all_symbols:
+            for_all.setdefault((row.symbol, row.cause or ""), []).append((row.start_us, row.end_us))
+    return [
+        Row(symbol, one.state, one.cause, _lies_in(for_all, one) if one.state == "blind" else None, *one[3:])
+        for symbol, pieces in sorted(by_symbol.items())
+        for one in join_intervals(symbol, pieces)
+    ]
+
+
+def _lies_in(for_all: dict[tuple[str, str], list[tuple[int, int]]], one: Interval) -> bool:
+    """Whether an interval of blindness overlaps a telling of it as one of all symbols."""
+    tellings = for_all.get((one.symbol, one.cause or ""), [])
+    return any(start_us < one.end_us and one.start_us < end_us for start_us, end_us in tellings)
+
+
+def _keep_facts(layout: Layout, facts: Sequence[Fact]) -> None:
+    """Append what is no data to the month's file, each fact once. Raises OSError."""
+    kept = [fact for fact in facts if not fact["fact"].startswith(_DATA)]
+    for month, of_month in groupby(kept, key=lambda fact: day_of(fact["at"]).replace(day=1)):
+        path = layout.closed_facts_file(month)
+        known = path.read_text(encoding="utf-8") if path.exists() else ""
+        lines = set(known.splitlines(keepends=True))
+        fresh = [line for fact in of_month if (line := encode_line(fact)) not in lines]
+        if fresh:
+            write_whole(path, known + "".join(fresh), layout.staging)

@@ -1,0 +1,202 @@
+"""What a start has to know of the runs before it: a few numbers, read without reading what is old.
+
+The newest file of the ledger begins with where its run stands. `state.json` beside it, and the names of whatever a run
+has left (segments, files of the dataset, accounts, cursors), are witnesses: a number that any of them knows is never
+given again, so that a ledger that was lost or set back costs a warning, not a row.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import structlog
+
+from ingestor.facts import Fact, decode_line
+from ingestor.layout import Layout, SegmentId, list_segments
+from ingestor.ledger import LedgerFile, check_format, list_ledger_files, read_facts
+from ingestor.run_state import RunState
+
+_STATE_BYTES = 1 << 26
+_CURSOR_BYTES = 1 << 16
+_NEWEST_DAYS = 3
+_NUMBERS = 10**12
+"""Segments have twelve digits."""
+_NAME_WITHIN = 48
+"""Bytes of a line in which the name of its fact stands."""
+_ORDERLY = (None, "FeedRefused")
+"""What a run may end with after it has journaled all that it received."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What the runs before say to the next one."""
+
+    run: int = 0
+    """The highest number of a run that anything remembers; 0: this is the first."""
+    segment: int = 0
+    """The highest number of a segment that anything but the journal remembers."""
+    closed: int = 0
+    """The highest number of a segment that has an account."""
+    stopped: bool = True
+    """Whether the last run ended in order."""
+    first_at: int = 0
+    """Its first word, in µs since 1970."""
+    last_received: int = 0
+    """When the last frame that it accounted for was received."""
+    open_gaps: tuple[Fact, ...] = ()
+    """The `gap.opened` facts that nothing closed."""
+    asked: tuple[str, ...] = ()
+    """What it still asked for when it ended."""
+    ended: int = 0
+    """Up to when it claims to have seen, at most."""
+    feed: str | None = None
+
+
+def read_history(layout: Layout) -> History:
+    """What to begin the next run with. Damage costs a warning.
+
+    Raises FormatTooNew where a later version has recorded here, OSError where the root can't be read.
+    """
+    files = list_ledger_files(layout)
+    told, kept = _fold_newest(files), _Kept(**read_state(layout))
+    left = list(_list_witnesses(layout))
+    named = max((file.run for file in files), default=0)
+    run = max([named, kept.run, *(segment.run for segment in left)])
+    segment = max([told.segment, kept.segment, *(segment.number for segment in left), *_read_cursors(layout)])
+    lost = run > named
+    if lost:
+        log.warning("ledger.lost", run=run, newest=named, hint="this run has left files, but no ledger")
+    gaps = {gap["gap"]: gap for gap in kept.open_gaps} if lost and kept.run == run else told.gaps
+    return History(
+        run=run,
+        segment=segment,
+        closed=max(told.closed, kept.closed),
+        stopped=not lost and (not told.run or (told.stopped and told.error in _ORDERLY and not told.damaged)),
+        first_at=told.began_us or kept.began,
+        ended=max(told.ended_us, kept.at) if lost else told.ended_us,
+        last_received=max(told.last_received_us, kept.last_received) if lost else told.last_received_us,
+        open_gaps=tuple(gaps.values()),
+        asked=tuple(sorted(told.asked)),
+        feed=told.started.get("feed") or kept.feed,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What `state.json` says."""
+
+    at: int = 0
+    run: int = 0
+    began: int = 0
+    segment: int = 0
+    closed: int = 0
+    last_received: int = 0
+    open_gaps: tuple[Fact, ...] = ()
+    feed: str | None = None
+
+
+def read_state(layout: Layout) -> Fact:
+    """The fields of `state.json`; nothing where it is missing or damaged. Raises FormatTooNew."""
+    try:
+        text = read_small(layout.state, _STATE_BYTES)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        log.warning("state.unreadable", file=str(layout.state), error=error.strerror or str(error))
+        return {}
+    told = decode_line(text.decode(errors="replace"))
+    names = [one.name for one in fields(_Kept)]
+    if told is None or told["fact"] != "state" or any(name not in told for name in names):
+        log.warning("state.unreadable", file=str(layout.state), hint="it is made anew from the ledger and the files")
+        return {}
+    check_format(layout.state, told)
+    return {name: told[name] for name in names}
+
+
+def read_small(path: Path, limit: int) -> bytes:
+    """A small file of ours, at most `limit` bytes of it. Raises OSError, also where it is no plain file."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not hold us up
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a plain file", str(path))
+        return file.read(limit)
+
+
+def next_segment(layout: Layout, named: int) -> int:
+    """The number of a run's first segment: above all that the history (`named`) and the journal know of."""
+    return 1 + max([named, *(file.id.number for file in list_segments(layout))])
+
+
+def _fold_newest(files: list[LedgerFile]) -> RunState:
+    """The newest run that said that it started. One that never did counts by its number alone."""
+    for run in sorted({file.run for file in files}, reverse=True):
+        state = RunState()
+        for file in (one for one in files if one.run == run):
+            for fact in read_facts(file.path, tell_damage=True) if file.checked else _skim(file.path):
+                state.tell(fact)
+        if state.run:
+            if not state.closed:  # format 1 doesn't tell it from run to run
+                state.closed = _last_closed([one for one in files if one.run < run and not one.checked])
+            return state
+    return RunState()
+
+
+def _skim(path: Path) -> Iterator[Fact]:
+    """Of a file of format 1, which may be of a year and a gigabyte: what a start has to know. Raises OSError."""
+    closed = last = b""
+    with path.open("rb") as file:
+        for line in file:
+            last = line
+            name = line[:_NAME_WITHIN]
+            if b'"symbol.proven"' in name or b'"segment.sealed"' in name:
+                continue
+            if b'"segment.closed"' in name:
+                closed = line
+            elif fact := decode_line(line.decode(errors="replace"), checked=False):
+                yield fact
+    for line in (closed, last):
+        if fact := decode_line(line.decode(errors="replace"), checked=False):
+            yield fact
+
+
+def _last_closed(files: list[LedgerFile]) -> int:
+    """Segments are accounted for in order: the newest run that closed one closed the highest."""
+    for file in reversed(files):
+        state = RunState()
+        for fact in _skim(file.path):
+            state.tell(fact)
+        if state.closed:
+            return state.closed
+    return 0
+
+
+def _list_witnesses(layout: Layout) -> Iterator[SegmentId]:
+    """The segments whose names stand in the journal, and in the newest dates of the dataset and of the accounts."""
+    yield from (file.id for file in list_segments(layout))
+    for folder in (layout.trades, layout.accounts):
+        try:
+            days = sorted(name for name in os.listdir(folder) if name.startswith("date="))  # noqa: PTH208  ten times as fast
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for day in days[-_NEWEST_DAYS:]:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # deleted since, or not ours
+                for path in (folder / day).iterdir():
+                    with contextlib.suppress(ValueError):
+                        yield SegmentId.parse(path.name.removeprefix("closed-"))
+
+
+def _read_cursors(layout: Layout) -> Iterator[int]:
+    """The number of a segment that each sink has passed or is in. What can't be read is its sink's to report."""
+    for path in layout.cursors.glob("*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            stored = json.loads(read_small(path, _CURSOR_BYTES))
+            segment, offset = stored["segment"], stored["offset"]
+            if isinstance(segment, int) and 0 <= segment < _NUMBERS:
+                yield segment - (offset == 0)

@@ -1,0 +1,396 @@
+"""Closed days: what the ledger told becomes data, and says the same, wherever a crash falls between the steps."""
+
+import shutil
+from collections.abc import Iterator
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as ds
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from journals import Life, make_root
+from structlog.testing import capture_logs
+
+from ingestor.accounts import read_accounts, read_seals
+from ingestor.closed_days import Row, close_days, has_days_to_close, join_rows, list_closed_days, read_day
+from ingestor.coverage import Coverage, Interval, clip, sum_shares
+from ingestor.dataset.coverage import read_coverage
+from ingestor.dataset.times import Span, day_start_ms
+from ingestor.dataset.verify import Verification
+from ingestor.errors import FileDamaged
+from ingestor.facts import Fact, encode_line
+from ingestor.history import read_history
+from ingestor.layout import Layout
+from ingestor.ledger import DAY_US, Ledger, day_of, list_ledgers, read_all_facts, read_facts, take_over_format_1
+from ingestor.schema import FORMAT_VERSION
+
+HOUR_US = DAY_US // 24
+FIRST = 20_000 * DAY_US
+LAST_DAY = day_of(FIRST + 9 * DAY_US)
+SYMBOLS = ("A", "B", "C")
+
+
+class Story:
+    """A ledger over several days, written as a recorder does it: facts at hours since the first midnight."""
+
+    def __init__(self, root: Path) -> None:
+        self.layout = make_root(root)
+        self.hour = 0.0
+        self.run = 0
+        self.connection = 0
+        self.gap = 0
+        self.ledger: Ledger | None = None
+
+    def at(self, hour: float | None = None) -> int:
+        return FIRST + round((self.hour if hour is None else hour) * HOUR_US)
+
+    def tell(self, fact: str, **fields: Any) -> None:
+        assert self.ledger is not None
+        self.ledger.record(fact, at=self.at(), **fields)
+
+    def start(self, tickers: tuple[str, ...] = SYMBOLS) -> None:
+        history = read_history(self.layout)
+        self.run, self.connection = history.run + 1, 0
+        gaps = list(history.open_gaps)
+        if self.run > 1 and not history.stopped and not any(gap["symbol"] is None for gap in gaps):
+            gaps.append({"gap": f"r{self.run}-0", "cause": "crash", "since": history.ended, "symbol": None})
+        self.tickers = tickers
+        self.ledger = Ledger(self.layout, self.run, day_of(self.at()))
+        self.tell(
+            "run.started", format=FORMAT_VERSION, run=self.run, feed="finnhub", tickers=list(tickers), first_segment=1,
+            formats=["parquet"], open_gaps=gaps, asked=list(history.asked), ended=history.ended, closed=history.closed,
+        )  # fmt: skip
+
+    def connect(self) -> None:
+        self.connection += 1
+        symbols = list(self.tickers) if self.connection == 1 else None
+        self.tell("symbols.requested", connection=self.connection, symbols=symbols)
+        for gap in [gap for gap in read_history(self.layout).open_gaps if gap["symbol"] is None]:
+            self.tell("gap.closed", **{**gap, "until": self.at()})
+
+    def prove(self, *symbols: str) -> None:
+        self.tell("symbols.proven", connection=self.connection, base=self.at(), symbols=dict.fromkeys(symbols, 0))
+
+    def lose(self, cause: str = "connection", late_h: float = 0.0) -> None:
+        """The connection is lost; the gap began `late_h` hours before that was seen."""
+        self.tell("connection.lost", connection=self.connection)
+        self.gap += 1
+        since = self.at(self.hour - late_h)
+        self.tell("gap.opened", gap=f"r{self.run}-{self.gap}", cause=cause, since=since, symbol=None)
+
+    def stop(self) -> None:
+        self.lose("shutdown")
+        self.tell("run.stopped", error=None)
+        self.kill()
+
+    def kill(self) -> None:
+        assert self.ledger is not None
+        self.ledger.close()
+
+
+def write_story(root: Path) -> Story:
+    """Four days: a gap over midnight that was seen after it, a mute symbol, a stop of a day and a half, a crash."""
+    story = Story(root)
+    story.hour = 10.0
+    story.start()
+    story.connect()
+    story.prove("A")
+    story.hour = 12.0
+    story.prove("B")
+    story.hour = 24.2
+    story.lose("stall", late_h=0.5)
+    story.hour = 24.5
+    story.connect()
+    story.prove("A", "B", "C")
+    story.tell("gap.opened", gap="m", cause="symbol_mute", since=story.at(24.6), symbol="B")
+    story.hour = 30.0
+    story.stop()
+    story.hour = 66.0
+    story.start(("A", "B"))
+    story.hour = 66.1
+    story.connect()
+    story.prove("A")
+    story.hour = 70.0
+    story.kill()
+    story.hour = 75.0
+    story.start(("A", "B"))
+    story.hour = 75.1
+    story.connect()
+    story.prove("A", "B")
+    story.tell("gap.closed", gap="m", cause="symbol_mute", since=story.at(24.6), until=story.at(), symbol="B")
+    story.hour = 97.0
+    story.tell("disk.low", free=1, floor=2)
+    return story
+
+
+def all_intervals(coverage: Coverage) -> dict[str, list[Interval]]:
+    return {symbol: coverage.intervals(symbol) for symbol in coverage.symbols}
+
+
+def close_all(layout: Layout, before: date = LAST_DAY) -> list[date]:
+    return list(close_days(layout, before))
+
+
+def test_closed_days_say_what_the_ledger_said(tmp_path: Path) -> None:
+    layout = write_story(tmp_path).layout
+    before = read_coverage(layout)
+    intervals = all_intervals(before)
+    days = close_all(layout)
+    assert len(list_ledgers(layout)) == 1
+    assert days == sorted(days)
+    after = read_coverage(layout)
+    assert all_intervals(after) == intervals
+    assert after.horizon_us == before.horizon_us
+    whole = [gap for gap in before.gaps if gap.symbol is None]
+    assert [gap for gap in after.gaps if gap.symbol is None] == whole
+    assert [fact["fact"] for fact in read_all_facts(layout)].count("run.started") == 3
+    assert [step for step in Verification(layout).run() if step] == []
+    assert not has_days_to_close(layout, LAST_DAY)
+    assert close_all(layout) == []
+
+
+def test_each_date_has_its_file_and_a_span_reads_no_other(tmp_path: Path) -> None:
+    layout = write_story(tmp_path).layout
+    whole = all_intervals(read_coverage(layout))
+    close_all(layout)
+    days = list_closed_days(layout)
+    assert days == [day_of(FIRST + number * DAY_US) for number in range(5)]  # the last as far as its facts are closed
+    for day in days[:4]:
+        start_us = day_start_ms(day) * 1000
+        rows = read_day(layout.coverage_file(day))
+        assert all(start_us <= row.start_us < row.end_us <= start_us + DAY_US for row in rows)
+        span = Span(start_us // 1000, start_us // 1000 + 86_400_000)
+        told = read_coverage(layout, ["A"], span=span).intervals("A")
+        assert clip(told, start_us, start_us + DAY_US) == clip(whole["A"], start_us, start_us + DAY_US)
+
+
+def test_any_tool_reads_the_folder(tmp_path: Path) -> None:
+    layout = write_story(tmp_path).layout
+    take_over_format_1(layout)
+    close_all(layout)
+    for folder in (layout.coverage,):
+        table = ds.dataset(folder, format="parquet", partitioning="hive").to_table()
+        assert set(table.column_names) == {"symbol", "state", "cause", "all_symbols", "start", "end", "date"}
+        assert table.num_rows == sum(len(read_day(layout.coverage_file(day))) for day in list_closed_days(layout))
+
+
+class Struck(Exception):
+    """The process ends here."""
+
+
+def struck_versions(layout: Layout, folder: Path) -> Iterator[Layout]:
+    """Copies of a root in which the closing ended after each of its steps on the disk."""
+    copies: list[Path] = []
+
+    def copy() -> None:
+        copies.append(folder / str(len(copies)))
+        shutil.copytree(layout.root, copies[-1])
+
+    original = Path.replace, Path.unlink
+
+    def replace(path: Path, target: Path) -> Path:
+        done = original[0](path, target)
+        copy()
+        return done
+
+    def unlink(path: Path, *, missing_ok: bool = False) -> None:
+        original[1](path, missing_ok=missing_ok)
+        copy()
+
+    Path.replace, Path.unlink = replace, unlink  # type: ignore[method-assign, assignment]
+    try:
+        close_all(layout)
+    finally:
+        Path.replace, Path.unlink = original  # type: ignore[method-assign]
+    yield from map(Layout, copies)
+
+
+def test_wherever_a_crash_falls_the_next_call_makes_it_good(tmp_path: Path) -> None:
+    layout = write_story(tmp_path / "data").layout
+    intervals = all_intervals(read_coverage(layout))
+    struck = list(struck_versions(layout, tmp_path))
+    assert len(struck) > 12
+    for one in struck:
+        assert all_intervals(read_coverage(one)) == intervals, "between two steps"
+        close_all(one)
+        assert all_intervals(read_coverage(one)) == intervals
+        assert len(list_ledgers(one)) == 1
+        assert [fact["fact"] for fact in read_all_facts(one)].count("run.started") == 3
+
+
+def test_what_is_damaged_is_set_aside_and_the_rest_goes_on(tmp_path: Path) -> None:
+    story = write_story(tmp_path)
+    close_all(story.layout)
+    damaged = story.layout.coverage_file(day_of(FIRST + 4 * DAY_US))
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    with pytest.raises(FileDamaged, match=r"coverage\.parquet: can't be read"):
+        read_coverage(story.layout)
+    story.hour = 121.0
+    story.tell("disk.recovered", free=2, floor=2)
+    with capture_logs() as logs:
+        close_all(story.layout)
+    assert [one["event"] for one in logs] == ["coverage.damaged", "ledger.closed"]
+    assert (damaged.parent / "_damaged-coverage.parquet").exists()
+    assert read_coverage(story.layout).intervals("A")
+
+
+def test_a_line_that_was_damaged_leaves_nothing_recorded_until_the_next_proof(tmp_path: Path) -> None:
+    """It may have said that something was blind."""
+    story = Story(tmp_path)
+    story.hour = 1.0
+    story.start(("A",))
+    story.connect()
+    story.prove("A")
+    story.hour = 2.0
+    story.tell("gap.opened", gap="m", cause="symbol_mute", since=story.at(), symbol="A")
+    story.hour = 25.0
+    story.tell("disk.low", free=1, floor=2)
+    story.hour = 26.0
+    story.tell("disk.recovered", free=1, floor=2)
+    first, _ = list_ledgers(story.layout)
+    first.write_bytes(first.read_bytes().replace(b"symbol_mute", b"symbol_mote"))
+    for close in (False, True):
+        if close:
+            close_all(story.layout)
+        told = read_coverage(story.layout).intervals("A")
+        assert [one.state for one in told if one.start_us < story.at(25)] == ["unproven"]
+        assert told[0].end_us == story.at(25)
+
+
+def test_accounts_and_seals_are_the_same_when_their_days_are_closed(tmp_path: Path) -> None:
+    layout = make_root(tmp_path)
+    for _ in range(3):
+        life = Life(layout)
+        life.writer.append(30)
+        life.writer.rotate()
+        life.writer.append(5)
+        life.stop()
+    accounts, seals = list(read_accounts(layout)), read_seals(layout)
+    assert len(accounts) == 6
+    close_all(layout, date.max)
+    assert len(list_ledgers(layout)) == 1
+    closed = list(read_accounts(layout))
+    assert [{**one, "dates": None} for one in closed] == [{**one, "dates": None, **AS_FILED(one)} for one in accounts]
+    assert read_seals(layout) == seals
+    assert [step for step in Verification(layout).run() if step] == []
+
+
+def AS_FILED(account: Fact) -> Fact:  # noqa: N802  a fact of the ledger has more than its account
+    return {name: account[name] for name in ("segment", "counts", "symbols", "repeated", "reasons", "aside")}
+
+
+def as_format_1(layout: Layout) -> None:
+    """The same facts as a version of format 1 has left them: one file per run, without checksums."""
+    by_run: dict[int, list[Fact]] = {}
+    for path in list_ledgers(layout):
+        run = int(path.name[:6])
+        for fact in read_facts(path):
+            if fact["fact"] == "day.started":
+                continue
+            old = {name: value for name, value in fact.items() if name not in {"asked", "ended", "closed"}}
+            by_run.setdefault(run, []).append(old | ({"format": 1} if fact["fact"] == "run.started" else {}))
+        path.unlink()
+    layout.state.unlink(missing_ok=True)
+    for run, facts in by_run.items():
+        path = layout.coverage / f"{run:06d}-20241004T100000Z.jsonl"
+        path.write_text("".join(encode_line(fact)[:-18].rstrip(",") + "}\n" for fact in facts))
+
+
+def test_format_1_is_read_taken_over_and_says_the_same(tmp_path: Path) -> None:
+    story = write_story(tmp_path)
+    layout = story.layout
+    intervals = all_intervals(read_coverage(layout))
+    history = read_history(layout)
+    as_format_1(layout)
+    assert all_intervals(read_coverage(layout)) == intervals, "as it was"
+    again = read_history(layout)
+    assert (again.run, again.stopped, again.open_gaps) == (history.run, history.stopped, history.open_gaps)
+    assert again.asked == history.asked
+    take_over_format_1(layout)
+    assert not list(layout.coverage.glob("0*.jsonl"))
+    assert all_intervals(read_coverage(layout)) == intervals, "moved"
+    assert close_all(layout) == [], "the newest can't be understood alone"
+    story.hour += 1
+    story.start(("A", "B"))
+    more = all_intervals(read_coverage(layout))
+    assert len(close_all(layout)) > 3
+    assert [path.name[:6] for path in list_ledgers(layout)] == ["000004"]
+    assert all_intervals(read_coverage(layout)) == more
+
+
+PIECES = st.lists(
+    st.tuples(
+        st.sampled_from("AB"), st.sampled_from(("recorded", "blind", "unproven")), st.sampled_from(("x", "y")),
+        st.integers(0, 20), st.integers(1, 10),
+    ),
+    max_size=12,
+)  # fmt: skip
+RANK = {"blind": 0, "unproven": 1, "recorded": 2}
+
+
+@settings(max_examples=200)
+@given(PIECES)
+def test_where_claims_meet_the_least_stands(pieces: list[tuple[str, Any, str, int, int]]) -> None:
+    rows = [
+        Row(symbol, state, cause if state == "blind" else None, state == "blind" or None, start, start + length)
+        for symbol, state, cause, start, length in pieces
+    ]
+    joined = join_rows(rows)
+    for symbol in "AB":
+        for moment in range(32):
+            claims = [row.state for row in rows if row.symbol == symbol and row.start_us <= moment < row.end_us]
+            stands = [row.state for row in joined if row.symbol == symbol and row.start_us <= moment < row.end_us]
+            assert stands == ([min(claims, key=RANK.__getitem__)] if claims else [])
+    assert join_rows([*joined, *rows]) == joined
+
+
+STEPS = st.lists(st.tuples(st.sampled_from(("connect", "prove", "lose", "late", "stop", "kill")), st.floats(0.1, 9)),
+                 min_size=3, max_size=25)  # fmt: skip
+
+
+def play(story: Story, steps: list[tuple[str, float]], data: st.DataObject) -> None:
+    story.start()
+    for what, hours in [*steps, ("end", 1.0)]:
+        story.hour += hours
+        if story.ledger is None:
+            story.start()
+        match what:
+            case "connect":
+                story.connect()
+            case "prove" if story.connection:
+                story.prove(data.draw(st.sampled_from(SYMBOLS)))
+            case "lose" | "late":
+                story.lose("stall", late_h=min(hours, 2.0) if what == "late" else 0.0)
+            case "stop" | "kill":
+                story.stop() if what == "stop" else story.kill()
+                story.ledger = None
+    story.tell("disk.low", free=1, floor=2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(STEPS, st.data())
+def test_whatever_happens_closing_promises_nothing_more(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, float]], data: st.DataObject
+) -> None:
+    """Closed in one go or day by day, nothing is claimed that the whole ledger didn't say, and hardly less is."""
+    root = tmp_path_factory.mktemp("story")
+    story, daily = Story(root), root.parent / f"{root.name}-daily"
+    play(story, steps, data)
+    whole = all_intervals(read_coverage(story.layout))
+    shutil.copytree(story.layout.root, daily)
+    close_all(story.layout)
+    by_day = Layout(daily)
+    for number in range(12):
+        close_all(by_day, day_of(FIRST) + timedelta(number))
+    for layout in (story.layout, by_day):
+        closed = all_intervals(read_coverage(layout))
+        for symbol, told in whole.items():
+            for one in closed.get(symbol, []):
+                if one.state == "recorded":
+                    sure = sum_shares(clip(told, one.start_us, one.end_us))
+                    assert sure.recorded_us == one.end_us - one.start_us
+            assert sum_shares(closed.get(symbol, [])).recorded_us == sum_shares(told).recorded_us
+    shutil.rmtree(story.layout.root)
+    shutil.rmtree(daily)
