@@ -32,6 +32,7 @@ class _Account:
     first_received_us: int = 0
     last_received_us: int = 0
     aside: int = 0
+    unreadable: str | None = None
     uncounted: list[pa.RecordBatch] = field(default_factory=list)
     """Rows whose symbols are still to be counted: many small batches at once."""
     uncounted_rows: int = 0
@@ -77,7 +78,16 @@ class SegmentAccounts:
         self._account.add(rows)
 
     def set_aside(self, damage: Damage) -> None:
-        """Keep the bytes that could not be read, for a person to look at."""
+        """Keep the bytes that could not be read, for a person to look at; a file that can't be read at all stays."""
+        if damage.unreadable is not None:
+            self._account.unreadable = damage.unreadable
+            log.error(
+                "journal.unreadable",
+                segment=str(damage.segment),
+                error=damage.unreadable,
+                hint="the recording goes on without its rows; what stands in the journal under this name is left there",
+            )
+            return
         path = self._layout.aside / f"{damage.segment}.{damage.offset}.bin"
         staged = self._layout.staging / path.name
         try:
@@ -111,8 +121,10 @@ class SegmentAccounts:
         """Nothing: an account that is not whole is made anew from the segment."""
 
     def _record(self, segment: SegmentId, account: _Account) -> None:
+        unreadable = {} if account.unreadable is None else {"unreadable": account.unreadable}
         self._ledger.record(
             "segment.closed",
+            at=None,
             segment=str(segment),
             first_received=account.first_received_us,
             last_received=account.last_received_us,
@@ -121,6 +133,7 @@ class SegmentAccounts:
             repeated=dict(account.repeated),
             reasons=dict(account.reasons),
             aside=account.aside,
+            **unreadable,
         )
 
     def _check(self, segment: SegmentId, account: _Account) -> None:
