@@ -232,6 +232,11 @@ class RootLock:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
+    @property
+    def deleted(self) -> bool:
+        """Whether somebody has deleted the root, or its lock: whatever is written now is seen by nobody."""
+        return os.fstat(self._fd).st_nlink == 0
+
     def announce(self, health: str | None) -> None:
         """Say who holds the root, and where it answers. Raises OSError."""
         text = json.dumps({"pid": os.getpid(), "health": health}).encode()

@@ -62,6 +62,7 @@ class Ledger:
         """Create the run's file. Raises OSError; FileExistsError where the run has one already."""
         self._lock = threading.Lock()
         self._waiting: list[Fact] = []
+        self._closed = False
         path = layout.ledger_file(run_id)
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, FILE_MODE)
         sync_directory(path.parent)
@@ -73,6 +74,9 @@ class Ledger:
     def record_all(self, facts: list[Fact]) -> None:
         """Append facts and sync them together; never raises OSError: what the disk refuses is written with the next."""
         with self._lock:
+            if self._closed:  # by a thread that a stop has left behind: the descriptor may be another file's by now
+                log.error("ledger.closed", facts=[fact["fact"] for fact in facts])
+                return
             ended = "\n" if self._waiting else ""  # a part of a line that was taken last time must not swallow these
             self._waiting += facts
             text = ended + "".join(json.dumps(fact, separators=(",", ":")) + "\n" for fact in self._waiting)
@@ -99,6 +103,7 @@ class Ledger:
         if self._waiting:
             self.record_all([])
         with self._lock:
+            self._closed = True
             os.close(self._fd)
             return not self._waiting
 

@@ -160,3 +160,12 @@ class TestHistory:
         closed = [fact["segment"][:12] for fact in read_all_facts(layout) if fact["fact"] == "segment.closed"]
         assert closed == ["000000000001", "000000000002", "000000000003"]
         assert read_history(layout).closed == 3
+
+
+def test_a_closed_ledger_writes_into_no_other_file(tmp_path: Path) -> None:
+    layout = make_root(tmp_path)
+    ledger = make_ledger(layout)
+    assert ledger.close()
+    with (tmp_path / "other").open("wb"):  # gets the descriptor's number
+        ledger.record("gap.opened")
+    assert (tmp_path / "other").read_bytes() == b""

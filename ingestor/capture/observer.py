@@ -1,5 +1,7 @@
 """What a journaled block shows, told to the session and the ledger: who ticks, what is proven, what the venue says."""
 
+from itertools import islice
+
 import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
@@ -11,7 +13,7 @@ from ingestor.feeds import Notice
 from ingestor.ledger import Ledger, now_us
 
 _UNKNOWN_MAX = 100
-_PROVEN_MAX = 10_000
+_INVENTED_MAX = 10_000
 """Symbols that a venue invents must not fill the memory, nor the ledger."""
 
 log = structlog.get_logger()
@@ -26,18 +28,22 @@ class Observer:
         self._observed = observed
         self._proven_on = 0
         self._proven: set[str] = set()
+        self._invented = 0
+        """How many of these nobody asked for."""
         self._unknown_seen: set[str] = set()
 
     def observe(self, block: FrameBlock, notices: list[Notice], rows: pa.RecordBatch) -> None:
         """Of the frames of a block, these were notices, and these rows were recorded."""
         if block.connection > self._proven_on:
-            self._proven_on, self._proven = block.connection, set()
+            self._proven_on, self._proven, self._invented = block.connection, set(), 0
         self._proven -= self._observed.take_unproven()
         ticking = {entry["values"]: entry["counts"] for entry in rows.column("symbol").value_counts().to_pylist()}
         self._observed.saw_trades(ticking, block.frames.received_us[-1])
         fresh = ticking.keys() - self._proven if block.connection == self._proven_on else set()
-        if fresh and len(self._proven) < _PROVEN_MAX:
-            self._prove(block.connection, rows, fresh)
+        invented = list(islice(fresh - self._observed.asked, _INVENTED_MAX - self._invented))
+        self._invented += len(invented)
+        if proven := (fresh & self._observed.asked).union(invented):
+            self._prove(block.connection, rows, proven)
         for symbol in ticking.keys() & self._gaps.blind_symbols:
             self._gaps.close(_first_received_us(rows, symbol), symbol)
         for notice in notices:

@@ -100,6 +100,7 @@ class Runner:
 
     def _deliver(self, event: Event) -> None:
         """Hand one event to each sink that has not had it, waiting for those that are unavailable."""
+        self.turned_at_s = time.monotonic()
         for sink in self._sinks:
             if self._places[sink.name] >= event.at:
                 continue
