@@ -12,10 +12,10 @@ import structlog
 from ingestor import __version__
 from ingestor.config import DEFAULT_PATH, Settings, Source
 from ingestor.dataset.upkeep import Upkeep
-from ingestor.errors import ConfigError, ConservationViolated
+from ingestor.errors import ConfigError, ConservationViolated, IngestorError, RootDeleted, RowsUnsaved
 from ingestor.layout import Layout, RootLock, locked_root
 from ingestor.metrics import Conservation, Counts
-from ingestor.operations.health import open_health
+from ingestor.operations.health import HealthServer, open_health
 from ingestor.operations.key_lock import locked_key
 from ingestor.operations.live_settings import LiveSettings
 from ingestor.operations.signals import Signals
@@ -28,6 +28,7 @@ from ingestor.sinks.process import SinkProcess
 _WATCH_S = 0.5
 _READER_END_S = 2.5
 _HURRY_S = 1.0
+_LEDGER_END_S = 10.0
 
 log = structlog.get_logger()
 
@@ -88,19 +89,27 @@ class Daemon:
         workers = [self._reader, self._recorder, self._files, *([self._sinks_keeper] if self._sinks_keeper else [])]
         for worker in workers:
             worker.start()
-        health = open_health(self._recording.settings.health.listen, self._watch)
-        lock.announce(health=health.address if health else None)
-        while not self._ended.is_set() and not self._signals.stop.wait(_WATCH_S):
-            self._tick(time.monotonic())
-        log.info("stop.requested", reason="a thread ended" if self._ended.is_set() else "signal")
-        self._stop_in_order()
+        health: HealthServer | None = None
+        failure: BaseException | None = None
+        try:
+            health = open_health(self._recording.settings.health.listen, self._watch)
+            lock.announce(health=health.address if health else None)
+            while not self._ended.is_set() and not self._signals.stop.wait(_WATCH_S):
+                self._tick(time.monotonic())
+                if lock.deleted:
+                    raise RootDeleted(f"{self._recording.layout.root} was deleted under the recorder")
+        except BaseException as error:  # noqa: BLE001  whatever ends the main thread ends the process, in order
+            failure = error
+        failure = failure or next((worker.error for worker in workers if worker.error is not None), None)
+        log.info("stop.requested", reason=_explain(failure) if failure else "signal")
+        unsaved = self._stop_in_order()
         if health:
             health.close()
         account = self._account()
-        error = next((worker.error for worker in workers if worker.error is not None), None)
-        self._close_ledger(error)
-        if error is not None:
-            raise error
+        cause = failure or next((worker.error for worker in workers if worker.error is not None), unsaved)
+        self._close_ledger(cause)
+        if cause is not None:
+            raise cause
         return self._check(account)
 
     def _tick(self, now_s: float) -> None:
@@ -108,7 +117,7 @@ class Daemon:
         self._watch.tick(now_s)
         self._report.tick(now_s)
         self._upkeep.tick()
-        self._service.prove(self._recording.recorder.turned_at_s, now_s)
+        self._service.prove(self._turned_at_s(now_s), now_s)
         if self._service.due(now_s):
             self._look()
         if self._signals.reload.is_set() or self._live_settings.file_changed(now_s):
@@ -116,6 +125,10 @@ class Daemon:
             self._service.reloading()
             self._live_settings.reload()
             self._service.reloaded()
+
+    def _turned_at_s(self, now_s: float) -> float:
+        """When the thread that is furthest behind last came round: each feeds the watchdog by its own progress."""
+        return min(self._recording.recorder.turned_at_s, *self._watch.turns(now_s))
 
     def _look(self) -> None:
         """Tell the service manager how it goes, and note a disk that is running full."""
@@ -138,14 +151,23 @@ class Daemon:
             log.info("disk.recovered", free=free, floor=floor)
         self._disk_low = low
 
-    def _stop_in_order(self) -> None:
-        """Reader, Buffer, recorder, segment, sinks: what flows is drained from the source on."""
+    def _stop_in_order(self) -> RowsUnsaved | None:
+        """Reader, Buffer, recorder, segment, sinks: what flows is drained from the source on. An error where a disk
+        that never answers holds the recorder beyond `stop_timeout`.
+        """
         recording, signals = self._recording, self._signals
         self._service.stopping()
         signals.stop.set()
         self._reader.join(_READER_END_S)  # one that hangs in a handshake has put nothing into the Buffer
         recording.buffer.close()
+        self._reader.join(_READER_END_S)  # one that waited for room goes on now, and has the ledger still to write
+        unsaved: RowsUnsaved | None = None
+        deadline_s = time.monotonic() + recording.settings.stop_timeout
         while self._recorder.is_alive():
+            if time.monotonic() >= deadline_s:
+                rows, frames = recording.journal.unsynced.rows, recording.buffer.frames_waiting
+                unsaved = RowsUnsaved(f"{rows} trades and {frames} frames could not be saved: the disk doesn't answer")
+                break
             self._recorder.join(_WATCH_S)
             self._service.prove(recording.recorder.turned_at_s, time.monotonic())
         self._upkeep.close()
@@ -153,6 +175,7 @@ class Daemon:
         self._end_follower(self._files, self._sinks_stop, recording.runner.hurried, deadline_s)
         if self._sinks and self._sinks_keeper:  # after the files, which a mirror waits for
             self._end_follower(self._sinks_keeper, self._sinks.stop, self._sinks.hurried, deadline_s)
+        return unsaved
 
     def _end_follower(
         self, follower: Worker, stop: threading.Event, hurried: threading.Event, deadline_s: float
@@ -168,9 +191,17 @@ class Daemon:
 
     def _close_ledger(self, error: BaseException | None) -> None:
         ledger = self._recording.ledger
-        ledger.record("run.stopped", error=None if error is None else type(error).__name__)
-        if not ledger.close():
-            log.error("ledger.unsaved")
+
+        def close() -> None:
+            ledger.record("run.stopped", error=None if error is None else type(error).__name__)
+            if not ledger.close():
+                log.error("ledger.unsaved")
+
+        closing = Worker("ledger", close, self._ended)  # a disk that never answers must not hold up the end
+        closing.start()
+        closing.join(_LEDGER_END_S)
+        if closing.is_alive():
+            log.error("ledger.unsaved", hint="the disk doesn't answer: the next start finds a crash")
 
     def _account(self) -> Conservation:
         """What the reader received, what the journal's records count, what the sinks hold of this run."""
@@ -191,6 +222,11 @@ class Daemon:
             raise ConservationViolated("; ".join(violations) or "a segment's account does not balance: see the log")
         log.info("conservation.checked", account=str(account))
         return account
+
+
+def _explain(error: BaseException) -> str:
+    """What ended a thread, in a line."""
+    return str(error) if isinstance(error, IngestorError) else f"{type(error).__name__}: {error}"
 
 
 def record(settings: Settings, source: Source, key: str, signals: Signals) -> Conservation:

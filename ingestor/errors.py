@@ -67,6 +67,10 @@ class Lagged(IngestorError):
     """A follower stood still for longer than the journal keeps segments: rows between are in the dataset."""
 
 
+class RootDeleted(IngestorError):
+    """The root was deleted while it was being recorded: what comes from now on would be kept nowhere. Exit 1."""
+
+
 class RowsUnsaved(IngestorError):
     """The process must end with rows that no disk would take. Exit 4, with their count."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import time
@@ -189,13 +190,20 @@ def list_segments(layout: Layout) -> list[SegmentFile]:
         names = os.listdir(layout.journal)  # noqa: PTH208  asked many times a second: five times as fast
     except FileNotFoundError:
         return []
-    found = []
-    for name in names:
-        with contextlib.suppress(ValueError):
-            if name.endswith(".journal"):
-                sealed = name.endswith(".sealed.journal")
-                found.append(SegmentFile(SegmentId.parse(name), layout.journal / name, sealed))
-    return sorted(found, key=lambda file: file.id)
+    found = [file for name in names if (file := _parse_segment(layout.journal, name)) is not None]
+    return sorted(found, key=lambda file: (file.id.number, file.id.started, file.id.run))
+
+
+@functools.lru_cache(maxsize=1 << 14)  # a name is parsed once, however often it is listed
+def _parse_segment(journal: Path, name: str) -> SegmentFile | None:
+    """The segment of exactly this name; None for any other name, such as that of a copy that somebody made."""
+    try:
+        segment = SegmentId.parse(name)
+    except ValueError:
+        return None
+    if name not in (f"{segment}.journal", f"{segment}.sealed.journal"):
+        return None
+    return SegmentFile(segment, journal / name, name.endswith(".sealed.journal"))
 
 
 def make_folder(path: Path) -> None:
@@ -259,6 +267,11 @@ class RootLock:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+
+    @property
+    def deleted(self) -> bool:
+        """Whether somebody has deleted the root, or its lock: whatever is written now is seen by nobody."""
+        return os.fstat(self._fd).st_nlink == 0
 
     def announce(self, health: str | None) -> None:
         """Say who holds the root, and where it answers. Raises OSError."""

@@ -43,7 +43,7 @@ def test_a_key_that_was_never_accepted_ends_it(tmp_path: Path) -> None:
         with pytest.raises(FeedRefused) as raised:
             rig.session.run()
     assert KEY not in str(raised.value)
-    assert rig.facts() == []
+    assert [(fact["fact"], fact["cause"]) for fact in rig.facts()] == [("gap.opened", "refused")]  # no crash
 
 
 def test_a_401_for_a_key_that_was_accepted_before_is_retried(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The process: what it holds while it records, in which order it ends, and what it says of itself meanwhile."""
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from structlog.testing import capture_logs
 
 from ingestor.config import Settings, Source
 from ingestor.daemon import record
-from ingestor.errors import KeyInUse, RootLocked
+from ingestor.errors import KeyInUse, RootDeleted, RootLocked
 from ingestor.layout import Layout, read_holder
 from ingestor.ledger import list_ledgers, read_facts
 from ingestor.metrics import Conservation, Counts
@@ -147,3 +148,20 @@ def test_leftovers_of_a_crash_are_removed(tmp_path: Path) -> None:
     (layout.staging / "half.parquet").write_text("x")
     with running(tmp_path):
         assert not (layout.staging / "half.parquet").exists()
+
+
+def test_what_ends_the_main_thread_ends_the_run_in_order(tmp_path: Path) -> None:
+    with running(tmp_path) as run:
+        run.layout.lock.unlink()
+        run.join(PATIENCE_S)
+    assert isinstance(run.outcome, RootDeleted)
+    assert run.facts()[-1]["fact"] == "run.stopped"
+    assert run.facts()[-1]["error"] == "RootDeleted"
+
+
+def test_a_root_that_is_deleted_ends_the_run(tmp_path: Path) -> None:
+    with running(tmp_path) as run:
+        shutil.rmtree(run.layout.root)
+        run.join(PATIENCE_S)
+        assert not run.is_alive()
+    assert isinstance(run.outcome, RootDeleted | OSError)

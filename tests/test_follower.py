@@ -1,11 +1,17 @@
 """The journal's reading end: whole records, once each, in order, whatever the writer or a crash does meanwhile."""
 
+import contextlib
 import os
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from journals import (
+    NOON,
+    Clock,
     Writer,
     block,
     break_descriptor,
@@ -13,6 +19,7 @@ from journals import (
     ends,
     first_sequence,
     journal_sequences,
+    make_journal,
     make_root,
     no_file_beyond,
     read_events,
@@ -21,11 +28,22 @@ from journals import (
 )
 
 from ingestor.errors import Lagged
+from ingestor.journal.backlog import Backlogs
 from ingestor.journal.cursor import Cursor
-from ingestor.journal.follower import Follower, Rows, find_journal_end
+from ingestor.journal.follower import Event, Follower, Rows, find_journal_end
 from ingestor.journal.open_segment import Segments
-from ingestor.layout import Layout, list_segments
+from ingestor.journal.scan import JournalFolder
+from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.schema import TRADES
+
+NO_FILES: dict[str, Callable[[Path], None]] = {
+    "folder": Path.mkdir,
+    "link to nowhere": lambda path: path.symlink_to("nowhere"),
+    "link to itself": lambda path: path.symlink_to(path),
+    "fifo": os.mkfifo,
+    "link to a folder": lambda path: path.symlink_to(path.parent),
+    "device": lambda path: path.symlink_to("/dev/zero"),
+}
 
 
 def flip(path: Path, offset: int) -> None:
@@ -413,3 +431,135 @@ class TestKnownErrors:
         free(layout, 1)
         with pytest.raises(Lagged):
             read_events(layout, place)
+
+
+class TestAnyDamage:
+    """One thing is wrong with one of several segments: the next start gets to the journal's end, and what is whole is
+    read once.
+    """
+
+    def make(self, path: Path) -> tuple[Layout, list[int], list[list[int]]]:
+        """A journal of three segments, the second of which failed and is continued by the third; its rows; the rows of
+        each record.
+        """
+        layout = make_root(path)
+        writer = Writer(layout)
+        records = [writer.append(reasons={"bad_time": 1}), writer.append()]
+        writer.rotate()
+        records.append(writer.append())
+        writer.journal.sync()
+        records.append(writer.append())
+        break_descriptor(writer.fd)
+        writer.journal.sync()
+        assert writer.journal.recover()
+        records.append(writer.append())
+        writer.journal.close()
+        return layout, [number for record in records for number in record], records
+
+    def read_after_the_next_start(self, layout: Layout, *, synced_only: bool) -> list[Event]:
+        writer = Writer(layout, run=2, segment=4)
+        follower = Follower(layout, None, synced_only=synced_only)
+        with contextlib.closing(follower):
+            events = list(follower.read())
+            assert follower.cursor.segment == 4
+            assert sequences(list(follower.read())) == []
+        writer.journal.close()
+        writer.path.unlink()
+        return events
+
+    @pytest.mark.parametrize("synced_only", [True, False])
+    def test_a_flipped_bit(self, tmp_path: Path, *, synced_only: bool) -> None:
+        layout, numbers, records = self.make(tmp_path)
+        assert sequences(self.read_after_the_next_start(layout, synced_only=synced_only)) == numbers
+        for file in list_segments(layout):
+            content = file.path.read_bytes()
+            for offset in range(0, len(content), 11):
+                bit = 1 << offset % 8
+                file.path.write_bytes(content[:offset] + bytes([content[offset] ^ bit]) + content[offset + 1 :])
+                found = sequences(self.read_after_the_next_start(layout, synced_only=synced_only))
+                lost = sorted(set(numbers) - set(found))
+                assert len(found) == len(set(found))
+                assert lost in [[], *records], (file.path.name, offset)  # the record that was hit, or none
+                Backlogs(layout).measure(Cursor(0, 0), Cursor(9, 0))  # whatever it counts then, it ends
+            file.path.write_bytes(content)
+
+    def test_a_cut(self, tmp_path: Path) -> None:
+        layout, numbers, _ = self.make(tmp_path)
+        for file in list_segments(layout):
+            content = file.path.read_bytes()
+            for size in range(0, len(content), 61):
+                file.path.write_bytes(content[:size])
+                found = sequences(self.read_after_the_next_start(layout, synced_only=True))
+                assert found == sorted(set(found))
+                assert set(found) <= set(numbers)
+            file.path.write_bytes(content)
+
+    @pytest.mark.parametrize("number", [1, 2, 3])
+    @pytest.mark.parametrize("kind", sorted(NO_FILES))
+    def test_what_is_no_file(self, tmp_path: Path, kind: str, number: int) -> None:
+        layout, numbers, _ = self.make(tmp_path)
+        path = list_segments(layout)[number - 1].path
+        lost = sequences([event for event in read_events(layout) if event.segment.number == number])
+        path.unlink()
+        NO_FILES[kind](path)
+        events = self.read_after_the_next_start(layout, synced_only=True)
+        (damage,) = (event for event in damages(events) if event.unreadable)
+        assert str(damage.segment) in path.name
+        assert set(numbers) - set(sequences(events)) <= set(lost)
+        assert find_journal_end(layout) >= Cursor(3, 0)
+
+    @pytest.mark.parametrize("kind", sorted(NO_FILES))
+    def test_the_newest_is_no_file_and_nothing_follows_it(self, tmp_path: Path, kind: str) -> None:
+        layout, numbers, _ = self.make(tmp_path)
+        path = layout.open_segment(SegmentId(4, NOON, 2))
+        NO_FILES[kind](path)
+        assert journal_sequences(layout) == numbers
+        assert find_journal_end(layout) == Cursor(4, 0)
+        assert Backlogs(layout).measure(Cursor(0, 0), Cursor(5, 0)).rows == len(numbers) + 3  # and what was voided
+
+    def test_a_schema_that_was_hit_is_taken_from_the_next_segment(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        schema = TRADES.insert(2, pa.field("trade_id", pa.string()))
+        rows = trades(0, 3)
+        more = pa.RecordBatch.from_arrays(
+            [*rows.columns[:2], pa.array(["a", "b", "c"]), *rows.columns[2:]], schema=schema
+        )
+        clock = Clock()
+        journal = make_journal(layout, 1, 1, schema=schema, clock=clock)
+        for _ in range(2):
+            journal.append(block(more))
+            clock.step(86400)
+            journal.rotate_if_due()
+        journal.close()
+        first = list_segments(layout)[0].path
+        flip(first, first.read_bytes().index(b"trade_id"))
+        (found, *_) = (event for event in read_events(layout) if isinstance(event, Rows))
+        assert found.batch.equals(more)
+
+    def test_names_that_are_almost_a_segments_are_not_read(self, tmp_path: Path) -> None:
+        layout, numbers, _ = self.make(tmp_path)
+        first = list_segments(layout)[0]
+        for name in (f"{first.id}.copy.journal", f"{first.id}.sealed.old.journal", f" {first.id}.journal"):
+            (layout.journal / name).write_bytes(first.path.read_bytes())
+        assert journal_sequences(layout) == numbers
+
+
+def test_a_look_costs_the_same_however_many_segments_there_are(tmp_path: Path) -> None:
+    """By what is asked of the kernel: at rest nothing is listed."""
+    layout = make_root(tmp_path)
+    writer = Writer(layout)
+    for _ in range(5):
+        writer.append()
+        writer.rotate()
+    hours_ago = time.time() - 7200
+    folder = JournalFolder(layout)
+    os.utime(layout.journal, (hours_ago, hours_ago))
+    listed = folder.segments()
+    assert len(listed) == 6
+    deadline_s = time.monotonic() + 20
+    while folder.segments() is not (before := folder.segments()):  # listed anew until the folder has settled
+        assert time.monotonic() < deadline_s
+    writer.append()  # a segment that grows changes no folder
+    assert folder.segments() is before
+    writer.rotate()
+    assert len(folder.segments()) == 7

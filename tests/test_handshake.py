@@ -1,8 +1,10 @@
 """How a connection is opened, and how each way in which it isn't is told."""
 
+import contextlib
 import socket
 import threading
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from certificates import Certificate, make_certificate
@@ -61,6 +63,37 @@ def test_a_handshake_that_trickles_ends_in_time() -> None:
         with pytest.raises(ConnectionLost, match="no handshake within"):
             connect(url, timeout_s=0.2)
         done.set()
+
+
+def test_a_tls_handshake_that_trickles_leaves_no_thread_behind() -> None:
+    def behave(peer: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # hung up on
+            peer.sendall(b"\x16\x03\x03\x40\x00")
+            while not done.wait(0.02):
+                peer.sendall(b"\x02")
+
+    done = threading.Event()
+    with venue(behave) as url:
+        with pytest.raises(ConnectionLost, match="no handshake within"):
+            connect(url.replace("ws://", "wss://"), timeout_s=0.3)
+        eventually(lambda: all(thread.name != "handshake" for thread in threading.enumerate()), "no handshake's thread")
+        done.set()
+
+
+def test_an_address_that_swallows_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as full, venue(answer(b"HTTP/1.1 429 No\r\nContent-Length: 0\r\n\r\n")) as url:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        first = [socket.create_connection(full.getsockname())]  # the next one is not answered
+        port = urlsplit(url).port
+        found = [
+            (socket.AF_INET, socket.SOCK_STREAM, 0, "", address)
+            for address in (full.getsockname(), ("127.0.0.1", port))
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        with pytest.raises(HandshakeRefused):
+            connect(url, timeout_s=4.0)
+        first[0].close()
 
 
 def test_a_server_that_says_nothing_ends_in_time_and_is_hung_up_on() -> None:

@@ -60,3 +60,13 @@ def test_symbols_asked_anew_are_taken_once() -> None:
     observed.asked_anew(["A", "B"])
     assert observed.take_unproven() == {"A", "B"}
     assert observed.take_unproven() == set()
+
+
+def test_what_was_asked_for_is_not_bounded_and_what_a_venue_invents_is() -> None:
+    observed = Observed()
+    asked = {f"S{number}": 1 for number in range(12_000)}
+    observed.asked = frozenset(asked)
+    observed.saw_trades({f"X{number}": 1 for number in range(20_000)}, 1)
+    observed.saw_trades(asked, 2)
+    assert asked.keys() <= observed.last_trade_s.keys()
+    assert len(observed.last_trade_us) == 22_000

@@ -11,7 +11,7 @@ from ingestor.history import read_history
 from ingestor.journal.backlog import Backlog, Backlogs
 from ingestor.journal.cursor import Cursor
 from ingestor.layout import list_segments
-from ingestor.sinks.places import Lags, name_root, read_place, write_place
+from ingestor.sinks.places import Lags, name_root, note_loss, read_losses, read_place, write_place
 
 
 def test_a_place_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -102,3 +102,14 @@ def test_a_root_keeps_its_name_and_shares_it_with_none(tmp_path: Path) -> None:
     assert name_root(first) == name_root(first)
     assert name_root(first) != name_root(second)
     assert name_root(first).isalpha(), "an engine reads a folder's name as a number where it can"
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", '{"from": [1]}', '{"from": [1, 1e999], "to": [2, 0]}', "[" * 4000])
+def test_a_note_of_a_loss_that_was_hit_is_told_and_kept(tmp_path: Path, text: str) -> None:
+    layout = make_root(tmp_path)
+    note_loss(layout, "kafka", Cursor(1, 0), Cursor(2, 0))
+    (note,) = layout.cursors.glob("*.lost")
+    note.write_text(text)
+    note_loss(layout, "kafka", Cursor(3, 0), Cursor(4, 0))
+    assert [loss.start for loss in read_losses(layout, "kafka")] == [Cursor(3, 0)]
+    assert note.with_suffix(".unreadable").read_text() == text

@@ -4,12 +4,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from journals import NOON, Holder, Writer, drain, ends, make_root, read_events, sequences, unsealed
+from journals import Holder, Writer, drain, ends, make_root, read_events, sequences, unsealed
+from structlog.testing import capture_logs
 
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Event, Rows, SegmentEnd
-from ingestor.layout import Layout, SegmentId, list_segments
+from ingestor.layout import Layout, list_segments
 from ingestor.sinks.runner import Runner
 
 START = Cursor(0, 0)
@@ -147,7 +148,19 @@ class TestFreeing:
         sink = Keeper(start=Cursor(2, 0))
         drain(layout, [sink])
         assert sequences(sink.events) == numbers[6:]
-        assert unsealed(layout) == [1, 2, 3]  # until it can be
+        assert unsealed(layout) == [1, 3]  # what is no segment stays for a person to look at, and holds up nothing
+
+    def test_a_segment_that_somebody_deleted_is_told_and_passed(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        numbers = journal_of(layout, 3)
+        sink, stop = Keeper(start=Cursor(1, 200)), threading.Event()
+        runner = Runner(layout, [sink], stop)
+        list_segments(layout)[0].path.unlink()
+        stop.set()
+        with capture_logs() as logs:
+            runner.run()
+        assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["journal.lost"]
+        assert sequences(sink.events) == numbers[6:]
 
 
 class TestKnownErrors:
@@ -162,17 +175,19 @@ class TestKnownErrors:
     def test_a_journal_that_cannot_be_read_is_read_later(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path)
         numbers = journal_of(layout, 1)
-        unreadable = layout.open_segment(SegmentId(3, NOON, 1))
-        unreadable.mkdir()
         sink = Keeper()
         stop = threading.Event()
         stop.set()
         runner = Runner(layout, [sink], stop)
+        away = tmp_path / "away"
+        layout.journal.rename(away)
+        layout.journal.touch()
         thread = threading.Thread(target=runner.run)
         thread.start()
         assert sink.ticked.wait(30)
         assert sink.events == []
-        unreadable.rmdir()
+        layout.journal.unlink()
+        away.rename(layout.journal)
         thread.join()
         assert sequences(sink.events) == numbers
 

@@ -94,18 +94,61 @@ class _Handshake(threading.Thread):
 
     def _open(self) -> FrameStream:
         try:
-            tcp = _open_socket(self._url, self._timeout_s, self._ca_file)
+            tcp = self._open_socket()
         except (OSError, ValueError) as error:
             raise ConnectionLost(f"can't connect: {explain(error)}") from None
-        with self._lock:
-            self._socket = tcp
-            if self._given_up:
-                _wake(tcp)
         try:
             return _shake_hands(tcp, self._url, fast_frames=self._fast_frames)
         except BaseException:
             tcp.close()
             raise
+
+    def _open_socket(self) -> socket.socket:
+        """A connected socket, with verified TLS for wss. Raises OSError, ValueError."""
+        parts = urlsplit(self._url)
+        host = parts.hostname or ""
+        tcp = _connect_any(host, parts.port or (443 if parts.scheme == "wss" else 80), self._timeout_s)
+        try:
+            tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if parts.scheme == "wss":
+                context = ssl.create_default_context(cafile=self._ca_file)
+                tcp = context.wrap_socket(tcp, server_hostname=host, do_handshake_on_connect=False)
+            self._hold(tcp)
+            if isinstance(tcp, ssl.SSLSocket):
+                tcp.do_handshake()  # a server that trickles is ended by `give_up`
+        except BaseException:
+            tcp.close()
+            raise
+        return tcp
+
+    def _hold(self, tcp: socket.socket) -> None:
+        """From now on `give_up` ends what blocks on this socket."""
+        with self._lock:
+            self._socket = tcp
+            if self._given_up:
+                _wake(tcp)
+
+
+def _connect_any(host: str, port: int, timeout_s: float) -> socket.socket:
+    """Connected to the first address of this host that answers; each has its share of the time, so that one that
+    swallows what it is sent leaves some for the next. Raises OSError.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    failure = OSError("the host has no address")
+    for index, (family, kind, protocol, _, address) in enumerate(addresses):
+        tcp = socket.socket(family, kind, protocol)
+        try:
+            tcp.settimeout(max((deadline_s - time.monotonic()) / (len(addresses) - index), _LOOK_S))
+            tcp.connect(address)
+            tcp.settimeout(timeout_s)
+        except OSError as error:
+            tcp.close()
+            failure = error
+        else:
+            return tcp
+    raise failure
 
 
 def _shake_hands(tcp: socket.socket, url: str, *, fast_frames: bool) -> FrameStream:
@@ -123,22 +166,6 @@ def _shake_hands(tcp: socket.socket, url: str, *, fast_frames: bool) -> FrameStr
             raise
         raise HandshakeRefused(answer.status, f"the venue sent us elsewhere ({answer.status}): not followed") from None
     return stream
-
-
-def _open_socket(url: str, timeout_s: float, ca_file: Path | None) -> socket.socket:
-    """A connected socket, with verified TLS for wss. Raises OSError, ValueError."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    tcp = socket.create_connection((host, parts.port or (443 if parts.scheme == "wss" else 80)), timeout_s)
-    try:
-        tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if parts.scheme != "wss":
-            return tcp
-        return ssl.create_default_context(cafile=ca_file).wrap_socket(tcp, server_hostname=host)
-    except BaseException:
-        tcp.close()
-        raise
 
 
 def _wake(tcp: socket.socket) -> None:

@@ -22,6 +22,7 @@ class KnownKey:
         """Raises OSError where there is a memory that can't be read."""
         self._layout = layout
         self._unwritten = False
+        self._needed = bool(key)
         try:
             stored = json.loads(layout.accepted_keys.read_text("utf-8"))
             self._salt = bytes.fromhex(stored["salt"])
@@ -32,7 +33,8 @@ class KnownKey:
 
     @property
     def accepted(self) -> bool:
-        return self._hash in self._hashes
+        """Whether the venue has accepted it before; also where the feed has none, which no venue can refuse."""
+        return not self._needed or self._hash in self._hashes
 
     def remember(self) -> None:
         """The venue has accepted this key. What the disk refuses is written the next time."""

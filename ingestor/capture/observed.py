@@ -4,8 +4,9 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
-_SYMBOLS_MAX = 10_000
+_INVENTED_MAX = 10_000
 _REFUSALS_MAX = 1000
 
 
@@ -25,6 +26,9 @@ class Observed:
         self._lock = threading.Lock()
         self._refusals: dict[str | None, Refusal] = {}
         self._unproven: set[str] = set()
+        self._invented: set[str] = set()
+        self.asked: frozenset[str] = frozenset()
+        """The symbols that are asked for: all others are the venue's invention, and bounded."""
         self.last_trade_s: dict[str, float] = {}
         """By symbol, on the monotonic clock: when its last trade was decoded."""
         self.last_trade_us: dict[str, int] = {}
@@ -40,7 +44,11 @@ class Observed:
     def saw_trades(self, symbols: dict[str, int], received_us: int) -> None:
         """Trades were decoded: how many, by symbol; the last of them was received then."""
         now_s = time.monotonic()
-        known = symbols if len(self.last_trade_s) < _SYMBOLS_MAX else symbols.keys() & self.last_trade_s.keys()
+        known = symbols.keys() & self.asked
+        others = symbols.keys() - known
+        if others:
+            self._invented.update(islice(others - self._invented, _INVENTED_MAX - len(self._invented)))
+            known |= others & self._invented
         self.last_trade_us.update(dict.fromkeys(known, received_us))
         self.last_trade_s.update(dict.fromkeys(known, now_s))
         if symbols:

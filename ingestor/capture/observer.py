@@ -1,5 +1,6 @@
 """What a journaled block shows, told to the session and the ledger: who ticks, what is proven, what the venue says."""
 
+
 import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
@@ -11,8 +12,7 @@ from ingestor.feeds import Notice
 from ingestor.ledger import Ledger
 
 _UNKNOWN_MAX = 100
-_PROVEN_MAX = 10_000
-"""Symbols that a venue invents must not fill the memory, nor the ledger."""
+"""Of what a venue invents, so many kinds are told apart."""
 
 log = structlog.get_logger()
 
@@ -36,8 +36,8 @@ class Observer:
         ticking = {entry["values"]: entry["counts"] for entry in rows.column("symbol").value_counts().to_pylist()}
         self._observed.saw_trades(ticking, block.frames.received_us[-1])
         fresh = ticking.keys() - self._proven if block.connection == self._proven_on else set()
-        if fresh and len(self._proven) < _PROVEN_MAX:
-            self._prove(block.connection, rows, fresh)
+        if proven := fresh & self._observed.asked:  # what nobody asked for is not claimed, and fills no ledger
+            self._prove(block.connection, rows, proven)
         for symbol in ticking.keys() & self._gaps.blind_symbols:
             self._gaps.close(_first_received_us(rows, symbol), symbol)
         for notice in notices:

@@ -10,7 +10,7 @@ from ingestor.capture.gaps import Gaps
 from ingestor.capture.lives import Life, Lives
 from ingestor.capture.retiring import Retiring
 from ingestor.capture.tending import Tending
-from ingestor.errors import ConnectionLost, Stalled
+from ingestor.errors import ConnectionLost, FeedRefused, Stalled
 from ingestor.feeds import Terms
 from ingestor.ledger import now_us
 
@@ -43,6 +43,8 @@ class Session:
         self._retiring: Retiring | None = None
         self.connections = 0
         self.last_frame_us: int | None = None
+        self.turned_at_s = time.monotonic()
+        """When the loop that reads a connection last came round."""
 
     @property
     def connected(self) -> bool:
@@ -59,9 +61,13 @@ class Session:
         """Until `stop`, heeded within two seconds unless the Buffer is full. Raises FeedRefused where the key is wrong
         for good.
         """
-        for attempt in self._attempts.until_stop():
-            with attempt:
-                self._live()
+        try:
+            for attempt in self._attempts.until_stop():
+                with attempt:
+                    self._live()
+        except FeedRefused:  # the run ends in order, and is blind from here on: no crash
+            self._gaps.open("refused", self.last_frame_us or now_us())
+            raise
         if self._retiring:
             self._retiring.join()
 
@@ -95,6 +101,7 @@ class Session:
     def _listen(self, connection: Connection, life: Life) -> bool:
         """Ask for the symbols, and read: see `_read`."""
         self._tending.begin(connection, life)
+        self.turned_at_s = time.monotonic()
         self._connection = connection
         try:
             return self._read(connection, life)
@@ -107,6 +114,7 @@ class Session:
         """
         tend_at_s = 0.0
         while not self._stop.is_set():
+            self.turned_at_s = time.monotonic()
             bytes_before = connection.bytes_received
             payloads = connection.receive()
             if payloads:

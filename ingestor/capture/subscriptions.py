@@ -31,6 +31,7 @@ class Subscriptions:
         self._ledger = ledger
         self._gaps = gaps
         self._observed = observed
+        observed.asked = frozenset(symbols)
         self._retry_s = retry_s
         self._retry_at_s: dict[str, float] = {}
         self._recorded: tuple[str, ...] | None = None
@@ -66,6 +67,7 @@ class Subscriptions:
         if wanted == before:
             return False
         self.symbols = wanted
+        self._observed.asked = frozenset(wanted)
         dropped = [symbol for symbol in before if symbol not in set(wanted)]
         added = [symbol for symbol in wanted if symbol not in set(before)]
         told_us = now_us()

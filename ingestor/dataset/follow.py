@@ -15,6 +15,9 @@ from ingestor.layout import Layout
 from ingestor.schema import TRADES
 
 _POLL_S = 0.005
+_REST_POLL_S = 0.01
+"""Where nothing has come for a second: then most of what a look costs is the waking up."""
+_REST_S = 1.0
 
 
 def follow(
@@ -41,16 +44,16 @@ def follow(
     follower = Follower(layout, find_journal_end(layout) if from_ == "now" else None, synced_only=False)
     since = from_ if isinstance(from_, datetime) else None
     wanted = None if symbols is None else pa.array(symbols, pa.string())
-    heard_at_s = time.monotonic()
+    heard_at_s = last_row_s = time.monotonic()
     while True:
         for event in follower.read():
             if isinstance(event, Rows) and (batch := _select(event.batch, wanted, since)).num_rows:
                 yield batch
-                heard_at_s = time.monotonic()
+                heard_at_s = last_row_s = time.monotonic()
         if idle_s is not None and time.monotonic() - heard_at_s >= idle_s:
             yield pa.RecordBatch.from_pylist([], schema=TRADES)
             heard_at_s = time.monotonic()
-        time.sleep(_POLL_S)
+        time.sleep(_POLL_S if time.monotonic() - last_row_s < _REST_S else _REST_POLL_S)
 
 
 def _select(batch: pa.RecordBatch, symbols: pa.Array | None, since: datetime | None) -> pa.RecordBatch:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ingestor.journal.cursor import Cursor, read_synced
-from ingestor.journal.scan import read_headers
+from ingestor.journal.scan import blames_file, read_headers
 from ingestor.layout import Layout, SegmentFile, list_segments
 
 
@@ -57,5 +57,9 @@ class Backlogs:
                         backlog += Backlog(header.counts.trades, header.first_received_us)
             except FileNotFoundError:  # sealed, and so renamed, or freed since it was listed
                 continue
+            except OSError as error:
+                if not blames_file(error):
+                    raise
+                return backlog  # whoever carries the journal tells of it
             return backlog
         return backlog

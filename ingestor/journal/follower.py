@@ -5,7 +5,7 @@ A follower stands still at what is not a whole record. A segment is over at its 
 failed), and then what stands behind that offset is void.
 """
 
-import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +14,15 @@ import pyarrow as pa
 
 from ingestor.errors import Lagged
 from ingestor.journal.cursor import Cursor, read_synced
-from ingestor.journal.scan import end_of_records, find_final_end, find_record, read_identity
+from ingestor.journal.scan import (
+    JournalFolder,
+    blames_file,
+    end_of_records,
+    find_record,
+    open_file,
+    open_segment,
+    read_schema,
+)
 from ingestor.journal.segment import (
     Kind,
     Record,
@@ -43,13 +51,15 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Bytes of a dead segment that are no record."""
+    """Bytes of a dead segment that are no record; or all of it, where the file can't be read."""
 
     segment: SegmentId
     offset: int
     content: bytes
     at: Cursor
     """The place behind them."""
+    unreadable: str | None = None
+    """Why not one byte could be read: a folder, a link that leads nowhere, no permission. `content` is empty then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +80,15 @@ def find_journal_end(layout: Layout) -> Cursor:
         segments = list_segments(layout)
         if not segments:
             return Cursor(0, 0)
-        with contextlib.suppress(FileNotFoundError):  # sealed, and so renamed, since it was listed
-            return Cursor(segments[-1].id.number, end_of_records(segments[-1].path))
+        last = segments[-1]
+        try:
+            return Cursor(last.id.number, end_of_records(last.path))
+        except FileNotFoundError:  # sealed, and so renamed, since it was listed
+            continue
+        except OSError as error:
+            if blames_file(error) and error.errno != errno.EACCES:
+                return Cursor(last.id.number, 0)  # no file: nothing will ever be read of it
+            raise
 
 
 class Follower:
@@ -81,8 +98,9 @@ class Follower:
 
     def __init__(self, layout: Layout, start: Cursor | None, *, synced_only: bool) -> None:
         self._layout = layout
+        self._folder = JournalFolder(layout)
         self._synced_only = synced_only
-        self._segment: _ReadSegment | None = None
+        self._segment: _ReadSegment | _LostSegment | None = None
         self._last_sequence = -1
         self.cursor = start or Cursor(0, 0)
 
@@ -109,28 +127,44 @@ class Follower:
             self._segment.close()
             self._segment = None
 
-    def _enter(self) -> "_ReadSegment | None":
+    def _enter(self) -> "_ReadSegment | _LostSegment | None":
         """The segment at the cursor, or the next one there is; None where there is none yet."""
         while True:
+            file = next((file for file in self._folder.segments() if file.id.number >= self.cursor.segment), None)
+            at_cursor = file is not None and file.id.number == self.cursor.segment
+            if not at_cursor and (self.cursor.offset or (file is not None and self._missed(file))):
+                raise Lagged(f"the journal no longer holds segment {self.cursor.segment}, where this reader stands")
+            if file is None:
+                return None
             try:
-                return self._find()
-            except FileNotFoundError:  # sealed, and so renamed, or freed since it was listed
-                continue
+                return self._open(file, self.cursor.offset if at_cursor else 0)
+            except FileNotFoundError:  # freed: it is listed no more
+                self._folder.list_anew()
 
-    def _find(self) -> "_ReadSegment | None":
-        file = next((file for file in list_segments(self._layout) if file.id.number >= self.cursor.segment), None)
-        if file is not None and file.id.number == self.cursor.segment:
-            return _ReadSegment(self._layout, file, self.cursor.offset)
-        if self.cursor.offset or (file is not None and self._missed(file)):
-            raise Lagged(f"the journal no longer holds segment {self.cursor.segment}, where this reader stands")
-        return None if file is None else _ReadSegment(self._layout, file, 0)
+    def _open(self, file: SegmentFile, offset: int) -> "_ReadSegment | _LostSegment | None":
+        """None where the newest segment is no file: whatever comes will be in a later one. Raises OSError."""
+        try:
+            return _ReadSegment(self._folder, file, open_segment(self._layout, file), offset)
+        except OSError as error:
+            if not blames_file(error) or isinstance(error, FileNotFoundError):
+                raise
+            if self._folder.cap(file.id.number) is not None:
+                return _LostSegment(file, offset, error.strerror or str(error))
+            if error.errno == errno.EACCES:  # the reader's own want of a permission
+                raise
+            return None
 
     def _missed(self, file: SegmentFile) -> bool:
-        """Whether there were segments between the cursor and this one. Some numbers are left out: the disk refused."""
-        identity = read_identity(file.path)
-        return identity is not None and identity["previous"] >= self.cursor.segment > 0
+        """Whether there were segments between the cursor and this one. Some numbers are left out: the disk refused.
 
-    def _limit(self, segment: "_ReadSegment") -> int | None:
+        Where it doesn't say, its first record is damaged: the next number is the only one that surely follows.
+        """
+        identity = self._folder.identity(file)
+        if identity is None:
+            return self._folder.cap(file.id.number) is not None and 0 < self.cursor.segment < file.id.number
+        return bool(identity["previous"] >= self.cursor.segment > 0)
+
+    def _limit(self, segment: "_ReadSegment | _LostSegment") -> int | None:
         """Where this follower must stop in a segment that may still grow; None: at its end."""
         if not self._synced_only:
             return None
@@ -150,19 +184,38 @@ class Follower:
         return replace(rows, batch=rows.batch.slice(seen))
 
 
+class _LostSegment:
+    """A segment that nobody writes any more, and whose file can't be read."""
+
+    def __init__(self, file: SegmentFile, offset: int, reason: str) -> None:
+        self.file = file
+        self.over = False
+        self._damage = Damage(file.id, offset, b"", Cursor(file.id.number, offset + 1), reason)
+
+    def close(self) -> None:
+        """Nothing: it was never opened."""
+
+    def read(self, limit: int | None) -> Iterator[Rows | Damage]:  # noqa: ARG002  there is nothing to limit
+        """That it can't be read."""
+        yield self._damage
+        self.over = True
+
+
 class _ReadSegment:
     """One segment, being read from an offset on."""
 
-    def __init__(self, layout: Layout, file: SegmentFile, offset: int) -> None:
+    def __init__(self, folder: JournalFolder, file: SegmentFile, fd: int, offset: int) -> None:
+        """`fd` is its file, and closed with it."""
         self.file = file
         self.over = False
-        self._layout = layout
+        self._folder = folder
         self._offset = offset
-        self._schema = TRADES  # until the segment says otherwise, or where its word was damaged
+        self._schema: pa.Schema | None = None
+        """Once the segment has told it."""
         self._reasons: dict[str, int] = {}
-        self._fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._fd = fd
         if offset:
-            self._read_schema()
+            self._schema = read_schema(fd)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -178,7 +231,7 @@ class _ReadSegment:
 
     def _read_rest(self) -> Iterator[Rows | Damage]:
         """All that is left, where nobody writes this segment any more: steps over what is no record; else nothing."""
-        end = find_final_end(self._layout, self.file.id.number, self._fd)
+        end = self._folder.final_end(self.file.id.number, self._fd)
         if end is None:
             return
         while self._offset < end and not self.over:
@@ -204,7 +257,10 @@ class _ReadSegment:
                 reasons, self._reasons = self._reasons, {}
                 header = record.header
                 at = Cursor(self.file.id.number, record.end)
-                batch = decode_rows(record, self._schema)
+                batch = self._decode(record)
+                if batch is None:
+                    yield from self._damage(record.offset)
+                    return
                 yield Rows(
                     self.file.id, batch, header.counts, reasons,
                     header.first_received_us, header.last_received_us, at,
@@ -215,8 +271,30 @@ class _ReadSegment:
         if content.strip(b"\0"):
             yield Damage(self.file.id, start, content, Cursor(self.file.id.number, self._offset))
 
-    def _read_schema(self) -> None:
-        start = read_record(self._fd, 0)
-        schema = read_record(self._fd, start.end) if start else None
-        if schema and schema.header.kind is Kind.SCHEMA:
-            self._schema = decode_schema(schema)
+    def _decode(self, record: Record) -> pa.RecordBatch | None:
+        """The rows of a block; None where the schema's record was damaged, and no other segment's fits."""
+        if self._schema is None:
+            self._schema = self._find_schema()
+        try:
+            batch = decode_rows(record, self._schema)
+            batch.validate()
+        except pa.ArrowException:
+            return None
+        return batch
+
+    def _find_schema(self) -> pa.Schema:
+        """That of the nearest segment of this run that tells it: a run has one feed, and so one schema."""
+        number = self.file.id.number
+        others = [file for file in self._folder.segments() if file.id.run == self.file.id.run]
+        for file in sorted(others, key=lambda other: abs(other.id.number - number)):
+            try:
+                fd = open_file(file.path)
+            except OSError:  # sealed, freed or no file: there may be another one
+                continue
+            try:
+                schema = read_schema(fd)
+            finally:
+                os.close(fd)
+            if schema is not None:
+                return schema
+        return TRADES

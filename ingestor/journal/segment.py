@@ -40,6 +40,9 @@ class Kind(IntEnum):
     END = 5
 
 
+_KINDS = frozenset(map(int, Kind))
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """A record's header. Times are µs since 1970 and 0 where no frame is in the record."""
@@ -97,6 +100,8 @@ def read_header(fd: int, offset: int) -> tuple[Header, int] | None:
     if len(head) < _HEADER.size or not head.startswith(MAGIC):
         return None
     _, _, kind, _, _, length, *numbers = _HEADER.unpack(head)
+    if kind not in _KINDS:  # a flipped bit
+        return None
     end = offset + _HEADER.size + length + -length % _ALIGN
     return Header(Kind(kind), Counts(*numbers[:6]), *numbers[6:]), end
 
@@ -118,8 +123,11 @@ def read_record(fd: int, offset: int, limit: int | None = None) -> Record | None
     blank = head[:_CRC_AT] + bytes(4) + head[_CRC_AT + 4 :]
     if len(body) < length or zlib.crc32(body, zlib.crc32(blank)) != crc:
         return None
-    if version > FORMAT_VERSION:
-        raise FormatTooNew(f"the journal holds a record of format {version}; this version reads up to {FORMAT_VERSION}")
+    if version > FORMAT_VERSION or kind not in _KINDS:
+        raise FormatTooNew(
+            f"the journal holds a record of format {version}, kind {kind}; this version reads up to {FORMAT_VERSION}, "
+            f"kind {max(_KINDS)}"
+        )
     end = body_at + length + -length % _ALIGN
     return Record(Header(Kind(kind), Counts(*numbers[:6]), *numbers[6:]), body, offset, end)
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pyarrow as pa
 import structlog
@@ -21,9 +22,10 @@ from ingestor.journal.ballast import fill_ballast, release_ballast
 from ingestor.journal.cursor import Cursor, encode_synced
 from ingestor.journal.open_segment import OpenSegment, Segments
 from ingestor.journal.rotation import Rotation
+from ingestor.journal.scan import blames_file, open_file
 from ingestor.journal.segment import Header, Pieces, encode_reasons, encode_record
 from ingestor.journal.unsynced import Unsynced
-from ingestor.layout import FILE_MODE, Layout, SegmentId, list_segments, sync_file
+from ingestor.layout import FILE_MODE, Layout, SegmentId, list_segments
 
 log = structlog.get_logger()
 
@@ -63,7 +65,7 @@ class Journal:
         """How long those took together."""
         for left in list_segments(layout):
             if not left.sealed:
-                sync_file(left.path)
+                _sync_left(left.path)
         fill_ballast(layout)
         self._synced_fd = os.open(layout.synced, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         self._open = segments.open(None, None)
@@ -178,3 +180,18 @@ class Journal:
     def _fail(self, error: OSError) -> None:
         self.failed = error
         log.error("journal.failed", segment=str(self._open.id), error=error.strerror, rows=self.unsynced.rows)
+
+
+def _sync_left(path: Path) -> None:
+    """Sync what an earlier run left, so that what a reader has seen of it stays. Raises OSError of the disk alone."""
+    try:
+        fd = open_file(path)
+    except OSError as error:
+        if not blames_file(error):
+            raise
+        log.error("segment.unreadable", file=path.name, error=error.strerror, hint="the recording goes on without it")
+        return
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

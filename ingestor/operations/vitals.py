@@ -9,6 +9,7 @@ from ingestor.config.units import format_size
 from ingestor.metrics import Counts
 
 _STILL_S = 10.0
+_FILES_STILL_S = 60.0  # sealing a large segment is one long step
 _LATE_S = 10.0
 
 
@@ -81,6 +82,10 @@ class Flow:
     turned_s: float
     """Since the recorder's loop last came round."""
     conservation_violations: int
+    reader_turned_s: float = 0.0
+    """Since the loop that reads the connection last came round; 0 where there is none, or the Buffer is full."""
+    files_turned_s: float = 0.0
+    """Since the loop that carries the journal to its files last came round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +157,10 @@ def _flow_ailments(flow: Flow) -> Iterable[str]:
         yield f"not writing: the recorder has stood still for {flow.turned_s:.0f} s"
     elif flow.lag_s > _LATE_S:
         yield f"the recorder is {flow.lag_s:.0f} s late"
+    if flow.reader_turned_s > _STILL_S:
+        yield f"not reading: the reader has stood still for {flow.reader_turned_s:.0f} s"
+    if flow.files_turned_s > _FILES_STILL_S:
+        yield f"not sealing: the files' thread has stood still for {flow.files_turned_s:.0f} s"
     if flow.rejects_flood:
         yield "rejects are flooding: see rejects/ for what can't be read"
     if flow.conservation_violations:

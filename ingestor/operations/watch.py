@@ -111,7 +111,18 @@ class Watch:
             lag_s=buffer.lag_s(),
             turned_s=now_s - recorder.turned_at_s,
             conservation_violations=self._recording.accounts.violations,
+            reader_turned_s=self._reader_turned_s(now_s),
+            files_turned_s=now_s - self._recording.runner.turned_at_s,
         )
+
+    def turns(self, now_s: float) -> tuple[float, float]:
+        """When the reader's loop and that of the files last came round (monotonic); now, where the reader waits."""
+        return now_s - self._reader_turned_s(now_s), self._recording.runner.turned_at_s
+
+    def _reader_turned_s(self, now_s: float) -> float:
+        session, buffer = self._recording.session, self._recording.buffer
+        waits = buffer.bytes >= self._recording.settings.connection.buffer // 2  # for room: the recorder's affair
+        return now_s - session.turned_at_s if session.connected and not waits else 0.0
 
     def _look_at_disk(self, now_s: float) -> Disk:
         settings, journal = self._recording.settings, self._recording.journal

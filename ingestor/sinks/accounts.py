@@ -34,6 +34,7 @@ class _Account:
     first_received_us: int = 0
     last_received_us: int = 0
     aside: int = 0
+    unreadable: str | None = None
     uncounted: list[pa.RecordBatch] = field(default_factory=list)
     """Rows whose symbols are still to be counted: many small batches at once."""
     uncounted_rows: int = 0
@@ -79,7 +80,16 @@ class SegmentAccounts:
         self._account.add(rows)
 
     def set_aside(self, damage: Damage) -> None:
-        """Keep the bytes that could not be read, for a person to look at."""
+        """Keep the bytes that could not be read, for a person to look at; a file that can't be read at all stays."""
+        if damage.unreadable is not None:
+            self._account.unreadable = damage.unreadable
+            log.error(
+                "journal.unreadable",
+                segment=str(damage.segment),
+                error=damage.unreadable,
+                hint="the recording goes on without its rows; what stands in the journal under this name is left there",
+            )
+            return
         path = self._layout.aside / f"{damage.segment}.{damage.offset}.bin"
         staged = self._layout.staging / path.name
         try:
@@ -127,7 +137,8 @@ class SegmentAccounts:
             write_account(self._layout, {**told, "symbols": dict(account.trades), "repeated": dict(account.repeated)})
         except OSError as error:
             raise SinkUnavailable(f"can't write the account of {segment}: {error.strerror or error}") from None
-        self._ledger.record("segment.closed", **told)
+        unreadable = {} if account.unreadable is None else {"unreadable": account.unreadable}
+        self._ledger.record("segment.closed", **told, **unreadable)
 
     def _check(self, segment: SegmentId, account: _Account) -> None:
         """Conservation: every frame became one thing, every rejected one has its reason, every counted trade is a

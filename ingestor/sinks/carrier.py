@@ -118,6 +118,9 @@ class Carrier:
                 stopping = self._stop.is_set()  # looked at before reading: what is read after it is all there will be
                 try:
                     for event in follower.read():
+                        if isinstance(event, Damage) and event.unreadable is not None:
+                            start = Cursor(event.segment.number, event.offset)
+                            self._tell_loss(start, Cursor(event.segment.number + 1, 0), event.unreadable)
                         deliver(sink, event)
                         self._tick(sink, time.monotonic())
                 except Lagged as error:
@@ -133,13 +136,17 @@ class Carrier:
     def _pass_over(self, place: Cursor, error: Lagged) -> Cursor:
         """Where there is something again, behind a place that is gone."""
         following = _next_there_is(self._layout, place)
+        self._tell_loss(place, following, str(error))
+        return following
+
+    def _tell_loss(self, start: Cursor, end: Cursor, error: str) -> None:
+        """It will never get what stood between these places. Raises SinkUnavailable."""
         if self._claims:
-            log.error("sink.lagged", sink=self.name, error=str(error))
+            log.error("sink.lagged", sink=self.name, error=error)
             try:
-                note_loss(self._layout, self.name, place, following)
+                note_loss(self._layout, self.name, start, end)
             except OSError as fault:
                 raise SinkUnavailable(f"can't note what it has missed: {fault.strerror or fault}") from fault
-        return following
 
     def _follow(self, start: Cursor) -> Follower:
         return Follower(self._layout, start, synced_only=not self._view)

@@ -12,8 +12,10 @@ import structlog
 
 from ingestor.journal.backlog import Backlogs
 from ingestor.journal.cursor import Cursor
+from ingestor.journal.scan import blames_file, open_file
 from ingestor.layout import Layout, write_whole
 
+_NOTE_MAX = 4096
 _NAME_LETTERS = 14  # 65 bits
 
 log = structlog.get_logger()
@@ -64,11 +66,32 @@ def note_loss(layout: Layout, sink: str, start: Cursor, end: Cursor) -> None:
 
 def read_losses(layout: Layout, sink: str) -> list[Loss]:
     """Those that the ledger may not have yet. Raises OSError."""
-    losses = []
+    losses: list[Loss] = []
     for path in sorted(layout.cursors.glob(f"{sink}.*.lost")):
-        told = json.loads(path.read_bytes())
-        losses.append(Loss(Cursor(*told["from"]), Cursor(*told["to"]), path))
+        try:
+            losses.append(_read_loss(path))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            aside = path.with_suffix(".unreadable")
+            log.error("loss.unreadable", file=path.name, error=str(error), hint=f"kept as {aside.name}")
+            path.rename(aside)
+        except OSError as error:
+            if not blames_file(error):
+                raise
+            aside = path.with_suffix(".unreadable")
+            log.error("loss.unreadable", file=path.name, error=error.strerror, hint=f"kept as {aside.name}")
+            path.rename(aside)
     return losses
+
+
+def _read_loss(path: Path) -> Loss:
+    """Raises OSError; ValueError, KeyError, TypeError or RecursionError where it says something else."""
+    fd = open_file(path)
+    with open(fd, "rb") as file:  # noqa: PTH123  a descriptor
+        told = json.loads(file.read(_NOTE_MAX))
+    places = [*told["from"], *told["to"]]
+    if len(places) != 4 or not all(isinstance(place, int) and 0 <= place < 1 << 63 for place in places):
+        raise ValueError("no two places of the journal")
+    return Loss(Cursor(*places[:2]), Cursor(*places[2:]), path)
 
 
 class Lags:

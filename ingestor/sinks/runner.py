@@ -2,15 +2,18 @@
 passed.
 """
 
+import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import structlog
 
-from ingestor.errors import SinkUnavailable
+from ingestor.errors import Lagged, SinkUnavailable
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Event, Follower, Rows
+from ingestor.journal.scan import blames_file, open_file
 from ingestor.layout import Layout, list_segments
 from ingestor.sinks import Sink
 from ingestor.sinks.claims import Claims
@@ -59,6 +62,12 @@ class Runner:
                 event = next(events, None)
             except OSError as error:
                 return self._works("journal", error)
+            except Lagged as error:  # somebody deleted a segment
+                log.error("journal.lost", error=str(error), hint="the rows of the segments that are gone are lost")
+                self._follower.close()
+                oldest = _first_place(self._layout, [self._follower.cursor])
+                self._follower = Follower(self._layout, oldest, synced_only=True)
+                return False
             if event is None:
                 return self._works("journal", None)
             self._deliver(event)
@@ -91,6 +100,7 @@ class Runner:
 
     def _deliver(self, event: Event) -> None:
         """Hand one event to each sink that has not had it, waiting for those that are unavailable."""
+        self.turned_at_s = time.monotonic()
         for sink in self._sinks:
             if self._places[sink.name] >= event.at:
                 continue
@@ -139,5 +149,16 @@ def free_segments(layout: Layout, sinks: Sequence[Sink], claims: Claims | None) 
     place = min(sink.committed() for sink in sinks)
     passed = [file for file in list_segments(layout) if file.id.number < place.segment]
     for file in passed if claims is None else claims.settle(passed):
-        file.path.unlink()
-        log.debug("segment.freed", segment=str(file.id))
+        if _is_readable(file.path):  # what is none, its account has told of: it is kept for a person to look at
+            file.path.unlink()
+            log.debug("segment.freed", segment=str(file.id))
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        os.close(open_file(path))
+    except OSError as error:
+        if blames_file(error):
+            return False
+        raise
+    return True
