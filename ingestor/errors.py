@@ -29,6 +29,10 @@ class NotARecording(ConfigError):
     """The directory to read holds no recording. Exit 2."""
 
 
+class DamagedFile(IngestorError):
+    """A file of a recording can't be read: its name, and why. Whoever can do without it goes on. Exit 1."""
+
+
 class CompactionRunning(IngestorError):
     """Another process compacts this root just now: there is nothing to do for a second one. Exit 1."""
 

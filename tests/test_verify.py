@@ -399,6 +399,7 @@ class TestCommand:
                 "rows": {"parquet": 67, "csv": 67, "journal": 0},
                 "rejects": 2,
                 "uncounted_rejects": 0,
+                "not_looked_at": 0,
             },
         }  # fmt: skip
         drop_a_reject(layout)

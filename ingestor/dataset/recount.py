@@ -15,9 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY
+from ingestor.errors import DamagedFile
+from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY, first_line, named_errors, open_parquet
 from ingestor.schema import FORMAT_VERSION, TRADES
 
+_MAGIC = b"PAR1"
 _DAY_MS = 86_400_000
 _EPOCH = date(1970, 1, 1)
 _CSV_TYPES = {"symbol": pa.string(), "sequence": pa.int64(), "repeated": pa.bool_()}
@@ -70,16 +72,17 @@ def recount_parquet(path: Path, day: date, columns: list[str]) -> tuple[Recount,
     recount = Recount()
     origin = ""
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with open_parquet(path, page_checksum_verification=True) as file, named_errors(path):
             metadata = file.schema_arrow.metadata or {}
             origin = metadata.get(ORIGIN_KEY, b"").decode(errors="replace")
             recount.faults += _faults_of_schema(file.schema_arrow, columns)
             if not recount.faults:
                 _recount_groups(file, day, recount)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, pa.ArrowException) as error:
-        recount.faults.append((f"can't be read: {one_line(error)}", "whole pages with right checksums"))
+            with path.open("rb") as head:
+                if head.read(len(_MAGIC)) != _MAGIC:
+                    recount.faults.append(("another beginning than a Parquet file has", _MAGIC.decode()))
+    except DamagedFile as error:
+        recount.faults.append((str(error).removeprefix(f"{path}: "), "whole pages with right checksums"))
     return recount, origin
 
 
@@ -102,21 +105,28 @@ def recount_csv(path: Path, columns: list[str]) -> Recount:
     except FileNotFoundError:
         raise
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        recount.faults.append((f"can't be read: {one_line(error)}", "whole lines"))
+        recount.faults.append((f"can't be read: {first_line(error)}", "whole lines"))
     return recount
 
 
 def _recount_groups(file: pq.ParquetFile, day: date, recount: Recount) -> None:
     unsorted = misplaced = False
+    mistold: set[str] = set()
     before: pa.Table | None = None
     sequences: list[pa.ChunkedArray] = []
     for index in range(file.metadata.num_row_groups):
         rows = file.read_row_group(index)
         unsorted |= not is_sorted(rows if before is None else pa.concat_tables([before, rows]))
         misplaced |= not _lies_in(rows.column("timestamp"), day)
+        mistold.update(_mistold_columns(file.metadata.row_group(index), rows))
         before = rows.slice(rows.num_rows - 1)
         sequences.append(rows.column("sequence"))
         recount.add(rows)
+    if mistold:
+        names = ", ".join(sorted(mistold))
+        recount.faults.append(
+            (f"statistics of {names} that its rows don't have", "each row group's own least and most")
+        )
     if unsorted:
         recount.faults.append(("rows out of order", "sorted by symbol, timestamp, sequence"))
     if misplaced:
@@ -124,6 +134,24 @@ def _recount_groups(file: pq.ParquetFile, day: date, recount: Recount) -> None:
     distinct = pc.count_distinct(pa.chunked_array([chunk for one in sequences for chunk in one.chunks], pa.int64()))
     if distinct.as_py() != recount.rows:
         recount.faults.append((f"{recount.rows - distinct.as_py()} repeated sequence numbers", "each only once"))
+
+
+def _mistold_columns(group: pq.RowGroupMetaData, rows: pa.Table) -> Iterator[str]:
+    """The columns of a row group whose statistics are not those of its rows: who filters by them would miss some."""
+    for index in range(group.num_columns):
+        told = group.column(index)
+        statistics, name = told.statistics, told.path_in_schema
+        if statistics is None or name not in rows.column_names:
+            continue
+        column = rows.column(name)
+        if pa.types.is_timestamp(column.type):
+            column = column.cast(pa.int64())
+        found = tuple(pc.min_max(column).as_py().values())
+        raw = pa.types.is_integer(column.type)
+        bounds = (statistics.min_raw, statistics.max_raw) if raw else (statistics.min, statistics.max)
+        miscounted = statistics.has_null_count and statistics.null_count != column.null_count
+        if miscounted or (statistics.has_min_max and bounds != found):
+            yield name
 
 
 def is_sorted(rows: pa.Table) -> bool:
@@ -171,7 +199,3 @@ def _csv_batches(path: Path) -> Iterator[pa.RecordBatch]:
 def _read_heading(path: Path) -> str:
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         return file.readline(1 << 16).decode(errors="replace").removesuffix("\n")
-
-
-def one_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pyarrow as pa
 import structlog
@@ -23,7 +24,7 @@ from ingestor.journal.open_segment import OpenSegment, Segments
 from ingestor.journal.rotation import Rotation
 from ingestor.journal.segment import Header, Pieces, encode_reasons, encode_record
 from ingestor.journal.unsynced import Unsynced
-from ingestor.layout import FILE_MODE, Layout, SegmentId, list_segments, sync_file
+from ingestor.layout import Layout, SegmentId, list_segments, open_own
 
 log = structlog.get_logger()
 
@@ -63,9 +64,10 @@ class Journal:
         """How long those took together."""
         for left in list_segments(layout):
             if not left.sealed:
-                sync_file(left.path)
+                _sync_left(left.path)
         fill_ballast(layout)
-        self._synced_fd = os.open(layout.synced, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        self._synced_fd = open_own(layout.synced, os.O_WRONLY)
+        os.ftruncate(self._synced_fd, min(os.fstat(self._synced_fd).st_size, len(encode_synced(Cursor(0, 0)))))
         self._open = segments.open(None, None)
         self.synced = Cursor(0, 0)
         self._settle(self._open)
@@ -178,3 +180,15 @@ class Journal:
     def _fail(self, error: OSError) -> None:
         self.failed = error
         log.error("journal.failed", segment=str(self._open.id), error=error.strerror, rows=self.unsynced.rows)
+
+
+def _sync_left(path: Path) -> None:
+    """Make what an earlier run left survive a power cut. Where it can't be opened, that is told, and left."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a fifo would wait for a writer
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        log.error("segment.unusable", file=str(path), error=error.strerror, hint="`ingestor verify` tells what is lost")

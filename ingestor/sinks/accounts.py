@@ -11,7 +11,7 @@ import structlog
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
-from ingestor.layout import FILE_MODE, Layout, SegmentId, publish
+from ingestor.layout import FILE_MODE, Layout, SegmentId, publish, set_mode
 from ingestor.ledger import Ledger
 from ingestor.metrics import Counts
 
@@ -82,7 +82,7 @@ class SegmentAccounts:
         staged = self._layout.staging / path.name
         try:
             staged.write_bytes(damage.content)
-            staged.chmod(FILE_MODE)
+            set_mode(staged, FILE_MODE)
             publish(staged, path)
         except OSError as error:
             raise SinkUnavailable(f"can't set {path.name} aside: {error.strerror or error}") from None
