@@ -151,7 +151,7 @@ class Layout:
         for folder in (self.journal, self.cursors, self.rejects, self.coverage, self.staging):
             make_folder(folder)
             if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-                fault = errno.EACCES if os.access(folder, os.F_OK) else errno.ENOENT
+                fault = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
                 raise OSError(fault, os.strerror(fault), str(folder))
 
 

@@ -4,7 +4,7 @@ to open such a file, whose errors name it.
 
 import contextlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +53,22 @@ def write_parquet(path: Path, rows: pa.Table, origin: str) -> None:
     pq.write_table(rows.cast(schema), path, row_group_size=ROW_GROUP, **writer_options(schema))
 
 
-def open_parquet(path: Path, **options: Any) -> pq.ParquetFile:
-    """Open a Parquet file, with the options of `pyarrow.parquet.ParquetFile`.
+def open_parquet(path: Path, opened: Path | None = None, **options: Any) -> pq.ParquetFile:
+    """Open a Parquet file, with the options of `pyarrow.parquet.ParquetFile`; by its path `opened`, if it has one.
 
     Raises FileNotFoundError where it is gone, DamagedFile where it can't be read.
     """
     with named_errors(path):
-        if not stat.S_ISREG(path.stat().st_mode):  # a fifo would wait for a writer
+        if not stat.S_ISREG((opened or path).stat().st_mode):  # a fifo would wait for a writer
             raise DamagedFile(f"{path}: not a file")
-        return pq.ParquetFile(path, **options)
+        return pq.ParquetFile(opened or path, **options)
+
+
+def check_columns(path: Path, names: Collection[str]) -> None:
+    """Raises DamagedFile where these columns of a file of the dataset lack what each has."""
+    missing = [name for name in ("symbol", "timestamp", "sequence") if name not in names]
+    if missing:
+        raise DamagedFile(f"{path}: has no column {missing[0]}")
 
 
 @contextlib.contextmanager

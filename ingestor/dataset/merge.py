@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from ingestor.dataset.files import check_format
 from ingestor.dataset.rows import TEXTS, Selection, concat_rows, filter_rows, per_text, sort_rows, useful_groups
-from ingestor.parquet import named_errors, open_parquet
+from ingestor.parquet import check_columns, named_errors, open_parquet
 
 HELD_ROWS = 1 << 18
 """In memory at a time, over all sources."""
@@ -57,9 +57,10 @@ def open_rows(
     """
     with named_errors(path):
         file = stack.enter_context(
-            open_parquet(opened or path, read_dictionary=list(TEXTS), pre_buffer=False, page_checksum_verification=True)
+            open_parquet(path, opened, read_dictionary=list(TEXTS), pre_buffer=False, page_checksum_verification=True)
         )
         check_format(path, file.metadata.metadata)
+        check_columns(path, file.schema_arrow.names)
         # Without threads: to hand out a few thousand rows' columns to them costs three times as much as to read them.
         if selection is None:
             batches = file.iter_batches(batch_rows, use_threads=False)

@@ -111,22 +111,15 @@ def recount_csv(path: Path, columns: list[str]) -> Recount:
 
 def _recount_groups(file: pq.ParquetFile, day: date, recount: Recount) -> None:
     unsorted = misplaced = False
-    mistold: set[str] = set()
     before: pa.Table | None = None
     sequences: list[pa.ChunkedArray] = []
     for index in range(file.metadata.num_row_groups):
         rows = file.read_row_group(index)
         unsorted |= not is_sorted(rows if before is None else pa.concat_tables([before, rows]))
         misplaced |= not _lies_in(rows.column("timestamp"), day)
-        mistold.update(_mistold_columns(file.metadata.row_group(index), rows))
         before = rows.slice(rows.num_rows - 1)
         sequences.append(rows.column("sequence"))
         recount.add(rows)
-    if mistold:
-        names = ", ".join(sorted(mistold))
-        recount.faults.append(
-            (f"statistics of {names} that its rows don't have", "each row group's own least and most")
-        )
     if unsorted:
         recount.faults.append(("rows out of order", "sorted by symbol, timestamp, sequence"))
     if misplaced:
@@ -134,24 +127,6 @@ def _recount_groups(file: pq.ParquetFile, day: date, recount: Recount) -> None:
     distinct = pc.count_distinct(pa.chunked_array([chunk for one in sequences for chunk in one.chunks], pa.int64()))
     if distinct.as_py() != recount.rows:
         recount.faults.append((f"{recount.rows - distinct.as_py()} repeated sequence numbers", "each only once"))
-
-
-def _mistold_columns(group: pq.RowGroupMetaData, rows: pa.Table) -> Iterator[str]:
-    """The columns of a row group whose statistics are not those of its rows: who filters by them would miss some."""
-    for index in range(group.num_columns):
-        told = group.column(index)
-        statistics, name = told.statistics, told.path_in_schema
-        if statistics is None or name not in rows.column_names:
-            continue
-        column = rows.column(name)
-        if pa.types.is_timestamp(column.type):
-            column = column.cast(pa.int64())
-        found = tuple(pc.min_max(column).as_py().values())
-        raw = pa.types.is_integer(column.type)
-        bounds = (statistics.min_raw, statistics.max_raw) if raw else (statistics.min, statistics.max)
-        miscounted = statistics.has_null_count and statistics.null_count != column.null_count
-        if miscounted or (statistics.has_min_max and bounds != found):
-            yield name
 
 
 def is_sorted(rows: pa.Table) -> bool:

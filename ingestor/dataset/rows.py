@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ingestor.dataset.files import check_format
 from ingestor.dataset.snapshot import Snapshot
 from ingestor.dataset.times import EVER, Span, utc_date
-from ingestor.parquet import named_errors, open_parquet
+from ingestor.parquet import check_columns, named_errors, open_parquet
 from ingestor.schema import TIMESTAMP, TRADES
 
 TEXTS = ("symbol", "conditions")
@@ -60,6 +60,7 @@ def read_rows(path: Path, selection: Selection, day: date | None = None) -> pa.T
     """
     with open_parquet(path, read_dictionary=list(TEXTS), pre_buffer=False) as file, named_errors(path):
         check_format(path, file.metadata.metadata)
+        check_columns(path, file.schema_arrow.names)
         span = EVER if day is not None and selection.span.holds_all_of(day) else selection.span
         groups = useful_groups(file.metadata, span, selection.symbols)
         present = [name for name in selection.needed if name in file.schema_arrow.names]

@@ -128,6 +128,11 @@ class Verification:
         for fact in read_all_facts(self._layout, '"fact":"symbol'):
             try:
                 differences = list(self._check_fact(fact))
+            except OSError as error:
+                path = Path(error.filename or self._layout.root)
+                differences = [
+                    Difference(_place(self._layout, path), f"can't be read: {error.strerror}", "a file that can")
+                ]
             except (LookupError, TypeError, ValueError, AttributeError) as error:
                 place = f"{self._layout.coverage.name}, {fact['fact']} at {fact['at']}"
                 differences = [

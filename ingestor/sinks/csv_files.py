@@ -18,7 +18,7 @@ import pyarrow.csv as pacsv
 import structlog
 from pydantic import BaseModel
 
-from ingestor.errors import DamagedFile, SinkUnavailable
+from ingestor.errors import ConfigError, DamagedFile, SinkUnavailable
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
 from ingestor.layout import (
@@ -233,9 +233,15 @@ def _read_cursor(layout: Layout) -> tuple[Cursor, int]:
     path = next((layout.csv_file(file.id) for file in list_segments(layout) if file.id.number == cursor.segment), None)
     if path is None:  # all of it was passed, or it was freed while this sink was not asked for
         return Cursor(cursor.segment, 0), 0
-    if os.path.lexists(path) and not (path.is_file() and os.access(path, os.R_OK | os.W_OK)):
-        set_aside(path, "not a file that can be written")
-    if known and (not path.exists() or path.stat().st_size < known):
+    try:
+        if os.path.lexists(path) and not (path.is_file() and os.access(path, os.R_OK | os.W_OK)):
+            set_aside(path, "not a file that can be written")
+        whole = path.exists() and path.stat().st_size >= known
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename}: {error.strerror}: mend that, or take csv out of storage.formats"
+        ) from None
+    if known and not whole:
         log.warning("csv.rebuilt", segment=cursor.segment)
         return Cursor(cursor.segment, 0), 0
     return cursor, known
