@@ -165,11 +165,16 @@ class SegmentFile:
 
 
 def list_segments(layout: Layout) -> list[SegmentFile]:
-    """The segments in the journal, oldest first; none where there is no journal. Other names are not ours to read."""
+    """The segments in the journal, oldest first; none where there is no journal. Other names are not ours to read.
+
+    Raises DamagedFile where the folder can't be listed, OSError.
+    """
     try:
         names = os.listdir(layout.journal)  # noqa: PTH208  asked many times a second: five times as fast
     except FileNotFoundError:
         return []
+    except (NotADirectoryError, PermissionError) as error:
+        raise DamagedFile(f"{layout.journal}: can't be read: {error.strerror}") from None
     found = []
     for name in names:
         with contextlib.suppress(ValueError):

@@ -45,13 +45,13 @@ class Compacted:
 
 
 def list_days(layout: Layout, span: Span = EVER) -> list[date]:
-    """The UTC dates of the dataset that may hold a moment of the span, oldest first. Raises OSError."""
+    """The UTC dates of the dataset that may hold a moment of the span, oldest first. Raises DamagedFile."""
+    if layout.trades.exists() and not (layout.trades.is_dir() and os.access(layout.trades, os.R_OK | os.X_OK)):
+        raise DamagedFile(f"{layout.trades}: not a folder that can be read")
     first, last = span.days
     if (last - first).days < _FEW_DAYS:
         days = (first + timedelta(days) for days in range((last - first).days + 1))
         return [day for day in days if date_folder(layout, day).is_dir()]
-    if layout.trades.exists() and not layout.trades.is_dir():
-        raise DamagedFile(f"{layout.trades}: not a folder")
     try:
         names = os.listdir(layout.trades)  # noqa: PTH208  twice a reading of a year: ten times as fast
     except FileNotFoundError:
