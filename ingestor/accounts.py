@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ingestor.errors import FileDamaged
+from ingestor.errors import DamagedFile
 from ingestor.facts import Fact
 from ingestor.layout import Layout, SegmentId, publish
 from ingestor.ledger import read_all_facts
@@ -68,12 +68,12 @@ def write_account(layout: Layout, account: Fact) -> None:
     publish(staged, layout.account_file(segment))
 
 
-def read_accounts(layout: Layout, damaged: list[str] | None = None) -> Iterator[Fact]:
+def read_accounts(layout: Layout, damaged: list[DamagedFile] | None = None) -> Iterator[Fact]:
     """The account of every segment, by number: the fields of `segment.closed`, rows and repeated rows per symbol, and
     `dates`, where the ledger doesn't have them (yet).
 
     `symbols` is None where the ledger says that a segment was closed, and its file is gone. What can't be read is put
-    into `damaged`, where there is such a list. Raises NotARecording, FormatTooNew, FileDamaged, OSError.
+    into `damaged`, where there is such a list. Raises NotARecording, FormatTooNew, DamagedFile, OSError.
     """
     filed = map(_to_account, _read_in_order(layout, damaged))
     told = (
@@ -123,7 +123,7 @@ def count_trades(layout: Layout, numbers: Collection[int]) -> dict[int, int]:
 
 def close_accounts(layout: Layout, facts: Iterable[Fact]) -> None:
     """Gather what these facts say of segments, and the segments' own files, in one file per date. Done again, it
-    changes nothing. Raises FileDamaged, OSError.
+    changes nothing. Raises DamagedFile, OSError.
     """
     by_day: dict[date, dict[str, Fact]] = {}
     for fact in facts:
@@ -144,7 +144,7 @@ def close_accounts(layout: Layout, facts: Iterable[Fact]) -> None:
         staged, final = layout.staging / f"{folder.name}.accounts.parquet", folder / f"{_CLOSED}{newest}.parquet"
         _write(staged, [rows[segment] for segment in sorted(rows)])
         if _read(staged) != [rows[segment] for segment in sorted(rows)]:
-            raise FileDamaged(f"{staged}: what was written is not what can be read")
+            raise DamagedFile(f"{staged}: what was written is not what can be read")
         publish(staged, final)
         for path in paths:
             if path != final:
@@ -202,7 +202,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _read(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of one file, times in µs. Raises FileDamaged naming it, OSError."""
+    """The rows of one file, times in µs. Raises DamagedFile naming it, OSError."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read(columns)
@@ -211,10 +211,10 @@ def _read(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
             rows: list[dict[str, Any]] = table.cast(pa.schema(wanted)).cast(pa.schema(plain)).to_pylist()
             return rows
     except (pa.ArrowException, ValueError, KeyError) as error:
-        raise FileDamaged(f"{path}: can't be read: {str(error).partition(chr(10))[0]}") from None
+        raise DamagedFile(f"{path}: can't be read: {str(error).partition(chr(10))[0]}") from None
 
 
-def _read_in_order(layout: Layout, damaged: list[str] | None) -> Iterator[dict[str, Any]]:
+def _read_in_order(layout: Layout, damaged: list[DamagedFile] | None) -> Iterator[dict[str, Any]]:
     """The rows of all files, one per segment, by number. A date is in memory at a time, or several whose numbers cross
     since the clock was set back between them.
     """
@@ -236,7 +236,7 @@ def _read_in_order(layout: Layout, damaged: list[str] | None) -> Iterator[dict[s
     yield from _read_joined(together, damaged)
 
 
-def _read_joined(folders: list[Path], damaged: list[str] | None) -> list[dict[str, Any]]:
+def _read_joined(folders: list[Path], damaged: list[DamagedFile] | None) -> list[dict[str, Any]]:
     """The rows of these dates, one per segment, by number."""
     rows: dict[str, dict[str, Any]] = {}
     for row in _read_files(folders, damaged=damaged):
@@ -245,23 +245,23 @@ def _read_joined(folders: list[Path], damaged: list[str] | None) -> list[dict[st
 
 
 def _read_files(
-    folders: list[Path], columns: list[str] | None = None, *, damaged: list[str] | None
+    folders: list[Path], columns: list[str] | None = None, *, damaged: list[DamagedFile] | None
 ) -> Iterator[dict[str, Any]]:
     yield from _read_each([path for folder in folders for path in _list_files(folder)], columns, damaged=damaged)
 
 
 def _read_each(
-    paths: list[Path], columns: list[str] | None = None, *, damaged: list[str] | None
+    paths: list[Path], columns: list[str] | None = None, *, damaged: list[DamagedFile] | None
 ) -> Iterator[dict[str, Any]]:
     for path in paths:
         try:
             yield from _read(path, columns)
         except FileNotFoundError:  # gathered since it was listed
             continue
-        except FileDamaged as error:
+        except DamagedFile as error:
             if damaged is None:
                 raise
-            damaged.append(str(error))
+            damaged.append(error)
 
 
 def _number(row: dict[str, Any]) -> int:

@@ -24,7 +24,7 @@ import structlog
 
 from ingestor.accounts import close_accounts
 from ingestor.coverage import Closed, Coverage, Gap, Interval, State, find_coverage, join_intervals
-from ingestor.errors import FileDamaged, FormatTooNew
+from ingestor.errors import DamagedFile, FormatTooNew
 from ingestor.facts import Fact, encode_line
 from ingestor.layout import Layout, publish, sync_directory, write_whole
 from ingestor.ledger import DAY_US, LedgerFile, check_format, day_of, list_ledger_files, read_facts
@@ -69,7 +69,7 @@ class Row(NamedTuple):
 def read_closed_coverage(layout: Layout, symbols: Collection[str] | None, first: date, last: date) -> Closed:
     """What the closed days from `first` to `last` say of these symbols (None: of all).
 
-    Raises FileDamaged naming a file that can't be read, OSError.
+    Raises DamagedFile naming a file that can't be read, OSError.
     """
     intervals: dict[str, list[Interval]] = {}
     gaps: set[Gap] = set()
@@ -95,7 +95,7 @@ def list_closed_days(layout: Layout, first: date = date.min, last: date = date.m
 
 
 def read_day(path: Path, symbols: Collection[str] | None = None) -> list[Row]:
-    """The rows of a file of coverage as they lie in it. Raises FileDamaged naming it, FormatTooNew, OSError."""
+    """The rows of a file of coverage as they lie in it. Raises DamagedFile naming it, FormatTooNew, OSError."""
     chosen = None if symbols is None else pc.field("symbol").isin(sorted(symbols))
     try:
         told = pq.read_table(path, partitioning=None, filters=chosen, page_checksum_verification=True)
@@ -105,7 +105,7 @@ def read_day(path: Path, symbols: Collection[str] | None = None) -> list[Row]:
     except (FileNotFoundError, FormatTooNew):
         raise
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise FileDamaged(f"{path}: can't be read: {str(error).partition(chr(10))[0]}") from None
+        raise DamagedFile(f"{path}: can't be read: {str(error).partition(chr(10))[0]}") from None
     return [Row(*values) for values in zip(*(column.to_pylist() for column in columns), strict=True)]
 
 
@@ -136,7 +136,7 @@ def close_days(layout: Layout, before: date) -> Iterator[date]:
     """Make data of the facts of each UTC date before this one, and of every file of format 1 but one that a run may
     still need; the dates as they are done. For the holder of `locked_upkeep`; beside a live recorder.
 
-    Raises FormatTooNew, FileDamaged where what was written can't be read back (nothing is removed then), OSError.
+    Raises FormatTooNew, DamagedFile where what was written can't be read back (nothing is removed then), OSError.
     """
     files = list_ledger_files(layout)
     closable = list(_list_closable(files, before))
@@ -194,7 +194,7 @@ def _peek(file: LedgerFile) -> _Chunk:
 
 
 def _close_coverage(layout: Layout, coverage: Coverage) -> None:
-    """Write what these facts say of each date, beside what others have said of it. Raises FileDamaged, OSError."""
+    """Write what these facts say of each date, beside what others have said of it. Raises DamagedFile, OSError."""
     by_day: dict[date, list[Row]] = {}
     for symbol in coverage.symbols:
         for one in coverage.intervals(symbol):
@@ -219,7 +219,7 @@ def _write_day(layout: Layout, day: date, rows: list[Row]) -> None:
         known = read_day(path)
     except FileNotFoundError:
         known = []
-    except FileDamaged as error:
+    except DamagedFile as error:
         aside = path.with_name(f"_damaged-{path.name}")  # no reader of a dataset looks at such a name
         path.rename(aside)
         log.error("coverage.damaged", error=str(error), aside=str(aside))
@@ -239,7 +239,7 @@ def _write_day(layout: Layout, day: date, rows: list[Row]) -> None:
         ),
     )  # fmt: skip
     if read_day(staged) != joined:
-        raise FileDamaged(f"{staged}: what was written is not what can be read")
+        raise DamagedFile(f"{staged}: what was written is not what can be read")
     publish(staged, path)
 
 

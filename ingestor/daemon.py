@@ -13,7 +13,7 @@ from ingestor import __version__
 from ingestor.config import DEFAULT_PATH, Settings, Source
 from ingestor.dataset.upkeep import Upkeep
 from ingestor.errors import ConfigError, ConservationViolated, IngestorError, RootDeleted, RowsUnsaved
-from ingestor.layout import Layout, RootLock, locked_root
+from ingestor.layout import Layout, RootLock, locked_root, remove_tree
 from ingestor.metrics import Conservation, Counts
 from ingestor.operations.health import HealthServer, open_health
 from ingestor.operations.key_lock import locked_key
@@ -240,7 +240,7 @@ def record(settings: Settings, source: Source, key: str, signals: Signals) -> Co
     try:
         layout.create()
     except OSError as error:
-        raise ConfigError(f"can't use {layout.root} as storage.root: {error.strerror}") from None
+        raise ConfigError(f"can't use {layout.root} as storage.root: {error.filename}: {error.strerror}") from None
     with locked_root(layout) as lock, locked_key(key, settings.feed.url):
         log.info(
             "run.started", root=str(layout.root), version=__version__, tickers=len(settings.symbols), pid=os.getpid()
@@ -255,5 +255,5 @@ def _clear_staging(layout: Layout) -> None:
     """Files that a crash left half made: each is made anew from its segment. Folders are the compaction's to clear."""
     for path in layout.staging.iterdir():
         if path.suffix != ".lock" and not path.is_dir():
-            path.unlink()
             log.info("leftover.removed", file=path.name)
+            remove_tree(path)

@@ -29,8 +29,8 @@ class NotARecording(ConfigError):
     """The directory to read holds no recording. Exit 2."""
 
 
-class FileDamaged(IngestorError):
-    """A file of a recording can't be read; the text names it. Exit 1."""
+class DamagedFile(IngestorError):
+    """A file of a recording can't be read: its name, and why. Whoever can do without it goes on. Exit 1."""
 
 
 class CompactionRunning(IngestorError):

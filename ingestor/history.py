@@ -6,23 +6,21 @@ given again, so that a ledger that was lost or set back costs a warning, not a r
 """
 
 import contextlib
-import errno
 import json
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import structlog
 
-from ingestor.facts import Fact, decode_line
-from ingestor.layout import Layout, SegmentId, list_segments
+from ingestor.errors import DamagedFile
+from ingestor.facts import DAMAGED, Fact, decode_line
+from ingestor.layout import Layout, SegmentId, list_segments, read_small
 from ingestor.ledger import LedgerFile, check_format, list_ledger_files, read_facts
 from ingestor.run_state import RunState
 
 _STATE_BYTES = 1 << 26
-_CURSOR_BYTES = 1 << 16
 _NEWEST_DAYS = 3
 _NUMBERS = 10**12
 """Segments have twelve digits."""
@@ -104,29 +102,23 @@ class _Kept:
 
 def read_state(layout: Layout) -> Fact:
     """The fields of `state.json`; nothing where it is missing or damaged. Raises FormatTooNew."""
+    names = [one.name for one in fields(_Kept)]
+
+    def parse(content: bytes) -> Fact:
+        told = decode_line(content.decode())
+        if told is None or told["fact"] != "state":
+            raise ValueError("not the state of a root")
+        return {name: told[name] for name in ("format", *names)}
+
     try:
-        text = read_small(layout.state, _STATE_BYTES)
+        told = read_small(layout.state, parse, _STATE_BYTES)
     except FileNotFoundError:
         return {}
-    except OSError as error:
-        log.warning("state.unreadable", file=str(layout.state), error=error.strerror or str(error))
-        return {}
-    told = decode_line(text.decode(errors="replace"))
-    names = [one.name for one in fields(_Kept)]
-    if told is None or told["fact"] != "state" or any(name not in told for name in names):
-        log.warning("state.unreadable", file=str(layout.state), hint="it is made anew from the ledger and the files")
+    except DamagedFile as error:
+        log.warning("state.unreadable", error=str(error), hint="it is made anew from the ledger and the files")
         return {}
     check_format(layout.state, told)
     return {name: told[name] for name in names}
-
-
-def read_small(path: Path, limit: int) -> bytes:
-    """A small file of ours, at most `limit` bytes of it. Raises OSError, also where it is no plain file."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not hold us up
-    with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "not a plain file", str(path))
-        return file.read(limit)
 
 
 def next_segment(layout: Layout, named: int) -> int:
@@ -139,8 +131,12 @@ def _fold_newest(files: list[LedgerFile]) -> RunState:
     for run in sorted({file.run for file in files}, reverse=True):
         state = RunState()
         for file in (one for one in files if one.run == run):
-            for fact in read_facts(file.path, tell_damage=True) if file.checked else _skim(file.path):
-                state.tell(fact)
+            try:
+                for fact in read_facts(file.path, tell_damage=True) if file.checked else _skim(file.path):
+                    state.tell(fact)
+            except OSError as error:  # what it said is not known
+                log.error("ledger.unreadable", file=str(file.path), error=error.strerror or str(error))
+                state.tell({"at": state.last_us, "fact": DAMAGED})
         if state.run:
             if not state.closed:  # format 1 doesn't tell it from run to run
                 state.closed = _last_closed([one for one in files if one.run < run and not one.checked])
@@ -195,8 +191,13 @@ def _list_witnesses(layout: Layout) -> Iterator[SegmentId]:
 def _read_cursors(layout: Layout) -> Iterator[int]:
     """The number of a segment that each sink has passed or is in. What can't be read is its sink's to report."""
     for path in layout.cursors.glob("*.json"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            stored = json.loads(read_small(path, _CURSOR_BYTES))
-            segment, offset = stored["segment"], stored["offset"]
-            if isinstance(segment, int) and 0 <= segment < _NUMBERS:
-                yield segment - (offset == 0)
+        with contextlib.suppress(FileNotFoundError, DamagedFile):
+            yield read_small(path, _parse_cursor)
+
+
+def _parse_cursor(content: bytes) -> int:
+    stored = json.loads(content)
+    segment, offset = stored["segment"], stored["offset"]
+    if not isinstance(segment, int) or not 0 <= segment < _NUMBERS:
+        raise ValueError(f"no number of a segment: {segment!r}")
+    return segment - int(offset == 0)

@@ -1,23 +1,37 @@
 """Where every file of a root lives, what it is called, and how one becomes final."""
 
 import contextlib
+import errno
 import fcntl
 import functools
 import json
 import os
+import shutil
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import TypeVar
 
-from ingestor.errors import RootLocked
+import structlog
+
+from ingestor.errors import DamagedFile, RootLocked
 
 FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
+_SMALL_BYTES = 1 << 20
+_LINE_BYTES = 1 << 21
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+"""How a file system says that it knows no locks."""
 _LOCK_BYTES = 256
 _LOCK_ATTEMPTS = 20
 _LOCK_RETRY_S = 0.01
+
+_Content = TypeVar("_Content")
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -162,7 +176,7 @@ class Layout:
         return self.accounts / f"date={segment.started:%Y-%m-%d}" / f"{segment}.parquet"
 
     def create(self) -> None:
-        """Make the root and the folders that a recorder writes to. Raises OSError."""
+        """Make the root and the folders that a recorder writes to. Raises OSError, also where one can't be used."""
         for folder in (
             self.journal,
             self.cursors,
@@ -173,6 +187,9 @@ class Layout:
             self.staging,
         ):
             make_folder(folder)
+            if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+                fault = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+                raise OSError(fault, os.strerror(fault), str(folder))
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +202,16 @@ class SegmentFile:
 
 
 def list_segments(layout: Layout) -> list[SegmentFile]:
-    """The segments in the journal, oldest first; none where there is no journal. Other names are not ours to read."""
+    """The segments in the journal, oldest first; none where there is no journal. Other names are not ours to read.
+
+    Raises DamagedFile where the folder can't be listed, OSError.
+    """
     try:
         names = os.listdir(layout.journal)  # noqa: PTH208  asked many times a second: five times as fast
     except FileNotFoundError:
         return []
+    except (NotADirectoryError, PermissionError) as error:
+        raise DamagedFile(f"{layout.journal}: can't be read: {error.strerror}") from None
     found = [file for name in names if (file := _parse_segment(layout.journal, name)) is not None]
     return sorted(found, key=lambda file: (file.id.number, file.id.started, file.id.run))
 
@@ -207,10 +229,17 @@ def _parse_segment(journal: Path, name: str) -> SegmentFile | None:
 
 
 def make_folder(path: Path) -> None:
-    """Make this folder, and those above it, so that they survive a power cut. Raises OSError."""
+    """Make this folder, and those above it, so that they survive a power cut. Raises OSError.
+
+    A file in its place is set aside. A link that leads nowhere stays: what it leads to may only not be mounted.
+    """
     if path.is_dir():
         return
     make_folder(path.parent)
+    if path.exists():
+        set_aside(path, "not a folder")
+    if path.is_symlink():
+        raise FileNotFoundError(errno.ENOENT, "a link to nothing", str(path))
     path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
     sync_directory(path.parent)
 
@@ -240,14 +269,115 @@ def publish(staged: Path, final: Path) -> None:
     """
     sync_file(staged)
     make_folder(final.parent)
+    if final.is_dir():  # which no file can replace
+        set_aside(final, "a folder")
     staged.replace(final)
     sync_directory(final.parent)
+
+
+def set_aside(path: Path, fault: str) -> None:
+    """Give what stands in the place of a file or folder of ours another name, and say so. Raises OSError.
+
+    The name begins with a dot, so that other programs don't take it for data.
+    """
+    aside = path.with_name(f".{path.name}.damaged")
+    number = 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = path.with_name(f".{path.name}.damaged-{number}")
+    path.rename(aside)
+    log.warning("file.set_aside", file=str(path), fault=fault, now=aside.name)
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Open a file of ours for writing; make it where it is missing. What is no file, or can't be opened by us, is set
+    aside. Raises OSError.
+    """
+    flags |= os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # a fifo would wait for a reader
+    try:
+        fd = os.open(path, flags, FILE_MODE)
+    except OSError as error:
+        if not os.path.lexists(path) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE):
+            raise
+        fault = error.strerror or str(error)
+    else:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+        fault = "not a file"
+    set_aside(path, fault)
+    return os.open(path, flags, FILE_MODE)
+
+
+def read_small(path: Path, parse: Callable[[bytes], _Content], limit: int = _SMALL_BYTES) -> _Content:
+    """What `parse` makes of a small file of ours; whatever is in its place, this ends soon and takes little memory.
+
+    Raises FileNotFoundError where there is none, DamagedFile where it can't be read or `parse` can't use it.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a fifo would wait for a writer
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise DamagedFile(f"{path}: a link to nothing") from None
+        raise
+    except OSError as error:
+        raise DamagedFile(f"{path}: can't be read: {error.strerror}") from None
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise DamagedFile(f"{path}: not a file")
+        if status.st_size > limit:
+            raise DamagedFile(f"{path}: {status.st_size:,} bytes, where {limit:,} are the most to expect")
+        return parse(os.read(fd, limit))
+    except OSError as error:
+        raise DamagedFile(f"{path}: can't be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        raise DamagedFile(f"{path}: not what belongs into it") from None
+    finally:
+        os.close(fd)
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """The whole lines of a file that grows, each with its end. Raises FileNotFoundError, DamagedFile."""
+    if path.exists() and not path.is_file():  # a fifo would wait for a writer
+        raise DamagedFile(f"{path}: not a file")
+    try:
+        with path.open("rb") as file:
+            while (line := file.readline(_LINE_BYTES)).endswith(b"\n"):
+                yield line
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise DamagedFile(f"{path}: a link to nothing") from None
+        raise
+    except OSError as error:
+        raise DamagedFile(f"{path}: can't be read: {error.strerror}") from None
+    if len(line) == _LINE_BYTES:
+        raise DamagedFile(f"{path}: a line of more than {_LINE_BYTES:,} bytes")
+
+
+def set_mode(path: Path, mode: int) -> None:
+    """Give a finished file its mode; where that can't be done (another's drive, exFAT), say so, and leave it."""
+    try:
+        path.chmod(mode)
+    except OSError as error:
+        log.warning("mode.refused", file=str(path), mode=f"{mode:04o}", error=error.strerror)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove what is left over, whatever it is; what can't be removed is told, and left."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("leftover.kept", file=str(path), error=error.strerror or str(error))
 
 
 def write_whole(path: Path, text: str, staging: Path) -> None:
     """Replace a small file by this text, whole or not at all. Raises OSError."""
     staged = staging / f"{path.name}.{os.getpid()}"
-    fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
+    fd = open_own(staged, os.O_WRONLY | os.O_TRUNC)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
         file.write(text)
     publish(staged, path)
@@ -282,6 +412,8 @@ class RootLock:
 @contextlib.contextmanager
 def locked_root(layout: Layout) -> Iterator[RootLock]:
     """Hold this root as its one recorder. Raises RootLocked naming the other's pid, OSError."""
+    if layout.lock.is_symlink() or (layout.lock.exists() and not layout.lock.is_file()):
+        set_aside(layout.lock, "not a file")  # a file that can't be opened is another's, who may hold it
     fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
     try:
         if not _locks(fd):
@@ -300,15 +432,11 @@ def locked_root(layout: Layout) -> Iterator[RootLock]:
 def read_holder(layout: Layout) -> Holder | None:
     """The recorder that holds this root now; None where none does. Raises OSError where that can't be seen."""
     try:
-        fd = os.open(layout.lock, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(layout.lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _read_holder(fd)
-    else:
-        return None
+        return None if try_lock(fd, shared=True) else _read_holder(fd)
     finally:
         os.close(fd)
 
@@ -316,29 +444,46 @@ def read_holder(layout: Layout) -> Holder | None:
 def _locks(fd: int) -> bool:
     """Whether the lock could be had. One who only looks holds it for an instant: that is waited for."""
     for _ in range(_LOCK_ATTEMPTS):
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_LOCK_RETRY_S)
-        else:
+        if try_lock(fd):
             return True
+        time.sleep(_LOCK_RETRY_S)
     return False
+
+
+def try_lock(fd: int, *, shared: bool = False, wait: bool = False) -> bool:
+    """Lock this file, or see that another has it. Where the file system knows no locks, it is as if nobody else were
+    there, and that is told. Raises OSError.
+    """
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    try:
+        fcntl.flock(fd, how)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        file = Path(f"/proc/self/fd/{fd}").resolve()
+        log.warning(
+            "lock.unknown", file=str(file), error=error.strerror, hint="two recorders here would not see each other"
+        )
+    return True
 
 
 def _read_holder(fd: int) -> Holder:
     try:
         told = json.loads(os.pread(fd, _LOCK_BYTES, 0))
-        return Holder(int(told["pid"]), told.get("health"))
-    except (ValueError, KeyError, TypeError):  # it has the lock, and has not said so yet
-        return Holder(0)
+        health = told.get("health")
+        return Holder(int(told["pid"]), health if isinstance(health, str) else None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return Holder(0)  # it has the lock, and has not said so yet, or what it said is damaged
 
 
 @contextlib.contextmanager
 def locked_date(layout: Layout, day: date) -> Iterator[None]:
     """Hold a date of the dataset while its files change: publish, compaction and retention exclude each other."""
-    fd = os.open(layout.staging / f"date={day.isoformat()}.lock", os.O_RDWR | os.O_CREAT, FILE_MODE)
+    fd = open_own(layout.staging / f"date={day.isoformat()}.lock", os.O_RDWR)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        try_lock(fd, wait=True)
         yield
     finally:
         os.close(fd)

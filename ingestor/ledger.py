@@ -24,8 +24,8 @@ checksums, in `coverage/`.
     connection.retired  connection, frames: it is old, and read on until the next one hears
     gap.opened          gap, cause, since, symbol (null: blind for all);  gap.closed with since and until
     clock.stepped       by_us: how far the wall clock was set forward; `at` is what it showed after it
-    segment.closed      segment, first_received, last_received, counts, reasons, aside; unreadable: why its file could not
-                        be read at all; in format 1 the rows per symbol as well (symbols, repeated), which are in
+    segment.closed      segment, first_received, last_received, counts, reasons, aside; unreadable: why its file could
+                        not be read at all; in format 1 the rows per symbol as well (symbols, repeated), which are in
                         `accounts/` since
     segment.sealed      segment, dates: rows by UTC date
     day.deleted         date, retention_s: told before it is done

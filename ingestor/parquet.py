@@ -1,5 +1,10 @@
-"""How trades lie in Parquet: one order and one set of encodings for whoever writes a file of the dataset."""
+"""How trades lie in Parquet: one order and one set of encodings for whoever writes a file of the dataset; and one way
+to open such a file, whose errors name it.
+"""
 
+import contextlib
+import stat
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ingestor.errors import DamagedFile, IngestorError
 from ingestor.schema import FORMAT_VERSION
 
 ROW_GROUP = 1 << 15
@@ -45,6 +51,49 @@ def write_parquet(path: Path, rows: pa.Table, origin: str) -> None:
     """Write sorted rows as a file of the dataset that comes from these segments. Raises OSError."""
     schema = file_schema(rows.schema, origin)
     pq.write_table(rows.cast(schema), path, row_group_size=ROW_GROUP, **writer_options(schema))
+
+
+def open_parquet(path: Path, opened: Path | None = None, **options: Any) -> pq.ParquetFile:
+    """Open a Parquet file, with the options of `pyarrow.parquet.ParquetFile`; by its path `opened`, if it has one.
+
+    Raises FileNotFoundError where it is gone, DamagedFile where it can't be read.
+    """
+    with named_errors(path):
+        if not stat.S_ISREG((opened or path).stat().st_mode):  # a fifo would wait for a writer
+            raise DamagedFile(f"{path}: not a file")
+        return pq.ParquetFile(opened or path, **options)
+
+
+def check_columns(path: Path, names: Collection[str]) -> None:
+    """Raises DamagedFile where these columns of a file of the dataset lack what each has."""
+    missing = [name for name in ("symbol", "timestamp", "sequence") if name not in names]
+    if missing:
+        raise DamagedFile(f"{path}: has no column {missing[0]}")
+
+
+@contextlib.contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """What can't be read of this file while the block runs is DamagedFile, which names it: Arrow's errors don't.
+
+    A file that is gone stays FileNotFoundError: it may have been compacted, and the caller then looks again.
+    """
+    try:
+        yield
+    except (FileNotFoundError, IngestorError):
+        raise
+    except (OSError, ValueError, LookupError, OverflowError, pa.ArrowException) as error:
+        raise DamagedFile(f"{path}: can't be read: {first_line(error)}") from None
+
+
+def count_rows(path: Path) -> int:
+    """How many rows a file's footer promises. Raises FileNotFoundError, DamagedFile."""
+    with open_parquet(path) as file:
+        return int(file.metadata.num_rows)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its kind where it has none."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def sort_trades(rows: pa.Table) -> pa.Table:

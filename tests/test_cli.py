@@ -150,6 +150,39 @@ def test_a_reader_that_left_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (1, b"")  # as click has it
 
 
+@pytest.mark.parametrize(
+    ("shell", "told"),
+    [
+        ("ingestor check --schema > /dev/full", "error: can't write the output: No space left on device\n"),
+        ("ingestor check --schema >&-", "error: can't write the output: Bad file descriptor\n"),
+        ("ingestor check --schema | head -c 1 > /dev/null", ""),
+        ("ingestor head --root data/a-file", "error: .*a-file.*\n"),
+        ("ingestor compact --root data", "error: .*data.*\n"),
+        ("ingestor export data/a-file/x.csv --root data", "error: .*\n"),
+    ],
+)
+def test_what_the_disk_or_stdout_refuses_is_one_sentence(folder: Path, shell: str, told: str) -> None:
+    Layout(folder / "data").create()
+    (folder / "data" / "a-file").write_text("")
+    (folder / "data" / "staging").rmdir()
+    (folder / "data" / "staging").write_text("in the way")
+    command = shell.replace("ingestor", f"{sys.executable} -m ingestor", 1)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert re.fullmatch(told, done.stderr)
+    assert done.returncode == (0 if "|" in shell else 2 if "head" in shell else 1)
+
+
+def test_a_terminal_that_knows_few_letters_gets_the_others_escaped(folder: Path) -> None:
+    program = "import click, ingestor.cli.main as m; m._run = lambda _: click.echo('\u4e2d \u2014 ok') or 0; m.main([])"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"\\u4e2d \\u2014 ok\n", b"")
+
+
 # init
 
 

@@ -19,7 +19,7 @@ from ingestor.coverage import Coverage, Interval, clip, sum_shares
 from ingestor.dataset.coverage import read_coverage
 from ingestor.dataset.times import Span, day_start_ms
 from ingestor.dataset.verify import Verification
-from ingestor.errors import FileDamaged
+from ingestor.errors import DamagedFile
 from ingestor.facts import Fact, encode_line
 from ingestor.history import read_history
 from ingestor.layout import Layout
@@ -225,7 +225,7 @@ def test_what_is_damaged_is_set_aside_and_the_rest_goes_on(tmp_path: Path) -> No
     close_all(story.layout)
     damaged = story.layout.coverage_file(day_of(FIRST + 4 * DAY_US))
     damaged.write_bytes(damaged.read_bytes()[:-9])
-    with pytest.raises(FileDamaged, match=r"coverage\.parquet: can't be read"):
+    with pytest.raises(DamagedFile, match=r"coverage\.parquet: can't be read"):
         read_coverage(story.layout)
     story.hour = 121.0
     story.tell("disk.recovered", free=2, floor=2)

@@ -14,7 +14,7 @@ from recordings import Print, Recording, add_trade_ids
 import ingestor
 from ingestor.dataset.compact import Compaction, clear_leftovers, compact_days, has_work, locked_upkeep
 from ingestor.dataset.files import Compacted, date_folder, list_names, read_origin
-from ingestor.errors import CompactionRunning, ConservationViolated, FormatTooNew
+from ingestor.errors import CompactionRunning, ConservationViolated, DamagedFile, FormatTooNew
 from ingestor.layout import Layout
 from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY, ROW_GROUP
 
@@ -197,7 +197,7 @@ def test_a_damaged_file_stops_it_and_nothing_is_changed(recording: Recording) ->
     content[60] ^= 1
     path.write_bytes(content)
     before = names(recording.layout)
-    with pytest.raises((OSError, ConservationViolated), match=r"\w"):
+    with pytest.raises((DamagedFile, ConservationViolated), match=r"\w"):
         compact(recording)
     assert names(recording.layout) == before
 

@@ -306,7 +306,7 @@ class TestKnownErrors:
         folder = layout.csv_file(writer.journal.segment).parent
         folder.rename(tmp_path / "elsewhere")
         folder.parent.rmdir()
-        folder.parent.write_text("in the way")
+        folder.parent.symlink_to("nowhere")
         with pytest.raises(SinkUnavailable):
             sink.write(rows)
         folder.parent.unlink()

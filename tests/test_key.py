@@ -76,3 +76,47 @@ def test_a_source_that_cannot_be_read(tmp_path: Path, name: str) -> None:
 def test_a_key_shows_itself_to_nobody(tmp_path: Path) -> None:
     key = load_key(tmp_path, {"FINNHUB_API_KEY": "hunter2"})
     assert "hunter2" not in f"{key!r} {key} {key and key.model_dump_json()}"
+
+
+@pytest.mark.parametrize("key", ['"c0ffee"', "'c0ffee'"])
+def test_a_key_in_quotes_is_named(tmp_path: Path, key: str) -> None:
+    """As `docker run --env-file` hands it over."""
+    with pytest.raises(ConfigError, match="FINNHUB_API_KEY in the environment is in quotes") as caught:
+        load_key(tmp_path, {"FINNHUB_API_KEY": key})
+    assert "c0ffee" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "your_api_key_here", "YOUR-API-KEY", "your_finnhub_api_key", "<your key>", "changeme", "change_me", "xxxx",
+        "...", "api_key", "FINNHUB_API_KEY", "${FINNHUB_API_KEY}", "REPLACE_ME", "insert_key_here", "placeholder",
+        "TODO",
+    ],
+)  # fmt: skip
+def test_an_example_is_no_key(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match="is an example, not a key"):
+        load_key(tmp_path, {"FINNHUB_API_KEY": key})
+
+
+@pytest.mark.parametrize("key", ["c0ffee", "bq7keyv48v6t", "sandbox_c123", "demo", "mykx1here9", "todor1"])
+def test_a_key_is_no_example(tmp_path: Path, key: str) -> None:
+    found = load_key(tmp_path, {"FINNHUB_API_KEY": key})
+    assert found is not None
+    assert found.value.get_secret_value() == key
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", [".env", "FINNHUB_API_KEY"])
+def test_utf_16_is_named(tmp_path: Path, name: str, encoding: str) -> None:
+    (tmp_path / name).write_bytes("FINNHUB_API_KEY=c0ffee\r\n".encode(encoding))
+    with pytest.raises(ConfigError, match=f"{name} is UTF-16, .*: save it as UTF-8"):
+        load_key(tmp_path, {"CREDENTIALS_DIRECTORY": os.fspath(tmp_path)})
+
+
+def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path: Path) -> None:
+    for name, text in ((".env", "FINNHUB_API_KEY=c0ffee"), ("FINNHUB_API_KEY", "c0ffee")):
+        (tmp_path / name).write_bytes(text.encode("utf-8-sig"))
+        key = load_key(tmp_path, {} if name == ".env" else {"CREDENTIALS_DIRECTORY": os.fspath(tmp_path)})
+        assert key is not None
+        assert key.value.get_secret_value() == "c0ffee"

@@ -14,7 +14,7 @@ import ingestor
 from ingestor.dataset.compact import compact_days
 from ingestor.dataset.reader import first_trades
 from ingestor.dataset.times import Span
-from ingestor.errors import FormatTooNew, NotARecording
+from ingestor.errors import DamagedFile, FormatTooNew, NotARecording
 from ingestor.ledger import Ledger
 from ingestor.schema import TRADES
 
@@ -163,7 +163,7 @@ def test_only_what_is_asked_for_is_opened(recording: Recording) -> None:
     for path in folder.iterdir():
         path.write_bytes(b"junk")
     assert prices(recording, start="2026-11-19T00:00") == [2, 6, 5, 5, 7, 8, 4]
-    with pytest.raises(pa.ArrowInvalid):
+    with pytest.raises(DamagedFile, match=r"date=2026-11-18/.*parquet: can't be read"):
         prices(recording)
 
 

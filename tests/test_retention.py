@@ -1,6 +1,5 @@
 """Retention: whole days go, the ledger says so first, and coverage stays."""
 
-import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -59,15 +58,11 @@ def test_the_ledger_says_so_and_coverage_stays(recording: Recording) -> None:
 
 def test_nothing_is_deleted_that_the_ledger_does_not_tell(recording: Recording) -> None:
     """Where the lock is refused after the ledger's entry, the day is still whole, and goes the next time."""
-    if os.geteuid() == 0:
-        (recording.layout.staging / "date=2026-11-15.lock").unlink()
-        (recording.layout.staging / "date=2026-11-15.lock").mkdir()
-    else:
-        (recording.layout.staging / "date=2026-11-15.lock").chmod(0)
-    with pytest.raises(OSError, match="2026-11-15"):
+    recording.layout.staging.rename(recording.layout.root / "away")
+    with pytest.raises(OSError, match="2026-11-14"):
         days(recording, 48)
     assert 15 in ingestor.read_trades(recording.layout.root)["price"].to_list()
-    assert [fact["date"] for fact in ledger_facts(recording.layout, "day.deleted")] == ["2026-11-14", "2026-11-15"]
+    assert [fact["date"] for fact in ledger_facts(recording.layout, "day.deleted")] == ["2026-11-14"]
 
 
 def test_nothing_to_delete(recording: Recording) -> None:

@@ -92,6 +92,44 @@ class TestKnownErrors:
         assert destination.rows().num_rows == truth.num_rows
 
 
+class TestCollisions:
+    """A row under a number that is taken: the same row was given before, another one is an error that is told."""
+
+    def fill(self, folder: Path) -> Path:
+        layout = make_root(folder / "root")
+        fill_journal(layout, 2, 2, 5)
+        Sqlite(folder).carry(layout)
+        [path] = folder.glob("trades.sqlite")
+        return path
+
+    def carry_again(self, folder: Path, path: Path) -> SqliteDatabase:
+        """Give the whole journal once more to a database that has forgotten how far it had come."""
+        with closing(sqlite3.connect(path)) as database, database:
+            database.execute("DELETE FROM cursor")
+        sink = SqliteDatabase(path, ROOT)
+        for event in read_events(make_root(folder / "root")):
+            if isinstance(event, Rows):
+                sink.write(event)
+        sink.tick(0.0)
+        return sink
+
+    def test_the_same_rows_once_more(self, tmp_path: Path) -> None:
+        path = self.fill(tmp_path)
+        before = query(path, "SELECT * FROM trades")
+        self.carry_again(tmp_path, path).close()
+        assert query(path, "SELECT * FROM trades") == before
+
+    def test_another_row_is_never_passed_over_nor_put_over_it(self, tmp_path: Path) -> None:
+        path = self.fill(tmp_path)
+        with closing(sqlite3.connect(path)) as database, database:
+            database.execute("UPDATE trades SET price = 1 WHERE sequence = (SELECT max(sequence) FROM trades)")
+        before = query(path, "SELECT * FROM trades")
+        with pytest.raises(SinkUnavailable, match="holds another row under the sequence number"):
+            self.carry_again(tmp_path, path)
+        assert query(path, "SELECT * FROM trades") == before
+        assert query(path, "SELECT * FROM cursor") == []
+
+
 def test_a_segment_that_was_freed_without_it(tmp_path: Path) -> None:
     layout = make_root(tmp_path / "root")
     destination = Sqlite(tmp_path)

@@ -396,6 +396,30 @@ class TestRaces:
         assert differences(layout) == []
 
 
+class TestWhatIsClaimed:
+    """Nothing is said of a file that was not opened; whatever is finished is."""
+
+    def test_the_csv_of_a_sealed_segment_that_a_sink_still_claims_is_looked_at(self, layout: Layout) -> None:
+        path = csv(layout, 2)
+        sealed = layout.journal / f"{path.name.partition('.')[0]}.sealed.journal"
+        sealed.write_bytes(b"a sink that is behind claims it")
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:10]))
+        assert any(path.name in one for one in differences(layout))
+
+    def test_what_is_not_finished_is_counted(self, layout: Layout) -> None:
+        life = Life(layout)
+        life.writer.append(5)
+        life.writer.journal.sync()
+        life.drain()
+        verification = Verification(layout)
+        assert [one for step in verification.run() for one in step] == []
+        assert verification.account.not_looked_at == 1
+        life.kill()
+        done = CliRunner().invoke(cli, ["verify", "--root", str(layout.root)])
+        last = done.stdout.splitlines()[-1]
+        assert last == "No differences; 1 file was not looked at: their segments are not finished yet."
+
+
 class TestCommand:
     @staticmethod
     def call(layout: Layout, *arguments: str) -> Result:
@@ -425,6 +449,7 @@ class TestCommand:
                 "rows": {"parquet": 67, "csv": 67, "journal": 0},
                 "rejects": 2,
                 "uncounted_rejects": 0,
+                "not_looked_at": 0,
             },
         }  # fmt: skip
         drop_a_reject(layout)

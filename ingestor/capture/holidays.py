@@ -14,8 +14,10 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
 
 import structlog
+from pydantic import TypeAdapter
 
-from ingestor.layout import Layout, write_whole
+from ingestor.errors import DamagedFile
+from ingestor.layout import Layout, read_small, write_whole
 
 _TIMEOUT_S = 10.0
 _AGAIN_S = 86_400.0
@@ -92,6 +94,9 @@ def parse_days(answer: bytes) -> frozenset[date]:
 
 def _read_days(layout: Layout) -> frozenset[date]:
     try:
-        return frozenset(map(date.fromisoformat, json.loads(layout.holidays.read_text("utf-8"))))
-    except (OSError, ValueError, TypeError):  # none yet, or not ours: they are asked for again
+        return frozenset(read_small(layout.holidays, TypeAdapter(list[date]).validate_json))
+    except FileNotFoundError:
+        return frozenset()
+    except DamagedFile as error:  # they are asked for again
+        log.warning("holidays.unreadable", error=str(error))
         return frozenset()

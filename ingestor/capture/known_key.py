@@ -7,28 +7,41 @@ recording.
 import hashlib
 import json
 import secrets
+from typing import Annotated
 
 import structlog
+from pydantic import BaseModel, Field
 
-from ingestor.layout import Layout, write_whole
+from ingestor.errors import DamagedFile
+from ingestor.layout import Layout, read_small, write_whole
 
 log = structlog.get_logger()
+
+
+class _Stored(BaseModel):
+    """`.accepted-keys.json`: hexadecimal."""
+
+    salt: Annotated[str, Field(pattern=r"^([0-9a-fA-F]{2}){1,64}$")]
+    hashes: list[str]
 
 
 class KnownKey:
     """One key, and whether this root has seen it accepted."""
 
     def __init__(self, layout: Layout, key: str) -> None:
-        """Raises OSError where there is a memory that can't be read."""
+        """Where there is a memory that can't be read, that is told, and a new one begun."""
         self._layout = layout
         self._unwritten = False
         self._needed = bool(key)
+        stored = _Stored(salt=secrets.token_hex(16), hashes=[])
         try:
-            stored = json.loads(layout.accepted_keys.read_text("utf-8"))
-            self._salt = bytes.fromhex(stored["salt"])
-            self._hashes = {str(one) for one in stored["hashes"]}
-        except (FileNotFoundError, ValueError, KeyError, TypeError):  # none yet, or a power cut took it: begin anew
-            self._salt, self._hashes = secrets.token_bytes(16), set()
+            stored = read_small(layout.accepted_keys, _Stored.model_validate_json)
+        except FileNotFoundError:
+            pass
+        except DamagedFile as error:
+            log.warning("keys.forgotten", error=str(error))
+        self._salt = bytes.fromhex(stored.salt)
+        self._hashes = set(stored.hashes)
         self._hash = hashlib.scrypt(key.encode(), salt=self._salt, n=1 << 14, r=8, p=1).hex()
 
     @property

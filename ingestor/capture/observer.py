@@ -1,6 +1,5 @@
 """What a journaled block shows, told to the session and the ledger: who ticks, what is proven, what the venue says."""
 
-
 import pyarrow as pa
 import pyarrow.compute as pc
 import structlog

@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 import structlog
 
 from ingestor.capture.refused import Refused
-from ingestor.layout import FILE_MODE, Layout, sync_directory
+from ingestor.layout import Layout, open_own, sync_directory
 
 _TEXT_MAX = 64 << 10
 
@@ -76,7 +76,7 @@ class Rejects:
     def _open(self, day: date) -> None:
         self.close()
         path = self._layout.rejects_file(day)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, FILE_MODE)
+        self._fd = open_own(path, os.O_RDWR | os.O_APPEND)
         sync_directory(path.parent)
         _end_last_line(self._fd)
         self._day = day

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ingestor.charts.indicators import Floats, bollinger, ema, macd, rsi, sma
 from ingestor.charts.look import Look
 from ingestor.charts.series import Blind, Series
-from ingestor.layout import FILE_MODE
+from ingestor.layout import FILE_MODE, set_mode
 
 DAY_MS = 86_400_000
 """Matplotlib counts days since 1970."""
@@ -74,7 +74,7 @@ def save_picture(figure: Figure, path: Path) -> None:
     part = path.with_name(f"{path.name}.part")
     try:
         figure.savefig(part, format="png")
-        part.chmod(FILE_MODE)
+        set_mode(part, FILE_MODE)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -4,10 +4,14 @@
 4 rows could not be saved, 130 interrupted.
 """
 
+import errno
+import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
+from io import TextIOWrapper
 from typing import TextIO
 
 import click
@@ -38,6 +42,10 @@ COMMANDS = {
     "demo": ("ingestor.cli.demo:demo", "Record a simulated venue for 20 s and show the result."),
 }
 """Name, where it is, and its line in `--help`, which so needs no command's imports."""
+
+
+_OF_OUTPUT = (errno.ENOSPC, errno.EBADF, errno.EPIPE, errno.EIO)
+"""Where no file is named: how what stdout leads to refuses more."""
 
 
 class _Commands(click.Group):
@@ -72,9 +80,37 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its code; a warning or an error is one clear message on stderr."""
+    _prepare_stdout()
     with warnings.catch_warnings():  # which puts back what shows them
         warnings.showwarning = _print_warning
-        sys.exit(_run(arguments))
+        try:
+            code: str | int | None = _run(arguments)
+        except SystemExit as end:
+            code = end.code
+        try:
+            sys.stdout.flush()  # what the disk refuses now would be a traceback at the interpreter's end
+        except OSError as error:
+            code = _end_of_output(error)
+        sys.exit(code)
+
+
+def _prepare_stdout() -> None:
+    """A terminal or file that knows few letters gets the others escaped; one that is closed is an error when written
+    to, and none to a command that prints nothing.
+    """
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")
+    elif isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _end_of_output(error: OSError) -> int:
+    """Whoever read it has left, which is no error to speak of; anything else is."""
+    if error.errno != errno.EPIPE:
+        _print_error(f"can't write the output: {error.strerror or error}")
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -89,10 +125,17 @@ def _run(arguments: Sequence[str] | None) -> int:
     except IngestorError as error:
         _print_error(str(error))
         return error.exit_code
-    except PermissionError as error:
-        _print_error(f"{error.filename}: {error.strerror}: become a user who may, such as one of the recording's group")
-        return 1
+    except OSError as error:
+        return _end_of_output(error) if error.filename is None and error.errno in _OF_OUTPUT else _refused(error)
     return result if isinstance(result, int) else 0
+
+
+def _refused(error: OSError) -> int:
+    """What a disk or the system refuses is one sentence, with the file's name where there is one."""
+    what = error.strerror or str(error) or type(error).__name__
+    hint = ": become a user who may, such as one of the recording's group" if isinstance(error, PermissionError) else ""
+    _print_error(f"{what}{hint}" if error.filename is None else f"{error.filename}: {what}{hint}")
+    return 1
 
 
 def _print_usage_error(error: click.ClickException) -> None:

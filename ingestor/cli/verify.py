@@ -38,5 +38,14 @@ def verify(config: Path | None, root: Path | None, as_json: bool) -> None:
         for difference in differences:
             click.echo(difference)
         click.echo(account)
-        click.echo(f"Differences: {len(differences)}" if differences else "Everything is there, once.")
+        click.echo(_verdict(len(differences), account.not_looked_at))
     sys.exit(1 if differences else 0)
+
+
+def _verdict(differences: int, not_looked_at: int) -> str:
+    """Nothing is said of what was not looked at."""
+    files = f"{not_looked_at:,} file{' was' if not_looked_at == 1 else 's were'}"
+    unseen = f"{files} not looked at: their segments are not finished yet" if not_looked_at else ""
+    if differences:
+        return f"Differences: {differences}{unseen and f'; {unseen}'}"
+    return f"No differences; {unseen}." if unseen else "Everything is there, once."

@@ -1,8 +1,10 @@
 """The API key and other secrets: where they are looked for, and that they stay unseen."""
 
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
+from io import StringIO
 from pathlib import Path
 
 from dotenv import dotenv_values
@@ -11,6 +13,14 @@ from pydantic import BaseModel, ConfigDict, SecretStr
 from ingestor.errors import ConfigError
 
 KEY_BELONGS = "the key belongs into FINNHUB_API_KEY or into .env beside this file, never in here"
+
+_PLACEHOLDER = re.compile(
+    r"<.*>|\[.*\]|\{.*\}|\$.*|\.{3,}|x{3,}|\*{3,}|change[_ -]?(me|it)|placeholder|to[_ -]?do|none|null"
+    r"|(your|my|the|insert|enter|paste|put|replace|add|example|sample|dummy)([_ -].*)?(key|token|here|me)"
+    r"|(finnhub[_ -]?)?(api[_ -]?)?(key|token)([_ -]?here)?",
+    re.IGNORECASE,
+)
+"""What examples and templates write where a key belongs."""
 
 
 class Key(BaseModel):
@@ -32,6 +42,12 @@ def load_key(config_dir: Path, environ: Mapping[str, str] = os.environ) -> Key |
     """
     for source, text, warning in _key_candidates(config_dir, environ):
         key = text.strip()
+        if len(key) > 1 and key[0] == key[-1] and key[0] in "\"'":
+            raise ConfigError(f"the key from {source} is in quotes, which are no part of it: write it without them")
+        if _PLACEHOLDER.fullmatch(key):
+            raise ConfigError(
+                f"the key from {source} is an example, not a key: yours is at https://finnhub.io/dashboard"
+            )
         if key and not (key.isascii() and key.isprintable() and " " not in key):
             raise ConfigError(f"the key from {source} holds a blank, a control character or a letter outside ASCII")
         if key:
@@ -64,7 +80,7 @@ def _key_candidates(config_dir: Path, environ: Mapping[str, str]) -> Iterator[tu
 def _read_secret(path: Path) -> str:
     """The file's text, empty where there is no such file."""
     try:
-        return path.read_bytes().decode("utf-8", "replace")  # a replacement character is refused as not ASCII
+        return _decode(path, path.read_bytes())
     except FileNotFoundError:
         return ""
     except OSError as error:
@@ -74,12 +90,18 @@ def _read_secret(path: Path) -> str:
 def _read_dotenv(path: Path) -> dict[str, str | None]:
     """The file's variables, nothing interpolated; empty where there is no such file."""
     try:
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            return dotenv_values(stream=file, interpolate=False)
+        return dotenv_values(stream=StringIO(_decode(path, path.read_bytes())), interpolate=False)
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
+
+
+def _decode(path: Path, content: bytes) -> str:
+    """A letter that is no UTF-8 becomes a replacement character, which is refused as not ASCII. Raises ConfigError."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
+        raise ConfigError(f"{path} is UTF-16, as PowerShell's `>` writes it: save it as UTF-8")
+    return content.decode("utf-8-sig", "replace")
 
 
 def _open_to_others(path: Path) -> str | None:

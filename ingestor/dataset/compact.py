@@ -13,9 +13,7 @@ which to read, and the next start what to remove (see `files`).
 
 import contextlib
 import errno
-import fcntl
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
@@ -42,17 +40,21 @@ from ingestor.dataset.files import (
 from ingestor.dataset.merge import AT_ONCE, HELD_ROWS, merge_rows, open_rows
 from ingestor.dataset.rows import plain_texts, with_columns
 from ingestor.dataset.tally import Tally
-from ingestor.errors import CompactionRunning, ConservationViolated
+from ingestor.errors import CompactionRunning, ConservationViolated, DamagedFile
 from ingestor.layout import (
     DIRECTORY_MODE,
     FILE_MODE,
     Layout,
     list_segments,
     locked_date,
+    open_own,
+    remove_tree,
+    set_mode,
     sync_directory,
     sync_file,
+    try_lock,
 )
-from ingestor.parquet import ROW_GROUP, file_schema, writer_options
+from ingestor.parquet import ROW_GROUP, count_rows, file_schema, named_errors, open_parquet, writer_options
 
 FILE_BYTES = 128 << 20
 
@@ -73,14 +75,25 @@ class Compaction(NamedTuple):
 def compact_days(layout: Layout, before: date, file_bytes: int = FILE_BYTES) -> Iterator[Compaction]:
     """Compact each UTC date before this one that has something to merge; clear first what a crash has left.
 
+    A date with a file that can't be read stays as it is; DamagedFile names the first of them once all others are done.
     Raises CompactionRunning where another process does so, ConservationViolated where what was written isn't what was
     read (the date is then as it was), FormatTooNew, OSError.
     """
+    damaged: DamagedFile | None = None
     with locked_upkeep(layout):
         clear_leftovers(layout)
         for day in list_days(layout):
-            while day < before and (done := _compact_date(layout, day, file_bytes)) is not None:
-                yield done
+            try:
+                while day < before and (done := _compact_date(layout, day, file_bytes)) is not None:
+                    yield done
+            except DamagedFile as error:
+                log.error("day.damaged", date=day.isoformat(), error=str(error), hint="it is not compacted")
+                damaged = damaged or error
+            except FileNotFoundError as error:
+                log.error("day.damaged", date=day.isoformat(), error=f"{error.filename}: leads to no file")
+                damaged = damaged or DamagedFile(f"{error.filename}: is listed, and leads to no file")
+    if damaged is not None:
+        raise damaged
 
 
 def has_work(layout: Layout, before: date) -> bool:
@@ -95,26 +108,32 @@ def has_work(layout: Layout, before: date) -> bool:
 @contextlib.contextmanager
 def locked_upkeep(layout: Layout) -> Iterator[None]:
     """Hold this root as the one who compacts it. Raises CompactionRunning where another does."""
-    fd = os.open(layout.staging / "upkeep.lock", os.O_RDWR | os.O_CREAT, FILE_MODE)
+    fd = open_own(layout.staging / "upkeep.lock", os.O_RDWR)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not try_lock(fd):
+            raise CompactionRunning(f"{layout.root} is being compacted by another process")
         yield
-    except BlockingIOError:
-        raise CompactionRunning(f"{layout.root} is being compacted by another process") from None
     finally:
         os.close(fd)
 
 
 def clear_leftovers(layout: Layout) -> None:
-    """Remove what a crash of compaction or retention has left; for the holder of `locked_upkeep`. Raises OSError."""
+    """Remove what a crash of compaction or retention has left; for the holder of `locked_upkeep`.
+
+    A date with a file that can't be read is told, and stays as it is. Raises OSError.
+    """
     for folder in [*layout.staging.glob("date=*.compacted"), *layout.staging.glob("*.date=*.deleted")]:
-        shutil.rmtree(folder)
         log.info("leftover.removed", file=folder.name)
+        remove_tree(folder)
     for day in list_days(layout):
-        compacted, _ = split_names(list_names(date_folder(layout, day)))
-        if compacted:
-            with locked_date(layout, day):
-                _remove_superseded(date_folder(layout, day))
+        try:
+            if split_names(list_names(date_folder(layout, day)))[0]:
+                with locked_date(layout, day):
+                    _remove_superseded(date_folder(layout, day))
+        except DamagedFile as error:
+            log.error("day.damaged", date=day.isoformat(), error=str(error), hint="`ingestor verify` names all of them")
+        except FileNotFoundError as error:
+            log.error("day.damaged", date=day.isoformat(), error=f"{error.filename}: leads to no file")
 
 
 def _compact_date(layout: Layout, day: date, file_bytes: int) -> Compaction | None:
@@ -124,6 +143,7 @@ def _compact_date(layout: Layout, day: date, file_bytes: int) -> Compaction | No
     if len(inputs) < 2 or all(Compacted.parse(path.name) for path in inputs):
         return None
     staged = layout.staging / f"{folder.name}.compacted"
+    remove_tree(staged)  # what an attempt left that failed in this process
     staged.mkdir(mode=DIRECTORY_MODE)
     bytes_before = sum(path.stat().st_size for path in inputs)
     written = _write(staged, inputs, file_bytes)
@@ -158,7 +178,7 @@ class _Written:
 def _write(staged: Path, inputs: list[Path], file_bytes: int) -> _Written:
     """Merge the inputs into files in `staged`, synced and verified. Raises ConservationViolated, OSError."""
     written = _Written(frozenset().union(*map(read_origin, inputs)))
-    schema = pa.unify_schemas([pq.read_schema(path).remove_metadata() for path in inputs])
+    schema = pa.unify_schemas([_read_schema(path) for path in inputs])
     schema = file_schema(schema, ",".join(sorted(written.origin)))
     with contextlib.ExitStack() as stack:
         batch_rows = min(max(HELD_ROWS // len(inputs), 1 << 10), 1 << 16)
@@ -169,11 +189,16 @@ def _write(staged: Path, inputs: list[Path], file_bytes: int) -> _Written:
     for index, path in enumerate(paths, 1):
         final = staged / str(Compacted(newest_number(written.origin), index, len(paths)))
         path.rename(final)
-        final.chmod(FILE_MODE)
+        set_mode(final, FILE_MODE)
         sync_file(final)
         written.paths.append(final)
     sync_directory(staged)
     return written
+
+
+def _read_schema(path: Path) -> pa.Schema:
+    with open_parquet(path) as file, named_errors(path):
+        return file.schema_arrow.remove_metadata()
 
 
 def _write_files(folder: Path, schema: pa.Schema, tables: Iterator[pa.Table], file_bytes: int) -> None:
@@ -208,7 +233,7 @@ def _verify(staged: Path, written: _Written, inputs: list[Path]) -> None:
         for path in sorted(staged.iterdir()):
             for table in open_rows(stack, path, 1 << 16):
                 found.add(table)
-    promised = sum(pq.read_metadata(path).num_rows for path in inputs)
+    promised = sum(map(count_rows, inputs))
     if found.total() != written.tally.total() or found.rows != promised:
         raise ConservationViolated(
             f"compaction of {inputs[0].parent.name} wrote {found.rows} rows for {promised}, or other values: given up"
@@ -224,7 +249,7 @@ def _take_place(layout: Layout, day: date, staged: Path, written: _Written, inpu
     with locked_date(layout, day):
         names = list_names(folder)
         if not {path.name for path in inputs} <= set(names):
-            shutil.rmtree(staged)
+            remove_tree(staged)
             return False
         replaced = {path.name for path in inputs} | {f"{segment}.parquet" for segment in written.origin}
         newcomers = [name for name in names if name not in replaced]
@@ -233,7 +258,7 @@ def _take_place(layout: Layout, day: date, staged: Path, written: _Written, inpu
             sync_directory(layout.staging)
         else:
             _move_in(staged, folder, written.paths)
-        shutil.rmtree(staged)
+        remove_tree(staged)
     return True
 
 
@@ -243,7 +268,15 @@ def _link_all(folder: Path, names: list[str], other: Path) -> bool:
         for name in names:
             (other / name).hardlink_to(folder / name)
     except OSError as error:
-        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+        if error.errno in (
+            errno.EPERM,
+            errno.EOPNOTSUPP,
+            errno.ENOSYS,
+            errno.EMLINK,
+            errno.EACCES,
+            errno.EXDEV,
+            errno.EINVAL,
+        ):
             return False
         raise
     sync_directory(other)

@@ -19,7 +19,7 @@ def read_coverage(
     """What can be said of these symbols (None: of all); beside a live recorder, up to its newest frame.
 
     `journaled_us` is when that was received, where the caller has read the journal. `span` bounds what must be looked
-    at: of other times the answer may say less. Raises NotARecording, FormatTooNew, FileDamaged, OSError.
+    at: of other times the answer may say less. Raises NotARecording, FormatTooNew, DamagedFile, OSError.
     """
     if journaled_us is None:
         journaled_us = _newest_frame_us(layout)  # before the ledger: what that says later holds for these frames too
@@ -44,7 +44,7 @@ def read_known_coverage(
 ) -> Coverage:
     """The same; nothing where a root has neither ledger nor coverage, as a copy of the trades alone.
 
-    Raises FormatTooNew, FileDamaged, OSError.
+    Raises FormatTooNew, DamagedFile, OSError.
     """
     try:
         return read_coverage(layout, symbols, journaled_us, span)

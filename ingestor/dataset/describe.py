@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ingestor.coverage import Coverage, sum_shares
 from ingestor.dataset.coverage import read_known_coverage
@@ -18,6 +17,7 @@ from ingestor.dataset.frames import Engine, as_frame, check_engine
 from ingestor.dataset.rows import Selection, plain_texts, read_dates
 from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
 from ingestor.dataset.times import EVER
+from ingestor.parquet import count_rows
 from ingestor.schema import TIMESTAMP
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _facts(snapshot: Snapshot, symbols: tuple[str, ...] | None) -> dict[str, dic
     facts: dict[str, dict[str, Any]] = {}
     for day, rows in read_dates(snapshot, selection):
         size = sum(path.stat().st_size for path in snapshot.files.get(day, ()))
-        whole = sum(pq.read_metadata(path).num_rows for path in snapshot.files.get(day, ()))
+        whole = sum(count_rows(path) for path in snapshot.files.get(day, ()))
         for spoken in _summed(rows):
             known = facts.setdefault(spoken["symbol"], {"first": spoken["first"], "bytes": 0.0, "delays": Counter()})
             known["last"] = spoken["last"]

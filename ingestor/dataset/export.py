@@ -15,7 +15,7 @@ from ingestor.dataset.snapshot import open_recording, take_snapshot
 from ingestor.dataset.stream import stream_rows
 from ingestor.dataset.times import Span
 from ingestor.errors import ConfigError, IngestorError
-from ingestor.layout import FILE_MODE
+from ingestor.layout import FILE_MODE, set_mode
 
 Kind = Literal["csv", "parquet", "jsonl", "sqlite"]
 
@@ -58,7 +58,7 @@ def export_trades(
                 file.write(with_columns(table, schema))
                 rows += table.num_rows
                 yield Progress(rows, day)
-        part.chmod(FILE_MODE)
+        set_mode(part, FILE_MODE)
         part.replace(path)
     except (OSError, sqlite3.Error) as error:
         raise IngestorError(f"can't export to {path}: {error}") from None

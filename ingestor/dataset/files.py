@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from ingestor.dataset.times import EVER, Span
-from ingestor.errors import FormatTooNew
+from ingestor.errors import DamagedFile, FormatTooNew
 from ingestor.layout import Layout, SegmentId
-from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY
+from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY, named_errors, open_parquet
 from ingestor.schema import FORMAT_VERSION
 
 _FEW_DAYS = 32
@@ -47,7 +45,9 @@ class Compacted:
 
 
 def list_days(layout: Layout, span: Span = EVER) -> list[date]:
-    """The UTC dates of the dataset that may hold a moment of the span, oldest first. Raises OSError."""
+    """The UTC dates of the dataset that may hold a moment of the span, oldest first. Raises DamagedFile."""
+    if layout.trades.exists() and not (layout.trades.is_dir() and os.access(layout.trades, os.R_OK | os.X_OK)):
+        raise DamagedFile(f"{layout.trades}: not a folder that can be read")
     first, last = span.days
     if (last - first).days < _FEW_DAYS:
         days = (first + timedelta(days) for days in range((last - first).days + 1))
@@ -64,15 +64,17 @@ def date_folder(layout: Layout, day: date) -> Path:
 
 
 def list_names(folder: Path) -> tuple[str, ...]:
-    """The Parquet files in a date's folder; none where it is gone."""
+    """The Parquet files in a date's folder; none where it is gone. Raises DamagedFile where it can't be listed."""
     try:
         return tuple(sorted(path.name for path in folder.iterdir() if path.suffix == ".parquet"))
     except FileNotFoundError:
         return ()
+    except OSError as error:
+        raise DamagedFile(f"{folder}: can't be read: {error.strerror}") from None
 
 
 def current_files(folder: Path, names: Iterable[str]) -> list[Path]:
-    """The files to read of these, in order of sequence: every row of them once. Raises FormatTooNew, OSError."""
+    """The files to read of these, in order of sequence: every row of them once. Raises FormatTooNew, DamagedFile."""
     compacted, parts = split_names(names)
     whole = whole_compactions(compacted)
     if len(whole) + len(parts) <= 1:
@@ -113,14 +115,15 @@ def without_unsealed(names: Iterable[str], unsealed: Collection[str]) -> tuple[s
 
 
 def read_origin(path: Path) -> frozenset[str]:
-    """The ids of the segments whose rows this file holds. Raises FormatTooNew, OSError."""
-    metadata = pq.read_metadata(path).metadata or {}
-    check_format(path, metadata)
-    return frozenset(metadata.get(ORIGIN_KEY, b"").decode().split(","))
+    """The ids of the segments whose rows this file holds. Raises FormatTooNew, FileNotFoundError, DamagedFile."""
+    with open_parquet(path) as file, named_errors(path):
+        metadata = file.metadata.metadata or {}
+        check_format(path, metadata)
+        return frozenset(metadata.get(ORIGIN_KEY, b"").decode().split(","))
 
 
 def check_format(path: Path, metadata: dict[bytes, bytes] | None) -> None:
-    """Raises FormatTooNew where a later version wrote this file."""
+    """Raises FormatTooNew where a later version wrote this file, ValueError where its format is no number."""
     found = int((metadata or {}).get(FORMAT_KEY, b"0"))
     if found > FORMAT_VERSION:
         raise FormatTooNew(f"{path} is of format {found}; this version reads up to {FORMAT_VERSION}")

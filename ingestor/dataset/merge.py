@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ingestor.dataset.files import check_format
 from ingestor.dataset.rows import TEXTS, Selection, concat_rows, filter_rows, per_text, sort_rows, useful_groups
+from ingestor.parquet import check_columns, named_errors, open_parquet
 
 HELD_ROWS = 1 << 18
 """In memory at a time, over all sources."""
@@ -46,23 +46,40 @@ def merge_rows(
         heads = [head for head in heads if head not in spent]
 
 
-def open_rows(stack: ExitStack, path: Path, batch_rows: int, selection: Selection | None = None) -> Iterator[pa.Table]:
+def open_rows(
+    stack: ExitStack, path: Path, batch_rows: int, selection: Selection | None = None, opened: Path | None = None
+) -> Iterator[pa.Table]:
     """The rows of one file that are asked for (None: all), in its order, a few at a time.
 
     The file is open at once, so that it stays readable whatever becomes of its name, and until the stack is closed.
-    Raises FileNotFoundError, FormatTooNew, OSError.
+    `opened`: a path that stays good where the file was opened already; errors name `path`. Raises FileNotFoundError,
+    FormatTooNew, DamagedFile, here and from the iterator.
     """
-    file = stack.enter_context(
-        pq.ParquetFile(path, read_dictionary=list(TEXTS), pre_buffer=False, page_checksum_verification=True)
-    )
-    check_format(path, file.metadata.metadata)
-    # Without threads: to hand out a few thousand rows' columns to them costs three times as much as to read them.
-    if selection is None:
-        return (pa.Table.from_batches([batch]) for batch in file.iter_batches(batch_rows, use_threads=False))
-    groups = useful_groups(file.metadata, selection.span, selection.symbols)
-    present = [name for name in selection.needed if name in file.schema_arrow.names]
-    batches = file.iter_batches(batch_rows, groups, columns=present, use_threads=False)
-    return (filter_rows(pa.Table.from_batches([batch]), selection, selection.span) for batch in batches)
+    with named_errors(path):
+        file = stack.enter_context(
+            open_parquet(path, opened, read_dictionary=list(TEXTS), pre_buffer=False, page_checksum_verification=True)
+        )
+        check_format(path, file.metadata.metadata)
+        check_columns(path, file.schema_arrow.names)
+        # Without threads: to hand out a few thousand rows' columns to them costs three times as much as to read them.
+        if selection is None:
+            batches = file.iter_batches(batch_rows, use_threads=False)
+        else:
+            groups = useful_groups(file.metadata, selection.span, selection.symbols)
+            present = [name for name in selection.needed if name in file.schema_arrow.names]
+            batches = file.iter_batches(batch_rows, groups, columns=present, use_threads=False)
+    return _read_batches(path, batches, selection)
+
+
+def _read_batches(path: Path, batches: Iterator[pa.RecordBatch], selection: Selection | None) -> Iterator[pa.Table]:
+    while True:
+        with named_errors(path):
+            batch = next(batches, None)
+            if batch is None:
+                return
+            table = pa.Table.from_batches([batch])
+            rows = table if selection is None else filter_rows(table, selection, selection.span)
+        yield rows
 
 
 class _Head:

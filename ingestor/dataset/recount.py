@@ -15,9 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY
+from ingestor.errors import DamagedFile
+from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY, first_line, named_errors, open_parquet
 from ingestor.schema import FORMAT_VERSION, TRADES
 
+_MAGIC = b"PAR1"
 _DAY_MS = 86_400_000
 _EPOCH = date(1970, 1, 1)
 _CSV_TYPES = {"symbol": pa.string(), "sequence": pa.int64(), "repeated": pa.bool_()}
@@ -70,16 +72,17 @@ def recount_parquet(path: Path, day: date, columns: list[str]) -> tuple[Recount,
     recount = Recount()
     origin = ""
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with open_parquet(path, page_checksum_verification=True) as file, named_errors(path):
             metadata = file.schema_arrow.metadata or {}
             origin = metadata.get(ORIGIN_KEY, b"").decode(errors="replace")
             recount.faults += _faults_of_schema(file.schema_arrow, columns)
             if not recount.faults:
                 _recount_groups(file, day, recount)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, pa.ArrowException) as error:
-        recount.faults.append((f"can't be read: {one_line(error)}", "whole pages with right checksums"))
+            with path.open("rb") as head:
+                if head.read(len(_MAGIC)) != _MAGIC:
+                    recount.faults.append(("another beginning than a Parquet file has", _MAGIC.decode()))
+    except DamagedFile as error:
+        recount.faults.append((str(error).removeprefix(f"{path}: "), "whole pages with right checksums"))
     return recount, origin
 
 
@@ -102,7 +105,7 @@ def recount_csv(path: Path, columns: list[str]) -> Recount:
     except FileNotFoundError:
         raise
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        recount.faults.append((f"can't be read: {one_line(error)}", "whole lines"))
+        recount.faults.append((f"can't be read: {first_line(error)}", "whole lines"))
     return recount
 
 
@@ -171,7 +174,3 @@ def _csv_batches(path: Path) -> Iterator[pa.RecordBatch]:
 def _read_heading(path: Path) -> str:
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         return file.readline(1 << 16).decode(errors="replace").removesuffix("\n")
-
-
-def one_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__

@@ -1,20 +1,39 @@
 """What the venue sent and the recorder refused, as a caller asks for it."""
 
-import json
+import contextlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
 import pyarrow as pa
+from pydantic import BaseModel, Field, ValidationError
 
 from ingestor.dataset.frames import Engine, as_frame, check_engine
 from ingestor.dataset.times import Span, Time, find_span
 from ingestor.errors import NotARecording
-from ingestor.layout import Layout
+from ingestor.layout import Layout, read_lines
 from ingestor.schema import RECEIVED_AT
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+_ROWS_AT_ONCE = 1 << 10
+_Number = Annotated[int, Field(ge=0, lt=1 << 62, strict=True)]
+
+
+class _Line(BaseModel):
+    """A line of `rejects/`; its fields are columns of REJECTS."""
+
+    received_at: _Number
+    reason: str
+    run: _Number
+    frame: _Number
+    trade: _Number | None = None
+    length: _Number
+    sha256: str
+    text: str | None = None
+
 
 REJECTS = pa.schema(
     [
@@ -53,17 +72,23 @@ def read_rejects(
     >>> list(ingestor.read_rejects("data").columns)
     ['received_at', 'reason', 'run', 'frame', 'trade', 'length', 'sha256', 'text']
 
-    `text.encode("latin-1")` are the very bytes that came. Raises NotARecording, ValueError for a time that is none,
-    ConfigError where pandas is missing.
+    `text.encode("latin-1")` are the very bytes that came. Raises NotARecording, DamagedFile, ValueError for a time that
+    is none, ConfigError where pandas is missing.
     """
     check_engine(engine)
     span = find_span(start, end, tz)
     layout = Layout(Path(root))
     if not layout.rejects.is_dir():
         raise NotARecording(f"{layout.root} holds no recording: there is no `rejects` in it")
-    rows = [line for path in _files(layout, span) for line in _lines(path) if _holds(span, line["received_at"])]
-    columns = {name: [row.get(name) for row in rows] for name in REJECTS.names}
-    return as_frame(pa.Table.from_pydict(columns, schema=REJECTS).sort_by("received_at"), engine, tz)
+    batches = [batch for path in _files(layout, span) for batch in _batches(path, span)]
+    return as_frame(pa.Table.from_batches(batches, REJECTS).sort_by("received_at"), engine, tz)
+
+
+def _batches(path: Path, span: Span) -> Iterator[pa.RecordBatch]:
+    """The rejects of a file that were received in the span; few are Python objects at a time."""
+    lines = (line for line in _lines(path) if _holds(span, line["received_at"]))
+    while rows := list(islice(lines, _ROWS_AT_ONCE)):
+        yield pa.RecordBatch.from_pylist(rows, schema=REJECTS)
 
 
 def _files(layout: Layout, span: Span) -> list[Path]:
@@ -73,14 +98,10 @@ def _files(layout: Layout, span: Span) -> list[Path]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """What is whole; the last line may be under way."""
-    with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                try:
-                    yield json.loads(line)
-                except ValueError:  # cut by a crash, and ended by the next start
-                    continue
+    """What is whole; the last line may be under way, and one that a crash cut was ended by the next start."""
+    for line in read_lines(path):
+        with contextlib.suppress(ValidationError):
+            yield _Line.model_validate_json(line).model_dump()
 
 
 def _holds(span: Span, received_us: int) -> bool:

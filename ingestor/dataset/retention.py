@@ -1,13 +1,12 @@
 """Retention: whole days of trades and CSV that are older than asked for go; coverage stays, and says so."""
 
-import shutil
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import structlog
 
 from ingestor.dataset.files import list_days, parse_days
-from ingestor.layout import Layout, locked_date, sync_directory
+from ingestor.layout import Layout, locked_date, remove_tree, sync_directory
 from ingestor.ledger import Ledger
 
 _DAY = timedelta(days=1)
@@ -42,8 +41,7 @@ def _delete(layout: Layout, folder: Path) -> None:
     if not folder.is_dir():
         return
     aside = layout.staging / f"{folder.parent.name}.{folder.name}.deleted"
-    if aside.exists():  # left by a crash
-        shutil.rmtree(aside)
+    remove_tree(aside)  # left by a crash
     folder.rename(aside)
     sync_directory(folder.parent)
-    shutil.rmtree(aside)
+    remove_tree(aside)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from ingestor.dataset.files import check_format
 from ingestor.dataset.snapshot import Snapshot
 from ingestor.dataset.times import EVER, Span, utc_date
+from ingestor.parquet import check_columns, named_errors, open_parquet
 from ingestor.schema import TIMESTAMP, TRADES
 
 TEXTS = ("symbol", "conditions")
@@ -42,7 +43,7 @@ class Selection:
 def read_dates(snapshot: Snapshot, selection: Selection) -> Iterator[tuple[date, pa.Table]]:
     """The rows of each UTC date that has any, oldest first, each sorted by (symbol, timestamp, sequence).
 
-    With the columns of `selection.needed`. Raises FileNotFoundError where a file is gone, FormatTooNew, OSError.
+    With the columns of `selection.needed`. Raises FileNotFoundError where a file is gone, FormatTooNew, DamagedFile.
     """
     journaled = split_journaled(snapshot.journaled, selection)
     for day in sorted(snapshot.files.keys() | journaled.keys()):
@@ -57,8 +58,9 @@ def read_rows(path: Path, selection: Selection, day: date | None = None) -> pa.T
     """The rows of one file, in its order. Where the file's UTC date is told and whole in the span, times aren't
     looked at.
     """
-    with pq.ParquetFile(path, read_dictionary=list(TEXTS), pre_buffer=False) as file:
+    with open_parquet(path, read_dictionary=list(TEXTS), pre_buffer=False) as file, named_errors(path):
         check_format(path, file.metadata.metadata)
+        check_columns(path, file.schema_arrow.names)
         span = EVER if day is not None and selection.span.holds_all_of(day) else selection.span
         groups = useful_groups(file.metadata, span, selection.symbols)
         present = [name for name in selection.needed if name in file.schema_arrow.names]
@@ -180,5 +182,6 @@ def known_schema(snapshot: Snapshot) -> pa.Schema:
         return snapshot.journaled[-1].schema.remove_metadata()
     if snapshot.files:
         newest = snapshot.files[max(snapshot.files)][-1]
-        return pq.read_schema(newest).remove_metadata()
+        with open_parquet(newest) as file, named_errors(newest):
+            return file.schema_arrow.remove_metadata()
     return TRADES

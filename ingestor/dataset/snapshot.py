@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ingestor.dataset.files import current_files, date_folder, list_days, list_names, without_unsealed
 from ingestor.dataset.times import Span
-from ingestor.errors import FormatTooNew, Lagged, NotARecording
+from ingestor.errors import DamagedFile, FormatTooNew, Lagged, NotARecording
 from ingestor.facts import Fact
 from ingestor.history import read_state
 from ingestor.journal.cursor import Cursor
@@ -61,30 +61,52 @@ def open_recording(root: str | Path) -> Layout:
 def take_snapshot(layout: Layout, span: Span) -> Snapshot:
     """Everything recorded up to now that may lie in `span`, which only bounds what must be looked at.
 
-    Raises FormatTooNew, OSError.
+    Raises FormatTooNew, DamagedFile, OSError.
     """
+    before = _look(layout, span)
     while True:
-        with contextlib.suppress(FileNotFoundError, Lagged):  # sealed, freed or compacted while it was being read
-            before = _look(layout, span)
-            unsealed = {str(segment) for segment in before.unsealed}
+        missing: FileNotFoundError | None = None
+        try:
             events = _read_journal(layout, before.unsealed)
+            unsealed = {str(segment) for segment in before.unsealed}
             files = {
                 day: current_files(date_folder(layout, day), without_unsealed(names, unsealed))
                 for day, names in before.names.items()
             }
-            if _look(layout, span) == before:
-                return Snapshot(
-                    {day: paths for day, paths in files.items() if paths},
-                    [event.batch for event in events if event.batch.num_rows],
-                    max((event.last_received_us for event in events), default=0),
-                )
+        except FileNotFoundError as error:  # sealed, freed or compacted while it was being read, or never there
+            missing = error
+        after = _look(layout, span)
+        if after != before:
+            before = after
+        elif missing is not None:
+            raise _never_there(layout, missing)
+        else:
+            return Snapshot(
+                {day: paths for day, paths in files.items() if paths},
+                [event.batch for event in events if event.batch.num_rows],
+                max((event.last_received_us for event in events), default=0),
+            )
 
 
 def read_consistently(layout: Layout, span: Span, read: Callable[[Snapshot], _Result]) -> _Result:
-    """What `read` makes of a snapshot; made anew where a file was compacted or deleted before it was read."""
+    """What `read` makes of a snapshot; made anew where a file was compacted or deleted before it was read.
+
+    Raises DamagedFile where a file is listed, and isn't there.
+    """
+    looked: dict[date, list[Path]] | None = None
     while True:
-        with contextlib.suppress(FileNotFoundError):
-            return read(take_snapshot(layout, span))
+        snapshot = take_snapshot(layout, span)
+        try:
+            return read(snapshot)
+        except FileNotFoundError as error:
+            if snapshot.files == looked:
+                raise _never_there(layout, error) from None
+            looked = snapshot.files
+
+
+def _never_there(layout: Layout, missing: FileNotFoundError) -> DamagedFile:
+    """A name in a listing that stays as it is leads to no file: a link to what was removed, or is not mounted."""
+    return DamagedFile(f"{missing.filename or layout.root}: is listed, and leads to no file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +124,19 @@ def _look(layout: Layout, span: Span) -> _Look:
 def _read_journal(layout: Layout, unsealed: tuple[SegmentId, ...]) -> list[Rows]:
     if not unsealed:
         return []
+    events: list[Rows] = []
     follower = Follower(layout, Cursor(unsealed[0].number, 0), synced_only=False)
-    with contextlib.closing(follower):
-        return [event for event in follower.read() if isinstance(event, Rows) and event.segment in unsealed]
+    while True:
+        try:
+            with contextlib.closing(follower):
+                events += (event for event in follower.read() if isinstance(event, Rows) and event.segment in unsealed)
+        except Lagged:  # sealed and freed meanwhile, which the next look shows; or a segment was lost: the rest is not
+            later = [segment for segment in unsealed if segment.number > follower.cursor.segment]
+            if not later:
+                return events
+            follower = Follower(layout, Cursor(later[0].number, 0), synced_only=False)
+        else:
+            return events
 
 
 def _last_start(layout: Layout) -> Fact:

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
-import pyarrow as pa
-
 from ingestor.dataset.files import date_folder, list_days, list_names, read_origin, split_names, whole_compactions
 from ingestor.dataset.recount import Recount
+from ingestor.errors import DamagedFile, Lagged
 from ingestor.journal.cursor import Cursor
-from ingestor.journal.follower import Damage, Follower, Rows, SegmentEnd
-from ingestor.layout import Layout, list_segments
+from ingestor.journal.follower import Damage, Event, Follower, Rows, SegmentEnd
+from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.ledger import read_all_facts
 from ingestor.metrics import Counts
 
@@ -68,9 +67,7 @@ def _find_origin(path: Path) -> frozenset[str]:
     """The segments that a file names; none where it can't be read, which whoever recounts it will tell."""
     try:
         return read_origin(path)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, pa.ArrowException):
+    except DamagedFile:
         return frozenset()
 
 
@@ -84,29 +81,42 @@ def list_csv(layout: Layout) -> dict[str, list[Path]]:
 
 def read_journal(layout: Layout) -> dict[str, Journaled]:
     """The segments for which the dataset doesn't speak yet, as they are now. Raises FormatTooNew, OSError."""
-    while True:
-        with contextlib.suppress(FileNotFoundError):  # sealed and freed between the listing and the opening
-            return _follow_unsealed(layout)
-
-
-def _follow_unsealed(layout: Layout) -> dict[str, Journaled]:
     unsealed = [file.id for file in list_segments(layout) if not file.sealed]
+    while True:
+        try:
+            return _follow(layout, unsealed)
+        except FileNotFoundError as error:  # sealed and freed between the listing and the opening, or never there
+            before, unsealed = unsealed, [file.id for file in list_segments(layout) if not file.sealed]
+            if unsealed == before:
+                place = error.filename or layout.journal
+                raise DamagedFile(f"{place}: is listed, and leads to no file") from None
+
+
+def _follow(layout: Layout, unsealed: list[SegmentId]) -> dict[str, Journaled]:
+    """These segments, stepping over numbers that the journal lacks."""
     found: dict[str, Journaled] = {}
-    if not unsealed:
-        return found
-    with contextlib.closing(Follower(layout, Cursor(unsealed[0].number, 0), synced_only=False)) as follower:
-        for event in follower.read():
-            if event.segment not in unsealed:
-                continue
-            segment = found.setdefault(str(event.segment), Journaled())
-            if isinstance(event, Rows):
-                segment.counts += event.counts
-                segment.reasons.update(event.reasons)
-                segment.recount.add(event.batch)
+    left = unsealed
+    while left:
+        with contextlib.closing(Follower(layout, Cursor(left[0].number, 0), synced_only=False)) as follower:
+            try:
+                for event in follower.read():
+                    if event.segment in unsealed:
+                        _add(found.setdefault(str(event.segment), Journaled()), event)
+            except Lagged:  # a segment between them was freed, or lost
+                left = [segment for segment in left if segment.number > follower.cursor.segment]
             else:
-                segment.ended = isinstance(event, SegmentEnd)
-                segment.damaged |= isinstance(event, Damage)
+                break
     return found
+
+
+def _add(segment: Journaled, event: Event) -> None:
+    if isinstance(event, Rows):
+        segment.counts += event.counts
+        segment.reasons.update(event.reasons)
+        segment.recount.add(event.batch)
+    else:
+        segment.ended = isinstance(event, SegmentEnd)
+        segment.damaged |= isinstance(event, Damage)
 
 
 def read_deleted(layout: Layout) -> set[date]:

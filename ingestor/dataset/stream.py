@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from ingestor.dataset.merge import AT_ONCE, HELD_ROWS, merge_rows, open_rows
 from ingestor.dataset.rows import Selection, plain_texts, sort_rows, split_journaled
-from ingestor.dataset.snapshot import take_snapshot
+from ingestor.dataset.snapshot import Snapshot, read_consistently, take_snapshot
 from ingestor.dataset.times import Span, day_start_ms
 from ingestor.layout import Layout
+from ingestor.parquet import named_errors
 
 _DAY_MS = 86_400_000
 _KEYS = ("symbol", "timestamp", "sequence")
@@ -36,14 +38,22 @@ def stream_rows(layout: Layout, selection: Selection) -> Iterator[tuple[date, pa
                 yield day, plain_texts(rows.select([name for name in selection.columns if name in rows.column_names]))
 
 
-def _merged(files: list[Path], journaled: pa.Table | None, selection: Selection) -> Iterator[pa.Table]:
+class _Held(NamedTuple):
+    """A file that stays readable, even where it is deleted."""
+
+    path: Path
+    opened: Path
+    """Good until the stack is closed."""
+
+
+def _merged(files: list[_Held], journaled: pa.Table | None, selection: Selection) -> Iterator[pa.Table]:
     """The rows of these files and of the journal, AT_ONCE files at a time."""
     last = [] if journaled is None else [iter([sort_rows(journaled)])]
     for at in range(0, max(len(files), 1), AT_ONCE):
         some = files[at : at + AT_ONCE]
         batch_rows = min(max(HELD_ROWS // max(len(some), 1), 1 << 10), 1 << 16)
         with contextlib.ExitStack() as stack:
-            sources = [open_rows(stack, path, batch_rows, selection) for path in some]
+            sources = [open_rows(stack, held.path, batch_rows, selection, held.opened) for held in some]
             yield from merge_rows([*sources, *last] if at + AT_ONCE >= len(files) else sources)
 
 
@@ -62,24 +72,26 @@ def _within(span: Span, start_ms: int) -> Span:
 
 def _hold_day(
     stack: contextlib.ExitStack, layout: Layout, selection: Selection, day: date
-) -> tuple[list[Path], pa.Table | None]:
+) -> tuple[list[_Held], pa.Table | None]:
     """A date's files and what of it is in the journal. From here on nothing that happens to the names matters."""
-    while True:
-        snapshot = take_snapshot(layout, selection.span)
-        with contextlib.ExitStack() as opened, contextlib.suppress(FileNotFoundError):
+
+    def hold(snapshot: Snapshot) -> tuple[list[_Held], pa.Table | None]:
+        with contextlib.ExitStack() as opened:
             held = _hold(opened, snapshot.files.get(day, []))
             stack.enter_context(opened.pop_all())
             return held, split_journaled(snapshot.journaled, selection).get(day)
 
+    return read_consistently(layout, selection.span, hold)
 
-def _hold(stack: contextlib.ExitStack, paths: list[Path]) -> list[Path]:
-    """Paths of these files that stay good until the stack is closed, even where the files are deleted."""
+
+def _hold(stack: contextlib.ExitStack, paths: list[Path]) -> list[_Held]:
     _allow_open_files(len(paths))
     held = []
     for path in paths:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with named_errors(path):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a fifo would wait for a writer
         stack.callback(os.close, fd)
-        held.append(Path(f"/dev/fd/{fd}"))
+        held.append(_Held(path, Path(f"/dev/fd/{fd}")))
     return held
 
 

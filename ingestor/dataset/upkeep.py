@@ -9,7 +9,7 @@ import structlog
 from ingestor.closed_days import has_days_to_close
 from ingestor.dataset.compact import clear_leftovers, has_work, locked_upkeep
 from ingestor.dataset.retention import delete_expired
-from ingestor.errors import CompactionRunning
+from ingestor.errors import CompactionRunning, IngestorError
 from ingestor.layout import Layout
 from ingestor.ledger import Ledger
 
@@ -24,7 +24,9 @@ class Upkeep:
     """Looks after one root. `tick` from one thread."""
 
     def __init__(self, layout: Layout, ledger: Ledger, retention_s: float | None) -> None:
-        """Clear what a crash has left, unless a compaction that was started by hand is at work. Raises OSError."""
+        """Clear what a crash has left, unless a compaction that was started by hand is at work. What can't be cleared
+        is told: the recording goes on without.
+        """
         self._layout = layout
         self._ledger = ledger
         self._retention = None if retention_s is None else timedelta(seconds=retention_s)
@@ -36,6 +38,8 @@ class Upkeep:
                 clear_leftovers(layout)
         except CompactionRunning:
             log.info("compaction.running", hint="it was started by hand, and clears what an earlier one left")
+        except (OSError, IngestorError) as error:
+            log.error("upkeep.failed", error=_text(error), hint="the recording goes on without")
 
     def tick(self, now: datetime | None = None) -> None:
         """Do what is due: once a UTC date, an hour after it began, and once after a start. Never raises OSError."""
@@ -50,8 +54,8 @@ class Upkeep:
                 delete_expired(self._layout, self._ledger, self._retention, now)
             if self.child is None and (has_days_to_close(self._layout, day) or has_work(self._layout, day)):
                 self._start(day)
-        except OSError as error:
-            log.error("upkeep.failed", error=error.strerror or str(error), hint="it is tried again tomorrow")
+        except (OSError, IngestorError) as error:
+            log.error("upkeep.failed", error=_text(error), hint="it is tried again tomorrow")
 
     def close(self) -> None:
         """End a compaction that is under way; what it leaves is cleared at the next start."""
@@ -76,3 +80,10 @@ class Upkeep:
                 log.error("compaction.failed", code=code)
             else:
                 log.info("compaction.ended")
+
+
+def _text(error: Exception) -> str:
+    """What went wrong, and with which file."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

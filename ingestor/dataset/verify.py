@@ -8,17 +8,17 @@ journal no longer speaks for (they are all there), and the rejects last.
 
 import contextlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from ingestor.accounts import read_accounts, read_seals
 from ingestor.closed_days import Row, list_closed_days, read_day
-from ingestor.dataset.files import date_folder, list_days
+from ingestor.dataset.files import date_folder, list_days, parse_days
 from ingestor.dataset.recount import Recount, recount_csv, recount_parquet
 from ingestor.dataset.stock import (
     CompactedDay,
@@ -30,9 +30,9 @@ from ingestor.dataset.stock import (
     read_deleted,
     read_journal,
 )
-from ingestor.errors import FileDamaged
+from ingestor.errors import DamagedFile
 from ingestor.facts import DAMAGED, Fact
-from ingestor.layout import Layout, SegmentId
+from ingestor.layout import Layout, SegmentId, list_segments, read_lines, read_small
 from ingestor.ledger import DAY_US, list_closed_facts, list_ledgers, read_all_facts, read_facts
 from ingestor.metrics import Counts
 from ingestor.schema import RUN_SHIFT, TRADES
@@ -64,6 +64,8 @@ class Account:
     """Lines recounted that a record counts."""
     uncounted_rejects: int = 0
     """Lines that no record counts: a crash came between the line and its record, or it is on its way."""
+    not_looked_at: int = 0
+    """Files that were not opened: their segments are not finished, so that nothing says yet what they must hold."""
 
     def __str__(self) -> str:
         counts = self.counts
@@ -99,7 +101,9 @@ class Verification:
             self._compacted.setdefault(compaction.day, set()).update(compaction.origin)
         self._parts = list_parts(layout)
         self._csv = list_csv(layout)
-        self._journaled = read_journal(layout)
+        self._csv_done = _read_csv_place(layout)
+        self._early: list[Difference] = []
+        self._journaled = self._read_journal()
         self._sealed = read_seals(layout)
         self._columns: dict[int, list[str]] = {}
         self._formats: list[str] = []
@@ -109,14 +113,33 @@ class Verification:
         self.files = sum(map(len, [*self._parts.values(), *self._csv.values()])) + len(self._compactions)
         """How many steps `run` will about take."""
 
+    def _read_journal(self) -> dict[str, Journaled]:
+        """What the journal speaks for; nothing, and that is a difference, where it can't be read."""
+        try:
+            return read_journal(self._layout)
+        except DamagedFile as error:
+            self._early.append(self._damaged(error))
+            return {}
+
+    def _damaged(self, error: DamagedFile) -> Difference:
+        place, _, fault = str(error).removeprefix(f"{self._layout.root}/").partition(": ")
+        return Difference(place, fault, "a file that can be read")
+
     def run(self) -> Iterator[list[Difference]]:
         """The differences, a list (mostly empty) for each step of the work. Raises OSError."""
-        yield list(_strangers(self._layout))
+        yield [*self._early, *_strangers(self._layout), *self._check_side_files()]
         yield from self._check_ledger()
-        damaged: list[str] = []
+        damaged: list[DamagedFile] = []
         for account in read_accounts(self._layout, damaged):
-            yield list(self._check_closed(account))
-        yield [Difference(_place(self._layout, Path(text.partition(": ")[0])), text, "accounts") for text in damaged]
+            try:
+                differences = list(self._check_closed(account))
+            except OSError as error:
+                path = Path(error.filename or self._layout.root)
+                differences = [
+                    Difference(_place(self._layout, path), f"can't be read: {error.strerror}", "a file that can")
+                ]
+            yield differences
+        yield list(map(self._damaged, damaged))
         for segment, journaled in self._journaled.items():
             yield list(self._check_journaled(segment, journaled))
         for compaction in self._compactions:
@@ -146,8 +169,19 @@ class Verification:
             path = self._layout.coverage_file(day)
             try:
                 yield list(_check_coverage(_place(self._layout, path), day, read_day(path)))
-            except FileDamaged as error:
-                yield [Difference(_place(self._layout, path), str(error), "a file of coverage")]
+            except DamagedFile as error:
+                yield [self._damaged(error)]
+
+    def _check_side_files(self) -> Iterator[Difference]:
+        """What a start or a sink goes by: no trade is in there, and where one can't be read it is made anew."""
+        layout = self._layout
+        for path in [*sorted(layout.cursors.glob("*.json")), layout.accepted_keys, layout.holidays, layout.state]:
+            try:
+                read_small(path, json.loads)
+            except FileNotFoundError:
+                continue
+            except DamagedFile as error:
+                yield self._damaged(error)
 
     def _check_closed(self, closed: Fact) -> Iterator[Difference]:
         """A segment of which the ledger has the account."""
@@ -161,22 +195,26 @@ class Verification:
         yield from _unbalanced(str(segment), counts, sum(closed["symbols"].values()), closed["reasons"])
         journaled = self._journaled.pop(str(segment), None)
         if journaled is not None and journaled.ended:
-            self._parts.pop(str(segment), None)  # published, not committed: made anew at the next start
+            self._pass_over(self._parts, str(segment))  # published, not committed: made anew at the next start
             self.account.rows["journal"] += journaled.recount.rows
             yield from _compare(f"{segment} in the journal", journaled.recount, closed)
         elif self._layout.open_segment(segment).exists():
-            self._parts.pop(str(segment), None)  # ended since the journal was read
+            self._pass_over(self._parts, str(segment))  # ended since the journal was read
         else:
             yield from self._check_parts(segment, closed)
         yield from self._check_csv(segment, closed)
 
     def _check_journaled(self, segment: str, journaled: Journaled) -> Iterator[Difference]:
         """A segment of which the ledger has no account yet: it is open, or a crash left it."""
-        self._parts.pop(segment, None)
-        self._csv.pop(segment, None)
+        self._pass_over(self._parts, segment)
+        self._pass_over(self._csv, segment)
         self.account.rows["journal"] += journaled.recount.rows
         self._count(SegmentId.parse(segment), journaled.counts, journaled.reasons, damaged=journaled.damaged)
         yield from _unbalanced(segment, journaled.counts, journaled.recount.rows, journaled.reasons)
+
+    def _pass_over(self, files: dict[str, Any], segment: str) -> None:
+        """Leave the files of an unfinished segment unopened, and count them."""
+        self.account.not_looked_at += len(files.pop(segment, ()))
 
     def _check_parts(self, segment: SegmentId, closed: Fact) -> Iterator[Difference]:
         """The files of one segment, a date each."""
@@ -244,7 +282,7 @@ class Verification:
 
     def _check_compaction(self, compaction: CompactedDay) -> Iterator[Difference]:
         """A day's compacted files. Where the ledger lacks a seal, nothing says how many rows they must hold."""
-        columns = self._columns[max(self._columns)]
+        columns = self._columns[max(self._columns)] if self._columns else TRADES.names
         rows = 0
         for path in compaction.paths:
             try:
@@ -265,10 +303,12 @@ class Verification:
             yield Difference(_place(self._layout, compaction.paths[0]), f"{rows} rows", f"{expected} (segment.sealed)")
 
     def _check_csv(self, segment: SegmentId, closed: Fact) -> Iterator[Difference]:
-        """The CSV file of one segment, once the journal has let go of it."""
-        listed = self._csv.pop(str(segment), [])
-        if self._layout.open_segment(segment).exists() or self._layout.sealed_segment(segment).exists():
+        """The CSV file of one segment, once it is finished."""
+        journaled = self._layout.open_segment(segment).exists() or self._layout.sealed_segment(segment).exists()
+        if journaled and segment.number >= self._csv_done:
+            self._pass_over(self._csv, str(segment))
             return
+        listed = self._csv.pop(str(segment), [])
         plain = self._layout.csv_file(segment)
         own = [path for path in (plain, plain.with_name(plain.name + ".gz")) if path.exists()]
         for path in sorted(set(listed) - set(own)):
@@ -320,11 +360,14 @@ class Verification:
         """
         lines: dict[int, Counter[str]] = {}
         for path in sorted(self._layout.rejects.glob("date=*.jsonl")):
-            for run, reason, counted in self._read_rejects(path):
-                if counted:
-                    lines.setdefault(run, Counter())[reason] += 1
-                self.account.rejects += counted
-                self.account.uncounted_rejects += not counted
+            try:
+                for run, reason, counted in self._read_rejects(path):
+                    if counted:
+                        lines.setdefault(run, Counter())[reason] += 1
+                    self.account.rejects += counted
+                    self.account.uncounted_rejects += not counted
+            except DamagedFile as error:
+                yield self._damaged(error)
         for run in sorted(self._rejected.keys() | lines.keys()):
             rejected, found = self._rejected.get(run, _Rejected()), lines.get(run, Counter())
             for reason in sorted(rejected.reasons.keys() | found.keys()):
@@ -336,15 +379,18 @@ class Verification:
     def _read_rejects(self, path: Path) -> Iterator[tuple[int, str, bool]]:
         """(run, reason, whether a record counts it) of each line, by its key once; what a crash cut is passed over."""
         seen: set[tuple[int, int, int | None]] = set()
-        with path.open("rb") as file:
-            for line in file:
-                with contextlib.suppress(ValueError):
-                    reject = json.loads(line)
-                    key = (reject["run"], reject["frame"], reject["trade"])
-                    if key not in seen:
-                        seen.add(key)
-                        rejected = self._rejected.get(key[0], _Rejected())
-                        yield key[0], reject["reason"], key[1] < rejected.frames or rejected.damaged
+        for line in read_lines(path):
+            try:
+                reject = json.loads(line)
+                key = (int(reject["run"]), int(reject["frame"]), reject["trade"])
+                fresh = key not in seen
+                reason = str(reject["reason"])
+            except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+                continue  # the records' counts tell what is lacking
+            if fresh:
+                seen.add(key)
+                rejected = self._rejected.get(key[0], _Rejected())
+                yield key[0], reason, key[1] < rejected.frames or rejected.damaged
 
 
 # Comparing
@@ -352,12 +398,22 @@ class Verification:
 
 def _strangers(layout: Layout) -> Iterator[Difference]:
     """What is in the dataset and no file of it."""
-    for folder, _, names in os.walk(layout.trades):
-        for name in names:
-            if not name.endswith(".parquet") or not Path(folder).name.startswith("date="):
-                yield Difference(
-                    _place(layout, Path(folder, name)), "not a file of a date", "nothing else in the dataset"
-                )
+    for folder in sorted(layout.trades.iterdir()) if layout.trades.is_dir() else ():
+        if not folder.is_dir():
+            yield Difference(_place(layout, folder), "not the folder of a date", "nothing else in the dataset")
+            continue
+        dated = any(parse_days([folder.name]))
+        for path in sorted(folder.iterdir()):
+            if not dated or path.suffix != ".parquet":
+                yield Difference(_place(layout, path), "not a file of a date", "nothing else in the dataset")
+
+
+def _read_csv_place(layout: Layout) -> int:
+    """CSV files of segments below this number are finished. Where that is unknown, those of all sealed segments are."""
+    try:
+        return read_small(layout.cursor_file("csv"), lambda content: int(json.loads(content)["segment"]))
+    except (FileNotFoundError, DamagedFile):
+        return min((file.id.number for file in list_segments(layout) if not file.sealed), default=1 << 63)
 
 
 def _check_coverage(place: str, day: date, rows: list[Row]) -> Iterator[Difference]:

@@ -25,7 +25,7 @@ from ingestor.journal.rotation import Rotation
 from ingestor.journal.scan import blames_file, open_file
 from ingestor.journal.segment import Header, Pieces, encode_reasons, encode_record
 from ingestor.journal.unsynced import Unsynced
-from ingestor.layout import FILE_MODE, Layout, SegmentId, list_segments
+from ingestor.layout import Layout, SegmentId, list_segments, open_own
 
 log = structlog.get_logger()
 
@@ -67,7 +67,8 @@ class Journal:
             if not left.sealed:
                 _sync_left(left.path)
         fill_ballast(layout)
-        self._synced_fd = os.open(layout.synced, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        self._synced_fd = open_own(layout.synced, os.O_WRONLY)
+        os.ftruncate(self._synced_fd, min(os.fstat(self._synced_fd).st_size, len(encode_synced(Cursor(0, 0)))))
         self._open = segments.open(None, None)
         self.synced = Cursor(0, 0)
         self._settle(self._open)

@@ -1,6 +1,5 @@
 """The process that carries the journal to other systems: `python -m ingestor.sinks`, started by the recorder alone."""
 
-import fcntl
 import json
 import os
 import select
@@ -12,7 +11,8 @@ from typing import BinaryIO
 
 import structlog
 
-from ingestor.layout import FILE_MODE, Layout
+from ingestor.errors import DamagedFile
+from ingestor.layout import Layout, open_own, try_lock
 from ingestor.lean import refuse_pandas
 from ingestor.logs import configure_logs
 from ingestor.sinks.destinations import make_carriers
@@ -41,7 +41,11 @@ def main(pipe: BinaryIO) -> int:
     if not _lock(layout, pipe):
         return 0
     stop = threading.Event()
-    carriers = make_carriers(handover.sinks, layout, handover.feed, handover.secrets, stop)
+    try:
+        carriers = make_carriers(handover.sinks, layout, handover.feed, handover.secrets, stop)
+    except (OSError, DamagedFile) as error:  # by another name the destinations would take all of it for new
+        log.error("sinks.refused", error=str(error), hint="put the root's name back, or remove the file for a new one")
+        return 1
     threads = [threading.Thread(target=carrier.run, name=carrier.name, daemon=True) for carrier in carriers]
     for thread in threads:
         thread.start()
@@ -58,20 +62,17 @@ def _lock(layout: Layout, pipe: BinaryIO) -> bool:
     """Be the one such process of this root, once that of a recorder that was killed has ended; False where our own
     recorder ended first.
     """
-    fd = os.open(layout.sinks_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+    fd = open_own(layout.sinks_lock, os.O_RDWR)
     waiting = False
     while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not waiting:
-                log.info("sinks.waiting", reason="those of an earlier recorder are still carrying")
-            waiting = True
-            if _has_ended(pipe, _LOOK_S):
-                log.info("sinks.left", reason="the recorder stopped first: the next start carries on")
-                return False
-        else:
+        if try_lock(fd):
             return True
+        if not waiting:
+            log.info("sinks.waiting", reason="those of an earlier recorder are still carrying")
+        waiting = True
+        if _has_ended(pipe, _LOOK_S):
+            log.info("sinks.left", reason="the recorder stopped first: the next start carries on")
+            return False
 
 
 def _has_ended(pipe: BinaryIO, patience_s: float) -> bool:

@@ -13,7 +13,7 @@ from ingestor.accounts import write_account
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
-from ingestor.layout import FILE_MODE, Layout, SegmentId, publish
+from ingestor.layout import FILE_MODE, Layout, SegmentId, publish, set_mode
 from ingestor.ledger import Ledger
 from ingestor.metrics import Counts
 
@@ -94,7 +94,7 @@ class SegmentAccounts:
         staged = self._layout.staging / path.name
         try:
             staged.write_bytes(damage.content)
-            staged.chmod(FILE_MODE)
+            set_mode(staged, FILE_MODE)
             publish(staged, path)
         except OSError as error:
             raise SinkUnavailable(f"can't set {path.name} aside: {error.strerror or error}") from None
@@ -137,7 +137,7 @@ class SegmentAccounts:
             write_account(self._layout, {**told, "symbols": dict(account.trades), "repeated": dict(account.repeated)})
         except OSError as error:
             raise SinkUnavailable(f"can't write the account of {segment}: {error.strerror or error}") from None
-        unreadable = {} if account.unreadable is None else {"unreadable": account.unreadable}
+        unreadable: dict[str, Any] = {} if account.unreadable is None else {"unreadable": account.unreadable}
         self._ledger.record("segment.closed", **told, **unreadable)
 
     def _check(self, segment: SegmentId, account: _Account) -> None:

@@ -4,6 +4,7 @@ Exactly once: a file is synced before its length is written to the cursor, and c
 start.
 """
 
+import errno
 import gzip
 import json
 import os
@@ -15,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import structlog
+from pydantic import BaseModel
 
-from ingestor.errors import SinkUnavailable
+from ingestor.errors import ConfigError, DamagedFile, SinkUnavailable
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
 from ingestor.layout import (
@@ -25,14 +27,25 @@ from ingestor.layout import (
     list_segments,
     make_folder,
     publish,
+    read_small,
+    set_aside,
     sync_directory,
     write_whole,
 )
+from ingestor.sinks.places import Whole
 
 _COMMIT_S = 1.0
 _UNSYNCED_MAX = 16 << 20
 
 log = structlog.get_logger()
+
+
+class _StoredPlace(BaseModel):
+    """`cursors/csv.json`."""
+
+    segment: Whole
+    offset: Whole
+    bytes: Whole
 
 
 class CsvFiles:
@@ -123,11 +136,13 @@ class _GrowingFile:
     def __init__(self, path: Path, known: int, heading: str) -> None:
         """Open it, cut back to its first `known` bytes. Raises OSError."""
         make_folder(path.parent)
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE)
         self._synced = self.length = known
         self._unsynced: list[bytes | pa.Buffer] = []
         self._sync_failed = False
         try:
+            if os.fstat(self._fd).st_size < known:  # to cut it there would fill it with zeros
+                raise OSError(errno.ENODATA, "shorter than what was committed: it is written anew at the next start")
             os.ftruncate(self._fd, known)
             sync_directory(path.parent)
             if not known:
@@ -208,17 +223,25 @@ def _read_cursor(layout: Layout) -> tuple[Cursor, int]:
     Where the file is shorter than that, its segment is written anew; where the cursor can't be read, all segments are.
     """
     try:
-        stored = json.loads(layout.cursor_file(CsvFiles.name).read_text("utf-8"))
-        cursor, known = Cursor(int(stored["segment"]), int(stored["offset"])), int(stored["bytes"])
+        stored = read_small(layout.cursor_file(CsvFiles.name), _StoredPlace.model_validate_json)
+        cursor, known = Cursor(stored.segment, stored.offset), stored.bytes
     except FileNotFoundError:
         return Cursor(0, 0), 0
-    except (ValueError, KeyError, TypeError) as error:
+    except DamagedFile as error:
         log.warning("cursor.unreadable", sink=CsvFiles.name, error=str(error))
         return Cursor(0, 0), 0
     path = next((layout.csv_file(file.id) for file in list_segments(layout) if file.id.number == cursor.segment), None)
     if path is None:  # all of it was passed, or it was freed while this sink was not asked for
         return Cursor(cursor.segment, 0), 0
-    if known and (not path.exists() or path.stat().st_size < known):
+    try:
+        if os.path.lexists(path) and not (path.is_file() and os.access(path, os.R_OK | os.W_OK)):
+            set_aside(path, "not a file that can be written")
+        whole = path.exists() and path.stat().st_size >= known
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename}: {error.strerror}: mend that, or take csv out of storage.formats"
+        ) from None
+    if known and not whole:
         log.warning("csv.rebuilt", segment=cursor.segment)
         return Cursor(cursor.segment, 0), 0
     return cursor, known

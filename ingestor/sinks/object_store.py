@@ -99,6 +99,8 @@ class ObjectStore:
             content = (self._layout.trades / name).read_bytes()
         except FileNotFoundError:  # compacted or deleted since it was listed
             return
+        if (size := self._there.get(name)) is not None:  # a segment that a crash let be sealed twice, or not our work
+            log.warning("mirror.replaced", file=name, bytes_before=size, bytes=len(content))
         self._put(name, content)
         self._there[name] = len(content)
         log.info("mirror.brought", file=name, bytes=len(content))

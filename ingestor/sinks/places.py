@@ -1,22 +1,26 @@
 """Where each external sink stands in the journal, in `cursors/<sink>.json`: written by its own thread, read by all."""
 
 import json
+import os
+import re
 import secrets
 import string
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import structlog
+from pydantic import BaseModel, Field
 
+from ingestor.errors import DamagedFile
 from ingestor.journal.backlog import Backlogs
 from ingestor.journal.cursor import Cursor
-from ingestor.journal.scan import blames_file, open_file
-from ingestor.layout import Layout, write_whole
+from ingestor.layout import Layout, read_small, set_aside, write_whole
 
-_NOTE_MAX = 4096
 _NAME_LETTERS = 14  # 65 bits
+_NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 log = structlog.get_logger()
 
@@ -30,14 +34,34 @@ class Lag:
     """Age of the oldest of these rows."""
 
 
+Whole = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
+
+
+class _StoredPlace(BaseModel):
+    """`cursors/<sink>.json`."""
+
+    segment: Whole
+    offset: Whole
+
+    @property
+    def cursor(self) -> Cursor:
+        return Cursor(self.segment, self.offset)
+
+
+class _StoredLoss(BaseModel):
+    """`cursors/<sink>.<segment>.lost`."""
+
+    start: tuple[Whole, Whole] = Field(alias="from")
+    end: tuple[Whole, Whole] = Field(alias="to")
+
+
 def read_place(layout: Layout, sink: str) -> Cursor:
     """Everything before it is durable in the sink; Cursor(0, 0) where that is unknown."""
     try:
-        stored = json.loads(layout.cursor_file(sink).read_bytes())
-        return Cursor(int(stored["segment"]), int(stored["offset"]))
+        return read_small(layout.cursor_file(sink), _StoredPlace.model_validate_json).cursor
     except FileNotFoundError:
         return Cursor(0, 0)
-    except (ValueError, KeyError, TypeError) as error:
+    except DamagedFile as error:
         log.warning("cursor.unreadable", sink=sink, error=str(error))
         return Cursor(0, 0)
 
@@ -65,33 +89,16 @@ def note_loss(layout: Layout, sink: str, start: Cursor, end: Cursor) -> None:
 
 
 def read_losses(layout: Layout, sink: str) -> list[Loss]:
-    """Those that the ledger may not have yet. Raises OSError."""
-    losses: list[Loss] = []
+    """Those that the ledger may not have yet; a note that can't be read is told once, and set aside. Raises OSError."""
+    losses = []
     for path in sorted(layout.cursors.glob(f"{sink}.*.lost")):
         try:
-            losses.append(_read_loss(path))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            aside = path.with_suffix(".unreadable")
-            log.error("loss.unreadable", file=path.name, error=str(error), hint=f"kept as {aside.name}")
-            path.rename(aside)
-        except OSError as error:
-            if not blames_file(error):
-                raise
-            aside = path.with_suffix(".unreadable")
-            log.error("loss.unreadable", file=path.name, error=error.strerror, hint=f"kept as {aside.name}")
-            path.rename(aside)
+            told = read_small(path, _StoredLoss.model_validate_json)
+        except DamagedFile as error:
+            set_aside(path, str(error))
+        else:
+            losses.append(Loss(Cursor(*told.start), Cursor(*told.end), path))
     return losses
-
-
-def _read_loss(path: Path) -> Loss:
-    """Raises OSError; ValueError, KeyError, TypeError or RecursionError where it says something else."""
-    fd = open_file(path)
-    with open(fd, "rb") as file:  # noqa: PTH123  a descriptor
-        told = json.loads(file.read(_NOTE_MAX))
-    places = [*told["from"], *told["to"]]
-    if len(places) != 4 or not all(isinstance(place, int) and 0 <= place < 1 << 63 for place in places):
-        raise ValueError("no two places of the journal")
-    return Loss(Cursor(*places[:2]), Cursor(*places[2:]), path)
 
 
 class Lags:
@@ -113,12 +120,20 @@ class Lags:
 
 
 def name_root(layout: Layout) -> str:
-    """A name for this root that no other has: sequence numbers are unique in a root only. Raises OSError.
+    """A name for this root that no other has: sequence numbers are unique in a root only. Raises OSError, DamagedFile.
 
     Of letters, since it may become the name of a folder, which engines read as a number where they can.
     """
     path = layout.root_name
-    if not path.exists():
+    if not os.path.lexists(path):
         name = "".join(secrets.choice(string.ascii_lowercase) for _ in range(_NAME_LETTERS))
         write_whole(path, name, layout.staging)
-    return path.read_text("utf-8").strip()
+    return read_small(path, _parse_name)
+
+
+def _parse_name(content: bytes) -> str:
+    """Raises ValueError: with another name than the one that they know, sinks would take everything for new."""
+    name = content.decode("ascii").strip()
+    if not _NAME.fullmatch(name):
+        raise ValueError("no name")
+    return name

@@ -1,9 +1,12 @@
-"""Rows in a SQLite database. Exactly once: they and the cursor are one transaction, and `sequence` is the key."""
+"""Rows in a SQLite database. Exactly once: they and the cursor are one transaction, and `sequence` is the key. A row
+that collides with another one is an error, and neither is lost.
+"""
 
 import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -60,8 +63,9 @@ class SqliteDatabase:
             names = ", ".join(map(_quote, rows.batch.schema.names))
             marks = ", ".join("?" * rows.batch.num_columns)
             insert = f"INSERT INTO trades ({names}) VALUES ({marks}) ON CONFLICT (sequence) DO NOTHING"  # noqa: S608  names are quoted
-            columns = [_as_sql(column).to_pylist() for column in rows.batch.columns]
-            self._database.executemany(insert, zip(*columns, strict=True))
+            values = list(zip(*(_as_sql(column).to_pylist() for column in rows.batch.columns), strict=True))
+            if self._database.executemany(insert, values).rowcount < len(values):
+                self._check_same(names, rows.batch.schema.names.index("sequence"), values)
         self._waiting += rows.batch.num_rows
         if self._waiting >= _ROWS_A_TRANSACTION:
             self._commit()
@@ -87,6 +91,22 @@ class SqliteDatabase:
     def _begin(self) -> None:
         if not self._database.in_transaction:
             self._database.execute("BEGIN IMMEDIATE")
+
+    def _check_same(self, names: str, at: int, values: list[tuple[Any, ...]]) -> None:
+        """Some of these rows were there already: given before by a root whose cursor was lost, and so the same.
+
+        Raises SinkUnavailable where another row has the number of one: none is put over another, none left out.
+        """
+        span = (values[0][at], values[-1][at])
+        select = f"SELECT {names} FROM trades WHERE sequence BETWEEN ? AND ?"  # noqa: S608  names are quoted
+        there = {row[at]: row for row in self._database.execute(select, span)}
+        other = next((row[at] for row in values if there.get(row[at]) != row), None)
+        if other is not None:
+            self._database.execute("ROLLBACK")
+            raise SinkUnavailable(
+                f"{self._path} holds another row under the sequence number {other}: nothing is put over it; give"
+                " sinks.sqlite.path a new database, and compare the two"
+            )
 
     def _commit(self) -> None:
         with _translated(self._path):
