@@ -4,8 +4,12 @@ A symbol is *claimed* from its first request until the run that asked for it end
 up to the last word of the ledger (the horizon). While it is claimed it is in one state:
 
     blind       a gap holds, for all symbols or for this one
-    unproven    asked for, and no trade of it came on this connection yet: the venue acknowledges nothing
+    unproven    asked for, and no trade of it came on this connection yet: the venue acknowledges nothing; or the
+                clock was wrong, so that nobody knows which time it was
     recorded    from its first trade on a connection to the next gap
+
+A gap begins behind the last receipt that its fact names (`since`), in recordings of any age: the frame that was
+received then, and each of its trades, is recorded and not in it.
 
 Where a clock that was set back has shown a moment twice, it is in the state that promises least, in the order above.
 """
@@ -68,6 +72,7 @@ class Coverage:
     _lives: "dict[str, list[_Life]]"
     _blind: "dict[str | None, list[_Stretch]]"
     _claims: "dict[str | None, list[_Stretch]]"
+    _doubts: "dict[str | None, list[_Stretch]]"
 
     @property
     def symbols(self) -> list[str]:
@@ -83,7 +88,9 @@ class Coverage:
         blind = self._blind.get(None, [])
         if symbol in self._blind:
             blind = _settle(blind + self._blind[symbol])
-        return _layered(symbol, _clip(blind, self._claims.get(symbol, [])), lives, self.horizon_us)
+        claims = self._claims.get(symbol, [])
+        doubts = self._doubts.get(None, []) + self._doubts.get(symbol, [])
+        return _layered(symbol, _clip(blind, claims), _clip(_settle(doubts), claims), lives, self.horizon_us)
 
 
 def find_coverage(facts: Iterable[Fact], symbols: Collection[str] | None = None, journaled_us: int = 0) -> Coverage:
@@ -105,7 +112,7 @@ def find_coverage(facts: Iterable[Fact], symbols: Collection[str] | None = None,
         for symbol, stretches in blind.items()
         for start, end, cause in _clip(stretches, claims.get(symbol, []))
     ]
-    return Coverage(horizon_us, sorted(gaps, key=attrgetter("start_us")), story.lives, blind, claims)
+    return Coverage(horizon_us, sorted(gaps, key=attrgetter("start_us")), story.lives, blind, claims, story.doubts)
 
 
 def state_at(intervals: Sequence[Interval], at_us: int) -> Interval | None:
@@ -177,8 +184,11 @@ class _Story:
     """By symbol and connection of this run: a proof may come when the connection is lost already."""
     _asked: dict[str, int] = field(default_factory=dict)
     """The connection on which each symbol was last requested in this run."""
+    doubts: "dict[str | None, list[_Stretch]]" = field(default_factory=dict)
+    """While the clock was wrong, or what came was late."""
+    _doubted_us: int | None = None
 
-    def tell(self, fact: Fact) -> None:
+    def tell(self, fact: Fact) -> None:  # noqa: C901  a table, a line a fact
         """One more fact."""
         match fact["fact"]:
             case "symbol.proven":
@@ -188,7 +198,7 @@ class _Story:
             case "symbol.dropped":
                 self._drop(fact["symbol"], fact["at"])
             case "gap.opened":
-                self._open_gap(fact["symbol"], _OpenGap(fact["cause"], fact["since"]))
+                self._open_told(fact)
             case "gap.closed":
                 self._close_gap(fact["symbol"], fact["until"])
             case "connection.lost" | "connection.closed":
@@ -198,13 +208,18 @@ class _Story:
             case "run.started":
                 self._start(fact["at"], fact["open_gaps"], fact["tickers"])
             case "clock.stepped":
-                self._step_clock(fact["at"], fact["by_us"])
+                self._step_clock(fact["at"], fact["by_us"], fact.get("slept_us", 0))
+            case "clock.doubted":
+                self._doubted_us = fact["since"]
+            case "clock.trusted":
+                self._end_doubt(fact["at"])
         self.last_us = fact["at"]
 
     def end(self, horizon_us: int) -> "dict[str | None, list[_Stretch]]":
         """There are no more facts, and what goes on is known up to the horizon: all gaps, settled."""
         for symbol in list(self._open):
             self._close_gap(symbol, horizon_us)
+        self._end_doubt(horizon_us)
         return {symbol: _settle(gaps) for symbol, gaps in self._gaps.items()}
 
     def _request(self, symbols: Iterable[str], connection: int, at_us: int) -> None:
@@ -233,6 +248,14 @@ class _Story:
         if held is None or (held.implied and not gap.implied):
             self._open[symbol] = gap
 
+    def _open_told(self, fact: Fact) -> None:
+        """What came late before a gap is recorded, and proves nothing of its time: up to there it is unproven."""
+        since_us, symbol = fact["since"] + 1, fact["symbol"]
+        heard_us = fact.get("heard", fact["since"]) + 1
+        if symbol not in self._open or self._open[symbol].implied:
+            self.doubts.setdefault(symbol, []).append((since_us, heard_us, ""))
+        self._open_gap(symbol, _OpenGap(fact["cause"], heard_us))
+
     def _close_gap(self, symbol: str | None, until_us: int) -> None:
         gap = self._open.pop(symbol, None)
         if gap is not None:
@@ -250,15 +273,19 @@ class _Story:
         """A run takes over the gaps that the last one left, under the causes by which it knows them."""
         for told in open_gaps:
             held = self._open.get(told["symbol"])
+            since_us = told["since"] + 1
             if held is not None and not held.implied:
-                held.cause, held.since_us = told["cause"], min(held.since_us, told["since"])
-            self._open_gap(told["symbol"], _OpenGap(told["cause"], told["since"]))
+                held.cause, held.since_us = told["cause"], min(held.since_us, since_us)
+            self._open_gap(told["symbol"], _OpenGap(told["cause"], since_us))
         if self.lives:
             self._open_gap(None, _OpenGap("crash", self.last_us, implied=True))
             ended_us = max(self.last_us, self._open[None].since_us)
             for symbol in self.lives.keys() - set(tickers):  # last claimed when the run before this one ended
                 self._drop(symbol, ended_us)
-            self._step_clock(at_us, at_us - ended_us)  # between two runs nobody watched it
+            self._step_clock(
+                at_us, min(at_us - ended_us, 0)
+            )  # between two runs nobody watched it: what it skipped is blind
+        self._end_doubt(self.last_us)
         self._on.clear()
         self._asked.clear()
 
@@ -269,11 +296,23 @@ class _Story:
         self._asked.pop(symbol, None)
         self._close_gap(symbol, ended_us)
 
-    def _step_clock(self, at_us: int, by_us: int) -> None:
-        """Set back, the clock parts what is under way in two. Set forward, it passed over time that nobody lived."""
+    def _end_doubt(self, at_us: int) -> None:
+        if self._doubted_us is not None:
+            self.doubts.setdefault(None, []).append((self._doubted_us, at_us, ""))
+            self._doubted_us = None
+
+    def _step_clock(self, at_us: int, by_us: int, slept_us: int = 0) -> None:
+        """Set back, the clock parts what is under way in two. What it skipped, set forward or over a sleep, was
+        lived by nobody: all are blind for it. What it showed before was right or wrong, as a doubt says that ends here.
+        """
+        showed_us = at_us - by_us
+        if by_us:
+            self._end_doubt(showed_us)
+        if by_us > 0:
+            cause = "sleep" if 2 * slept_us > by_us else "clock"
+            self._gaps.setdefault(None, []).append((showed_us, at_us, cause))
         if by_us >= 0:
             return
-        showed_us = at_us - by_us
         for symbol, gap in list(self._open.items()):
             self._close_gap(symbol, showed_us)
             self._open[symbol] = _OpenGap(gap.cause, at_us, gap.implied)
@@ -308,10 +347,12 @@ def _spans(symbol: str, lives: Sequence[_Life], horizon_us: int) -> Iterator[tup
             yield life.requested_us, min(life.proven_us.get(symbol, ended_us), ended_us), ended_us
 
 
-def _layered(symbol: str, blind: list[_Stretch], lives: list[_Life], horizon_us: int) -> list[Interval]:
+def _layered(
+    symbol: str, blind: list[_Stretch], doubts: list[_Stretch], lives: list[_Life], horizon_us: int
+) -> list[Interval]:
     """A symbol's intervals: blind stands above unproven, and that above recorded."""
     spans = list(_spans(symbol, lives, horizon_us))
-    unproven = _settle((requested, proven, "") for requested, proven, _ in spans)
+    unproven = _settle([*((requested, proven, "") for requested, proven, _ in spans), *doubts])
     recorded = _settle((proven, ended, "") for _, proven, ended in spans)
     layers: list[tuple[int, int, State, str | None]] = []
     layers += [(start, end, "blind", cause) for start, end, cause in blind]

@@ -11,8 +11,13 @@ A fact is a line of JSON: `at` (µs since 1970), `fact` (`noun.past_participle`)
     symbol.dropped      symbol: not asked for any more
     connection.lost     connection, code, reason, bytes, frames;  connection.closed where we left
     connection.retired  connection, frames: it is old, and read on until the next one hears
-    gap.opened          gap, cause, since, symbol (null: blind for all);  gap.closed with until
-    clock.stepped       by_us: how far the wall clock was set forward; `at` is what it showed after it
+    gap.opened          gap, cause, since: the receipt behind which it begins, symbol (null: blind for all),
+                        heard: the last receipt, where that was later: up to it unproven, then blind
+    gap.closed          the same, with until: the receipt with which it ends
+    clock.stepped       by_us: how far the wall clock went beyond the time that was lived; `at` is what it showed then
+                        slept_us: how much of that the machine slept
+    clock.doubted       by_us: our clock less the venue's, since: when it was last set, or the run began; it ends with
+                        clock.trusted, a step or the run
     segment.closed      segment, first_received, last_received, counts, symbols, repeated, reasons, aside
     segment.sealed      segment, dates: rows by UTC date
     day.deleted         date, retention_s: told before it is done
