@@ -251,7 +251,7 @@ class _Story:
     def _open_told(self, fact: Fact) -> None:
         """What came late before a gap is recorded, and proves nothing of its time: up to there it is unproven."""
         since_us, symbol = fact["since"] + 1, fact["symbol"]
-        heard_us = fact.get("heard", fact["since"]) + 1
+        heard_us = int(fact.get("heard") or fact["since"]) + 1
         if symbol not in self._open or self._open[symbol].implied:
             self.doubts.setdefault(symbol, []).append((since_us, heard_us, ""))
         self._open_gap(symbol, _OpenGap(fact["cause"], heard_us))

@@ -19,6 +19,7 @@ LEVELS = {
     "parquet": 1,
     "ledger": 1,
     "coverage": 1,
+    "us_market": 1,
     "feeds": 2,
     "journal": 2,
     "capture": 3,

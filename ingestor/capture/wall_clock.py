@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from statistics import median
 
@@ -27,6 +28,7 @@ WRONG_US = 10_000_000
 _BLOCKS = 64
 _TRADES = 3
 _DAY_US = 86_400_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 log = structlog.get_logger()
 
@@ -142,9 +144,9 @@ class VenueTime:
         return round(median(newest_us)) if len(newest_us) >= _TRADES else None
 
     @property
-    def known(self) -> bool:
-        """The venue has told the time."""
-        return self._by_date_us is not None
+    def by_date_us(self) -> int | None:
+        """By the venue's `Date`."""
+        return self._by_date_us
 
 
 class Clock:
@@ -175,6 +177,12 @@ class Clock:
         now_us = self.now_us()
         self.venue.saw_date(date, now_us)
         self.doubt()
+
+    def venue_now(self) -> datetime | None:
+        """What time it is by the venue's `Date`; None: it told none."""
+        by_date_us = self.venue.by_date_us
+        now_us = self.now_us()
+        return None if by_date_us is None else _EPOCH + timedelta(microseconds=now_us - by_date_us)
 
     def doubt(self) -> None:
         """Whether the wall clock is wrong: while it is, nothing is claimed of the time that it shows."""

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 
 import structlog
@@ -22,8 +23,18 @@ log = structlog.get_logger()
 class Upkeep:
     """Looks after one root. `tick` from one thread."""
 
-    def __init__(self, layout: Layout, ledger: Ledger, retention_s: float | None) -> None:
-        """Clear what a crash has left, unless a compaction that was started by hand is at work. Raises OSError."""
+    def __init__(
+        self,
+        layout: Layout,
+        ledger: Ledger,
+        retention_s: float | None,
+        venue_now: Callable[[], datetime | None] = lambda: None,
+    ) -> None:
+        """Clear what a crash has left, unless a compaction that was started by hand is at work. Raises OSError.
+
+        `venue_now` tells the venue's time, where it is known.
+        """
+        self._venue_now = venue_now
         self._layout = layout
         self._ledger = ledger
         self._retention = None if retention_s is None else timedelta(seconds=retention_s)
@@ -46,7 +57,7 @@ class Upkeep:
         self._done_for = day
         try:
             if self._retention is not None:
-                delete_expired(self._layout, self._ledger, self._retention, now)
+                delete_expired(self._layout, self._ledger, self._retention, now, self._venue_now())
             if self.child is None and has_work(self._layout, day):
                 self._start(day)
         except OSError as error:
