@@ -4,8 +4,12 @@ A symbol is *claimed* from its first request until the run that asked for it end
 up to the last word of the ledger (the horizon). While it is claimed it is in one state:
 
     blind       a gap holds, for all symbols or for this one
-    unproven    asked for, and no trade of it came on this connection yet: the venue acknowledges nothing
+    unproven    asked for, and no trade of it came on this connection yet: the venue acknowledges nothing; or the
+                clock was wrong, so that nobody knows which time it was
     recorded    from its first trade on a connection to the next gap
+
+A gap begins behind the last receipt that its fact names (`since`), in recordings of any age: the frame that was
+received then, and each of its trades, is recorded and not in it.
 
 Where a clock that was set back has shown a moment twice, it is in the state that promises least, in the order above.
 """
@@ -78,6 +82,7 @@ class Coverage:
     _lives: "dict[str, list[_Life]]"
     _blind: "dict[str | None, list[_Stretch]]"
     _claims: "dict[str | None, list[_Stretch]]"
+    _doubts: "dict[str | None, list[_Stretch]]"
     _closed: Mapping[str, Sequence[Interval]]
 
     @property
@@ -100,10 +105,13 @@ class Coverage:
         blind = self._blind.get(None, [])
         if symbol in self._blind:
             blind = _settle(blind + self._blind[symbol])
-        told = _layered(symbol, _clip(blind, self._claims.get(symbol, [])), lives, self.horizon_us)
-        if self._told_from_us:  # what is before that was told by facts that are closed, but for blindness found since
-            before = [one for one in told if one.state == "blind" and one.start_us < self._told_from_us]
-            told = [*clip(before, 0, self._told_from_us), *clip(told, self._told_from_us, _NEVER)]
+        claims = self._claims.get(symbol, [])
+        blind = _clip(blind, claims)
+        doubts = _clip(_settle(self._doubts.get(None, []) + self._doubts.get(symbol, [])), claims)
+        told = _layered(symbol, blind, doubts, lives, self.horizon_us)
+        if self._told_from_us:  # what is before that was told by facts that are closed, but for what was found since
+            found_since = clip(_stacked(symbol, blind, doubts, []), 0, self._told_from_us)
+            told = [*found_since, *clip(told, self._told_from_us, _NEVER)]
         closed = self._closed.get(symbol)
         return join_intervals(symbol, [*closed, *told]) if closed else told
 
@@ -137,7 +145,7 @@ def find_coverage(
     gaps = sorted(gaps, key=attrgetter("start_us"))
     if closed.gaps:
         gaps = _join_gaps([*closed.gaps, *gaps])
-    return Coverage(horizon_us, gaps, story.told_from_us, story.lives, blind, claims, closed.intervals)
+    return Coverage(horizon_us, gaps, story.told_from_us, story.lives, blind, claims, story.doubts, closed.intervals)
 
 
 def join_intervals(symbol: str, pieces: Iterable[Interval]) -> list[Interval]:
@@ -244,7 +252,11 @@ class _Story:
     _run: int | None = None
     _damaged: bool = False
 
-    def tell(self, fact: Fact) -> None:  # noqa: C901  a case per fact
+    doubts: "dict[str | None, list[_Stretch]]" = field(default_factory=dict)
+    """While the clock was wrong, or what came was late."""
+    _doubted_us: int | None = None
+
+    def tell(self, fact: Fact) -> None:  # noqa: C901, PLR0912  a case per fact
         """One more fact."""
         match fact["fact"]:
             case "symbols.proven" | "symbol.proven":
@@ -255,7 +267,7 @@ class _Story:
             case "symbol.dropped":
                 self._drop(fact["symbol"], fact["at"])
             case "gap.opened":
-                self._open_gap(fact["symbol"], _OpenGap(fact["cause"], fact["since"]))
+                self._open_told(fact)
             case "gap.closed":
                 self._recall_gap(fact)
                 self._close_gap(fact["symbol"], fact["until"])
@@ -270,7 +282,11 @@ class _Story:
             case "day.started":
                 self._resume(fact)
             case "clock.stepped":
-                self._step_clock(fact["at"], fact["by_us"])
+                self._step_clock(fact["at"], fact["by_us"], fact.get("slept_us", 0))
+            case "clock.doubted":
+                self._doubted_us = fact["since"]
+            case "clock.trusted":
+                self._end_doubt(fact["at"])
             case _ if fact["fact"] == DAMAGED:
                 self._doubt(fact["at"])
         self.last_us = fact["at"] or self.last_us
@@ -279,6 +295,7 @@ class _Story:
         """There are no more facts, and what goes on is known up to the horizon: all gaps, settled."""
         for symbol in list(self._open):
             self._close_gap(symbol, horizon_us)
+        self._end_doubt(horizon_us)
         return {symbol: _settle(gaps) for symbol, gaps in self._gaps.items()}
 
     def _request(self, symbols: list[str] | None, connection: int, at_us: int) -> None:
@@ -310,13 +327,21 @@ class _Story:
         """Where the line that opened a gap was lost, the one that closes it says since when it was."""
         held = self._open.get(closed["symbol"])
         if "since" in closed and (held is None or held.implied):
-            self._open[closed["symbol"]] = _OpenGap(closed["cause"], closed["since"])
+            self._open[closed["symbol"]] = _OpenGap(closed["cause"], closed["since"] + 1)
 
     def _open_gap(self, symbol: str | None, gap: _OpenGap) -> None:
         """A gap that is open already goes on, unless it was only implied."""
         held = self._open.get(symbol)
         if held is None or (held.implied and not gap.implied):
             self._open[symbol] = gap
+
+    def _open_told(self, fact: Fact) -> None:
+        """What came late before a gap is recorded, and proves nothing of its time: up to there it is unproven."""
+        since_us, symbol = fact["since"] + 1, fact["symbol"]
+        heard_us = int(fact.get("heard") or fact["since"]) + 1
+        if symbol not in self._open or self._open[symbol].implied:
+            self.doubts.setdefault(symbol, []).append((since_us, heard_us, ""))
+        self._open_gap(symbol, _OpenGap(fact["cause"], heard_us))
 
     def _close_gap(self, symbol: str | None, until_us: int) -> None:
         gap = self._open.pop(symbol, None)
@@ -367,7 +392,8 @@ class _Story:
             self._begin([one for one in symbols if self.only is None or one in self.only], told["connection"], life)
             self._connection = max(self._connection, told["connection"])
         for gap in fact["open_gaps"]:
-            self._open[gap["symbol"]] = _OpenGap(gap["cause"], max(gap["since"], at_us))
+            self._open[gap["symbol"]] = _OpenGap(gap["cause"], max(gap["since"] + 1, at_us))
+        self._doubted_us = max(fact["doubted"], at_us) if fact.get("doubted") else None
         if fact["unconnected"] is not None:
             self._open_gap(None, _OpenGap("connection", max(fact["unconnected"], at_us), implied=True))
 
@@ -381,15 +407,19 @@ class _Story:
         """A run takes over the gaps that the last one left, under the causes by which it knows them."""
         for told in open_gaps:
             held = self._open.get(told["symbol"])
+            since_us = told["since"] + 1
             if held is not None and not held.implied:
-                held.cause, held.since_us = told["cause"], min(held.since_us, told["since"])
-            self._open_gap(told["symbol"], _OpenGap(told["cause"], told["since"]))
+                held.cause, held.since_us = told["cause"], min(held.since_us, since_us)
+            self._open_gap(told["symbol"], _OpenGap(told["cause"], since_us))
         if self.lives:
             self._open_gap(None, _OpenGap("crash", self.last_us, implied=True))
             ended_us = max(self.last_us, self._open[None].since_us)
             for symbol in self.lives.keys() - set(tickers):  # last claimed when the run before this one ended
                 self._drop(symbol, ended_us)
-            self._step_clock(at_us, at_us - ended_us)  # between two runs nobody watched it
+            self._step_clock(
+                at_us, min(at_us - ended_us, 0)
+            )  # between two runs nobody watched it: what it skipped is blind
+        self._end_doubt(self.last_us)
         self._on.clear()
         self._asked.clear()
 
@@ -400,11 +430,23 @@ class _Story:
         self._asked.pop(symbol, None)
         self._close_gap(symbol, ended_us)
 
-    def _step_clock(self, at_us: int, by_us: int) -> None:
-        """Set back, the clock parts what is under way in two. Set forward, it passed over time that nobody lived."""
+    def _end_doubt(self, at_us: int) -> None:
+        if self._doubted_us is not None:
+            self.doubts.setdefault(None, []).append((self._doubted_us, at_us, ""))
+            self._doubted_us = None
+
+    def _step_clock(self, at_us: int, by_us: int, slept_us: int = 0) -> None:
+        """Set back, the clock parts what is under way in two. What it skipped, set forward or over a sleep, was
+        lived by nobody: all are blind for it. What it showed before was right or wrong, as a doubt says that ends here.
+        """
+        showed_us = at_us - by_us
+        if by_us:
+            self._end_doubt(showed_us)
+        if by_us > 0:
+            cause = "sleep" if 2 * slept_us > by_us else "clock"
+            self._gaps.setdefault(None, []).append((showed_us, at_us, cause))
         if by_us >= 0:
             return
-        showed_us = at_us - by_us
         for symbol, gap in list(self._open.items()):
             self._close_gap(symbol, showed_us)
             self._open[symbol] = _OpenGap(gap.cause, at_us, gap.implied)
@@ -439,10 +481,12 @@ def _spans(symbol: str, lives: Sequence[_Life], horizon_us: int) -> Iterator[tup
             yield life.requested_us, min(life.proven_us.get(symbol, ended_us), ended_us), ended_us
 
 
-def _layered(symbol: str, blind: list[_Stretch], lives: list[_Life], horizon_us: int) -> list[Interval]:
-    """A symbol's intervals from its lives, and from when it was blind."""
+def _layered(
+    symbol: str, blind: list[_Stretch], doubts: list[_Stretch], lives: list[_Life], horizon_us: int
+) -> list[Interval]:
+    """A symbol's intervals from its lives, from when it was blind, and from when nobody can tell."""
     spans = list(_spans(symbol, lives, horizon_us))
-    unproven = _settle((requested, proven, "") for requested, proven, _ in spans)
+    unproven = _settle([*((requested, proven, "") for requested, proven, _ in spans), *doubts])
     recorded = _settle((proven, ended, "") for _, proven, ended in spans)
     return _stacked(symbol, blind, unproven, recorded)
 

@@ -77,7 +77,9 @@ class Daemon:
         self._report = Report(recording)
         self._watch = Watch(recording)
         self._live_settings = LiveSettings(source, recording.settings, recording.subscriptions, recording.ledger)
-        self._upkeep = Upkeep(recording.layout, recording.ledger, recording.settings.storage.retention)
+        self._upkeep = Upkeep(
+            recording.layout, recording.ledger, recording.settings.storage.retention, recording.clock.venue_now
+        )
         self._service = Service(Notifier())
         self._disk_low = False
 

@@ -12,7 +12,8 @@ checksums, in `coverage/`.
                         asked: the symbols that the run before still asked for, ended: when it was last heard of
     day.started         the same of the run that goes on, and where it stands: segment, last_received, began;
                         asked: what is asked for since when, by connection, and proven since when;
-                        requested: what was last asked for as a whole; unconnected: since when no connection is open
+                        requested: what was last asked for as a whole; unconnected: since when no connection is open,
+                        doubted: since when the clock is wrong (null: it isn't)
     connection.opened   connection: its number in this run
     symbols.requested   connection, symbols (null: the same as the last time that all were asked for)
     symbols.proven      connection, base, symbols: the receive time of each symbol's first trade on this connection is
@@ -22,8 +23,13 @@ checksums, in `coverage/`.
     symbol.dropped      symbol: not asked for any more
     connection.lost     connection, code, reason, bytes, frames;  connection.closed where we left
     connection.retired  connection, frames: it is old, and read on until the next one hears
-    gap.opened          gap, cause, since, symbol (null: blind for all);  gap.closed with since and until
-    clock.stepped       by_us: how far the wall clock was set forward; `at` is what it showed after it
+    gap.opened          gap, cause, since: the receipt behind which it begins, symbol (null: blind for all),
+                        heard: the last receipt, where that was later: up to it unproven, then blind
+    gap.closed          gap, cause, since, symbol; until: the receipt with which it ends
+    clock.stepped       by_us: how far the wall clock went beyond the time that was lived; `at` is what it showed then
+                        slept_us: how much of that the machine slept
+    clock.doubted       by_us: our clock less the venue's, since: when it was last set, or the run began; it ends with
+                        clock.trusted, a step or the run
     segment.closed      segment, first_received, last_received, counts, reasons, aside; unreadable: why its file could
                         not be read at all; in format 1 the rows per symbol as well (symbols, repeated), which are in
                         `accounts/` since

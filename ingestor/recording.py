@@ -21,6 +21,7 @@ from ingestor.capture.rejects import Rejects
 from ingestor.capture.session import Session
 from ingestor.capture.subscriptions import Subscriptions
 from ingestor.capture.tending import Tending
+from ingestor.capture.wall_clock import Clock
 from ingestor.config import Settings
 from ingestor.config.key import load_secret
 from ingestor.errors import ConfigError
@@ -53,6 +54,7 @@ class Recording:
     run: int
     ledger: Ledger
     gaps: Gaps
+    clock: Clock
     observed: Observed
     buffer: Buffer
     subscriptions: Subscriptions
@@ -84,6 +86,7 @@ def prepare(
     rotation = Rotation(settings.storage.rotate.age, settings.storage.rotate.size)
     journal = Journal(layout, Segments(layout, run, first_segment, feed.name, recorded(feed.schema)), rotation)
     gaps = Gaps(ledger, run, inherited)
+    clock = Clock(ledger, gaps)
     gaps.drop_others(settings.symbols, now_us())
     observed = Observed()
     buffer = Buffer(settings.connection.buffer)
@@ -92,18 +95,18 @@ def prepare(
     subscriptions = Subscriptions(feed, settings.symbols, ledger, gaps, observed, waits.symbol_s)
     holidays = Holidays(layout, find_rest_base(settings.feed.url), key, settings.connection.ca_file)
     markets = Markets(holidays, never_close=feed.terms.never_closes)
-    tending = Tending(subscriptions, settings.connection, buffer, ledger, gaps, observed, markets)
-    session = Session(feed.terms, attempts, tending, Lives(ledger, gaps, observed), gaps, buffer, stop)
+    tending = Tending(subscriptions, settings.connection, buffer, gaps, observed, markets, clock)
+    session = Session(feed.terms, attempts, tending, Lives(ledger, gaps, observed), gaps, buffer, clock, stop)
     rejects = Rejects(layout, run, settings.storage.rejects_per_day)
     keeper, observer = Keeper(journal, rejects, buffer, observed), Observer(ledger, gaps, observed)
-    recorder = Recorder(feed, run, settings.journal, buffer, journal, keeper, observer)
+    recorder = Recorder(feed, run, settings.journal, buffer, journal, keeper, observer, clock.venue)
     accounts = SegmentAccounts(layout, ledger, history.closed)
     files = _make_file_sinks(settings, layout, ledger)
     claimants = claiming_sinks(settings.sinks)
     claims = Claims(layout, claimants, settings.journal.max_bytes, settings.storage.min_free, ledger)
     runner = Runner(layout, [accounts, *files], sinks_stop, claims)
     return Recording(
-        settings, layout, run, ledger, gaps, observed, buffer, subscriptions, markets, session, journal, rejects,
+        settings, layout, run, ledger, gaps, clock, observed, buffer, subscriptions, markets, session, journal, rejects,
         recorder, accounts, files, claims, runner,
     )  # fmt: skip
 

@@ -51,6 +51,8 @@ class RunState:
     """What was last asked for as a whole."""
     unconnected_us: int | None = None
     """Since when no connection is open; None while one is."""
+    doubted_us: int | None = None
+    """Since when the wall clock is known to be wrong; None while it isn't."""
     asked: dict[str, _Asked] = field(default_factory=dict)
     _connection: int = 0
 
@@ -91,6 +93,7 @@ class RunState:
             "open_gaps": list(self.gaps.values()),
             "requested": self.requested,
             "unconnected": self.unconnected_us,
+            "doubted": self.doubted_us,
             "asked": list(lives.values()),
         }
 
@@ -104,7 +107,7 @@ class RunState:
         self.last_received_us, self.stopped, self.error = 0, False, None
         self.gaps = {gap["gap"]: gap for gap in fact["open_gaps"]}
         self.asked = {symbol: _Asked(0, ended_us) for symbol in fact.get("asked", ()) if symbol in tickers}
-        self.requested, self._connection = [], 0
+        self.requested, self._connection, self.doubted_us = [], 0, None
         self.unconnected_us = ended_us if self.asked else None
 
     def _resume(self, fact: Fact) -> None:
@@ -114,6 +117,7 @@ class RunState:
         self.last_received_us, self.stopped, self.error = fact["last_received"], False, None
         self.gaps = {gap["gap"]: gap for gap in fact["open_gaps"]}
         self.requested, self.unconnected_us = fact["requested"], fact["unconnected"]
+        self.doubted_us = fact.get("doubted")
         self.asked = {}
         for life in fact["asked"]:
             since: dict[str, int | None] = {**life["proven"], **dict.fromkeys(life["unproven"])}
@@ -145,7 +149,8 @@ class RunState:
         self.gaps = {gap: told for gap, told in self.gaps.items() if told["symbol"] != fact["symbol"]}
 
     def _open_gap(self, fact: Fact) -> None:
-        self.gaps[fact["gap"]] = {name: fact[name] for name in ("gap", "cause", "since", "symbol")}
+        names = ("gap", "cause", "since", "symbol", "heard")
+        self.gaps[fact["gap"]] = {name: fact[name] for name in names if name in fact}
 
     def _close_gap(self, fact: Fact) -> None:
         self.gaps.pop(fact["gap"], None)
@@ -153,8 +158,16 @@ class RunState:
     def _disconnect(self, fact: Fact) -> None:
         self.unconnected_us = fact["at"] if self.unconnected_us is None else self.unconnected_us
 
+    def _doubt_clock(self, fact: Fact) -> None:
+        self.doubted_us = fact["since"]
+
+    def _trust_clock(self, _: Fact) -> None:
+        self.doubted_us = None
+
     def _step_clock(self, fact: Fact) -> None:
         """Set back, the clock begins everything anew: what was proven is so from what it shows now."""
+        if fact["by_us"]:
+            self.doubted_us = None
         if fact["by_us"] < 0:
             for one in self.asked.values():
                 one.since_us = fact["at"]
@@ -183,6 +196,8 @@ class RunState:
         "connection.lost": _disconnect,
         "connection.closed": _disconnect,
         "clock.stepped": _step_clock,
+        "clock.doubted": _doubt_clock,
+        "clock.trusted": _trust_clock,
         "segment.closed": _close_segment,
         "run.stopped": _stop,
         DAMAGED: _note_damage,

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
 from journals import ledger_facts
 
 from ingestor.capture.attempts import Attempts, Waits
@@ -26,10 +27,13 @@ from ingestor.capture.rejects import Rejects
 from ingestor.capture.session import Session
 from ingestor.capture.subscriptions import Subscriptions
 from ingestor.capture.tending import Tending
+from ingestor.capture.wall_clock import Clock
 from ingestor.config.recorder import ConnectionSettings, JournalSettings
+from ingestor.coverage import find_coverage, state_at
 from ingestor.facts import Fact
 from ingestor.feeds import Feed
 from ingestor.feeds.finnhub import Finnhub
+from ingestor.journal.follower import Follower, Rows
 from ingestor.journal.open_segment import Segments
 from ingestor.journal.rotation import Rotation
 from ingestor.journal.writer import Journal
@@ -66,6 +70,7 @@ class Rig:
     ledger: Ledger
     buffer: Buffer
     gaps: Gaps
+    clock: Clock
     observed: Observed
     journal: Journal
     recorder: Recorder
@@ -119,6 +124,7 @@ def make_rig(
     feed = feed or Finnhub(url, KEY)
     ledger = Ledger(layout, run, datetime.now(UTC).date())
     gaps = Gaps(ledger, run, inherited)
+    clock = Clock(ledger, gaps)
     gaps.drop_others(symbols, now_us())
     observed = Observed()
     settings = ConnectionSettings.model_validate({"connect_timeout": 5.0, "backoff_max": 1.0, **connection})
@@ -128,13 +134,13 @@ def make_rig(
     rejects = Rejects(layout, run, 1 << 30)
     times = JournalSettings.model_validate({"linger": linger_s, "sync_interval": 0.2})
     keeper, observer = Keeper(journal, rejects, buffer, observed), Observer(ledger, gaps, observed)
-    recorder = Recorder(feed, run, times, buffer, journal, keeper, observer)
+    recorder = Recorder(feed, run, times, buffer, journal, keeper, observer, clock.venue)
     attempts = Attempts(feed, settings, KnownKey(layout, KEY), waits, stop)
     subscriptions = Subscriptions(feed, symbols, ledger, gaps, observed, waits.symbol_s)
     markets = Markets(Holidays(layout, None, KEY), never_close=feed.terms.never_closes)
-    tending = Tending(subscriptions, settings, buffer, ledger, gaps, observed, markets)
-    session = Session(feed.terms, attempts, tending, Lives(ledger, gaps, observed), gaps, buffer, stop)
-    return Rig(layout, ledger, buffer, gaps, observed, journal, recorder, subscriptions, tending, session, stop)
+    tending = Tending(subscriptions, settings, buffer, gaps, observed, markets, clock)
+    session = Session(feed.terms, attempts, tending, Lives(ledger, gaps, observed), gaps, buffer, clock, stop)
+    return Rig(layout, ledger, buffer, gaps, clock, observed, journal, recorder, subscriptions, tending, session, stop)
 
 
 @contextmanager
@@ -152,6 +158,25 @@ def running(rig: Rig) -> Iterator[Rig]:
         reader.join()
         recorder.join()
         rig.ledger.close()
+    assert blind_rows(rig) == []
+
+
+def blind_rows(rig: Rig) -> list[tuple[str, int]]:
+    """Symbol and time of receipt of each recorded trade that coverage calls blind: there must never be any."""
+    coverage = find_coverage(rig.facts())
+    rows: list[tuple[str, int]] = []
+    intervals = {symbol: coverage.intervals(symbol) for symbol in coverage.symbols}
+    follower = Follower(rig.layout, None, synced_only=False)
+    for event in follower.read():
+        if isinstance(event, Rows):
+            symbols, received = (
+                event.batch["symbol"].to_pylist(),
+                event.batch["received_at"].cast(pa.int64()).to_pylist(),
+            )
+            rows += zip(symbols, received, strict=True)
+    follower.close()
+    held = ((symbol, at_us, state_at(intervals.get(symbol, []), at_us)) for symbol, at_us in sorted(set(rows)))
+    return [(symbol, at_us) for symbol, at_us, interval in held if interval is not None and interval.state == "blind"]
 
 
 def stop_reader(rig: Rig, reader: threading.Thread) -> bool:

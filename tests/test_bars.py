@@ -1,9 +1,10 @@
 """Bars: each rule by a table of prints, and all of them together against SQL that knows nothing of this code."""
 
 import random
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import duckdb
 import pyarrow as pa
@@ -195,7 +196,67 @@ def test_coverage_is_the_share_that_was_proven(recording: Recording) -> None:
     recording.fact("gap.closed", at("14:32:45"), gap="g", cause="connection", until=us(at("14:32:45")), symbol=None)
     recording.fact("gap.opened", at("14:35:00"), gap="h", cause="shutdown", since=us(at("14:35:00")), symbol=None)
     recording.write(*(Print(at(f"14:{minute}:01"), "AAPL", 1, 100) for minute in range(29, 37)))
-    assert [bar["coverage"] for bar in bars(recording)] == [0, 0.5, 1, 0.5, 1, 1, 0, 0]
+    assert [bar["coverage"] for bar in bars(recording)] == pytest.approx([0, 0.5, 1, 0.5, 1, 1, 0, 0], abs=1e-6)
+
+
+def test_a_delayed_feed_is_judged_by_the_time_of_its_trades(recording: Recording) -> None:
+    """It is 15 minutes late, and blind from 14:45 to 14:50 by receipt: what happened from 14:30 to 14:35 was lost."""
+    recording.prove(["AAPL"], at("14:30"))
+    heard = [minute for minute in range(15, 50) if not 29 < minute < 35]
+    recording.write(*(Print(at(f"14:{minute}:10"), "AAPL", 7, 100, delay_s=900) for minute in heard))
+    recording.fact("gap.opened", at("14:50"), gap="g", cause="connection", since=us(at("14:45")), symbol=None)
+    recording.fact("gap.closed", at("14:50"), gap="g", cause="connection", until=us(at("14:50")), symbol=None)
+    recording.fact("connection.closed", at("15:05"), connection=1, frames=1)
+    found = {bar["start"].minute: bar for bar in bars(recording, fill=True)}
+    assert not found.keys() & set(range(30, 35)), "lost, and neither whole nor quiet"
+    assert all(found[minute]["coverage"] == pytest.approx(1, abs=1e-6) for minute in heard if minute < 49)
+    quiet = bars(recording, fill=True, start=at("14:31"), end=at("14:34"))
+    assert quiet == [], "also where nothing else is looked at"
+
+
+def test_a_clock_that_is_behind_claims_nothing_of_the_time_that_it_shows(recording: Recording) -> None:
+    """By ten minutes: what happened at 14:40 was stamped 14:30, and of 14:30 nothing is known."""
+    recording.prove(["AAPL"], at("14:30"))
+    recording.write(*(Print(at(f"14:{minute}:10"), "AAPL", 7, 100, delay_s=-600) for minute in range(40, 46)))
+    recording.fact("connection.closed", at("14:36"), connection=1, frames=1)
+    found = bars(recording, fill=True)
+    assert [bar["start"].minute for bar in found] == list(range(40, 46))
+    assert [bar["coverage"] for bar in found[:5]] == [1] * 5
+
+
+@pytest.mark.parametrize(
+    ("conditions", "when", "close"),
+    [
+        ("36", "16:00:04", 167.42),
+        ("35", "16:00:04", 167.42),
+        ("36", "16:20:00", 167.4),  # long after the close
+        ("24", "16:00:04", 167.4),
+        ("36,24", "16:00:04", 167.4),  # form T never sets a daily price
+        ("16", "16:00:04", 167.4),  # the official close repeats a price
+        (None, "16:00:04", 167.4),
+    ],
+)
+def test_the_closing_auction_belongs_to_the_regular_day(
+    recording: Recording, conditions: str | None, when: str, close: float
+) -> None:
+    """SPY on 7 October 2013 closed at 167.42."""
+    day = datetime(2013, 10, 7, tzinfo=ZoneInfo("America/New_York"))
+    last, auction = (day.combine(day, time.fromisoformat(text), day.tzinfo) for text in ("15:59:59", when))
+    recording.write(Print(last, "SPY", 167.4, 100), Print(auction, "SPY", 167.42, 1000, conditions))
+    (bar,) = bars(recording, "1d", tz="America/New_York", session="regular")
+    assert bar["close"] == close
+    (minute,) = bars(recording, "1m", tz="America/New_York", session="regular")
+    assert minute["close"] == 167.4
+
+
+def test_sessions_heed_holidays_early_closes_and_other_exchanges(recording: Recording) -> None:
+    """Thanksgiving 2025, and the Friday after it, which closed at 13:00."""
+    times = [f"2025-11-{day}T{hour}:30" for day in (27, 28) for hour in (17, 19, 23)]
+    recording.write(*(Print(one, symbol, 1, 100) for one in times for symbol in ("AAPL", "BINANCE:X", "7203.T")))
+    found = [(bar["symbol"], bar["trades"]) for bar in bars(recording, "1d", session="regular")]
+    assert found == [("7203.T", 3), ("7203.T", 3), ("AAPL", 1), ("BINANCE:X", 3), ("BINANCE:X", 3)]
+    extended = [bar["trades"] for bar in bars(recording, "1d", symbols=["AAPL"], session="extended")]
+    assert extended == [2]
 
 
 def test_a_symbol_that_was_not_asked_for_is_covered_by_nothing(recording: Recording) -> None:

@@ -51,15 +51,24 @@ def dropped(at: int, symbol: str = "A") -> Fact:
 
 
 def opened(since: int, cause: str = "connection", symbol: str | None = None, at: int | None = None) -> Fact:
-    return {"at": at or since, "fact": "gap.opened", "gap": "g", "cause": cause, "since": since, "symbol": symbol}
+    """A gap that begins at `since`: the last frame was received 1 µs before."""
+    return {"at": at or since, "fact": "gap.opened", "gap": "g", "cause": cause, "since": since - 1, "symbol": symbol}
 
 
 def ended(until: int, symbol: str | None = None) -> Fact:
     return {"at": until, "fact": "gap.closed", "gap": "g", "cause": "", "until": until, "symbol": symbol}
 
 
-def stepped(at: int, by: int) -> Fact:
-    return {"at": at, "fact": "clock.stepped", "by_us": by}
+def stepped(at: int, by: int, slept: int = 0) -> Fact:
+    return {"at": at, "fact": "clock.stepped", "by_us": by} | ({"slept_us": slept} if slept else {})
+
+
+def doubted(at: int, since: int = 0) -> Fact:
+    return {"at": at, "fact": "clock.doubted", "by_us": -9, "since": since}
+
+
+def trusted(at: int) -> Fact:
+    return {"at": at, "fact": "clock.trusted"}
 
 
 def sealed(at: int) -> Fact:
@@ -203,7 +212,54 @@ ONE_SYMBOL: dict[str, tuple[list[Fact], str]] = {
         [*RUN, dropped(20), requested(30), proven(14, at=31), proven(35), sealed(40)],
         "10 unproven 12 recorded 20 - 30 unproven 35 recorded 40",
     ),
-    "the clock was set forward": ([*RUN, stepped(1000, 970), sealed(1010)], "10 unproven 12 recorded 1010"),
+    "what came late before a gap proves nothing of its time": (
+        [*RUN, opened(20, at=31) | {"heard": 30}, ended(42), sealed(50)],
+        "10 unproven 12 recorded 20 unproven 31 connection 42 recorded 50",
+    ),
+    "the clock was set forward: what it skipped nobody lived": (
+        [*RUN, stepped(1000, 970), sealed(1010)],
+        "10 unproven 12 recorded 30 clock 1000 recorded 1010",
+    ),
+    "the machine slept": (
+        [*RUN, stepped(1000, 970, slept=965), sealed(1010)],
+        "10 unproven 12 recorded 30 sleep 1000 recorded 1010",
+    ),
+    "the clock was set forward before a trade came": (
+        [started(0), requested(10), stepped(1000, 970), proven(1004), sealed(1010)],
+        "10 unproven 30 clock 1000 unproven 1004 recorded 1010",
+    ),
+    "the clock was set forward within a gap": (
+        [*RUN, opened(20), stepped(1000, 970), ended(1005), sealed(1010)],
+        "10 unproven 12 recorded 20 connection 1005 recorded 1010",
+    ),
+    "the clock was wrong until it was set": (
+        [started(0), requested(10), doubted(14), proven(12, at=15), stepped(1000, 970), sealed(1010)],
+        "10 unproven 30 clock 1000 recorded 1010",
+    ),
+    "the clock was wrong for the whole run": (
+        [
+            started(0),
+            requested(10),
+            doubted(14),
+            proven(12, at=15),
+            opened(30, "shutdown"),
+            stopped(32),
+            started(90),
+            requested(93),
+            ended(95),
+            proven(96),
+            sealed(99),
+        ],
+        "10 unproven 30 shutdown 95 unproven 96 recorded 99",
+    ),
+    "the clock was wrong, and then it was not": (
+        [*RUN, doubted(14, since=13), trusted(20), sealed(30)],
+        "10 unproven 12 recorded 13 unproven 20 recorded 30",
+    ),
+    "the clock was wrong in another way after it was set": (
+        [*RUN, doubted(14), stepped(50, 20), doubted(51, since=50), sealed(60)],
+        "10 unproven 30 clock 50 unproven 60",
+    ),
     "the clock was set back: what was blind once is blind": (
         [*RUN, opened(110), ended(120), stepped(100, -50), sealed(160)],
         "10 unproven 12 recorded 110 connection 120 recorded 160",

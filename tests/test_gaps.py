@@ -82,3 +82,28 @@ def test_nobody_waits_for_symbols_that_are_not_asked_for(layout: Layout, ledger:
         ("symbol.dropped", "OLD"),
         ("gap.closed", "OLD"),
     ]
+
+
+def test_a_gap_ends_with_the_first_trade_within_it_and_begins_behind_the_last(layout: Layout, ledger: Ledger) -> None:
+    gaps = Gaps(ledger, 1, [])
+    gaps.hear(["AAPL"], 100, lambda _: 90, lambda _: None)
+    gaps.open("symbol_mute", 80, "AAPL")  # decided before that trade was recorded
+    gaps.open("stall", 80)
+    gaps.hear(["MSFT"], 100, lambda _: 95, lambda since_us: None if since_us >= 95 else 95)
+    assert gaps.whole is not None, "what was received before it ends nothing"
+    gaps.hear(["AAPL"], 140, lambda _: 120, lambda since_us: 120 if since_us < 120 else None)
+    told = [(fact["fact"], fact["symbol"], fact.get("heard"), fact.get("until")) for fact in facts(layout)]
+    assert told == [
+        ("gap.opened", "AAPL", 100, None),
+        ("gap.opened", None, 100, None),
+        ("gap.closed", "AAPL", None, 120),
+        ("gap.closed", None, None, 120),
+    ]
+
+
+def test_a_clock_that_is_set_back_keeps_no_gap_open(ledger: Ledger) -> None:
+    gaps = Gaps(ledger, 1, [])
+    gaps.open("stall", 1000)
+    gaps.step(-900)
+    gaps.hear(["AAPL"], 140, lambda _: 120, lambda since_us: 120 if since_us < 120 else None)
+    assert gaps.whole is None

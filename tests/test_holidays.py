@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from ingestor.capture.holidays import Holidays, find_rest_base, parse_days
+from ingestor.capture.holidays import Holidays, find_rest_base, parse_answer
 from ingestor.layout import Layout
+from ingestor.us_market import Calendar, hours_closing_at
 
 KEY = "the-rest-key"
 CHRISTMAS = date(2026, 12, 25)
+TOLD = Calendar({CHRISTMAS: None, date(2026, 11, 27): hours_closing_at(13 * 60)})
 ANSWER = json.dumps(
     {
         "data": [
@@ -80,16 +82,16 @@ def ask(holidays: Holidays, now_s: float = 0.0) -> None:
 def test_the_venue_is_asked_with_the_key_in_a_header(layout: Layout) -> None:
     with serving() as server:
         holidays = Holidays(layout, server.base, KEY)
-        assert holidays.days == frozenset()
+        assert holidays.calendar == Calendar()
         ask(holidays)
     assert server.asked == [("/api/v1/stock/market-holiday?exchange=US", KEY)]
-    assert holidays.days == {CHRISTMAS}
+    assert holidays.calendar == TOLD
 
 
 def test_the_next_run_knows_them_from_the_root(layout: Layout) -> None:
     with serving() as server:
         ask(Holidays(layout, server.base, KEY))
-    assert Holidays(layout, None, KEY).days == {CHRISTMAS}
+    assert Holidays(layout, None, KEY).calendar == TOLD
 
 
 def test_it_asks_once_a_day_whatever_the_answer(layout: Layout) -> None:
@@ -110,7 +112,7 @@ def test_whatever_goes_wrong_what_was_known_stays(layout: Layout, status: int, b
     with capture_logs() as logs, serving(status, body) as server:
         holidays = Holidays(layout, server.base, KEY)
         ask(holidays)
-    assert holidays.days == {CHRISTMAS}
+    assert holidays.calendar == Calendar({CHRISTMAS: None})
     assert [one["event"] for one in logs] == ["holidays.unknown"]
     assert KEY not in str(logs)
 
@@ -120,7 +122,7 @@ def test_nobody_there_is_no_error(layout: Layout) -> None:
         base = server.base
     with capture_logs() as logs:
         ask(Holidays(layout, base, KEY))
-    assert [one["instead"] for one in logs] == ["weekdays"]
+    assert [one["instead"] for one in logs] == ["as known before, or by rule"]
 
 
 def test_a_redirect_is_not_followed_and_the_key_goes_nowhere_else(layout: Layout) -> None:
@@ -128,12 +130,12 @@ def test_a_redirect_is_not_followed_and_the_key_goes_nowhere_else(layout: Layout
         holidays = Holidays(layout, server.base, KEY)
         ask(holidays)
     assert elsewhere.asked == []
-    assert holidays.days == frozenset()
+    assert holidays.calendar == Calendar()
 
 
 def test_a_memory_that_is_none_is_asked_for_again(layout: Layout) -> None:
     layout.holidays.write_text("{")
-    assert Holidays(layout, None, KEY).days == frozenset()
+    assert Holidays(layout, None, KEY).calendar == Calendar()
 
 
 @pytest.mark.parametrize(
@@ -152,4 +154,4 @@ def test_only_finnhub_itself_is_asked(feed_url: str, base: str | None, layout: L
 
 
 def test_a_short_day_is_no_holiday() -> None:
-    assert parse_days(ANSWER) == {CHRISTMAS}
+    assert parse_answer(ANSWER) == {"2026-11-27": "09:30-13:00", "2026-12-25": ""}

@@ -24,6 +24,7 @@ LEVELS = {
     "coverage": 1,
     "accounts": 1,
     "closed_days": 1,
+    "us_market": 1,
     "feeds": 2,
     "journal": 2,
     "capture": 3,

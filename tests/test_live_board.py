@@ -27,6 +27,19 @@ def test_change_is_since_the_first_price_of_the_date() -> None:
     assert quote.change == 0.0
 
 
+def test_a_trade_from_the_future_holds_up_nothing() -> None:
+    quote, now = Quote("A"), 1_000_000.0
+    now_ms = int(now * 1000)
+    assert quote.move(Price(1.0, 1.0, now_ms - 50), now)
+    assert quote.move(Price(9.0, 1.0, now_ms + DAY_MS), now)
+    assert quote.change == 8.0, "no day began"
+    assert quote.move(Price(2.0, 1.0, now_ms - 20), now)
+    assert quote.change == 1.0
+    assert not quote.move(Price(3.0, 1.0, now_ms - 40), now), "a late one"
+    assert quote.move(Price(4.0, 1.0, now_ms + DAY_MS), now + 86_400)
+    assert quote.change == 0.0, "now it has"
+
+
 def test_without_a_price_there_is_no_change() -> None:
     assert Quote("A").change is None
 
@@ -59,6 +72,9 @@ def test_a_clock_that_is_set_back_changes_nothing() -> None:
     board.take(only((1.0, 1.0, 1)), NOW)
     board.turn(NOW - 3600)
     assert sum(board.quotes["A"].counts) == 1
+    for second in range(1, 13):
+        board.turn(NOW - 3600 + second)
+    assert board.quotes["A"].rate == 0.0, "and time goes on"
 
 
 @pytest.mark.parametrize(

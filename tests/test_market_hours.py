@@ -5,8 +5,10 @@ from datetime import UTC, date, datetime
 import pytest
 
 from ingestor.capture.market_hours import NEW_YORK, Phase, find_phase
+from ingestor.us_market import Calendar, hours_closing_at
 
-CHRISTMAS = frozenset({date(2026, 12, 25)})
+TOLD = Calendar({date(2026, 11, 20): None, date(2026, 11, 23): hours_closing_at(12 * 60)})
+"""What a venue says stands above the rules."""
 
 
 def new_york(text: str) -> datetime:
@@ -26,6 +28,12 @@ def new_york(text: str) -> datetime:
         ("AAPL", "2026-11-21T12:00:00", "closed"),
         ("AAPL", "2026-12-25T12:00:00", "closed"),
         ("AAPL", "2026-12-24T12:00:00", "regular"),
+        ("AAPL", "2026-11-26T12:00:00", "closed"),
+        ("AAPL", "2026-11-27T12:59:59", "regular"),
+        ("AAPL", "2026-11-27T13:00:00", "extended"),
+        ("AAPL", "2026-11-27T17:00:00", "closed"),
+        ("7203.T", "2026-11-21T12:00:00", "regular"),
+        ("VOD.L", "2026-11-26T03:00:00", "regular"),
         ("OANDA:EUR_USD", "2026-11-20T16:59:59", "regular"),
         ("OANDA:EUR_USD", "2026-11-20T17:00:00", "closed"),
         ("IC MARKETS:1", "2026-11-21T12:00:00", "closed"),
@@ -38,7 +46,7 @@ def new_york(text: str) -> datetime:
     ],
 )
 def test_the_phase_of_a_symbols_market(symbol: str, when: str, phase: Phase) -> None:
-    assert find_phase(symbol, new_york(when), CHRISTMAS) == phase
+    assert find_phase(symbol, new_york(when)) == phase
 
 
 def test_daylight_saving_moves_the_market_not_the_clock() -> None:
@@ -47,5 +55,15 @@ def test_daylight_saving_moves_the_market_not_the_clock() -> None:
     assert find_phase("AAPL", summer) == "extended"  # 04:30
 
 
-def test_without_holidays_weekdays_are_the_rule() -> None:
-    assert find_phase("AAPL", new_york("2026-12-25T12:00:00")) == "regular"
+@pytest.mark.parametrize(
+    ("when", "phase"),
+    [
+        ("2026-11-20T12:00:00", "closed"),
+        ("2026-11-23T11:59:00", "regular"),
+        ("2026-11-23T12:00:00", "extended"),
+        ("2026-11-23T17:00:00", "closed"),
+        ("2026-11-24T12:00:00", "regular"),
+    ],
+)
+def test_what_the_venue_says_of_a_day_stands_above_the_rules(when: str, phase: Phase) -> None:
+    assert find_phase("AAPL", new_york(when), TOLD) == phase

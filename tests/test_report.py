@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from ingestor.capture.market_hours import NEW_YORK
 from ingestor.recording import Recording
 from ingestor.report import Report
+from ingestor.us_market import Calendar
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=NEW_YORK)
 NIGHT = datetime(2026, 11, 21, 1, tzinfo=NEW_YORK)
@@ -47,7 +48,7 @@ def test_the_first_sentence(recording: Recording, ticking: list[str], now: datet
 
 
 def test_a_holiday_is_known(recording: Recording) -> None:
-    recording.markets.holidays.days = frozenset({CHRISTMAS.date()})
+    recording.markets.holidays.calendar = Calendar({CHRISTMAS.date(): None})
     recording.observed.saw_trades(dict.fromkeys(TICKERS[2:], 1), 1)
     assert Report(recording).summary(CHRISTMAS).endswith("AAPL, MSFT silent: the US market is closed")
 

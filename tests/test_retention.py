@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from journals import ledger_facts
 from recordings import Print, Recording
+from structlog.testing import capture_logs
 
 import ingestor
+from ingestor.dataset.files import list_days
 from ingestor.dataset.retention import delete_expired
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -36,6 +38,29 @@ def test_days_that_ended_longer_ago_are_deleted(recording: Recording) -> None:
     assert ingestor.read_trades(recording.layout.root)["price"].to_list() == [18, 19]
     assert [path.name for path in recording.layout.csv.iterdir()] == ["date=2026-11-19"]
     assert [path.name for path in recording.layout.staging.iterdir() if path.suffix != ".lock"] == []
+
+
+STORIES: dict[str, tuple[timedelta, datetime | None, timedelta, bool]] = {
+    "the clock is right": (timedelta(0), NOW, timedelta(0), True),
+    "the venue tells no time": (timedelta(0), None, timedelta(0), True),
+    "two years ahead, and the venue tells no time": (timedelta(days=731), None, timedelta(days=300), False),
+    "two years ahead": (timedelta(days=731), NOW, timedelta(days=300), False),
+    "three days ahead": (timedelta(days=3), NOW, timedelta(days=2), False),
+    "two years behind": (timedelta(days=-731), NOW, timedelta(0), False),
+}
+"""How far the clock is ahead, what the venue says, for how long no day is due in truth, and whether one is deleted."""
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_nothing_is_deleted_on_one_clocks_word(recording: Recording, story: str) -> None:
+    ahead, venue, left, deleted = STORIES[story]
+    before = list_days(recording.layout)
+    oldest_ended = datetime.combine(before[0], datetime.min.time(), UTC) + timedelta(days=1)
+    with capture_logs() as logs:
+        gone = delete_expired(recording.layout, recording.ledger, NOW - oldest_ended + left, NOW + ahead, venue)
+    assert bool(gone) is deleted
+    assert (list_days(recording.layout) == before) is not deleted
+    assert ("retention.waiting" in {one["event"] for one in logs}) is (ahead > timedelta(0))
 
 
 @pytest.mark.parametrize(

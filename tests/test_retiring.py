@@ -88,7 +88,7 @@ def retiring(tmp_path: Path) -> Iterator[tuple[RunningVenue, Rig, Retiring, thre
         connection = connect(venue.url, timeout_s=5.0, ca_file=None, fast_frames=True, stop=stop)
         for message in Ageing(venue.url, "trade").subscribe(SYMBOLS):
             connection.send(message)
-        thread = Retiring(connection, 1, 1_000_000, rig.buffer, rig.gaps, stop, overlap_s=0.1)
+        thread = Retiring(connection, 1, 1_000_000, rig.buffer, rig.gaps, rig.clock, stop, overlap_s=0.1)
         thread.start()
         try:
             eventually(lambda: rig.buffer.frames_put, "frames of the old connection")

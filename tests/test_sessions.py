@@ -26,6 +26,11 @@ def ms(local: str) -> int:
         ("2026-11-20T16:00", False, True),
         ("2026-11-20T20:00", False, False),
         ("2026-11-21T12:00", False, False),  # Saturday
+        ("2026-11-26T12:00", False, False),  # Thanksgiving
+        ("2026-11-27T12:59:59.999", True, True),
+        ("2026-11-27T13:00", False, True),
+        ("2026-11-27T17:00", False, False),
+        ("2001-09-12T12:00", False, False),
         ("2026-11-22T12:00", False, False),
         ("2026-11-23T12:00", True, True),  # Monday
         ("2026-07-20T09:30", True, True),  # summer time

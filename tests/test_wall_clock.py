@@ -1,26 +1,92 @@
-"""Steps of the wall clock against the monotonic one."""
+"""What the wall clock is worth: steps, sleeps and drifts of three clocks, and the venue's word on the time."""
+
+from email.utils import formatdate
 
 import pytest
 
-from ingestor.capture.wall_clock import WallClock
+from ingestor.capture.wall_clock import Reading, Step, VenueTime, WallClock
 
 NOON_US = 1_795_000_000_000_000
 SECOND_US = 1_000_000
+HOUR_US = 3600 * SECOND_US
+DAY_US = 24 * HOUR_US
+
+LIVED: dict[str, tuple[tuple[int, int, int], Step | None]] = {
+    "time passed": ((1, 1, 1), None),
+    "nobody looked for ten minutes: a standstill": ((600, 600, 600), None),
+    "set forward": ((36_001, 1, 1), Step(36_000 * SECOND_US, 0)),
+    "set back": ((-7199, 1, 1), Step(-7200 * SECOND_US, 0)),
+    "set by less than two seconds": ((3, 1, 1), None),
+    "slept": ((3601, 1, 3601), Step(3600 * SECOND_US, 3600 * SECOND_US)),
+    "slept, and set forward": ((3611, 1, 3601), Step(3610 * SECOND_US, 3600 * SECOND_US)),
+    "slept, and the clock slept, too": ((1, 1, 3601), Step(0, 3600 * SECOND_US)),
+}
 
 
-@pytest.mark.parametrize("by_us", [3600 * SECOND_US, -3600 * SECOND_US, 2_000_001])
-def test_a_step_is_told_once(by_us: int) -> None:
-    clock = WallClock(NOON_US, 50.0)
-    assert clock.find_step(NOON_US + SECOND_US, 51.0) is None
-    assert clock.find_step(NOON_US + 2 * SECOND_US + by_us, 52.0) == by_us
-    assert clock.find_step(NOON_US + 3 * SECOND_US + by_us, 53.0) is None
+@pytest.mark.parametrize("story", LIVED)
+def test_what_happened_between_two_readings(story: str) -> None:
+    passed_s, expected = LIVED[story]
+    wall_us, monotonic_us, boottime_us = (seconds * SECOND_US for seconds in passed_s)
+    clock = WallClock(Reading(NOON_US, 5, 9))
+    after = Reading(NOON_US + wall_us, 5 + monotonic_us, 9 + boottime_us)
+    assert clock.find_step(after) == expected
+    later = Reading(after.wall_us + SECOND_US, after.monotonic_us + SECOND_US, after.boottime_us + SECOND_US)
+    assert clock.find_step(later) is None, "it is told once"
 
 
 def test_a_clock_that_is_slewed_never_steps() -> None:
-    clock = WallClock(NOON_US, 0.0)
-    assert [clock.find_step(NOON_US + at * (SECOND_US + 500), float(at)) for at in range(10_000)] == [None] * 10_000
+    clock = WallClock(Reading(NOON_US, 0, 0))
+    readings = (Reading(NOON_US + at * (SECOND_US + 500), at * SECOND_US, at * SECOND_US) for at in range(10_000))
+    assert [clock.find_step(reading) for reading in readings] == [None] * 10_000
 
 
-def test_time_that_nobody_looked_is_no_step() -> None:
-    clock = WallClock(NOON_US, 0.0)
-    assert clock.find_step(NOON_US + 600 * SECOND_US, 600.0) is None
+def date(us: int) -> str:
+    return formatdate(us / 1e6, usegmt=True)
+
+
+TOLD: dict[str, tuple[str | None, list[int], int]] = {
+    "nothing": (None, [], 0),
+    "a prompt feed": (None, [80_000] * 5, 0),
+    "a delayed feed": (date(NOON_US), [900 * SECOND_US] * 5, 0),
+    "a delayed feed without a date": (None, [900 * SECOND_US] * 5, 0),
+    "ten hours behind, by the date": (date(NOON_US + 10 * HOUR_US), [], -10 * HOUR_US),
+    "ten hours behind, by the trades": (None, [-10 * HOUR_US] * 5, -10 * HOUR_US),
+    "two years ahead, by the date": (date(NOON_US - 731 * DAY_US), [731 * DAY_US] * 5, 731 * DAY_US),
+    "a date that the trades contradict": (date(NOON_US - HOUR_US), [90_000] * 5, 0),
+    "one trade from the future": (None, [80_000, 80_000, -20 * HOUR_US, 80_000], 0),
+    "one late trade, the others ahead": (None, [-HOUR_US, HOUR_US, -HOUR_US, -HOUR_US], -HOUR_US),
+    "no date": ("yesterday", [], 0),
+    "a hostile date": ("Fri, 31 Dec 99999 23:59:59 GMT", [], 0),
+}
+
+
+@pytest.mark.parametrize("story", TOLD)
+def test_our_clock_against_the_venues(story: str) -> None:
+    told, newest_us, wrong_us = TOLD[story]
+    venue = VenueTime()
+    venue.saw_date(told, NOON_US)
+    for one in newest_us:
+        venue.saw_trades(one)
+    assert venue.wrong_us == wrong_us
+    if wrong_us:
+        venue.step(-wrong_us)
+        assert venue.wrong_us == 0, "set right"
+
+
+AHEAD: dict[str, tuple[str | None, list[int], list[list[int]], list[int]]] = {
+    "the date agrees": (date(NOON_US + 3 * DAY_US), [], [[-3 * DAY_US]], [3 * DAY_US]),
+    "the date says our clock is right": (date(NOON_US), [], [[-3 * DAY_US] * 3], [0]),
+    "three trades agree, and there is no date": (None, [], [[-3 * DAY_US], [-3 * DAY_US] * 2], [0, 3 * DAY_US]),
+    "they don't agree": (None, [], [[-3 * DAY_US, -9 * DAY_US, -3 * DAY_US]], [0]),
+    "others fit our clock": (None, [80_000], [[-3 * DAY_US] * 3], [0]),
+}
+
+
+@pytest.mark.parametrize("story", AHEAD)
+def test_trades_that_are_all_ahead(story: str) -> None:
+    told, newest_us, blocks, believed = AHEAD[story]
+    venue = VenueTime()
+    venue.saw_date(told, NOON_US)
+    for one in newest_us:
+        venue.saw_trades(one)
+    assert [venue.saw_ahead(block) for block in blocks] == believed

@@ -29,6 +29,12 @@ class Connection:
         stream.settimeout(_TICK_S)
 
     @property
+    def date(self) -> str | None:
+        """The header `Date` of the venue's answer to the handshake."""
+        answer = self._stream.handshake_response
+        return None if answer is None else answer.headers.get("date")
+
+    @property
     def bytes_received(self) -> int:
         """Bytes read from the socket, the handshake's not counted."""
         return self._stream.bytes_received

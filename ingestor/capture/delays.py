@@ -20,10 +20,12 @@ class Delays:
         self.count = 0
         self.sum_s = 0.0
 
-    def add(self, trades: pa.RecordBatch) -> None:
-        """Count these trades. A venue's clock that is ahead of ours makes a delay of zero."""
+    def add(self, trades: pa.RecordBatch) -> int | None:
+        """Count these trades, and tell the least delay (µs), negative where a trade is ahead of our clock; None without
+        trades. What is ahead counts as a delay of zero.
+        """
         if not trades.num_rows:
-            return
+            return None
         sent_ms: Any = trades.column("timestamp").view(pa.int64())
         received_us: Any = trades.column("received_at").view(pa.int64())
         delays_us: Any = pc.subtract(received_us, pc.multiply(sent_ms, _US_PER_MS))
@@ -37,3 +39,4 @@ class Delays:
                 self.within[at] += counted
         self.sum_s += pc.sum(delays_us).as_py() / 1e6
         self.count += trades.num_rows
+        return int(least_us)

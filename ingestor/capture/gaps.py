@@ -2,8 +2,8 @@
 
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import structlog
@@ -12,12 +12,17 @@ from ingestor.ledger import Ledger
 
 Cause = Literal["connection", "stall", "symbol_mute", "refused", "restart", "crash", "backpressure", "disk", "shutdown"]
 
+_RECORDED_MAX = 100_000
+"""Symbols that a venue invents must not fill the memory."""
+
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class OpenGap:
-    """A gap that has not ended. `since_us`: the receive time of the last frame (or trade of the symbol) before it."""
+    """A gap that has not ended. It begins behind `since_us`: the receive time of the last frame before it, or of the
+    symbol's last trade, which is not in it.
+    """
 
     id: str
     cause: Cause
@@ -30,7 +35,8 @@ class Gaps:
     """The open gaps: at most one for all symbols, and one a symbol. Any thread may open and close them.
 
     The session ends the one for all with the first frame after resubscription; the recorder ends a symbol's with its
-    next trade, whenever it was opened: a gap that was opened a moment too late may claim too much, never too little.
+    next trade, whenever it was opened, and the one for all with any trade that was received within it: so no recorded
+    trade lies in a gap of its symbol, whichever thread was first.
     """
 
     def __init__(self, ledger: Ledger, run: int, inherited: Iterable[OpenGap]) -> None:
@@ -40,6 +46,8 @@ class Gaps:
         self._count = 0
         self._lock = threading.Lock()
         self._open = {gap.symbol: gap for gap in inherited}
+        self._recorded_us: dict[str | None, int] = {}
+        """When the last recorded trade was received."""
         self.blind_symbols: frozenset[str] = frozenset()
         """The symbols with a gap of their own."""
         self.opened: Counter[str] = Counter()
@@ -53,29 +61,71 @@ class Gaps:
         """The gap for all symbols, while it is open."""
         return self._open.get(None)
 
-    def open(self, cause: Cause, since_us: int, symbol: str | None = None) -> None:
-        """Blindness begins. A gap that is open already goes on under its own cause."""
+    def open(self, cause: Cause, since_us: int, symbol: str | None = None, heard_us: int = 0) -> None:
+        """Blindness begins behind `since_us`. A gap that is open already goes on under its own cause.
+
+        `heard_us` is the last receipt where that was later: what came since was late, and says nothing of its time. The
+        time up to it, or up to the last recorded trade, is unproven instead.
+        """
         with self._lock:
             if symbol in self._open:
                 return
+            heard_us = max(since_us, heard_us, self._recorded_us.get(symbol, 0))
             self._count += 1
             self.opened[cause] += 1
-            gap = OpenGap(f"r{self._run:06d}-{self._count}", cause, since_us, symbol)
+            gap = OpenGap(f"r{self._run:06d}-{self._count}", cause, heard_us, symbol)
             self._open[symbol] = gap
             self._note_symbols()
-            self._ledger.record("gap.opened", gap=gap.id, cause=cause, since=since_us, symbol=symbol)
+            late = {"heard": heard_us} if heard_us > since_us else {}
+            self._ledger.record("gap.opened", gap=gap.id, cause=cause, since=since_us, symbol=symbol, **late)
 
     def close(self, until_us: int, symbol: str | None = None) -> None:
         """Blindness ends, where there was any."""
         with self._lock:
-            gap = self._open.pop(symbol, None)
-            if gap is None:
-                return
-            self._note_symbols()
-            self.blind_us[gap.cause] += max(until_us - gap.since_us, 0)
-            self._ledger.record(
-                "gap.closed", gap=gap.id, cause=gap.cause, since=gap.since_us, until=until_us, symbol=symbol
-            )
+            self._close(until_us, symbol)
+
+    def hear(
+        self,
+        symbols: Collection[str],
+        last_us: int,
+        first_of: Callable[[str], int],
+        first_after: Callable[[int], int | None],
+    ) -> None:
+        """Trades of these symbols were recorded, the last one received at `last_us` at the latest: their gaps end.
+
+        `first_of` tells when the first trade of a symbol was received, `first_after` when the first of all that came
+        after a moment was; neither is asked where there is no gap. One step under the
+        lock: a gap that another thread opens meanwhile begins behind these trades, or ends here.
+        """
+        with self._lock:
+            for symbol in self.blind_symbols.intersection(symbols):
+                self._close(first_of(symbol), symbol)
+            whole = self._open.get(None)
+            until_us = None if whole is None else first_after(whole.since_us)
+            if until_us is not None:
+                self._close(until_us, None)
+            full = len(self._recorded_us) >= _RECORDED_MAX
+            known = [one for one in symbols if one in self._recorded_us] if full else symbols
+            self._recorded_us.update(dict.fromkeys(known, last_us))
+            self._recorded_us[None] = last_us
+
+    def step(self, by_us: int) -> None:
+        """The wall clock was set by so much: what was received before is compared with what comes as if it had been
+        right.
+        """
+        with self._lock:
+            self._recorded_us = {symbol: at_us + by_us for symbol, at_us in self._recorded_us.items()}
+            self._open = {symbol: replace(gap, since_us=gap.since_us + by_us) for symbol, gap in self._open.items()}
+
+    def _close(self, until_us: int, symbol: str | None) -> None:
+        gap = self._open.pop(symbol, None)
+        if gap is None:
+            return
+        self._note_symbols()
+        self.blind_us[gap.cause] += max(until_us - gap.since_us, 0)
+        self._ledger.record(
+            "gap.closed", gap=gap.id, cause=gap.cause, since=gap.since_us, until=until_us, symbol=symbol
+        )
         seconds = round((until_us - gap.since_us) / 1e6, 3)
         log.warning("gap.recorded", cause=gap.cause, seconds=seconds, gap=gap.id, symbol=symbol)
 

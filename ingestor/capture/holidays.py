@@ -1,4 +1,4 @@
-"""The US market's holidays, from Finnhub's free REST endpoint, kept in the root; without them weekdays are the rule.
+"""The US market's holidays and early closes, from Finnhub's free REST endpoint, kept in the root; else by rule.
 
 Asked in a short-lived thread of its own: nothing of this can hold up, or end, a recording.
 """
@@ -14,10 +14,9 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
 
 import structlog
-from pydantic import TypeAdapter
 
-from ingestor.errors import DamagedFile
-from ingestor.layout import Layout, read_small, write_whole
+from ingestor.layout import Layout, write_whole
+from ingestor.us_market import Calendar, parse_hours, read_calendar
 
 _TIMEOUT_S = 10.0
 _AGAIN_S = 86_400.0
@@ -33,7 +32,7 @@ def find_rest_base(feed_url: str) -> str | None:
 
 
 class Holidays:
-    """The days on which US stocks don't trade, as far as they are known."""
+    """When US stocks trade: the rules, and above them what the venue tells of single days."""
 
     def __init__(self, layout: Layout, rest_base: str | None, key: str, ca_file: Path | None = None) -> None:
         """Begins with what an earlier run was told; asks nothing yet."""
@@ -42,7 +41,7 @@ class Holidays:
         self._key = key
         self._ca_file = ca_file
         self._ask_at_s = float("-inf")
-        self.days = _read_days(layout)
+        self.calendar = read_calendar(layout.holidays)
 
     def refresh(self, now_s: float) -> threading.Thread | None:
         """Ask the venue if it is time to, once a day whatever it says; the thread that does is returned at once."""
@@ -55,12 +54,12 @@ class Holidays:
 
     def _ask(self, rest_base: str) -> None:
         try:
-            self.days = _fetch_days(f"{rest_base}/stock/market-holiday?exchange=US", self._key, self._ca_file)
-            stored = json.dumps(sorted(day.isoformat() for day in self.days))
-            write_whole(self._layout.holidays, stored, self._layout.staging)
+            told = _fetch_hours(f"{rest_base}/stock/market-holiday?exchange=US", self._key, self._ca_file)
+            self.calendar = Calendar({date.fromisoformat(day): parse_hours(hours) for day, hours in told.items()})
+            write_whole(self._layout.holidays, json.dumps(told), self._layout.staging)
         except (OSError, ValueError) as error:
             reason = error.reason if isinstance(error, URLError) else error
-            log.info("holidays.unknown", reason=str(reason), instead="weekdays" if not self.days else "as known before")
+            log.info("holidays.unknown", reason=str(reason), instead="as known before, or by rule")
 
 
 class _NoRedirect(HTTPRedirectHandler):
@@ -70,33 +69,26 @@ class _NoRedirect(HTTPRedirectHandler):
         return None
 
 
-def _fetch_days(url: str, key: str, ca_file: Path | None) -> frozenset[date]:
+def _fetch_hours(url: str, key: str, ca_file: Path | None) -> dict[str, str]:
     """Raises OSError, ValueError."""
     tls = HTTPSHandler(context=ssl.create_default_context(cafile=ca_file))
     opener = build_opener(_NoRedirect, ProxyHandler({}), tls)
     headers = {"X-Finnhub-Token": key, "User-Agent": "finnhub-ingestor"}  # urllib's own name is turned away by some
     answer: IO[bytes]
     with opener.open(Request(url, headers=headers), timeout=_TIMEOUT_S) as answer:  # noqa: S310  https
-        return parse_days(answer.read(_ANSWER_MAX))
+        return parse_answer(answer.read(_ANSWER_MAX))
 
 
-def parse_days(answer: bytes) -> frozenset[date]:
-    """The whole days off in `{"data":[{"atDate":"2026-12-25","eventName":"Christmas","tradingHour":""}, …]}`.
+def parse_answer(answer: bytes) -> dict[str, str]:
+    """Days and their hours in `{"data":[{"atDate":"2026-11-27","eventName":"…","tradingHour":"09:30-13:00"}, …]}`.
 
-    A day with trading hours of its own is a short one: trades are to be expected. Raises ValueError.
+    A day without hours is a whole one off. Raises ValueError.
     """
     try:
         events = json.loads(answer)["data"]
-        return frozenset(date.fromisoformat(event["atDate"]) for event in events if not event.get("tradingHour"))
+        told = {str(date.fromisoformat(event["atDate"])): event.get("tradingHour") or "" for event in events}
+        for hours in told.values():
+            parse_hours(hours)
+        return dict(sorted(told.items()))
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a list of holidays: {type(error).__name__}") from None
-
-
-def _read_days(layout: Layout) -> frozenset[date]:
-    try:
-        return frozenset(read_small(layout.holidays, TypeAdapter(list[date]).validate_json))
-    except FileNotFoundError:
-        return frozenset()
-    except DamagedFile as error:  # they are asked for again
-        log.warning("holidays.unreadable", error=str(error))
-        return frozenset()

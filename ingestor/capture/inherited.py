@@ -18,7 +18,10 @@ log = structlog.get_logger()
 
 def find_inherited_gaps(layout: Layout, history: History) -> list[OpenGap]:
     """The gaps that are open as this run starts: those that the last run left, or the crash that ended it."""
-    gaps = [OpenGap(fact["gap"], fact["cause"], fact["since"], fact["symbol"]) for fact in history.open_gaps]
+    gaps = [
+        OpenGap(fact["gap"], fact["cause"], int(fact.get("heard") or fact["since"]), fact["symbol"])
+        for fact in history.open_gaps
+    ]
     whole = next((gap for gap in gaps if gap.symbol is None), None)
     if history.run and not history.stopped:
         since_us = _last_journaled_us(layout, history.run) or history.last_received or history.first_at

@@ -66,13 +66,13 @@ class Lives:
         self._ledger.record("connection.retired", connection=life.number, frames=life.frames)
         log.info("connection.retired", connection=life.number)
 
-    def close(self, life: Life) -> None:
-        """It was ended by a stop."""
+    def close(self, life: Life, heard_us: int) -> None:
+        """It was ended by a stop; the last frame, of whichever connection, was received at `heard_us`."""
         self._ledger.record("connection.closed", connection=life.number, frames=life.frames)
-        self._gaps.open("shutdown", life.seen_until_us)
+        self._gaps.open("shutdown", life.seen_until_us, heard_us=heard_us)
 
-    def lose(self, life: Life, connection: Connection, error: ConnectionLost) -> None:
-        """It ended in this way, without our asking."""
+    def lose(self, life: Life, connection: Connection, error: ConnectionLost, heard_us: int) -> None:
+        """It ended in this way, without our asking; the last frame was received, here or elsewhere, at `heard_us`."""
         self._ledger.record(
             "connection.lost",
             connection=life.number,
@@ -82,7 +82,7 @@ class Lives:
             frames=life.frames,
         )
         log.warning("connection.lost", connection=life.number, reason=str(error), frames=life.frames)
-        self._gaps.open(self._cause(life, error), life.seen_until_us)
+        self._gaps.open(self._cause(life, error), life.seen_until_us, heard_us=heard_us)
         self._short_lives = self._short_lives + 1 if time.monotonic() - life.opened_s < _SHORT_S else 0
         if self._short_lives >= _SHORT_LIVES_OF_A_SHARED_KEY:
             log.error("key.shared", hint="connections close as soon as they open: somebody else uses this API key")

@@ -16,7 +16,7 @@ class Markets:
 
     def phase(self, symbol: str, now: datetime) -> Phase:
         """Of this symbol's market, by the holidays that are known so far."""
-        return "regular" if self._never_close else find_phase(symbol, now, self.holidays.days)
+        return "regular" if self._never_close else find_phase(symbol, now, self.holidays.calendar)
 
     def refresh(self, now_s: float) -> None:
         """Have the holidays fetched again where they are due."""

@@ -1,5 +1,9 @@
 """What a journaled block shows, told to the session and the ledger: who ticks, what is proven, what the venue says."""
 
+from collections.abc import Collection
+from functools import partial
+from typing import Any
+
 import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
@@ -37,10 +41,20 @@ class Observer:
         fresh = ticking.keys() - self._proven if block.connection == self._proven_on else set()
         if proven := fresh & self._observed.asked:  # what nobody asked for is not claimed, and fills no ledger
             self._prove(block.connection, rows, proven)
-        for symbol in ticking.keys() & self._gaps.blind_symbols:
-            self._gaps.close(_first_received_us(rows, symbol), symbol)
+        if ticking:
+            self._hear(rows, ticking, block.frames.received_us[-1])
         for notice in notices:
             self._heed(notice, block.frames.received_us[notice.frame])
+
+    def _hear(self, rows: pa.RecordBatch, symbols: Collection[str], last_us: int) -> None:
+        """These trades are recorded: no gap of their symbols holds any of them."""
+
+        def first_after(since_us: int) -> int | None:
+            received_us: Any = rows.column("received_at").cast(pa.int64())
+            later = received_us.filter(pc.greater(received_us, since_us))
+            return None if not len(later) else int(later[0].as_py())
+
+        self._gaps.hear(symbols, last_us, partial(_first_received_us, rows), first_after)
 
     def _prove(self, connection: int, rows: pa.RecordBatch, symbols: set[str]) -> None:
         """The first trade of a symbol on this connection proves its subscription."""

@@ -5,8 +5,10 @@ trade.
 import operator
 import time
 from collections import Counter
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ingestor.capture.buffer import Buffer, FrameBlock
 from ingestor.capture.delays import Delays
@@ -14,7 +16,8 @@ from ingestor.capture.keeper import Keeper
 from ingestor.capture.observer import Observer
 from ingestor.capture.refused import Refused, find_refused
 from ingestor.capture.twins import Twins
-from ingestor.capture.validate import Validated, validate
+from ingestor.capture.validate import AHEAD_US, Validated, validate
+from ingestor.capture.wall_clock import VenueTime
 from ingestor.config.recorder import JournalSettings
 from ingestor.feeds import Decoded, Feed
 from ingestor.journal.segment import Header, Kind
@@ -37,6 +40,7 @@ class Recorder:
         journal: Journal,
         keeper: Keeper,
         observer: Observer,
+        venue: VenueTime,
     ) -> None:
         self._feed = feed
         self._schema = recorded(feed.schema)
@@ -45,6 +49,7 @@ class Recorder:
         self._journal = journal
         self._keeper = keeper
         self._observer = observer
+        self._venue = venue
         self._twins = Twins(feed.schema)
         self._last = (0, b"")
         """The connection and the text of the frame before the next block."""
@@ -97,15 +102,30 @@ class Recorder:
         self._twins.remember(block.connection, rows, frames.received_us[-1])
         self.counts += counts
         self.reasons.update(reasons)
-        self.delays.add(batch)
+        newest_us = self.delays.add(batch)
+        if newest_us is not None:
+            self._venue.saw_trades(newest_us)
         self._last = block.connection, frames.payloads[-1]
         self._observer.observe(block, decoded.notices, batch)
 
     def _validate(self, block: FrameBlock, trades: pa.RecordBatch) -> Validated:
         """The verdict on these trades: are they sane, and has no other connection brought them already?"""
-        validated = validate(trades, block.frames.received_us[-1])
+        now_us = block.frames.received_us[-1]
+        validated = validate(trades, now_us)
+        if any(reason == "bad_time" for _, reason in validated.rejected):
+            validated = self._validate_times(trades, now_us) or validated
         twins = self._twins.find(block.connection, trades)
         return validated if twins is None else validated.without(twins, "repeated_id")
+
+    def _validate_times(self, trades: pa.RecordBatch, now_us: int) -> Validated | None:
+        """The verdict where every trade is ahead of our clock because that is behind; None: it isn't, as far as the
+        venue's times tell.
+        """
+        times_ms: Any = trades["timestamp"].view(pa.int64()).drop_null()
+        if not len(times_ms) or pc.min(times_ms).as_py() * 1000 <= now_us + AHEAD_US:
+            return None
+        behind_us = self._venue.saw_ahead([now_us - at_ms * 1000 for at_ms in times_ms.slice(0, 3).to_pylist()])
+        return validate(trades, now_us + behind_us) if behind_us else None
 
     def _with_recorder_columns(self, rows: pa.RecordBatch, frame_of: pa.Array, block: FrameBlock) -> pa.RecordBatch:
         """The venue's columns and ours, in the order of the root's schema."""

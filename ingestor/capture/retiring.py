@@ -13,8 +13,8 @@ import structlog
 from ingestor.capture.buffer import Buffer
 from ingestor.capture.connection import Connection
 from ingestor.capture.gaps import Gaps
+from ingestor.capture.wall_clock import Clock
 from ingestor.errors import ConnectionLost
-from ingestor.ledger import now_us
 
 log = structlog.get_logger()
 
@@ -29,6 +29,7 @@ class Retiring(threading.Thread):
         last_frame_us: int,
         buffer: Buffer,
         gaps: Gaps,
+        clock: Clock,
         stop: threading.Event,
         overlap_s: float,
     ) -> None:
@@ -36,9 +37,10 @@ class Retiring(threading.Thread):
         super().__init__(name="retiring", daemon=True)
         self._connection = connection
         self._number = number
-        self._last_frame_us = last_frame_us
+        self.last_frame_us = last_frame_us
         self._buffer = buffer
         self._gaps = gaps
+        self._clock = clock
         self._stop_reading = stop
         self._overlap_s = overlap_s
         self._lock = threading.Lock()
@@ -52,6 +54,12 @@ class Retiring(threading.Thread):
             if self._ended:
                 self._gaps.close(received_us)
 
+    def read_on(self) -> None:
+        """The successor is lost: unless this one has gone by now, it is read until the next one hears."""
+        with self._lock:
+            if not self._ended:
+                self._ends_s = math.inf
+
     def run(self) -> None:
         try:
             with contextlib.suppress(ConnectionLost):  # the venue was faster; whether anybody else hears is seen below
@@ -64,14 +72,14 @@ class Retiring(threading.Thread):
             self._end()
 
     def _take(self, payloads: list[bytes]) -> None:
-        received_us = now_us()
+        received_us = self._clock.now_us()
         if payloads and self._buffer.put(self._number, payloads, received_us):
-            self._last_frame_us = received_us
+            self.last_frame_us = received_us
 
     def _end(self) -> None:
         """Without a successor that hears, this is where blindness begins."""
         with self._lock:
             self._ended = True
             if self._ends_s == math.inf:
-                self._gaps.open("shutdown" if self._stop_reading.is_set() else "connection", self._last_frame_us)
+                self._gaps.open("shutdown" if self._stop_reading.is_set() else "connection", self.last_frame_us)
         log.info("connection.replaced", connection=self._number, seen=self._ends_s != math.inf)

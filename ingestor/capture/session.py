@@ -10,9 +10,9 @@ from ingestor.capture.gaps import Gaps
 from ingestor.capture.lives import Life, Lives
 from ingestor.capture.retiring import Retiring
 from ingestor.capture.tending import Tending
+from ingestor.capture.wall_clock import Clock
 from ingestor.errors import ConnectionLost, FeedRefused, Stalled
 from ingestor.feeds import Terms
-from ingestor.ledger import now_us
 
 _TEND_S = 0.5
 
@@ -30,6 +30,7 @@ class Session:
         lives: Lives,
         gaps: Gaps,
         buffer: Buffer,
+        clock: Clock,
         stop: threading.Event,
     ) -> None:
         self._terms = terms
@@ -38,6 +39,7 @@ class Session:
         self._lives = lives
         self._gaps = gaps
         self._buffer = buffer
+        self._clock = clock
         self._stop = stop
         self._connection: Connection | None = None
         self._retiring: Retiring | None = None
@@ -66,7 +68,7 @@ class Session:
                 with attempt:
                     self._live()
         except FeedRefused:  # the run ends in order, and is blind from here on: no crash
-            self._gaps.open("refused", self.last_frame_us or now_us())
+            self._gaps.open("refused", self.last_frame_us or self._clock.now_us())
             raise
         if self._retiring:
             self._retiring.join()
@@ -76,6 +78,7 @@ class Session:
         if self._stop.is_set():
             return
         connection = self._attempts.connect()
+        self._clock.opened(connection.date)
         self.connections += 1
         life = self._lives.begin(self.connections)
         lost: ConnectionLost | None = None
@@ -90,13 +93,21 @@ class Session:
         if aged:
             self._retire(connection, life)
         elif lost is None:
-            self._lives.close(life)
+            if self._retiring:
+                self._retiring.join()  # what it still reads is not within the gap
+            self._lives.close(life, self._heard_us(life))
         else:
-            self._lives.lose(life, connection, lost)
+            if self._retiring:
+                self._retiring.read_on()
+            self._lives.lose(life, connection, lost, self._heard_us(life))
             if not self._lives.was_of_use(life):
                 raise lost
             if isinstance(lost, Stalled):
                 self._attempts.pause()
+
+    def _heard_us(self, life: Life) -> int:
+        """When the last frame was received, on this connection or on the one that it replaced."""
+        return max(life.last_frame_us, self._retiring.last_frame_us if self._retiring else 0)
 
     def _listen(self, connection: Connection, life: Life) -> bool:
         """Ask for the symbols, and read: see `_read`."""
@@ -133,7 +144,7 @@ class Session:
         return False
 
     def _take(self, life: Life, payloads: list[bytes]) -> None:
-        received_us = now_us()
+        received_us = self._clock.now_us()
         if not life.frames:
             self._gaps.close(received_us)
             if self._retiring:
@@ -152,9 +163,10 @@ class Session:
         self._retiring = Retiring(
             connection,
             life.number,
-            life.seen_until_us,
+            life.last_frame_us,
             self._buffer,
             self._gaps,
+            self._clock,
             self._stop,
             self._terms.overlap_s,
         )

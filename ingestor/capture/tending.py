@@ -15,10 +15,9 @@ from ingestor.capture.markets import Markets
 from ingestor.capture.observed import Observed
 from ingestor.capture.subscriptions import Subscriptions
 from ingestor.capture.trade_watch import TradeWatch
-from ingestor.capture.wall_clock import WallClock
+from ingestor.capture.wall_clock import Clock
 from ingestor.config.recorder import ConnectionSettings
 from ingestor.errors import Stalled
-from ingestor.ledger import Ledger, now_us
 
 _LAG_S = 1.0
 
@@ -33,30 +32,26 @@ class Tending:
         subscriptions: Subscriptions,
         settings: ConnectionSettings,
         buffer: Buffer,
-        ledger: Ledger,
         gaps: Gaps,
         observed: Observed,
         markets: Markets,
+        clock: Clock,
     ) -> None:
         now_s = time.monotonic()
         self._subscriptions = subscriptions
         self._settings = settings
         self._buffer = buffer
-        self._ledger = ledger
         self._gaps = gaps
         self._observed = observed
         self._markets = markets
+        self._clock = clock
         self._attention = Attention(now_s)
         self._liveness = Liveness(settings.silence, settings.ping_interval, now_s)
         self._trade_watch = TradeWatch(subscriptions.symbols, settings.silence, now_s)
-        self._wall_clock = WallClock(now_us(), now_s)
-        self._drought_us: int | None = None
-        """The last trade before a drought that is called blindness."""
 
     def begin(self, connection: Connection, life: Life) -> None:
         """A connection has opened: ask for every symbol. Raises ConnectionLost."""
         self._trade_watch.begin(life.opened_s)
-        self._drought_us = None
         self._adopt_changes(None)
         self._subscriptions.request_all(connection, life.number, life.opened_s)
         connection.ping()  # its answer shows that the socket works, where no trade does
@@ -66,7 +61,8 @@ class Tending:
 
     def tend(self, connection: Connection, life: Life, now_s: float) -> None:
         """Twice a second: is it alive, is there something to ask for again? Raises ConnectionLost."""
-        self._watch_clock(now_s)
+        self._clock.now_us()
+        self._clock.doubt()
         self._attention.look(now_s)
         self._trade_watch.skip(self._attention.away_s)
         if life.paused_s is not None:  # what waits in the socket says nothing of when it came
@@ -85,12 +81,6 @@ class Tending:
         if self._subscriptions.adopt_changes(connection):
             self._trade_watch.change(self._subscriptions.symbols, time.monotonic())
 
-    def _watch_clock(self, now_s: float) -> None:
-        step_us = self._wall_clock.find_step(now_us(), now_s)
-        if step_us is not None:
-            self._ledger.record("clock.stepped", by_us=step_us)
-            log.warning("clock.stepped", by_s=round(step_us / 1e6, 3))
-
     def _watch_trades(self, life: Life, now_s: float) -> None:
         """Ask again for what has gone silent; call it blindness where that is the likelier reading.
 
@@ -100,9 +90,6 @@ class Tending:
         connection stays what it was: unproven, or recorded. Raises ConnectionLost.
         """
         self._markets.refresh(now_s)
-        if self._drought_us is not None and self._observed.last_received_us > self._drought_us:
-            self._gaps.close(self._observed.last_received_us)
-            self._drought_us = None
         if life.paused_s is not None or self._buffer.lag_s() > _LAG_S:  # trades wait that nobody has seen yet
             self._trade_watch.begin(now_s)
             return
@@ -111,9 +98,8 @@ class Tending:
         now = datetime.now(UTC)
         phases = {symbol: self._markets.phase(symbol, now) for symbol in self._subscriptions.symbols}
         doubt = self._trade_watch.judge(self._observed.last_trade_s, phases, now_s)
-        if doubt.drought and doubt.blind and self._drought_us is None:
-            self._drought_us = max(self._observed.last_received_us, life.opened_us)
-            self._gaps.open("stall", self._drought_us)
+        if doubt.drought and doubt.blind:  # the recorder ends it, with the next trade
+            self._gaps.open("stall", max(self._observed.last_received_us, life.opened_us))
         if doubt.drought == "reconnect":
             raise Stalled(f"frames came, but no trades for {doubt.silence_s:.0f} s")
         if doubt.drought == "resubscribe":

@@ -42,7 +42,7 @@ class Twins:
         if not self._known:
             return
         self._recent.append(_Recorded(connection, received_us, recorded["symbol"], recorded["trade_id"]))
-        while self._recent[0].received_us < received_us - _MEMORY_US:
+        while abs(received_us - self._recent[0].received_us) > _MEMORY_US:  # a clock may be set back
             self._recent.popleft()
 
 

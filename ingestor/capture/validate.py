@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 _EARLIEST_MS = 631_152_000_000
 """1990: a time in seconds, or a zero, is before it."""
-_AHEAD_US = 86_400_000_000
+AHEAD_US = 86_400_000_000
 _SYMBOL_CHARACTERS = 64
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 """Unicode's category Cc."""
@@ -37,14 +37,14 @@ class Validated:
 
 
 def validate(trades: pa.RecordBatch, now_us: int) -> Validated:
-    """Judge trades by the clock `now_us` (µs since 1970).
+    """Judge trades by the clock `now_us` (µs since 1970): ours, or the venue's where ours is known to be behind.
 
     The reason is the first that applies: `bad_time` (before 1990, or over a day ahead), `bad_symbol` (empty,
     over 64 characters, or with a control character), `bad_price` (not finite, or not above 0), `bad_volume`
     (not finite, or below 0). A null is bad, except in volume, where it means unknown.
     """
     good = {
-        "bad_time": _are_within(trades["timestamp"].view(pa.int64()), _EARLIEST_MS, (now_us + _AHEAD_US) // 1000),
+        "bad_time": _are_within(trades["timestamp"].view(pa.int64()), _EARLIEST_MS, (now_us + AHEAD_US) // 1000),
         "bad_symbol": _are_symbols(trades["symbol"]),
         "bad_price": _are_within(trades["price"], _LEAST_PRICE, _MOST),
         "bad_volume": _are_within(_known_or_zero(trades["volume"]), 0.0, _MOST),

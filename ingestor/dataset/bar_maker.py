@@ -2,17 +2,18 @@
 
 from collections.abc import Iterable
 from datetime import date, tzinfo
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.dataset.bar_grid import DAY_MS, BarGrid, find_pieces
-from ingestor.dataset.conditions import MovesColumns, judge_rows
+from ingestor.dataset.conditions import CLOSING, MovesColumns, judge_rows
 from ingestor.dataset.rows import concat_rows, sort_rows
-from ingestor.dataset.sessions import Session, in_session
+from ingestor.dataset.sessions import AUCTION_MS, Session, are_abroad, in_session
 from ingestor.dataset.times import day_start_ms
 from ingestor.schema import TIMESTAMP
+from ingestor.us_market import Calendar
 
 COLUMNS = ("timestamp", "symbol", "price", "volume", "conditions")
 """What bars are made of."""
@@ -36,6 +37,7 @@ class Recipe(NamedTuple):
     zone: tzinfo
     session: Session
     conditions: Literal["sip", "all"]
+    calendar: Calendar = Calendar()
 
     def grid(self, first_ms: int, last_ms: int) -> BarGrid:
         """The edges for moments from `first_ms` to `last_ms`, and a day around them."""
@@ -68,7 +70,7 @@ def make_bars(dates: Iterable[tuple[date, pa.Table]], recipe: Recipe) -> pa.Tabl
 
 def bars_of(rows: pa.Table, grid: BarGrid, recipe: Recipe) -> pa.Table:
     """The bars of these rows, which are sorted and hold every trade of each bar."""
-    rows = _session_rows(rows.combine_chunks(), recipe.session)
+    rows = _session_rows(rows.combine_chunks(), recipe)
     if not rows.num_rows:
         return BARS.empty_table()
     symbols, times_ms, price, volume, conditions = _columns(rows)
@@ -96,11 +98,22 @@ def _sorted_together(carried: pa.Table, rows: pa.Table) -> pa.Table:
     return rows if joined is None else sort_rows(joined)
 
 
-def _session_rows(rows: pa.Table, session: Session) -> pa.Table:
-    if session == "all" or not rows.num_rows:
+def _session_rows(rows: pa.Table, recipe: Recipe) -> pa.Table:
+    """Those of the session; symbols of other exchanges have none. To a regular day belongs its closing auction."""
+    if recipe.session == "all" or not rows.num_rows:
         return rows
     times_ms = rows.column("timestamp").combine_chunks().cast(pa.int64())
-    return rows.filter(in_session(times_ms, session)).combine_chunks()
+    inside: Any = in_session(times_ms, recipe.session, recipe.calendar)
+    if recipe.session == "regular" and recipe.interval_ms == DAY_MS:
+        conditions = rows.column("conditions").chunk(0)
+        closing = [bool(CLOSING & set((text or "").split(","))) for text in conditions.dictionary.to_pylist()]
+        if any(closing):
+            late = in_session(times_ms, "regular", recipe.calendar, AUCTION_MS)
+            at_close = pa.array(closing, pa.bool_()).take(conditions.indices).fill_null(False)
+            inside = pc.or_(inside, pc.and_(late, at_close))
+    symbols = rows.column("symbol").chunk(0)
+    inside = pc.or_(inside, are_abroad(symbols.dictionary).take(symbols.indices))
+    return rows.filter(inside).combine_chunks()
 
 
 def _columns(rows: pa.Table) -> tuple[pa.DictionaryArray, pa.Array, pa.Array, pa.Array, pa.DictionaryArray]:
@@ -130,11 +143,11 @@ def _moves(
     symbols: pa.DictionaryArray, times_ms: pa.Array, conditions: pa.DictionaryArray, recipe: Recipe
 ) -> MovesColumns:
     """What each print moves: by the US rules where they hold, else everything."""
-    abroad = pc.match_substring(symbols.dictionary, ":")
+    abroad = are_abroad(symbols.dictionary)
     everything = pa.repeat(True, len(times_ms))
     if recipe.conditions == "all" or pc.all(abroad).as_py() or not len(conditions.dictionary):
         return MovesColumns(everything, everything, everything)
-    regular = None if recipe.interval_ms == DAY_MS else in_session(times_ms, "regular")
+    regular = None if recipe.interval_ms == DAY_MS else in_session(times_ms, "regular", recipe.calendar)
     moves = judge_rows(conditions, regular)
     if not pc.any(abroad).as_py():
         return moves

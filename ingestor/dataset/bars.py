@@ -1,6 +1,8 @@
 """Bars of trades, as a caller asks for them: with the share of each in which its symbol was proven recorded."""
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -8,21 +10,22 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.coverage import Coverage
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.bar_maker import BARS, COLUMNS, Recipe, make_bars
 from ingestor.dataset.coverage import read_known_coverage
-from ingestor.dataset.covered import recorded_shares, recorded_spans
+from ingestor.dataset.covered import Delays, recorded_shares, recorded_spans
 from ingestor.dataset.frames import Engine, as_frame, check_engine, check_word
 from ingestor.dataset.rows import Selection, read_dates
 from ingestor.dataset.sessions import Session, in_session
 from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
 from ingestor.dataset.times import Span, Time, find_span, find_zone
 from ingestor.schema import TIMESTAMP
+from ingestor.us_market import is_us_symbol, read_calendar
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+_EDGE_MS = 3_600_000
 _COVERED = BARS.append(pa.field("coverage", pa.float64()))
 
 
@@ -59,13 +62,15 @@ def read_bars(
 
     `interval`: `1s`, `5m`, `1h`, `1d`, whatever divides a day. A bar is [start, next start), aligned to midnight in
     `tz`; `session_date` is its date there (a column where `tz` is not UTC). `session`: `regular` (09:30 to 16:00 New
-    York, weekdays), `extended` (04:00 to 20:00) or `all`.
+    York), `extended` (04:00 to 20:00) or `all`; holidays and early closes are heeded, symbols of other exchanges are
+    not judged by it. A day's regular bar has the closing auction, which is reported just after the close.
 
     `conditions`: `sip` applies the US rules on which prints move what to symbols without a prefix (`AAPL`, not
     `BINANCE:BTCUSDT`); `all` lets every print move everything. Price-only updates (volume 0) move prices, but neither
     `volume` nor `trades`. VWAP is over what counts in volume. A bar of odd lots alone has null prices and a volume.
 
-    `coverage` is the share of the bar (0 to 1) in which the symbol was proven recorded. Bars without trades are
+    `coverage` is the share of the bar (0 to 1) in which the symbol was proven recorded, by the time of trades: what is
+    known by receipt is shifted by the delay that the trades around it had. Bars without trades are
     absent; `fill` adds those that were recorded whole and quiet (last close, volume 0): what is absent even then was
     not, or not wholly, recorded.
 
@@ -76,15 +81,27 @@ def read_bars(
     check_word("session", session, ("all", "regular", "extended"))
     check_word("conditions", conditions, ("sip", "all"))
     check_word("repeats", repeats, ("keep", "drop"))
-    recipe = Recipe(parse_interval(interval), find_zone(tz), session, conditions)
     layout = open_recording(root)
+    calendar = read_calendar(layout.holidays)
+    recipe = Recipe(parse_interval(interval), find_zone(tz), session, conditions, calendar)
     span = _whole_bars(find_span(start, end, tz), recipe)
-    selection = Selection(span, COLUMNS, None if symbols is None else tuple(symbols), repeats == "drop")
+    selection = Selection(
+        span, (*COLUMNS, "received_at"), None if symbols is None else tuple(symbols), repeats == "drop"
+    )
 
     def read(snapshot: Snapshot) -> pa.Table:
         coverage = read_known_coverage(layout, selection.symbols, snapshot.journaled_us, span)
-        bars = _with_coverage(make_bars(read_dates(snapshot, selection), recipe), coverage)
-        return _filled(bars, coverage, recipe, span) if fill else bars
+        delays = Delays()
+        made = make_bars(delays.measured(read_dates(snapshot, selection)), recipe)
+        for edge in _edges(span):  # a bar without trades is judged by those around it
+            around = read_dates(snapshot, replace(selection, span=edge, columns=("timestamp", "symbol", "received_at")))
+            deque(delays.measured(around), maxlen=0)
+
+        def spans_of(symbol: str) -> list[tuple[int, int]]:
+            return delays.shift(symbol, recorded_spans(coverage.intervals(symbol)))
+
+        bars = _with_coverage(made, spans_of)
+        return _filled(bars, coverage.symbols, spans_of, recipe, span) if fill else bars
 
     return as_frame(_finished(read_consistently(layout, span, read), recipe), engine, tz)
 
@@ -94,10 +111,18 @@ def _whole_bars(span: Span, recipe: Recipe) -> Span:
     return Span(*(None if ms is None else recipe.grid(ms, ms).edge_from(ms) for ms in (span.start_ms, span.end_ms)))
 
 
-def _with_coverage(bars: pa.Table, coverage: Coverage) -> pa.Table:
+def _edges(span: Span) -> Iterator[Span]:
+    """What lies just outside of a span."""
+    if span.start_ms is not None:
+        yield Span(span.start_ms - _EDGE_MS, span.start_ms)
+    if span.end_ms is not None:
+        yield Span(span.end_ms, span.end_ms + _EDGE_MS)
+
+
+def _with_coverage(bars: pa.Table, spans_of: Callable[[str], list[tuple[int, int]]]) -> pa.Table:
     """The bars (sorted) and the share of each that was recorded."""
     shares = [
-        recorded_shares(recorded_spans(coverage.intervals(symbol)), own.column("start_ms"), own.column("end_ms"))
+        recorded_shares(spans_of(symbol), own.column("start_ms"), own.column("end_ms"))
         for symbol, own in _by_symbol(bars)
     ]
     return bars.append_column("coverage", pa.chunked_array(shares, pa.float64())).cast(_COVERED)
@@ -116,12 +141,18 @@ def _by_symbol(bars: pa.Table) -> Iterator[tuple[str, pa.RecordBatch]]:
         at = end
 
 
-def _filled(bars: pa.Table, coverage: Coverage, recipe: Recipe, span: Span) -> pa.Table:
+def _filled(
+    bars: pa.Table,
+    symbols: Iterable[str],
+    spans_of: Callable[[str], list[tuple[int, int]]],
+    recipe: Recipe,
+    span: Span,
+) -> pa.Table:
     """The bars, and those between them that were recorded whole and had no trade."""
     tables = [bars]
     own = dict(_by_symbol(bars))
-    for symbol in coverage.symbols:
-        starts_ms, ends_ms = _recorded_whole(recorded_spans(coverage.intervals(symbol)), recipe, span)
+    for symbol in symbols:
+        starts_ms, ends_ms = _recorded_whole(symbol, spans_of(symbol), recipe, span)
         if symbol in own:
             absent = pc.invert(pc.is_in(starts_ms, own[symbol].column("start_ms")))
             starts_ms, ends_ms = starts_ms.filter(absent), ends_ms.filter(absent)
@@ -130,7 +161,7 @@ def _filled(bars: pa.Table, coverage: Coverage, recipe: Recipe, span: Span) -> p
     return pa.concat_tables([_with_last_close(one) for _, one in _by_symbol(filled)] or [filled])
 
 
-def _recorded_whole(spans: list[tuple[int, int]], recipe: Recipe, span: Span) -> tuple[pa.Array, pa.Array]:
+def _recorded_whole(symbol: str, spans: list[tuple[int, int]], recipe: Recipe, span: Span) -> tuple[pa.Array, pa.Array]:
     """Starts and ends of the bars that lie whole in one of these spans (µs), and in the session and span asked for."""
     starts = [pa.array([], pa.int64())]
     ends = [pa.array([], pa.int64())]
@@ -142,8 +173,8 @@ def _recorded_whole(spans: list[tuple[int, int]], recipe: Recipe, span: Span) ->
             found = grid.edges(start_ms, end_ms)
             found_ends = grid.ends(found)
             whole = pc.less_equal(found_ends, end_ms)
-            if recipe.session != "all":
-                whole = pc.and_(whole, in_session(found, recipe.session))
+            if recipe.session != "all" and is_us_symbol(symbol):
+                whole = pc.and_(whole, in_session(found, recipe.session, recipe.calendar))
             starts.append(found.filter(whole))
             ends.append(found_ends.filter(whole))
     return pa.concat_arrays(starts), pa.concat_arrays(ends)

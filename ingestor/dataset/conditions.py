@@ -18,6 +18,13 @@ IF_NOTHING_ELSE = frozenset({"9", "15", "18", "21", "30", "32"})
 """High and low always; open and last only where a bar has nothing unconditional."""
 FORM_T = "24"
 """Traded outside regular hours."""
+CLOSING = frozenset({"35", "36", "39"})
+"""Of the closing auction: market center closing, closing prints, and the corrected consolidated close.
+
+The auction of 16:00 is reported some seconds later, as part of the regular session: the consolidated tape's closing
+prints (UTP code 6, CTA code 6) move last, high and low without form T (UTP participant specification and CTS output
+specification, tables of sale conditions). 16, the official close, repeats its price and moves nothing.
+"""
 DAILY_ONLY = "39"
 """Corrected consolidated close: moves the prices of daily bars."""
 

@@ -19,9 +19,10 @@ from ingestor.dataset.rows import (
     sort_rows,
     with_columns,
 )
-from ingestor.dataset.sessions import in_session
+from ingestor.dataset.sessions import are_abroad, in_session
 from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
 from ingestor.dataset.times import Span, Time, find_span
+from ingestor.us_market import Calendar, read_calendar
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -74,6 +75,8 @@ def read_trades(
     layout = open_recording(root)
     chosen = None if symbols is None else tuple(symbols)
 
+    calendar = read_calendar(layout.holidays)
+
     def read(snapshot: Snapshot) -> pa.Table:
         schema = known_schema(snapshot)
         wanted = _check_columns(columns, schema)
@@ -85,7 +88,7 @@ def read_trades(
         if rows is None:
             return asked.empty_table()
         rows = sort_rows(rows) if len(dates) > 1 else rows
-        return with_columns(_eligible(rows) if conditions == "sip" else rows, asked)
+        return with_columns(_eligible(rows, calendar) if conditions == "sip" else rows, asked)
 
     return as_frame(read_consistently(layout, span, read), engine, tz)
 
@@ -118,12 +121,12 @@ def _check_columns(columns: Sequence[str] | None, schema: pa.Schema) -> tuple[st
     return tuple(schema.names if columns is None else columns)
 
 
-def _eligible(rows: pa.Table) -> pa.Table:
+def _eligible(rows: pa.Table, calendar: Calendar) -> pa.Table:
     """The prints that may set a price; those of symbols for which the US rules don't hold stay."""
     rows = rows.combine_chunks()
     if not rows.num_rows:
         return rows
     times_ms = rows.column("timestamp").chunk(0).cast(pa.int64())
-    moves = judge_rows(rows.column("conditions").chunk(0), in_session(times_ms, "regular"))
-    abroad = per_text(rows.column("symbol"), lambda texts: pc.match_substring(texts, ":")).chunk(0)
+    moves = judge_rows(rows.column("conditions").chunk(0), in_session(times_ms, "regular", calendar))
+    abroad = per_text(rows.column("symbol"), are_abroad).chunk(0)
     return rows.filter(pc.or_(abroad, moves.high_low))

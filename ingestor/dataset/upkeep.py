@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 
 import structlog
@@ -23,10 +24,19 @@ log = structlog.get_logger()
 class Upkeep:
     """Looks after one root. `tick` from one thread."""
 
-    def __init__(self, layout: Layout, ledger: Ledger, retention_s: float | None) -> None:
-        """Clear what a crash has left, unless a compaction that was started by hand is at work. What can't be cleared
-        is told: the recording goes on without.
+    def __init__(
+        self,
+        layout: Layout,
+        ledger: Ledger,
+        retention_s: float | None,
+        venue_now: Callable[[], datetime | None] = lambda: None,
+    ) -> None:
+        """Clear what a crash has left, unless a compaction that was started by hand is at work. What can't be
+        cleared is told: the recording goes on without.
+
+        `venue_now` tells the venue's time, where it is known.
         """
+        self._venue_now = venue_now
         self._layout = layout
         self._ledger = ledger
         self._retention = None if retention_s is None else timedelta(seconds=retention_s)
@@ -51,7 +61,7 @@ class Upkeep:
         self._done_for = day
         try:
             if self._retention is not None:
-                delete_expired(self._layout, self._ledger, self._retention, now)
+                delete_expired(self._layout, self._ledger, self._retention, now, self._venue_now())
             if self.child is None and (has_days_to_close(self._layout, day) or has_work(self._layout, day)):
                 self._start(day)
         except (OSError, IngestorError) as error:

@@ -35,6 +35,8 @@ class Quote:
     last: Price | None = None
     first_price: float | None = None
     """Of the UTC date of `last`."""
+    day: int | None = None
+    """That date, in days since 1970; None: as `last` says."""
     state: State = UNKNOWN
     counts: "deque[int]" = field(default_factory=lambda: deque([0], maxlen=_RATE_S + 1))
     """Trades in each of the last seconds; the present one is last, and not over."""
@@ -53,12 +55,24 @@ class Quote:
         """Trades per second over the last 10 whole seconds."""
         return (sum(self.counts) - self.counts[-1]) / _RATE_S
 
-    def move(self, price: Price) -> bool:
-        """Take a price over, unless it is older than the last one; whether it was."""
-        if self.last is not None and price.timestamp_ms < self.last.timestamp_ms:
+    def move(self, price: Price, now: float | None = None) -> bool:
+        """Take a price over, unless it is older than the last one; whether it was.
+
+        A trade from the future holds up nothing: the next one counts, whatever its time, and no day begins before the
+        clock says so.
+        """
+        now_ms = price.timestamp_ms if now is None else int(now * 1000)
+        if (
+            self.last is not None
+            and price.timestamp_ms < self.last.timestamp_ms
+            and (now is None or self.last.timestamp_ms <= now_ms)
+        ):
             return False
-        if self.last is None or price.timestamp_ms // DAY_MS > self.last.timestamp_ms // DAY_MS:
+        day = min(price.timestamp_ms, now_ms) // DAY_MS
+        before = self.last.timestamp_ms // DAY_MS if self.day is None and self.last is not None else self.day
+        if before is None or day > before:
             self.first_price = price.price
+        self.day = day if before is None else max(day, before)
         self.last = price
         return True
 
@@ -91,7 +105,7 @@ class Board:
         self.turn(now)
         quote = self.quotes.setdefault(trades.symbol, Quote(trades.symbol))
         quote.counts[-1] += len(trades)
-        return quote.move(trades.newest)
+        return quote.move(trades.newest, now)
 
     def note(self, states: Mapping[str, State], *, recording: bool | None) -> None:
         """Take over what coverage says. What nobody records is blind, whatever it was before."""
@@ -104,6 +118,8 @@ class Board:
 
     def turn(self, now: float) -> None:
         """Let time pass up to `now`: seconds begin new counts, every tenth a new point."""
+        if int(now) < self._second - _RATE_S:  # the clock was set back
+            self._second = 0
         before, self._second = self._second, max(self._second, int(now))
         if not before or before == self._second:
             return

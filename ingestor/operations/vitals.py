@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 
 from pydantic import TypeAdapter
 
@@ -11,6 +12,7 @@ from ingestor.metrics import Counts
 _STILL_S = 10.0
 _FILES_STILL_S = 60.0  # sealing a large segment is one long step
 _LATE_S = 10.0
+_DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,16 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClockState:
+    """The wall clock, by which receipts are stamped, against the venue's."""
+
+    wrong_s: float = 0.0
+    """By how much it is wrong, as far as can be told; negative where it is behind."""
+    trades_s: float | None = None
+    """How old the venue's newest trades are when they come; negative where they are ahead. None before some came."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Vitals:
     """A recording at one moment. Durations are in seconds, times in seconds since 1970."""
 
@@ -121,6 +133,7 @@ class Vitals:
     link: Link
     flow: Flow
     disk: Disk
+    clock: ClockState = ClockState()
 
 
 _AS_JSON = TypeAdapter(Vitals)
@@ -138,7 +151,12 @@ def decode_vitals(text: bytes) -> Vitals:
 
 def find_ailments(vitals: Vitals) -> list[str]:
     """What is wrong, the worst first, as sentences; none where trades are being recorded as they come."""
-    return [*_link_ailments(vitals.link), *_flow_ailments(vitals.flow), *_disk_ailments(vitals.disk)]
+    return [
+        *_link_ailments(vitals.link),
+        *_clock_ailments(vitals.clock),
+        *_flow_ailments(vitals.flow),
+        *_disk_ailments(vitals.disk),
+    ]
 
 
 def _link_ailments(link: Link) -> Iterable[str]:
@@ -150,6 +168,18 @@ def _link_ailments(link: Link) -> Iterable[str]:
         yield f"mute: nothing has come for {link.silence_s:.0f} s"
     elif link.gap is not None:
         yield f"blind: frames come, but no trades (a gap of cause {link.gap})"
+
+
+def _clock_ailments(clock: ClockState) -> Iterable[str]:
+    if clock.wrong_s:
+        where = "behind" if clock.wrong_s < 0 else "ahead of"
+        yield (
+            f"this computer's clock is {timedelta(seconds=round(abs(clock.wrong_s)))} h {where} the venue's: set it; "
+            "trades are kept, and until then all symbols count as unproven"
+        )
+    elif clock.trades_s is not None and abs(clock.trades_s) > _DAY_S:
+        where = "ahead of" if clock.trades_s < 0 else "behind"
+        yield f"the venue's trades are {timedelta(seconds=round(abs(clock.trades_s)))} h {where} this computer's clock"
 
 
 def _flow_ailments(flow: Flow) -> Iterable[str]:

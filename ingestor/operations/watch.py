@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ingestor import __version__
 from ingestor.capture.delays import BOUNDS_S
-from ingestor.operations.vitals import Disk, Flow, Histogram, Link, SinkLag, Vitals
+from ingestor.operations.vitals import ClockState, Disk, Flow, Histogram, Link, SinkLag, Vitals
 from ingestor.recording import Recording
 from ingestor.sinks.destinations import configured_sinks
 from ingestor.sinks.places import Lag, Lags
@@ -72,7 +72,13 @@ class Watch:
             link=self._look_at_link(now, now_s),
             flow=self._look_at_flow(now_s),
             disk=self._look_at_disk(now_s),
+            clock=self._look_at_clock(),
         )
+
+    def _look_at_clock(self) -> ClockState:
+        venue = self._recording.clock.venue
+        trades_us = venue.trades_us
+        return ClockState(wrong_s=venue.wrong_us / 1e6, trades_s=None if trades_us is None else trades_us / 1e6)
 
     def _look_at_link(self, now: float, now_s: float) -> Link:
         session, observed, gaps = self._recording.session, self._recording.observed, self._recording.gaps

@@ -27,6 +27,7 @@ from journals import one_by_one
 from requirements import of_tier, require
 
 import ingestor
+from ingestor.coverage import find_coverage, state_at
 from ingestor.journal.follower import Follower, Rows
 from ingestor.layout import Layout, list_segments
 from ingestor.schema import RUN_SHIFT, TRADES
@@ -91,6 +92,7 @@ class Tally:
         self.lost += sum(loss_s > bound_s for loss_s in losses_s)
         self.duplicated = count_repeats(parquet) + count_repeats(csv)
         self.unexplained = comparison.unexplained(read_gaps(layout)) + count_differences(parquet, csv)
+        self.unexplained += count_blind_rows(layout, parquet)
         self.note = f"one cost at most {max(losses_s, default=0):.3f} s of {bound_s:g} s"
 
     def assert_clean(self) -> None:
@@ -397,6 +399,16 @@ def read_gaps(layout: Layout) -> list[Gap]:
         if fact["fact"] == "gap.closed":
             until[fact["gap"]] = fact["until"]
     return [Gap(cause, since, until[gap]) for gap, (cause, since) in opened.items()]
+
+
+def count_blind_rows(layout: Layout, rows: pa.Table) -> int:
+    """Recorded trades that coverage calls blind, by when they were received."""
+    coverage = find_coverage(read_facts(layout))
+    intervals = {symbol: coverage.intervals(symbol) for symbol in coverage.symbols}
+    told = rows.select(["symbol", "received_at"]).group_by(["symbol", "received_at"]).aggregate([])
+    times = zip(told["symbol"].to_pylist(), told["received_at"].cast(pa.int64()).to_pylist(), strict=True)
+    held = (state_at(intervals.get(symbol, []), at_us) for symbol, at_us in times)
+    return sum(interval is not None and interval.state == "blind" for interval in held)
 
 
 # What was sent, and what became of it

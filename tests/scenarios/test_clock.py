@@ -14,6 +14,7 @@ from harness import (
     Tally,
     compare,
     compile_shim,
+    count_blind_rows,
     count_differences,
     count_repeats,
     read_csv,
@@ -22,7 +23,10 @@ from harness import (
     running_venue,
 )
 
+import ingestor
+from ingestor.coverage import find_coverage
 from ingestor.layout import Layout, SegmentId, list_segments
+from ingestor.operations.status import read_status
 
 HOUR_S = 3600.0
 RATE = 300
@@ -65,6 +69,43 @@ def test_clock(tmp_path: Path, tally: Tally) -> None:
     _settle(tally, site, truth)
     steps_s = [fact["by_us"] / 1e6 for fact in read_facts(site.layout) if fact["fact"] == "clock.stepped"]
     assert steps_s == [pytest.approx(step_s, abs=1) for step_s in (HOUR_S, -2 * HOUR_S, HOUR_S)]
+
+
+@pytest.mark.needs("cc")
+@pytest.mark.parametrize("behind_s", [10 * HOUR_S, 72 * HOUR_S])
+def test_a_clock_that_is_behind_until_it_is_set(tmp_path: Path, tally: Tally, behind_s: float) -> None:
+    """No battery, and a time server that answers late: all is kept, nothing is claimed of a time that nobody lived."""
+    clock = WallClock(tmp_path)
+    clock.move_to(-behind_s)
+    with running_venue(tmp_path, "--rate", str(RATE)) as venue:
+        site = _site(tmp_path, venue.url)
+        with site.running(**clock.environ) as recorder:
+            _assert_goes_on(recorder)
+            (ailment,) = read_status(site.layout).ailments
+            assert "clock is" in ailment
+            assert "behind the venue's" in ailment
+            clock.move_to(0.0)
+            _assert_goes_on(recorder)
+            assert read_status(site.layout).ailments == []
+            truth = venue.stop()
+            recorder.wait_for_end_of_stream()
+            assert recorder.end() == 0
+    tally.rounds = 1
+    _settle(tally, site, truth)
+    rows = read_parquet(site.layout)
+    assert count_blind_rows(site.layout, rows) == 0
+    (stepped,) = (fact for fact in read_facts(site.layout) if fact["fact"] == "clock.stepped")
+    coverage = find_coverage(read_facts(site.layout))
+    for symbol in coverage.symbols:
+        intervals = coverage.intervals(symbol)
+        assert [one.state for one in intervals if one.end_us <= stepped["at"]] == ["unproven", "blind"]
+        (skipped,) = (one for one in intervals if one.cause == "clock")
+        assert skipped.end_us - skipped.start_us == pytest.approx(behind_s * 1e6, rel=0.01)
+        assert "recorded" in {one.state for one in intervals if one.start_us >= stepped["at"]}
+    filled = ingestor.read_bars(site.root, "1s", fill=True, engine="arrow")
+    truly = [one for one in filled.to_pylist() if one["trades"] == 0 and one["coverage"] == 1]
+    before_us = stepped["at"] - HOUR_S * 1e6
+    assert [one for one in truly if one["start"].timestamp() * 1e6 < before_us] == []
 
 
 @pytest.mark.needs("cc")
