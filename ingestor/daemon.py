@@ -88,7 +88,7 @@ class Daemon:
         workers = [self._reader, self._recorder, self._files, *([self._sinks_keeper] if self._sinks_keeper else [])]
         for worker in workers:
             worker.start()
-        health = open_health(self._recording.settings.health.listen, self._watch)
+        health = open_health(self._recording.settings.health, self._watch)
         lock.announce(health=health.address if health else None)
         while not self._ended.is_set() and not self._signals.stop.wait(_WATCH_S):
             self._tick(time.monotonic())

@@ -123,9 +123,8 @@ def test_every_option_is_documented(name: str) -> None:
 
 
 def test_the_changelog_begins_with_this_version() -> None:
-    newest = re.search(r"^## \[?([^\s\]]+)", read("CHANGELOG.md"), re.MULTILINE)
-    assert newest is not None
-    assert newest[1] == ingestor.__version__
+    versions = re.findall(r"^## \[?([^\s\]]+)", read("CHANGELOG.md"), re.MULTILINE)
+    assert versions[versions[0] == "Unreleased"] == ingestor.__version__
 
 
 # The example settings
