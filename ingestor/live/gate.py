@@ -2,11 +2,14 @@
 
 import re
 
+import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ingestor.config.addresses import Hosts
+
+log = structlog.get_logger()
 
 _ORIGIN = re.compile(r"https?://(?P<authority>.+)", re.ASCII | re.IGNORECASE)
 _SECURITY = {
@@ -52,7 +55,9 @@ class Gate:
                 MutableHeaders(scope=message).update(_SECURITY)
             await send(message)
 
-        if reason := find_refusal(Headers(scope=scope), self._hosts):
+        headers = Headers(scope=scope)
+        if reason := find_refusal(headers, self._hosts):
+            log.warning("request.refused", reason=reason, host=headers.get("host"), origin=headers.get("origin"))
             await JSONResponse({"error": reason}, 403)(scope, receive, send_strictly)
         else:
             await self._app(scope, receive, send_strictly)
