@@ -47,7 +47,8 @@ def read_rejects(
     *,
     engine: Engine = "pandas",
 ) -> Any:
-    """The frames and trades that were received in [start, end) and refused, in order of receipt.
+    """The frames and trades that were received in [start, end) and refused, in order of receipt. Those beyond
+    `storage.rejects_per_day` were only counted, and are not among them.
 
     >>> import ingestor
     >>> list(ingestor.read_rejects("data").columns)
@@ -78,9 +79,11 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             if line.endswith(b"\n"):
                 try:
-                    yield json.loads(line)
+                    told = json.loads(line)
                 except ValueError:  # cut by a crash, and ended by the next start
                     continue
+                if "left_out" not in told:  # a count of those beyond `storage.rejects_per_day`
+                    yield told
 
 
 def _holds(span: Span, received_us: int) -> bool:

@@ -288,11 +288,11 @@ class Verification:
         """
         lines: dict[int, Counter[str]] = {}
         for path in sorted(self._layout.rejects.glob("date=*.jsonl")):
-            for run, reason, counted in self._read_rejects(path):
+            for run, reason, counted, uncounted in self._read_rejects(path):
                 if counted:
-                    lines.setdefault(run, Counter())[reason] += 1
+                    lines.setdefault(run, Counter())[reason] += counted
                 self.account.rejects += counted
-                self.account.uncounted_rejects += not counted
+                self.account.uncounted_rejects += uncounted
         for run in sorted(self._rejected.keys() | lines.keys()):
             rejected, found = self._rejected.get(run, _Rejected()), lines.get(run, Counter())
             for reason in sorted(rejected.reasons.keys() | found.keys()):
@@ -301,18 +301,24 @@ class Verification:
                     expected = f"{rejected.reasons[reason]} (counted by its records)"
                     yield Difference(f"rejects of run {run}", f"{found[reason]} lines of {reason}", expected)
 
-    def _read_rejects(self, path: Path) -> Iterator[tuple[int, str, bool]]:
-        """(run, reason, whether a record counts it) of each line, by its key once; what a crash cut is passed over."""
+    def _read_rejects(self, path: Path) -> Iterator[tuple[int, str, int, int]]:
+        """Run, reason, how many of them records count, and how many no record does, of each line, by its key once; what
+        a crash cut is passed over. Beyond the day's limit a line stands for many.
+        """
         seen: set[tuple[int, int, int | None]] = set()
         with path.open("rb") as file:
             for line in file:
                 with contextlib.suppress(ValueError):
                     reject = json.loads(line)
                     key = (reject["run"], reject["frame"], reject["trade"])
-                    if key not in seen:
+                    rejected = self._rejected.get(key[0], _Rejected())
+                    recorded = key[1] < rejected.frames or rejected.damaged
+                    if "left_out" in reject:
+                        uncounted = 0 if recorded else reject["left_out_last"]
+                        yield key[0], reject["reason"], reject["left_out"] - uncounted, uncounted
+                    elif key not in seen:
                         seen.add(key)
-                        rejected = self._rejected.get(key[0], _Rejected())
-                        yield key[0], reject["reason"], key[1] < rejected.frames or rejected.damaged
+                        yield key[0], reject["reason"], int(recorded), int(not recorded)
 
 
 # Comparing
