@@ -94,7 +94,7 @@ class Daemon:
         health: HealthServer | None = None
         failure: BaseException | None = None
         try:
-            health = open_health(self._recording.settings.health.listen, self._watch)
+            health = open_health(self._recording.settings.health, self._watch)
             lock.announce(health=health.address if health else None)
             while not self._ended.is_set() and not self._signals.stop.wait(_WATCH_S):
                 self._tick(time.monotonic())

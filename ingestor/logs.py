@@ -5,22 +5,29 @@ Loggers of libraries come out the same way. Secrets are taken out of a line when
 nested value or traceback has a way around that.
 """
 
+import io
 import json
 import logging
 import os
 import re
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TextIO
 from urllib.parse import quote, quote_plus
 
 import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
+from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
+
+from ingestor.texts import escape, escape_json
 
 MASK = "***"
 _OURS = "ingestor"
+_VALUE_MAX = 2000
+_LINES_A_MINUTE, _LINES_A_DAY = 100, 10_000
+"""Of one kind; more than that in a day, and one per minute."""
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 _IN_URL = re.compile(
@@ -115,6 +122,7 @@ def _shared() -> list[Processor]:
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _bound_values,
     ]
 
 
@@ -122,13 +130,12 @@ def _formatter(stream: TextIO, format: str) -> logging.Formatter:  # noqa: A002 
     terminal = stream.isatty()
     renderer: list[Processor]
     if format == "console" or (format == "auto" and terminal):
-        plain = structlog.dev.plain_traceback  # the others print local variables: the key is one somewhere
         colors = terminal and "NO_COLOR" not in os.environ
-        renderer = [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
+        renderer = [_escape_values, structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=_plain_traceback)]
     else:
         renderer = [
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(ensure_ascii=False, default=str),
+            _render_json,
         ]
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[*_shared(), _add_library],
@@ -136,9 +143,71 @@ def _formatter(stream: TextIO, format: str) -> logging.Formatter:  # noqa: A002 
     )
 
 
+def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
+    return escape_json(json.dumps(event, ensure_ascii=False, default=str))
+
+
+def _plain_traceback(stream: TextIO, exc_info: ExcInfo) -> None:
+    """Without local variables, which other formatters print: the key is one somewhere."""
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, exc_info)
+    stream.write(escape(text.getvalue(), keep="\n"))
+
+
+def _escape_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """A venue's text is no command for the terminal; what else there is shows as `repr`, which escapes by itself."""
+    return {key: escape(value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _bound_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """A venue's text is as long as it likes."""
+    for key, value in event.items():
+        if isinstance(value, str) and len(value) > _VALUE_MAX:
+            event[key] = f"{value[:_VALUE_MAX]}… ({len(value):,} characters)"
+    return event
+
+
 def _add_library(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     event["library"] = event["_record"].name
     return event
+
+
+class LineBudget:
+    """How many lines of each kind are written. The clock is an argument, in seconds since 1970."""
+
+    def __init__(self) -> None:
+        self._minute = self._day = 0
+        self._this_minute: Counter[str] = Counter()
+        self._this_day: Counter[str] = Counter()
+        self._left_out: Counter[str] = Counter()
+
+    def admit(self, kind: str, now: float) -> bool:
+        """Whether a line of this kind may be written; else it is counted."""
+        if int(now // 86_400) != self._day:
+            self._day = int(now // 86_400)
+            self._this_day.clear()
+        limit = _LINES_A_MINUTE if self._this_day[kind] < _LINES_A_DAY else 1
+        if kind != "log.left_out" and self._this_minute[kind] >= limit:
+            self._left_out[kind] += 1
+            return False
+        self._this_minute[kind] += 1
+        self._this_day[kind] += 1
+        return True
+
+    def take_left_out(self, now: float) -> list[tuple[str, int]]:
+        """What was not written in the minutes before this one, by kind."""
+        if int(now // 60) == self._minute:
+            return []
+        self._minute = int(now // 60)
+        self._this_minute.clear()
+        left_out, self._left_out = list(self._left_out.items()), Counter()
+        return left_out
+
+
+def _kind(record: logging.LogRecord) -> str:
+    """Of our facts their name, of a library's lines the library's."""
+    fact = record.msg.get("event") if isinstance(record.msg, dict) else None
+    return str(fact or record.name)
 
 
 class _RedactedLines(logging.StreamHandler[TextIO]):
@@ -147,6 +216,16 @@ class _RedactedLines(logging.StreamHandler[TextIO]):
     def __init__(self, stream: TextIO, redact: Redactor) -> None:
         super().__init__(stream)
         self.redact = redact
+        self._budget = LineBudget()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Of each kind so many lines per minute, and fewer once a day has brought very many: anybody who can make us
+        write one, such as a venue by each of its frames, could fill the disk. What is left out is counted.
+        """
+        for kind, count in self._budget.take_left_out(record.created):
+            structlog.get_logger().warning("log.left_out", kind=kind, lines=count)
+        if self._budget.admit(_kind(record), record.created):
+            super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
         return self.redact(super().format(record))

@@ -202,6 +202,15 @@ def insane(trades: pa.RecordBatch, now_us: int) -> list[tuple[int, str]]:
     return [(row, reason) for row, reason in reasons if reason is not None]
 
 
+FILLERS = {
+    *map(chr, [0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, 0x1D159]),
+    *map(chr, range(0x180B, 0x1810)),
+    *map(chr, range(0xFE00, 0xFE10)),
+    *map(chr, range(0xE0100, 0xE01F0)),
+}
+"""Invisible, and of other categories."""
+
+
 def reason_against(
     time_ms: int | None, symbol: str | None, price: float | None, volume: float | None, now_us: int
 ) -> str | None:
@@ -210,7 +219,8 @@ def reason_against(
     if symbol is None or symbol == "" or len(symbol) > 64:
         return "bad_symbol"
     for character in symbol:
-        if unicodedata.category(character) == "Cc":
+        hidden = unicodedata.category(character)[0] in "CZ" and character != " "
+        if hidden or character in FILLERS:
             return "bad_symbol"
     if price is None or math.isnan(price) or math.isinf(price) or price <= 0:
         return "bad_price"

@@ -41,6 +41,7 @@ def test_a_dry_run_shows_each_step_and_does_none(config: Path) -> None:
         "systemctl enable --now ingestor",
     ):
         assert step in shown.stdout
+    assert "The key is missing" not in shown.stdout
     assert KEY not in shown.output
     assert not Path("/etc/finnhub-ingestor").exists()
 

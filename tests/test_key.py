@@ -120,3 +120,20 @@ def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path: Path) -> None:
         key = load_key(tmp_path, {} if name == ".env" else {"CREDENTIALS_DIRECTORY": os.fspath(tmp_path)})
         assert key is not None
         assert key.value.get_secret_value() == "c0ffee"
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "warns"), [("api-key", 0o644, True), ("x.key", 0o640, True), ("x.key", 0o600, False)]
+)
+def test_a_credentials_own_file_that_others_can_read_is_named(
+    tmp_path: Path, name: str, mode: int, *, warns: bool
+) -> None:
+    """As `echo … > NAME.key` makes it under /etc."""
+    (tmp_path / "credentials").mkdir()
+    (tmp_path / "credentials/FINNHUB_API_KEY").write_text("abc")
+    own = tmp_path / name
+    own.write_text("abc")
+    own.chmod(mode)
+    key = load_key(tmp_path, {"CREDENTIALS_DIRECTORY": str(tmp_path / "credentials")})
+    assert key is not None
+    assert key.warning == (f"{own} is open to other users ({mode:04o}): chmod 600 {own}" if warns else None)

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "ingestor"
 LEVELS = {
     "errors": 0,
     "schema": 0,
+    "texts": 0,
     "config": 1,
     "logs": 1,
     "metrics": 1,

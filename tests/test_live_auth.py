@@ -15,9 +15,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from starlette.datastructures import Headers
 
+from ingestor.config.addresses import Hosts, allowed_hosts
 from ingestor.errors import ConfigError
 from ingestor.live.auth import EVERYTHING, SECRET_NAME, Unauthorized, Verifier, bearer_token, load_verifier
-from ingestor.live.gate import Hosts, allowed_hosts, find_refusal
+from ingestor.live.gate import find_refusal
 
 SECRET = "a secret of a test, 32 bytes long"
 NOW = time.time()
@@ -175,6 +176,19 @@ LOCAL = allowed_hosts("127.0.0.1", [])
         (LOCAL, "evil.example:8766", "http://evil.example:8766", False),
         (LOCAL, "127.0.0.1.evil.example", None, False),
         (LOCAL, "127.0.0.1:8766@evil.example", None, False),
+        (LOCAL, "127.0.0.1#evil", None, False),
+        (LOCAL, "127.0.0.1/evil", None, False),
+        (LOCAL, "127.0.0.1?evil", None, False),
+        (LOCAL, "127.0.0.1\\evil", None, False),
+        (LOCAL, "evil@127.0.0.1", None, False),
+        (LOCAL, "127.0.0.1:", None, False),
+        (LOCAL, "127.0.0.1:8766:80", None, False),
+        (LOCAL, "127.0.0.1 evil", None, False),
+        (LOCAL, "127.0.0.1:8766", "file://127.0.0.1:8766", False),
+        (LOCAL, "127.0.0.1:8766", "//127.0.0.1:8766", False),
+        (LOCAL, "127.0.0.1:8766", "http://127.0.0.1:8766/", False),
+        (LOCAL, "127.0.0.1:8766", "http://evil@127.0.0.1:8766", False),
+        (allowed_hosts("127.0.0.1", ["prices.example"]), "prices.example", "https://prices.example", True),
         (LOCAL, "10.0.0.5", None, False),
         (LOCAL, "", None, False),
         (LOCAL, "[", None, False),

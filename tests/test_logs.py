@@ -15,7 +15,8 @@ from urllib.parse import quote
 import pytest
 import structlog
 
-from ingestor.logs import Redactor, configure_logs, redactor_in_force
+from ingestor.logs import LineBudget, Redactor, configure_logs, redactor_in_force
+from ingestor.texts import is_visible
 
 Done = subprocess.CompletedProcess[bytes]
 KEY = 'c0ffee+/="key'
@@ -242,3 +243,56 @@ def test_what_nobody_caught_is_a_redacted_line(where: str) -> None:
     assert line.get("thread") == {"main": None, "thread": "reader"}[where]
     assert "RuntimeError: lost ***" in line["exception"]
     assert b"c0ffee" not in done.stderr
+
+
+@pytest.mark.parametrize("format_", ["json", "console"])
+@pytest.mark.parametrize("hostile", ["\x1b]0;pwned\x07", "\x1b[2J", "\x9b2J", "\x7f", "\u202e", "\u200b", "a\nb"])
+def test_what_a_venue_says_is_no_command(format_: str, hostile: str) -> None:
+    stream = io.StringIO()
+    configure_logs("info", format_, [], stream)
+    structlog.get_logger().warning("venue.complained", text=hostile, more=[hostile])
+    logging.getLogger("library").warning("it says %s", hostile)
+    try:
+        raise ValueError(hostile)
+    except ValueError:
+        structlog.get_logger().exception("recorder.failed")
+    assert stream.getvalue().count("venue.complained") == 1
+    assert all(is_visible(line) for line in stream.getvalue().splitlines())
+
+
+def test_a_value_without_end_is_cut() -> None:
+    stream = io.StringIO()
+    configure_logs("info", "json", [], stream)
+    structlog.get_logger().warning("venue.complained", text="x" * 100_000)
+    assert len(stream.getvalue()) < 3000
+    assert "… (100,000 characters)" in lines(stream)[0]["text"]  # type: ignore[operator]
+
+
+def test_a_flood_of_one_kind_is_bounded_and_what_is_left_out_is_counted() -> None:
+    budget = LineBudget()
+    written: dict[str, int] = {"complaint": 0, "other": 0}
+    left_out = 0
+    for second in range(86_400):
+        left_out += sum(count for _, count in budget.take_left_out(second))
+        for _ in range(10):
+            written["complaint"] += budget.admit("complaint", second)
+        written["other"] += second % 60 == 0 and budget.admit("other", second)
+    left_out += sum(count for _, count in budget.take_left_out(86_400))
+    assert written["other"] == 1440
+    assert written["complaint"] < 12_000
+    assert written["complaint"] + left_out == 864_000
+    assert budget.admit("complaint", 86_400)
+
+
+def test_the_log_says_what_it_left_out() -> None:
+    stream = io.StringIO()
+    configure_logs("info", "json", [], stream)
+    logger = logging.getLogger("library")
+    for _ in range(1000):
+        logger.warning("a flood")
+    later = logger.makeRecord("library", logging.WARNING, "", 0, "later", (), None)
+    later.created += 60
+    logger.handle(later)
+    told = [line for line in lines(stream) if line["event"] == "log.left_out"]
+    assert len(lines(stream)) < 300
+    assert [line["kind"] for line in told[-1:]] == ["library"]

@@ -58,13 +58,14 @@ def test_a_line_that_is_cut_or_under_way_is_passed_over(root: Path) -> None:
     assert len(ingestor.read_rejects(root)) == 3
 
 
-def test_a_text_that_was_not_kept(tmp_path: Path) -> None:
+def test_those_that_were_only_counted_are_left_out(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     layout.create()
-    rejects = Rejects(layout, 1, 0)
-    rejects.write([Refused(1, None, "not JSON", us("2026-11-20T09:00:00"), RAW)])
+    rejects = Rejects(layout, 1, 1)
+    for frame in range(3):
+        rejects.write([Refused(frame, None, "not_json", us("2026-11-20T09:00:00"), RAW)])
     rejects.close()
-    assert ingestor.read_rejects(tmp_path, engine="arrow")["text"].to_pylist() == [None]
+    assert ingestor.read_rejects(tmp_path, engine="arrow")["frame"].to_pylist() == [0]
 
 
 def test_none(tmp_path: Path) -> None:

@@ -68,19 +68,44 @@ def test_a_text_is_kept_up_to_64_kb(layout: Layout) -> None:
     assert lines(layout)[0]["length"] == 100_000
 
 
-def test_beyond_the_days_limit_texts_are_no_longer_kept_and_that_is_said_once(layout: Layout) -> None:
+def test_beyond_the_days_limit_they_are_only_counted_and_that_is_said_once(layout: Layout) -> None:
     rejects = Rejects(layout, 1, 5000)
+    sizes = []
     with capture_logs() as logs:
-        for frame in range(100):
-            rejects.write([refused(frame)])
+        for frame in range(0, 20_000, 2):
+            rejects.write([refused(frame), Refused(frame + 1, 0, "bad_price", NOON_US, b"x")])
+            sizes.append(layout.rejects_file(TODAY).stat().st_size)
     rejects.close()
-    kept = ["text" in line for line in lines(layout)]
-    assert kept[0]
-    assert not kept[-1]
-    assert kept == sorted(kept, reverse=True)
-    assert len(kept) == 100
+    assert max(sizes) < 5000 + 1000
+    *kept, one, other = lines(layout)
+    assert all("text" in line for line in kept)
+    assert [one["reason"], other["reason"]] == ["not_json", "bad_price"]
+    assert len(kept) + one["left_out"] + other["left_out"] == 20_000
+    assert (one["left_out_last"], one["frame"], other["frame"]) == (1, 19_998, 19_999)
     assert [one["event"] for one in logs] == ["rejects.flooded"]
     assert rejects.truncated_on == TODAY
+
+
+def test_after_a_restart_the_days_counts_go_on_behind_those_of_before(layout: Layout) -> None:
+    for run in (1, 2):
+        rejects = Rejects(layout, run, 0)
+        rejects.write([refused(1), refused(2)])
+        rejects.write([refused(3)])
+        rejects.close()
+    told = [(line["run"], line["left_out"], line["left_out_last"]) for line in lines(layout)]
+    assert told == [(1, 3, 1), (2, 3, 1)]
+
+
+def test_a_disk_that_takes_no_count_takes_it_later(layout: Layout) -> None:
+    rejects = Rejects(layout, 1, 0)
+    with no_file_beyond(100), pytest.raises(OSError, match=r"part|large"):
+        rejects.write([refused(1)])
+    rejects.write([refused(1)])
+    with no_file_beyond(300), pytest.raises(OSError, match=r"part|large"):
+        rejects.write([Refused(2, None, "bad_price", NOON_US, b"x")])
+    rejects.write([Refused(2, None, "bad_price", NOON_US, b"x")])
+    rejects.close()
+    assert [(line["reason"], line["left_out"]) for line in lines(layout)] == [("not_json", 1), ("bad_price", 1)]
 
 
 def test_a_line_that_a_crash_cut_does_not_swallow_the_next(layout: Layout) -> None:

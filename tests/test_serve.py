@@ -45,6 +45,8 @@ class Market:
         self.recording = Recording(root, ["AAPL", "MSFT"], started=START.replace(tzinfo=None).isoformat())
         self.recording.prove(["AAPL", "MSFT"], START.isoformat())
         self.now = START
+        self.price = 0.0
+        """Of the last trade."""
         self.trade("MSFT", 400)
         self.trade("AAPL", 100)
 
@@ -54,6 +56,7 @@ class Market:
         for price in prices:
             self.now += timedelta(milliseconds=10)
             prints.append(Print(self.now - timedelta(seconds=late_s), symbol, price, 10, "1"))
+            self.price = price
         self.recording.write(*prints)
 
 
@@ -408,6 +411,98 @@ def test_garbage_is_answered_and_then_ends(market: Market, server: Server) -> No
     assert (code, reason) == (1008, "100 errors in a row; the last: not JSON")
     market.trade("AAPL", 101)
     assert prices(good, 2) == [100, 101]
+
+
+def client_frame(opcode: int, payload: bytes = b"", *, final: bool = True) -> bytes:
+    """From a client (RFC 6455, 5.2). Its mask is 0, under which the payload stays as it is."""
+    size = bytes((0x80 | len(payload),)) if len(payload) < 126 else b"\xfe" + len(payload).to_bytes(2)
+    return bytes((0x80 * final | opcode,)) + size + bytes(4) + payload
+
+
+CONTINUATION, TEXT, PING, PONG = 0, 1, 9, 10
+MANY = 4000
+"""Of any of these frames: in the time that a client's share of the server gives it for them the others are served."""
+BEGUN = client_frame(TEXT, final=False)
+NAMES = json.dumps([f"S{number}" for number in range(1000)])
+FLOODS = {
+    "empty pongs": client_frame(PONG) * MANY,
+    "pings whose answers nobody reads": client_frame(PING, bytes(125)) * MANY,
+    "empty continuations": BEGUN + client_frame(CONTINUATION, final=False) * MANY,
+    "tiny fragments": (BEGUN + client_frame(CONTINUATION, b"x", final=False) * 900 + client_frame(CONTINUATION)) * 10,
+    "empty messages": client_frame(TEXT) * MANY,
+    "not JSON": client_frame(TEXT, b"{") * MANY,
+    "unsubscribe": client_frame(TEXT, b'{"action":"unsubscribe","symbol":"AAPL"}') * MANY,
+    "subscribe": client_frame(TEXT, b'{"action":"subscribe","symbol":"AAPL"}') * MANY,
+    "subscribe to many": client_frame(TEXT, b'{"action":"subscribe","symbols":%b}' % NAMES.encode()) * 100,
+    "forged tokens": client_frame(TEXT, b'{"action":"authenticate","token":"x.y.z"}') * MANY,
+}
+LAST = b"the last"
+
+
+@pytest.mark.parametrize("authenticated", [False, True])
+def test_a_flood_of_frames_takes_a_clients_share_and_no_more(market: Market, *, authenticated: bool) -> None:
+    """Twenty of each: they wait for their turn, and what they ask for is not even answered while others are served."""
+    options = ("--jwt", "HS256") if authenticated else ()
+    with running_serve(market.root, *options, INGESTOR_JWT_SECRET=SECRET) as server:
+        good = server.connect(f"/live-price?token={token()}")
+        say(good, action="subscribe", symbol="AAPL")
+        assert hear(good)["price"] == market.price
+        before = server.memory_bytes
+        for flood in FLOODS.values():
+            clients = [server.connect() for _ in range(20)]
+            for client in clients:
+                wire(client).setblocking(False)
+                wire(client).send(flood + client_frame(PING, LAST))
+            for price in range(10):
+                market.trade("AAPL", price)
+                assert hear(good)["price"] == price
+            assert not any(LAST in read_all(wire(client)) for client in clients)
+            assert server.memory_bytes - before < 50_000_000
+            for client in clients:
+                hang_up(client)
+
+
+def wire(client: websocket.WebSocket) -> socket.socket:
+    """Its socket."""
+    assert isinstance(client.sock, socket.socket)
+    return client.sock
+
+
+def read_all(client: socket.socket) -> bytes:
+    """What has come, of a socket that doesn't wait."""
+    heard = b""
+    with suppress(BlockingIOError, ConnectionError):
+        while more := client.recv(1 << 20):
+            heard += more
+    return heard
+
+
+def test_pings_in_measure_are_answered(server: Server) -> None:
+    """And more than that in time: who sends many is slowed down, not refused."""
+    client = server.connect()
+    for number in range(300):
+        client.ping(str(number))
+    answers = [client.recv_data_frame(control_frame=True)[1].data for _ in range(300)]
+    assert answers == [str(number).encode() for number in range(300)]
+
+
+def test_a_message_in_too_many_fragments_is_refused(server: Server) -> None:
+    client = server.connect()
+    wire(client).sendall(BEGUN + client_frame(CONTINUATION, b"x", final=False) * 1001)
+    assert hear_end(client) == (1008, "more than 1000 fragments of one message")
+
+
+def test_text_that_is_no_text_is_refused_in_a_line_of_the_log(market: Market, tmp_path: Path) -> None:
+    log = tmp_path / "serve.log"
+    with running_serve(market.root, log=log) as server:
+        client = server.connect()
+        wire(client).sendall(client_frame(TEXT, b"\xff"))
+        assert hear_end(client) == (1007, "text that is not UTF-8")
+        with pytest.raises(websocket.WebSocketBadStatusException):
+            server.connect(host="evil.example")
+        assert server.end() == 0
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["event"] for line in lines if line["level"] != "info"] == ["client.refused", "request.refused"]
 
 
 def write_until_cut_off(client: websocket.WebSocket, text: str) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -10,13 +12,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from journals import make_ledger
-from prepared import prepared_recording
+from prepared import FRAME, prepared_recording, record_frames
 
 from ingestor.cli.main import cli
 from ingestor.cli.status import describe
 from ingestor.layout import Layout, RootLock, locked_root
+from ingestor.ledger import now_us
 from ingestor.operations.health import HealthServer
 from ingestor.operations.status import Status, measure_growth, read_status
+from ingestor.operations.systemd import summarize
 from ingestor.operations.vitals import SinkLag, Vitals
 from ingestor.operations.watch import Watch
 from ingestor.recording import Recording
@@ -94,6 +98,26 @@ def test_one_that_does_not_answer_is_not_called_healthy(recording: Recording, lo
 def test_symbols_with_a_gap_of_their_own_degrade_it(recording: Recording, server: HealthServer) -> None:
     recording.gaps.open("refused", 1, "MSFT")
     assert "blind for MSFT: see `ingestor coverage`" in read_status(recording.layout).ailments
+
+
+def test_while_blind_nothing_says_otherwise(recording: Recording, server: HealthServer) -> None:
+    """Symbols that ticked a moment ago don't tick, and the gap that is open counts up to now."""
+    sent_us = now_us()
+    record_frames(recording, [FRAME % (b"AAPL", sent_us // 1000)], sent_us)
+    recording.gaps.close(sent_us)
+    recording.gaps.open("connection", sent_us - 40_000_000)
+    found = read_status(recording.layout)
+    assert found.vitals is not None
+    told = dict(describe(found))
+    assert told["venue"].startswith("not connected, 0 of 2 symbols ticking")
+    assert re.search(r"connection \(4\d s\)", told["gaps"])
+    assert summarize(found.vitals).startswith("not connected")
+    assert re.search(r"^ingestor_symbols_ticking 0.0$", get_metrics(server), re.MULTILINE)
+
+
+def get_metrics(server: HealthServer) -> str:
+    with urllib.request.urlopen(f"http://{server.address}/metrics", timeout=10) as answer:
+        return str(answer.read().decode())
 
 
 def test_programs_get_all_of_it(recording: Recording, server: HealthServer) -> None:

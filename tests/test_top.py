@@ -111,6 +111,16 @@ def test_a_blind_symbol_shows_the_cause() -> None:
     assert {row.symbol: row.state for row in board.rows.values()} == {"MSFT": "refused"}
 
 
+def test_a_gap_that_is_open_lasts_until_now() -> None:
+    """Also where the ledger has said nothing since."""
+    opened = {"at": NOW_US - 40 * SECOND_US, "fact": "gap.opened", "gap": "r1-1", "cause": "connection", "symbol": None}
+    story = facts(proven("AAPL", 7000), {**opened, "since": NOW_US - 40 * SECOND_US})
+    board = Board(["AAPL"])
+    board.note_coverage(find_coverage(story, None, NOW_US - 30 * SECOND_US), NOW)
+    row = board.rows["AAPL"]
+    assert (row.state, row.gaps, row.blind_s) == ("connection", 1, 40.0)
+
+
 def test_a_dropped_symbol_leaves_the_board() -> None:
     board = Board(None)
     board.take(trades(("MSFT", 1.0)), NOW)

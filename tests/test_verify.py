@@ -32,9 +32,9 @@ TODAY = NOON.date()
 TOMORROW = TODAY + timedelta(days=1)
 
 
-def reject(layout: Layout, run: int, *frames: int, reason: str = "not_json") -> None:
+def reject(layout: Layout, run: int, *frames: int, reason: str = "not_json", limit: int = 1 << 30) -> None:
     """Lines of rejects, as the recorder writes them."""
-    rejects = Rejects(layout, run, 1 << 30)
+    rejects = Rejects(layout, run, limit)
     received_us = round(NOON.timestamp() * 1e6)
     rejects.write([Refused(frame, None, reason, received_us, b"?") for frame in frames])
     rejects.close()
@@ -134,6 +134,20 @@ class TestRecovery:
         assert [one for step in verification.run() for one in step] == []
         assert verification.account.uncounted_rejects == 2
         assert "(and 2 without a record)" in str(verification.account)
+
+    @pytest.mark.parametrize(("frames", "uncounted"), [((50, 51), 0), ((50, 51, 500), 1)])
+    def test_rejects_that_were_only_counted(self, layout: Layout, frames: tuple[int, ...], uncounted: int) -> None:
+        """Frame 500 has no record: a crash came between."""
+        [path] = layout.rejects.iterdir()
+        path.unlink()
+        rejects = Rejects(layout, 1, 0)
+        for frame in frames:
+            rejects.write([Refused(frame, None, "not_json", round(NOON.timestamp() * 1e6), b"?")])
+        rejects.close()
+        verification = Verification(layout)
+        assert [one for step in verification.run() for one in step] == []
+        assert verification.account.rejects == 2
+        assert verification.account.uncounted_rejects == uncounted
 
     def test_a_line_of_rejects_that_was_written_twice_counts_once(self, layout: Layout) -> None:
         reject(layout, 1, 50)

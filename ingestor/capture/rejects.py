@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+from collections import Counter
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 import structlog
@@ -11,12 +13,38 @@ from ingestor.capture.refused import Refused
 from ingestor.layout import Layout, open_own, sync_directory
 
 _TEXT_MAX = 64 << 10
+_SUMMARY_BYTES = 255
 
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class _LeftOut:
+    """What of one reason was only counted, since a file was opened."""
+
+    count: int
+    last: int
+    """Of these, how many came with the last call: a crash may have come before their record."""
+    newest: Refused
+
+    def format(self, run: int) -> bytes:
+        """A line that is as long whatever it counts, so that the next one can take its place."""
+        line = {
+            "run": run,
+            "frame": self.newest.frame,
+            "trade": None,
+            "reason": self.newest.reason,
+            "received_at": self.newest.received_us,
+            "left_out": self.count,
+            "left_out_last": self.last,
+        }
+        return json.dumps(line, separators=(",", ":")).encode().ljust(_SUMMARY_BYTES) + b"\n"
+
+
 class Rejects:
-    """Appends to `rejects/date=….jsonl`, a line each. Beyond `max_bytes_per_day` the text is no longer kept."""
+    """Appends to `rejects/date=….jsonl`, a line each. Beyond `max_bytes_per_day` they are only counted, in a line per
+    reason at the end of the file, which is written over.
+    """
 
     def __init__(self, layout: Layout, run: int, max_bytes_per_day: int) -> None:
         self._layout = layout
@@ -25,32 +53,54 @@ class Rejects:
         self._day: date | None = None
         self._fd = -1
         self._dirty = False
+        self._size = 0
+        """Of the lines in the open file that stay as they are: behind them is what was only counted."""
+        self._left_out: dict[str, _LeftOut] = {}
+        """By reason."""
         self.truncated_on: date | None = None
-        """The day on which texts are no longer kept."""
+        """The day on which rejects are only counted."""
 
     def write(self, refused: list[Refused]) -> None:
         """Append these lines, all or none. Raises OSError."""
         day = datetime.fromtimestamp(refused[0].received_us / 1e6, UTC).date()
         if day != self._day:
             self._open(day)
-        size = os.fstat(self._fd).st_size
-        keep_text = size < self._max_bytes
-        if not keep_text and self.truncated_on != day:
+        if self._size < self._max_bytes:
+            lines = "".join(map(self._format, refused)).encode()
+            self._put(lines)
+            self._size += len(lines)
+            return
+        if self.truncated_on != day:
             self.truncated_on = day
             log.error("rejects.flooded", date=day.isoformat(), limit=self._max_bytes)
-        lines = "".join(self._format(one, keep_text=keep_text) for one in refused).encode()
+        left_out = self._left_out | self._count(refused)
+        self._put(b"".join(one.format(self._run) for one in left_out.values()))
+        self._left_out = left_out
+
+    def _count(self, refused: list[Refused]) -> dict[str, _LeftOut]:
+        counts = Counter(one.reason for one in refused)
+        newest = {one.reason: one for one in refused}
+        before = {reason: one.count for reason, one in self._left_out.items()}
+        return {
+            reason: _LeftOut(before.get(reason, 0) + count, count, newest[reason]) for reason, count in counts.items()
+        }
+
+    def _put(self, lines: bytes) -> None:
+        """Behind the lines that stay."""
         try:
-            if os.write(self._fd, lines) < len(lines):
+            if os.pwrite(self._fd, lines, self._size) < len(lines):
                 raise OSError("the disk took only a part")
         except OSError:
-            self._cut_back(size)
+            self._cut_back()
             raise
         self._dirty = True
 
-    def _cut_back(self, size: int) -> None:
+    def _cut_back(self) -> None:
         """A part of a line must not swallow the next one: where it can't be cut off, the next open ends it."""
+        if self._left_out:  # they stand there, or will when the disk takes them again
+            return
         try:
-            os.ftruncate(self._fd, size)
+            os.ftruncate(self._fd, self._size)
         except OSError:
             self._day = None
             raise
@@ -76,12 +126,13 @@ class Rejects:
     def _open(self, day: date) -> None:
         self.close()
         path = self._layout.rejects_file(day)
-        self._fd = open_own(path, os.O_RDWR | os.O_APPEND)
+        self._fd = open_own(path, os.O_RDWR)
         sync_directory(path.parent)
-        _end_last_line(self._fd)
+        self._size = _end_last_line(self._fd)
+        self._left_out = {}
         self._day = day
 
-    def _format(self, refused: Refused, *, keep_text: bool) -> str:
+    def _format(self, refused: Refused) -> str:
         line = {
             "run": self._run,
             "frame": refused.frame,
@@ -91,14 +142,14 @@ class Rejects:
             "length": len(refused.payload),
             "sha256": hashlib.sha256(refused.payload).hexdigest(),
         }
-        if keep_text:
-            # Latin-1 gives every byte a character, so that the text can be turned back into the very bytes that came.
-            line["text"] = refused.payload[:_TEXT_MAX].decode("latin-1")
+        # Latin-1 gives every byte a character, so that the text can be turned back into the very bytes that came.
+        line["text"] = refused.payload[:_TEXT_MAX].decode("latin-1")
         return json.dumps(line, separators=(",", ":")) + "\n"
 
 
-def _end_last_line(fd: int) -> None:
-    """A line that a crash cut must not swallow the next one."""
+def _end_last_line(fd: int) -> int:
+    """A line that a crash cut must not swallow the next one. Returns the file's size."""
     size = os.fstat(fd).st_size
     if size and os.pread(fd, 1, size - 1) != b"\n":
-        os.write(fd, b"\n")
+        size += os.pwrite(fd, b"\n", size)
+    return size

@@ -1,7 +1,6 @@
 """Which decoded trades are sane enough to record. Late and out-of-order trades are genuine and stay."""
 
 import math
-import re
 import sys
 from dataclasses import dataclass
 from functools import reduce
@@ -10,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ingestor.texts import is_visible
+
 _EARLIEST_MS = 631_152_000_000
 """1990: a time in seconds, or a zero, is before it."""
 AHEAD_US = 86_400_000_000
 _SYMBOL_CHARACTERS = 64
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-"""Unicode's category Cc."""
 _LEAST_PRICE = math.nextafter(0.0, 1.0)
 _MOST = sys.float_info.max
 
@@ -40,7 +39,8 @@ def validate(trades: pa.RecordBatch, now_us: int) -> Validated:
     """Judge trades by the clock `now_us` (µs since 1970): ours, or the venue's where ours is known to be behind.
 
     The reason is the first that applies: `bad_time` (before 1990, or over a day ahead), `bad_symbol` (empty,
-    over 64 characters, or with a control character), `bad_price` (not finite, or not above 0), `bad_volume`
+    over 64 characters, or with one that doesn't show: a control character, or what makes an
+    invisible twin of another symbol), `bad_price` (not finite, or not above 0), `bad_volume`
     (not finite, or below 0). A null is bad, except in volume, where it means unknown.
     """
     good = {
@@ -75,7 +75,7 @@ def _are_symbols(symbols: Any) -> Any:
 
 
 def _is_symbol(text: str) -> bool:
-    return 0 < len(text) <= _SYMBOL_CHARACTERS and not _CONTROL.search(text)
+    return 0 < len(text) <= _SYMBOL_CHARACTERS and is_visible(text)
 
 
 def _known_or_zero(volumes: Any) -> Any:

@@ -3,8 +3,9 @@
 A tab has its own follower of the journal; nothing is shared between tabs, and the recorder knows of none.
 """
 
+import html
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from ingestor.dataset.times import Span
 from ingestor.errors import Lagged
 from ingestor.journal.follower import Follower, Rows, find_journal_end
 from ingestor.layout import read_holder
+from ingestor.texts import escape
 
 INTERVALS = ("1s", "5s", "15s", "1m", "5m", "15m", "1h")
 MAX_SYMBOLS = 4
@@ -95,7 +97,7 @@ class Dashboard:
         chosen = list(view.symbols) or known[:1]
         style = [_style_widgets(view.look)]
         self._symbols = MultiChoice(
-            options=sorted({*known, *chosen}), value=chosen, max_items=MAX_SYMBOLS, stylesheets=style,
+            options=_as_options({*known, *chosen}), value=chosen, max_items=MAX_SYMBOLS, stylesheets=style,
             sizing_mode="stretch_width", min_width=240, max_width=480,
         )  # fmt: skip
         self._interval = Select(options=list(INTERVALS), value=view.interval, width=90, stylesheets=style)
@@ -204,6 +206,11 @@ class Dashboard:
     @staticmethod
     def _now_ms() -> int:
         return int(time.time() * 1000)
+
+
+def _as_options(symbols: Iterable[str]) -> list[tuple[str, str]]:
+    """Value and label of each. Bokeh shows a label as HTML: a symbol is the venue's text, and no markup."""
+    return [(symbol, html.escape(escape(symbol))) for symbol in sorted(symbols)]
 
 
 def _style_widgets(look: Look) -> InlineStyleSheet:

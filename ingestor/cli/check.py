@@ -29,6 +29,7 @@ from ingestor.config.feeds import FREE_PLAN_SYMBOLS
 from ingestor.config.key import load_key
 from ingestor.config.units import format_size
 from ingestor.errors import ConfigError
+from ingestor.texts import escape
 
 
 @click.command(epilog=example("ingestor check --online"))
@@ -153,7 +154,7 @@ def _fault_of_writing(directory: Path) -> str | None:
 
 def _print(findings: list[Finding], resolved: dict[str, Any] | None) -> None:
     for finding in findings:
-        click.echo(f"{finding.verdict:<7}  {finding.subject:<10}  {finding.text}")
+        click.echo(f"{finding.verdict:<7}  {finding.subject:<10}  {escape(finding.text)}")
     if resolved is not None:
         click.echo("\nWhat would run:\n")
         click.echo(format_table(("setting", "value"), _flat(resolved)))

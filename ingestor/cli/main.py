@@ -18,6 +18,7 @@ import click
 
 import ingestor
 from ingestor.errors import IngestorError
+from ingestor.texts import escape
 
 COMMANDS = {
     "init": ("ingestor.cli.init:init", "Write config/ingestor.yaml and config/.env to start from."),
@@ -141,7 +142,8 @@ def _refused(error: OSError) -> int:
 def _print_usage_error(error: click.ClickException) -> None:
     """`error: …` as of all errors, and where the command's help is."""
     text = error.format_message().removesuffix(".")
-    click.echo(f"error: {text[:1].lower()}{text[1:]}", err=True)
+    told = escape(text[:1].lower() + text[1:], keep="\n")
+    click.echo(f"error: {told}", err=True)
     if isinstance(error, click.UsageError) and error.ctx is not None:
         click.echo(f"see {error.ctx.command_path} --help", err=True)
 
@@ -152,7 +154,7 @@ def _print_error(text: str) -> None:
 
     redact = redactor_in_force()
     for line in text.splitlines():
-        click.echo(f"error: {redact(line)}", err=True)
+        click.echo(f"error: {escape(redact(line))}", err=True)
 
 
 def _print_warning(
@@ -165,4 +167,4 @@ def _print_warning(
 ) -> None:
     """`warning: …`, a line; what is not ours is told with its kind."""
     kind = "" if category is UserWarning else f"{category.__name__}: "
-    click.echo(f"warning: {kind}{message}", err=True)
+    click.echo(f"warning: {kind}{escape(str(message))}", err=True)

@@ -11,6 +11,8 @@ from datetime import datetime, tzinfo
 from decimal import Decimal
 from typing import Any
 
+from ingestor.texts import escape, escape_json
+
 _UNITS = (("TB", 40), ("GB", 30), ("MB", 20), ("KB", 10))
 
 
@@ -30,8 +32,10 @@ def format_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> st
 
 
 def format_json(value: object, indent: int | None = 2) -> str:
-    """JSON as UTF-8 text; a time as `format_time` writes it, whatever else JSON doesn't know as its text."""
-    return json.dumps(value, indent=indent, ensure_ascii=False, default=_as_json)
+    """JSON as UTF-8 text, in which what doesn't show is escaped; a time as `format_time` writes it, whatever else JSON
+    doesn't know as its text.
+    """
+    return escape_json(json.dumps(value, indent=indent, ensure_ascii=False, default=_as_json))
 
 
 def format_address(url: str, *, as_json: bool) -> str:
@@ -100,4 +104,4 @@ def _cell(value: object) -> str:
         return ""
     if isinstance(value, float):
         return format_number(value)
-    return f"{value:,}" if isinstance(value, int | Decimal) and not isinstance(value, bool) else str(value)
+    return f"{value:,}" if isinstance(value, int | Decimal) and not isinstance(value, bool) else escape(str(value))

@@ -69,7 +69,7 @@ def serve(config: Path | None, root: Path | None, as_json: bool, **options: Any)
     /live-price over a WebSocket. What happens then is logged on stderr.
     """
     require_extra("live", "starlette", "uvicorn", "jwt", "cryptography")
-    from ingestor.live.gate import allowed_hosts
+    from ingestor.config.addresses import allowed_hosts
     from ingestor.live.server import Service, listen, run_service
     from ingestor.live.subscriptions import Limits
 

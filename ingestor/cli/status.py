@@ -13,6 +13,7 @@ from ingestor.cli.printing import format_bytes, format_json, format_seconds, for
 from ingestor.layout import Layout
 from ingestor.operations.status import Status, read_status
 from ingestor.operations.vitals import Disk, Flow, Link
+from ingestor.texts import escape
 
 _QUANTILE = 0.99
 
@@ -28,7 +29,7 @@ def status(config: Path | None, root: Path | None, as_json: bool) -> None:
         click.echo(format_json({"exit_code": found.exit_code, **asdict(found)}))
     else:
         for heading, text in describe(found):
-            click.echo(f"{heading:<11} {text}")
+            click.echo(f"{heading:<11} {escape(text)}")
     sys.exit(found.exit_code)
 
 
@@ -57,7 +58,8 @@ def _describe_link(link: Link) -> Iterator[tuple[str, str]]:
     state = "connected" if link.connected else "not connected"
     ticking = f"{link.ticking} of {link.symbols} symbols ticking"
     yield "venue", f"{state}, {ticking}, last heard {format_seconds(link.silence_s)} ago"
-    gaps = [f"{count} {cause} ({format_seconds(link.blind_s.get(cause, 0))})" for cause, count in link.gaps.items()]
+    lasted = {cause: link.blind_s.get(cause, 0.0) + link.gap_s * (cause == link.gap) for cause in link.gaps}
+    gaps = [f"{count} {cause} ({format_seconds(lasted[cause])})" for cause, count in link.gaps.items()]
     yield "gaps", f"in this run: {', '.join(gaps) or 'none'}; connection {link.connections}"
 
 

@@ -18,6 +18,7 @@ from ingestor.cli.options import (
     tz_option,
 )
 from ingestor.cli.printing import format_json, format_number, format_trade
+from ingestor.texts import escape
 
 
 @click.command(
@@ -65,5 +66,5 @@ def _format(row: dict[str, Any], tz: tzinfo, *, as_json: bool) -> str:
     price, volume = format_number(row["price"]), "" if row["volume"] is None else format_number(row["volume"])
     again = "  repeated" if row["repeated"] else ""
     at = f"{row['timestamp'].astimezone(tz):%H:%M:%S.%f}"[:-3]
-    line = f"{at}  {row['symbol']:<18} {price:>14}  {volume:>12}  {row['conditions'] or ''}{again}"
+    line = f"{at}  {escape(row['symbol']):<18} {price:>14}  {volume:>12}  {escape(row['conditions'] or '')}{again}"
     return f"{line.rstrip()}\n"

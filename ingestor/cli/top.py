@@ -91,7 +91,9 @@ class Board:
             row.state = held.cause or held.state
             today = [one for one in intervals if one.state == "blind" and one.end_us > midnight_us]
             row.gaps = len(today)
-            row.blind_s = sum(one.end_us - max(one.start_us, midnight_us) for one in today) / 1e6
+            ends_us = [now_us if one.end_us >= coverage.horizon_us else one.end_us for one in today]  # it lasts
+            starts_us = [max(one.start_us, midnight_us) for one in today]
+            row.blind_s = sum(max(end - start, 0) for start, end in zip(starts_us, ends_us, strict=True)) / 1e6
 
     def row(self, symbol: str) -> Row:
         return self.rows.setdefault(symbol, Row(symbol))

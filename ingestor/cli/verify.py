@@ -9,6 +9,7 @@ import click
 from ingestor.cli.options import config_option, example, json_option, root_from, root_option
 from ingestor.cli.printing import format_json
 from ingestor.layout import Layout
+from ingestor.texts import escape
 
 
 @click.command(epilog=example("ingestor verify --root data"))
@@ -36,7 +37,7 @@ def verify(config: Path | None, root: Path | None, as_json: bool) -> None:
         click.echo(format_json(report))
     else:
         for difference in differences:
-            click.echo(difference)
+            click.echo(escape(str(difference)))
         click.echo(account)
         click.echo(_verdict(len(differences), account.not_looked_at))
     sys.exit(1 if differences else 0)

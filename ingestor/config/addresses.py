@@ -1,6 +1,8 @@
 """Where something is: on the network or in a store; never with a secret in it."""
 
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -9,6 +11,54 @@ from pydantic import AfterValidator, BeforeValidator
 
 from ingestor.config.key import KEY_BELONGS
 from ingestor.config.section import null_as_none
+
+_AUTHORITY = re.compile(
+    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?)\.?(?::\d{1,5})?", re.ASCII
+)
+"""What may stand in `Host`, or behind `http://` in `Origin` (RFC 9110, 7.2): a name or an address, and a port. No user,
+path or fragment.
+"""
+_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_EVERYWHERE = frozenset({"0.0.0.0", "::", ""})
+_PRIVATE_DOMAINS = (".localhost", ".local", ".internal", ".lan", ".home.arpa", ".svc", ".cluster.local")
+"""Nobody can register a name under these, nor one without a dot: a web page that is rebound never bears one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """The names under which a server may be called. A web page that had its own name rebound to this machine makes the
+    browser call with that name, so a server that answers only to its own names can't be read by it.
+    """
+
+    names: frozenset[str]
+    any_address: bool = False
+    """IP addresses as well: such a web page comes with a name."""
+    private_names: bool = False
+    """Names that nobody can register as well, such as a container's."""
+
+    def hold(self, authority: str) -> bool:
+        """Whether what a request calls this server, with or without a port, is one of them."""
+        host = find_host(authority)
+        if host is None:
+            return False
+        if host in self.names or (self.any_address and _is_address(host)):
+            return True
+        return self.private_names and not _is_address(host) and ("." not in host or host.endswith(_PRIVATE_DOMAINS))
+
+
+def allowed_hosts(listen: str, more: Iterable[str] = (), *, private_names: bool = False) -> Hosts:
+    """For a server that listens at `listen`: this machine's own names, that address, and `more`. Where it listens
+    everywhere also any IP address, and with `private_names` those that nobody can register.
+    """
+    everywhere = listen in _EVERYWHERE
+    names = _LOCAL_NAMES | {listen.lower(), *(name.lower() for name in more)}
+    return Hosts(names, any_address=everywhere, private_names=private_names and not is_loopback(listen))
+
+
+def find_host(authority: str) -> str | None:
+    """The host of `name:port`, in small letters and without brackets; None where it is anything else than that."""
+    match = _AUTHORITY.fullmatch(authority)
+    return match["host"].strip("[]").lower() if match else None
 
 
 def is_loopback(host: str) -> bool:
@@ -29,6 +79,14 @@ def split_address(text: str) -> tuple[str, int]:
     if int(port) > 65535:
         raise ValueError(f"{port} is no port: at most 65535")
     return bare, int(port)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_url(url: str) -> str:
@@ -73,7 +131,14 @@ def _check_address(text: str | None) -> str | None:
     return text
 
 
+def _check_host_name(name: str) -> str:
+    if find_host(name) != name.lower().removesuffix("."):
+        raise ValueError(f"`{name[:64]}` is no name of a host: write it like recorder.example, without a port")
+    return name
+
+
 VenueUrl = Annotated[str, AfterValidator(_check_url)]
 RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
 StoreUri = Annotated[str, AfterValidator(_check_store)]
 ListenAddress = Annotated[str | None, BeforeValidator(null_as_none), AfterValidator(_check_address)]
+HostName = Annotated[str, AfterValidator(_check_host_name)]

@@ -70,11 +70,17 @@ def _key_candidates(config_dir: Path, environ: Mapping[str, str]) -> Iterator[tu
     if directory := environ.get("CREDENTIALS_DIRECTORY"):
         for name in ("FINNHUB_API_KEY", "finnhub_api_key"):
             path = Path(directory) / name
-            yield f"{name} in $CREDENTIALS_DIRECTORY", _read_secret(path), None
+            yield f"{name} in $CREDENTIALS_DIRECTORY", _read_secret(path), _find_open_key(config_dir)
     dotenv = config_dir / ".env"
     values = _read_dotenv(dotenv)
     for name in ("FINNHUB_API_KEY", "API_KEY"):
         yield f"{name} in {dotenv}", values.get(name) or "", _open_to_others(dotenv)
+
+
+def _find_open_key(config_dir: Path) -> str | None:
+    """A credential is the service manager's copy of a file beside the settings: that file may be open to others."""
+    warnings = map(_open_to_others, (config_dir / "api-key", *sorted(config_dir.glob("*.key"))))
+    return next((warning for warning in warnings if warning), None)
 
 
 def _read_secret(path: Path) -> str:

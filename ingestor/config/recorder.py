@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
-from ingestor.config.addresses import ListenAddress
+from ingestor.config.addresses import HostName, ListenAddress
 from ingestor.config.section import PathText, Section, Switch, null_as_none
 from ingestor.config.units import Duration, Size, format_duration, holding, lasting
 
@@ -115,6 +115,9 @@ class HealthSettings(Section):
     listen: ListenAddress = Field(
         default="127.0.0.1:9464",
         description="address of /metrics, /healthz, /readyz and /status; port 0 takes a free one, null turns it off",
+    )
+    allow_hosts: tuple[HostName, ...] = Field(
+        default=(), description="further names under which it may be called, such as recorder.example"
     )
 
 

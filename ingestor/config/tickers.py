@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator
 
 from ingestor.config.section import Section
+from ingestor.texts import is_visible
 
 _TICKER_MAX = 64
 
@@ -29,7 +30,7 @@ def _ticker_fault(value: object) -> str | None:
         return f"a symbol has at most {_TICKER_MAX} characters, this one {len(value)}"
     if "," in value or value != value.strip():
         return f"`{value}` holds a comma or ends in a blank: one symbol an item"
-    return None if value.isprintable() else f"{value!r} holds a control or an invisible character"
+    return None if is_visible(value) else f"{value!r} holds a control or an invisible character"
 
 
 class _Repeated(str):

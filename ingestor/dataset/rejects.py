@@ -66,7 +66,8 @@ def read_rejects(
     *,
     engine: Engine = "pandas",
 ) -> Any:
-    """The frames and trades that were received in [start, end) and refused, in order of receipt.
+    """The frames and trades that were received in [start, end) and refused, in order of receipt. Those beyond
+    `storage.rejects_per_day` were only counted, and are not among them.
 
     >>> import ingestor
     >>> list(ingestor.read_rejects("data").columns)
@@ -98,10 +99,13 @@ def _files(layout: Layout, span: Span) -> list[Path]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """What is whole; the last line may be under way, and one that a crash cut was ended by the next start."""
+    """What is whole; the last line may be under way, and one that a crash cut was ended by the next start. A count of
+    those beyond `storage.rejects_per_day` is no reject.
+    """
     for line in read_lines(path):
         with contextlib.suppress(ValidationError):
-            yield _Line.model_validate_json(line).model_dump()
+            if b'"left_out"' not in line:
+                yield _Line.model_validate_json(line).model_dump()
 
 
 def _holds(span: Span, received_us: int) -> bool:

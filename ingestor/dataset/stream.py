@@ -24,18 +24,27 @@ _KEYS = ("symbol", "timestamp", "sequence")
 
 def stream_rows(layout: Layout, selection: Selection) -> Iterator[tuple[date, pa.Table]]:
     """The rows asked for: UTC date by date, within each by (symbol, timestamp, sequence), in tables of no particular
-    size. (A date of more than AT_ONCE files comes in several such runs, until it is compacted.)
+    size. (A date of more than AT_ONCE files comes in several such runs, until it is compacted: see `stream_runs`.)
 
     Each date is a consistent whole as it is when it is reached. Columns as in `selection.columns`, without those
     that are younger than the rows; texts plain. Raises FormatTooNew, OSError.
+    """
+    for day, runs in stream_runs(layout, selection):
+        for run in runs:
+            for rows in run:
+                yield day, rows
+
+
+def stream_runs(layout: Layout, selection: Selection) -> Iterator[tuple[date, Iterator[Iterator[pa.Table]]]]:
+    """The same, where the order matters: of each date its runs, each of them sorted. A late trade stands in a later run
+    than its neighbours. A run that is not read to its end costs nothing more.
     """
     columns = tuple(dict.fromkeys([*selection.columns, *_KEYS]))
     for day in _days(layout, selection):
         asked = replace(selection, span=_within(selection.span, day_start_ms(day)), columns=columns)
         with contextlib.ExitStack() as stack:
             files, journaled = _hold_day(stack, layout, asked, day)
-            for rows in _merged(files, journaled, asked):
-                yield day, plain_texts(rows.select([name for name in selection.columns if name in rows.column_names]))
+            yield day, (_finished(run, selection) for run in _merged(files, journaled, asked))
 
 
 class _Held(NamedTuple):
@@ -46,7 +55,13 @@ class _Held(NamedTuple):
     """Good until the stack is closed."""
 
 
-def _merged(files: list[_Held], journaled: pa.Table | None, selection: Selection) -> Iterator[pa.Table]:
+def _finished(run: Iterator[pa.Table], selection: Selection) -> Iterator[pa.Table]:
+    """With the columns that were asked for."""
+    for rows in run:
+        yield plain_texts(rows.select([name for name in selection.columns if name in rows.column_names]))
+
+
+def _merged(files: list[_Held], journaled: pa.Table | None, selection: Selection) -> Iterator[Iterator[pa.Table]]:
     """The rows of these files and of the journal, AT_ONCE files at a time."""
     last = [] if journaled is None else [iter([sort_rows(journaled)])]
     for at in range(0, max(len(files), 1), AT_ONCE):
@@ -54,7 +69,7 @@ def _merged(files: list[_Held], journaled: pa.Table | None, selection: Selection
         batch_rows = min(max(HELD_ROWS // max(len(some), 1), 1 << 10), 1 << 16)
         with contextlib.ExitStack() as stack:
             sources = [open_rows(stack, held.path, batch_rows, selection, held.opened) for held in some]
-            yield from merge_rows([*sources, *last] if at + AT_ONCE >= len(files) else sources)
+            yield merge_rows([*sources, *last] if at + AT_ONCE >= len(files) else sources)
 
 
 def _days(layout: Layout, selection: Selection) -> list[date]:

@@ -361,11 +361,11 @@ class Verification:
         lines: dict[int, Counter[str]] = {}
         for path in sorted(self._layout.rejects.glob("date=*.jsonl")):
             try:
-                for run, reason, counted in self._read_rejects(path):
+                for run, reason, counted, uncounted in self._read_rejects(path):
                     if counted:
-                        lines.setdefault(run, Counter())[reason] += 1
+                        lines.setdefault(run, Counter())[reason] += counted
                     self.account.rejects += counted
-                    self.account.uncounted_rejects += not counted
+                    self.account.uncounted_rejects += uncounted
             except DamagedFile as error:
                 yield self._damaged(error)
         for run in sorted(self._rejected.keys() | lines.keys()):
@@ -376,21 +376,28 @@ class Verification:
                     expected = f"{rejected.reasons[reason]} (counted by its records)"
                     yield Difference(f"rejects of run {run}", f"{found[reason]} lines of {reason}", expected)
 
-    def _read_rejects(self, path: Path) -> Iterator[tuple[int, str, bool]]:
-        """(run, reason, whether a record counts it) of each line, by its key once; what a crash cut is passed over."""
+    def _read_rejects(self, path: Path) -> Iterator[tuple[int, str, int, int]]:
+        """Run, reason, how many of them records count, and how many no record does, of each line, by its key once; what
+        a crash cut is passed over. Beyond the day's limit a line stands for many.
+        """
         seen: set[tuple[int, int, int | None]] = set()
         for line in read_lines(path):
             try:
                 reject = json.loads(line)
                 key = (int(reject["run"]), int(reject["frame"]), reject["trade"])
-                fresh = key not in seen
                 reason = str(reject["reason"])
-            except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+                left_out, left_out_last = int(reject.get("left_out", 0)), int(reject.get("left_out_last", 0))
+                fresh = key not in seen
+            except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
                 continue  # the records' counts tell what is lacking
-            if fresh:
+            rejected = self._rejected.get(key[0], _Rejected())
+            recorded = key[1] < rejected.frames or rejected.damaged
+            if "left_out" in reject:
+                uncounted = 0 if recorded else left_out_last
+                yield key[0], reason, left_out - uncounted, uncounted
+            elif fresh:
                 seen.add(key)
-                rejected = self._rejected.get(key[0], _Rejected())
-                yield key[0], reason, key[1] < rejected.frames or rejected.damaged
+                yield key[0], reason, int(recorded), int(not recorded)
 
 
 # Comparing

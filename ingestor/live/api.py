@@ -16,11 +16,12 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp
 from starlette.websockets import WebSocket
 
+from ingestor.config.addresses import Hosts
 from ingestor.errors import IngestorError
 from ingestor.layout import Layout
 from ingestor.live.auth import EVERYTHING, Grant, Unauthorized, Verifier, bearer_token
 from ingestor.live.exposition import HubCollector
-from ingestor.live.gate import Gate, Hosts
+from ingestor.live.gate import Gate
 from ingestor.live.hub import Hub
 from ingestor.live.openapi import describe_api
 from ingestor.live.queries import (

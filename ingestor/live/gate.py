@@ -1,15 +1,17 @@
 """The door: any web page can make a browser call a loopback port, so who calls must name us as we name ourselves."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from ipaddress import ip_address
-from urllib.parse import SplitResult, urlsplit
+import re
 
+import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+from ingestor.config.addresses import Hosts
+
+log = structlog.get_logger()
+
+_ORIGIN = re.compile(r"https?://(?P<authority>.+)", re.ASCII | re.IGNORECASE)
 _SECURITY = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self';"
@@ -22,33 +24,16 @@ _SECURITY = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Hosts:
-    """The names under which this server may be called."""
-
-    names: frozenset[str]
-    any_address: bool = False
-    """IP addresses as well: a web page that had its own name rebound to us comes with a name."""
-
-    def hold(self, host: str) -> bool:
-        return host.lower() in self.names or (self.any_address and _is_address(host))
-
-
-def allowed_hosts(listen: str, more: Iterable[str]) -> Hosts:
-    """For a server that listens at `listen`: this machine's own names, that address, and `more`."""
-    everywhere = listen in {"0.0.0.0", "::", ""}
-    return Hosts(_LOCAL_NAMES | {listen.lower(), *(name.lower() for name in more)}, any_address=everywhere)
-
-
 def find_refusal(headers: Headers, hosts: Hosts) -> str | None:
     """Why these headers are refused: a host that isn't ours, or an origin that isn't that host; None where they
     aren't.
     """
     named = headers.getlist("host")
-    if len(named) != 1 or not hosts.hold(_split(f"//{named[0]}").hostname or ""):
+    if len(named) != 1 or not hosts.hold(named[0]):
         return "unknown host: call this server by a name it was told of (--allow-host)"
     for origin in headers.getlist("origin"):
-        if _split(origin).netloc.lower() != named[0].lower():
+        match = _ORIGIN.fullmatch(origin)
+        if match is None or match["authority"].lower() != named[0].lower():
             return "foreign origin: only pages of this server may call it from a browser"
     return None
 
@@ -70,23 +55,9 @@ class Gate:
                 MutableHeaders(scope=message).update(_SECURITY)
             await send(message)
 
-        if reason := find_refusal(Headers(scope=scope), self._hosts):
+        headers = Headers(scope=scope)
+        if reason := find_refusal(headers, self._hosts):
+            log.warning("request.refused", reason=reason, host=headers.get("host"), origin=headers.get("origin"))
             await JSONResponse({"error": reason}, 403)(scope, receive, send_strictly)
         else:
             await self._app(scope, receive, send_strictly)
-
-
-def _split(address: str) -> SplitResult:
-    """The parts of an address; none where it is no address."""
-    try:
-        return urlsplit(address)
-    except ValueError:
-        return urlsplit("")
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True

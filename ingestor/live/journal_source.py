@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Collection, Iterator
 
 import pyarrow as pa
@@ -90,12 +91,16 @@ def read_quotes(layout: Layout, symbols: Collection[str], now: float) -> list[Qu
     """
     quotes: dict[str, Quote] = {}
     for start_ms in _newest_days(layout)[:_DAYS_MAX]:
-        found: dict[str, Quote] = {}
+        prices: dict[str, tuple[Price, Price]] = {}
+        points: dict[str, dict[int, Price]] = {}
         selection = Selection(Span(start_ms, start_ms + DAY_MS), _COLUMNS)
         for _, rows in stream_rows(layout, selection):
-            _note_prices(found, rows)
-            _note_courses(found, rows, now)
-        quotes = found | quotes
+            _note_prices(prices, rows)
+            _note_points(points, rows, now)
+        quotes = {
+            symbol: Quote(symbol, last, first.price, course=_as_course(points.get(symbol, {})))
+            for symbol, (first, last) in prices.items()
+        } | quotes
         if quotes.keys() >= set(symbols):
             break
     return list(quotes.values())
@@ -111,24 +116,39 @@ def _newest_days(layout: Layout) -> list[int]:
     return [day_start_ms(day) for day in sorted(days, reverse=True)]
 
 
-def _note_prices(quotes: dict[str, Quote], rows: pa.Table) -> None:
-    """First and last of each symbol, of rows of one date that come in order of (symbol, timestamp)."""
+def _note_prices(prices: dict[str, tuple[Price, Price]], rows: pa.Table) -> None:
+    """First and last of each symbol by the venue's clock. Each table is in order of (symbol, timestamp); a late trade
+    may come in a later table than its neighbours.
+    """
     table = rows.set_column(rows.column_names.index("timestamp"), "ms", rows["timestamp"].cast(pa.int64()))
+    whole = pc.ScalarAggregateOptions(skip_nulls=False)
     found = table.group_by("symbol", use_threads=False).aggregate(
-        [("price", "first"), ("price", "last"), ("volume", "last", pc.ScalarAggregateOptions(skip_nulls=False)),
-         ("ms", "last")]
-    )  # fmt: skip
+        [(name, which, whole) for which in ("first", "last") for name in ("price", "volume", "ms")]
+    )
     for row in found.to_pylist():
-        quote = quotes.setdefault(row["symbol"], Quote(row["symbol"], first_price=row["price_first"]))
-        quote.last = Price(row["price_last"], row["volume_last"], row["ms_last"])
+        first, last = (
+            Price(*(row[f"{name}_{which}"] for name in ("price", "volume", "ms"))) for which in ("first", "last")
+        )
+        earlier, later = prices.get(row["symbol"], (first, last))
+        prices[row["symbol"]] = (min(earlier, first, key=_at), max(last, later, key=_at))
 
 
-def _note_courses(quotes: dict[str, Quote], rows: pa.Table, now: float) -> None:
+def _note_points(points: dict[str, dict[int, Price]], rows: pa.Table, now: float) -> None:
     """The last price of each stretch of ten seconds, as far back as a course goes."""
     since_ms = (int(now) - POINTS * POINT_S) * 1000
     recent = rows.filter(pc.greater_equal(rows["timestamp"], pa.scalar(since_ms, rows.schema.field("timestamp").type)))
-    points = pc.divide(recent["timestamp"].cast(pa.int64()), POINT_S * 1000)
-    table = pa.table({"symbol": recent["symbol"], "point": points, "price": recent["price"]})
-    found = table.group_by(["symbol", "point"], use_threads=False).aggregate([("price", "last")])
-    for row in found.to_pylist():
-        quotes[row["symbol"]].course.append(row["price_last"])
+    at = recent["timestamp"].cast(pa.int64())
+    columns = {"symbol": recent["symbol"], "point": pc.divide(at, POINT_S * 1000), "price": recent["price"], "ms": at}
+    found = pa.table(columns).group_by(["symbol", "point"], use_threads=False)
+    for row in found.aggregate([("price", "last"), ("ms", "last")]).to_pylist():
+        stretches = points.setdefault(row["symbol"], {})
+        price = Price(row["price_last"], None, row["ms_last"])
+        stretches[row["point"]] = max(price, stretches.get(row["point"], price), key=_at)
+
+
+def _as_course(points: dict[int, Price]) -> "deque[float]":
+    return deque((points[point].price for point in sorted(points)), maxlen=POINTS)
+
+
+def _at(price: Price) -> int:
+    return price.timestamp_ms

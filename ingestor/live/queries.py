@@ -18,7 +18,7 @@ from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.bars import read_bars
 from ingestor.dataset.coverage_frame import read_coverage
 from ingestor.dataset.rows import Selection
-from ingestor.dataset.stream import stream_rows
+from ingestor.dataset.stream import stream_runs
 from ingestor.dataset.times import Span, find_span
 from ingestor.layout import Layout
 from ingestor.schema import TRADES
@@ -125,8 +125,8 @@ def find_trades(layout: Layout, query: HistoryQuery, symbols: Sequence[str], now
     missing = query.limit + 1
     for symbol in wanted:
         behind = after if after is not None and after[0] == symbol else None
-        for rows in _stream_symbol(layout, symbol, span, behind):
-            found.append(rows.slice(0, missing))
+        for runs in _stream_symbol(layout, symbol, span, behind):
+            found.append(_first_rows(runs, missing))
             missing -= found[-1].num_rows
             if not missing:
                 break
@@ -184,15 +184,37 @@ def as_arrow_stream(rows: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _stream_symbol(layout: Layout, symbol: str, span: Span, after: tuple[Any, ...] | None) -> Iterator[pa.Table]:
-    """One symbol's rows in order of (timestamp, sequence), behind the row that `after` names."""
+def _stream_symbol(
+    layout: Layout, symbol: str, span: Span, after: tuple[Any, ...] | None
+) -> Iterator[Iterator[Iterator[pa.Table]]]:
+    """Of each date the runs of one symbol's rows, each in order of (timestamp, sequence), behind the row that `after`
+    names.
+    """
     if after is not None:
         span = Span(max(span.start_ms or 0, after[1]), span.end_ms)
-    for _, rows in stream_rows(layout, Selection(span, _TRADE_COLUMNS, (symbol,))):
+    for _, runs in stream_runs(layout, Selection(span, _TRADE_COLUMNS, (symbol,))):
+        yield (_behind(run, after) for run in runs)
+
+
+def _behind(run: Iterator[pa.Table], after: tuple[Any, ...] | None) -> Iterator[pa.Table]:
+    for rows in run:
         if after is not None:
             later = pc.greater(rows["timestamp"].cast(pa.int64()), after[1])
             rows = rows.filter(pc.or_(later, pc.greater(rows["sequence"], after[2])))  # noqa: PLW2901  the rest of it
         yield rows.cast(TRADES)
+
+
+def _first_rows(runs: Iterator[Iterator[pa.Table]], count: int) -> pa.Table:
+    """The first rows of all runs together, up to so many. Of each run no more than these can be among them."""
+    firsts = [TRADES.empty_table()]
+    for run in runs:
+        missing = count
+        for rows in run:
+            firsts.append(rows.slice(0, missing))
+            missing -= firsts[-1].num_rows
+            if not missing:
+                break
+    return pa.concat_tables(firsts).sort_by([("timestamp", "ascending"), ("sequence", "ascending")]).slice(0, count)
 
 
 def _page_of_table(query: Query, symbols: Sequence[str], read: Callable[[Sequence[str]], pa.Table]) -> Page:

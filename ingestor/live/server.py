@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 import structlog
 import uvicorn
 
-from ingestor.config.addresses import is_loopback
+from ingestor.config.addresses import Hosts, is_loopback
 from ingestor.errors import ConfigError
 from ingestor.layout import Layout
 from ingestor.live.api import make_app
 from ingestor.live.auth import Verifier
-from ingestor.live.gate import Hosts
 from ingestor.live.hub import Hub
 from ingestor.live.source import Source
 from ingestor.live.subscriptions import Limits

@@ -17,6 +17,8 @@ from ingestor.live.updates import frame, json_frame
 _POLICY_VIOLATION = 1008
 _FAULTS_MAX = 100
 """Messages in a row that get an error: then it is no client."""
+_FAULT_S, _SYMBOL_S = 0.02, 0.001
+"""How long a client waits after an error, and for each symbol that it names: what the others have of the time."""
 _PATIENCE_S = 10.0
 """For a token."""
 _PING_S = 60.0
@@ -130,16 +132,18 @@ class _Conversation:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
                 return
-            self._hear(message.get("text") or message.get("bytes") or b"")
-            await asyncio.sleep(0)  # messages that are here already don't make the others wait
+            wait_s = self._hear(message.get("text") or message.get("bytes") or b"")
+            await asyncio.sleep(wait_s)  # messages that are here already don't make the others wait
 
-    def _hear(self, text: str | bytes) -> None:
+    def _hear(self, text: str | bytes) -> float:
+        """Do what it says. Returns how long its next message is to wait."""
         try:
-            self._act(text)
+            named = self._act(text)
         except (BadRequest, TooMany, Unauthorized) as error:
             self._refuse(str(error))
-        else:
-            self._faults = 0
+            return _FAULT_S
+        self._faults = 0
+        return named * _SYMBOL_S
 
     def _refuse(self, reason: str) -> None:
         self._subscriber.tell(frame(self._error(reason)))
@@ -147,15 +151,18 @@ class _Conversation:
         if self._faults == _FAULTS_MAX:
             self._subscriber.give_up(f"{_FAULTS_MAX} errors in a row; the last: {reason}")
 
-    def _act(self, text: str | bytes) -> None:
-        """Raises BadRequest, TooMany, Unauthorized."""
+    def _act(self, text: str | bytes) -> int:
+        """How many symbols it names. Raises BadRequest, TooMany, Unauthorized."""
         match parse_request(self._subscriber.language, text):
             case Authenticate(token):
                 self._authenticate(token)
+                return 0
             case Subscribe(symbols, every_s):
                 self._subscribe(symbols, every_s)
+                return len(symbols)
             case Unsubscribe(symbols):
                 self._hub.unsubscribe(self._subscriber, symbols)
+                return len(symbols)
 
     def _authenticate(self, token: str) -> None:
         if self._verifier is not None:

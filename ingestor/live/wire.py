@@ -3,12 +3,15 @@ that is heard.
 """
 
 import asyncio
+from asyncio import BaseTransport
 from typing import Any
 
 import h11
+import structlog
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
 
 _REQUEST_S = 5.0
 """For a whole request, as long as an idle connection is kept."""
@@ -23,6 +26,18 @@ _SPARE = 64
 _FAREWELL_S = 5.0
 _DISCARD_MAX = 16 << 20
 _ABNORMAL = 1006
+_INVALID_DATA, _POLICY_VIOLATION = 1007, 1008
+_FRAMES_BURST = 256
+_FRAMES_S = 100
+"""Frames of any kind that one client may send at once, and per second after that."""
+_FRAME_BYTES = 1 << 10
+"""So many bytes count as a frame more."""
+_PIECE_BYTES = 512
+"""What is read of one client before the others have their turn: 85 of the smallest frames."""
+_FRAGMENTS_MAX = 1000
+"""Of one message."""
+
+log = structlog.get_logger()
 
 
 class RequestProtocol(H11Protocol):
@@ -107,20 +122,102 @@ class FrameProtocol(WebSocketsSansIOProtocol):
     """Knows `{"type": "websocket.send", "frames": …}` as well: bytes that are frames already, the same for all clients.
     That takes a copy a client, where encoding takes 20 µs a message.
 
+    Whatever a client sends costs the others no more than a client's share: see `_read_soon`.
+
     A close doesn't wait until the client reads: its frame stands behind what is in the socket's buffer, and who hasn't
     read that 5 s later is cut off.
     """
 
     _discarded: int | None = None
     """Bytes that came after the client had broken the protocol; None: it hasn't."""
+    _frames_left = float(_FRAMES_BURST)
+    _counted_s = 0.0
+    """Up to when `_frames_left` has grown."""
+    _turn: asyncio.Handle | None = None
+    """The next reading of `_input`, where it is only a matter of time."""
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        super().connection_made(transport)
+        self._input = bytearray()
+        self._counted_s = self.loop.time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._input.clear()
+        if self._turn is not None:
+            self._turn.cancel()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._read_soon()
+
+    # What a client sends, whatever it is, is read piece by piece, so that the others have their turn; no faster than
+    # its frames are allowed to come; and only while what it asked for before, such as a pong, has gone out. What is
+    # not read yet waits in its own socket.
 
     def data_received(self, data: bytes) -> None:
         if self._discarded is None:
-            super().data_received(data)
+            self._input += data
+            self._read_soon()
             return
         self._discarded += len(data)
         if self._discarded > _DISCARD_MAX:
             self.transport.abort()
+
+    async def receive(self) -> Any:
+        message = await super().receive()
+        self._read_soon()
+        return message
+
+    def _read_soon(self) -> None:
+        """See to it that what has come is read, and that nothing else comes before."""
+        if not self._input:
+            return
+        self.transport.pause_reading()
+        if self._turn is None and not self.read_paused and self.writable.is_set():
+            now_s = self.loop.time()
+            self._frames_left = min(self._frames_left + (now_s - self._counted_s) * _FRAMES_S, _FRAMES_BURST)
+            self._counted_s = now_s
+            wait_s = max(1 - self._frames_left, 0) / _FRAMES_S
+            self._turn = (
+                self.loop.call_later(wait_s, self._read_piece) if wait_s else self.loop.call_soon(self._read_piece)
+            )
+
+    def _read_piece(self) -> None:
+        self._turn = None
+        piece = bytes(self._input[:_PIECE_BYTES])
+        del self._input[:_PIECE_BYTES]
+        self._frames_left -= len(piece) / _FRAME_BYTES
+        super().data_received(piece)
+        if self._discarded is not None:
+            self._input.clear()
+        if self._input:
+            self._read_soon()
+        elif not self.read_paused:
+            self.transport.resume_reading()
+
+    def handle_events(self) -> None:
+        self._frames_left -= len(self.conn.events)
+        super().handle_events()
+
+    def handle_cont(self, event: Frame) -> None:
+        if len(self.frames) >= _FRAGMENTS_MAX:
+            self._refuse(_POLICY_VIOLATION, f"more than {_FRAGMENTS_MAX} fragments of one message")
+        else:
+            super().handle_cont(event)
+
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):
+            self._refuse(_INVALID_DATA, "text that is not UTF-8")
+        else:
+            super().send_receive_event_to_app()
+
+    def _refuse(self, code: int, reason: str) -> None:
+        self.frames = []
+        if self._discarded is None and not self.close_sent:
+            log.warning("client.refused", reason=reason)
+            self.conn.fail(code, reason)
+            self.handle_parser_exception()
 
     async def send(self, message: Any) -> None:
         if message["type"] == "websocket.close" and self.handshake_complete:
@@ -134,6 +231,9 @@ class FrameProtocol(WebSocketsSansIOProtocol):
             self._write(message["frames"])
             return
         await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True  # by a refusal: else uvicorn takes it for a fault of ours
+        self._read_soon()
 
     def keepalive_timeout(self) -> None:
         super().keepalive_timeout()
@@ -152,3 +252,11 @@ class FrameProtocol(WebSocketsSansIOProtocol):
     def _write(self, frames: bytes) -> None:
         if frames and not self.close_sent and not self.transport.is_closing():
             self.transport.write(frames)
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -61,6 +61,8 @@ class Link:
     """How many began in this run, by cause."""
     blind_s: dict[str, float]
     """How long those lasted that have ended, by cause."""
+    gap_s: float = 0.0
+    """How long the gap for all symbols has been open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,12 +92,15 @@ class Watch:
             silence_s=max(now - (last_frame_us / 1e6 if last_frame_us else self._started_at), 0.0),
             silence_max_s=self._recording.settings.connection.silence,
             symbols=len(symbols),
-            ticking=sum(observed.last_trade_s.get(symbol, -math.inf) >= now_s - 60.0 for symbol in symbols),
+            ticking=0
+            if whole is not None  # nobody is heard: trades of the minute before the gap say nothing of now
+            else sum(observed.last_trade_s.get(symbol, -math.inf) >= now_s - 60.0 for symbol in symbols),
             last_trade_at={symbol: at_us / 1e6 for symbol, at_us in islice(last_trades_us.items(), _SYMBOLS_MAX)},
             gap=None if whole is None else whole.cause,
             blind_symbols=tuple(sorted(gaps.blind_symbols)[:_SYMBOLS_MAX]),
             gaps=dict(gaps.opened),
             blind_s={cause: blind_us / 1e6 for cause, blind_us in gaps.blind_us.copy().items()},
+            gap_s=0.0 if whole is None else max(now - whole.since_us / 1e6, 0.0),
         )
 
     def _look_at_flow(self, now_s: float) -> Flow:
