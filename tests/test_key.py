@@ -76,3 +76,11 @@ def test_a_source_that_cannot_be_read(tmp_path: Path, name: str) -> None:
 def test_a_key_shows_itself_to_nobody(tmp_path: Path) -> None:
     key = load_key(tmp_path, {"FINNHUB_API_KEY": "hunter2"})
     assert "hunter2" not in f"{key!r} {key} {key and key.model_dump_json()}"
+
+
+def test_each_feed_has_a_variable_of_its_own(tmp_path: Path) -> None:
+    """No key gets to another venue than its own."""
+    assert load_key(tmp_path, {"FINNHUB_API_KEY": "a"}, "FEED_API_KEY") is None
+    key = load_key(tmp_path, {"FINNHUB_API_KEY": "a", "FEED_API_KEY": "b"}, "FEED_API_KEY")
+    assert key is not None
+    assert (key.value.get_secret_value(), key.source) == ("b", "FEED_API_KEY in the environment")

@@ -103,7 +103,7 @@ class Recorder:
 
     def _validate(self, block: FrameBlock, trades: pa.RecordBatch) -> Validated:
         """The verdict on these trades: are they sane, and has no other connection brought them already?"""
-        validated = validate(trades, block.frames.received_us[-1])
+        validated = validate(trades, block.frames.received_us[-1], signed_prices=self._feed.terms.signed_prices)
         twins = self._twins.find(block.connection, trades)
         return validated if twins is None else validated.without(twins, "repeated_id")
 
