@@ -202,6 +202,22 @@ def root_from(config: Path | None, root: Path | None) -> Path:
     return load_settings(config or DEFAULT_PATH).storage.root
 
 
+def tell_of_unknown(root: Path, symbols: tuple[str, ...] | None) -> None:
+    """Name on stderr the symbols that are not recorded."""
+    from ingestor.dataset.arguments import warn_of_unknown
+    from ingestor.layout import Layout
+
+    warn_of_unknown(Layout(root), symbols)
+
+
+def tell_of_nothing(root: Path, symbols: tuple[str, ...] | None, tz: tzinfo) -> None:
+    """Say on stderr why there is nothing to print: the time that is recorded."""
+    from ingestor.dataset.arguments import explain_nothing
+
+    if reason := explain_nothing(root, symbols, tz):
+        click.echo(reason, err=True)
+
+
 def config_dir(config: Path | None) -> Path:
     """The directory whose `.env` may hold the key."""
     return (config or DEFAULT_PATH).parent
