@@ -2,7 +2,7 @@
 
 A fact is a line of JSON: `at` (µs since 1970), `fact` (`noun.past_participle`), its fields; synced before it counts.
 
-    run.started         format, version, run, feed, columns, tickers, formats, first_segment,
+    run.started         format, version, run, feed, venue, columns, tickers, formats, first_segment,
                         open_gaps: those that earlier runs left open, told again (gap, cause, since, symbol)
     connection.opened   connection: its number in this run
     symbols.requested   connection, symbols

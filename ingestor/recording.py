@@ -22,6 +22,7 @@ from ingestor.capture.rejects import Rejects
 from ingestor.capture.session import Session
 from ingestor.capture.subscriptions import Subscriptions
 from ingestor.capture.tending import Tending
+from ingestor.capture.venues import check_venue
 from ingestor.config import Settings
 from ingestor.config.key import load_secret
 from ingestor.errors import ConfigError
@@ -74,6 +75,7 @@ def prepare(
 
     Raises ConfigError, OSError.
     """
+    check_venue(layout, settings.feed.type, settings.feed.venue)
     history = read_history(layout)
     run = history.run + 1
     feed = make_feed(settings.feed, key)
@@ -118,6 +120,7 @@ def _begin_ledger(
         version=__version__,
         run=run,
         feed=feed.name,
+        venue=settings.feed.venue,
         columns=recorded(feed.schema).names,
         tickers=list(settings.symbols),
         formats=list(settings.storage.formats),
