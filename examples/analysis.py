@@ -111,4 +111,4 @@ def draw(root: str, symbol: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*(sys.argv[1:] or ["data", "AAPL"]))
+    main(*[*sys.argv[1:], *["data", "AAPL"][len(sys.argv) - 1 :]])

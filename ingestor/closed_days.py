@@ -81,6 +81,20 @@ def read_closed_coverage(layout: Layout, symbols: Collection[str] | None, first:
     return Closed(intervals, list(gaps))
 
 
+def list_closed_symbols(layout: Layout, days: Iterable[date]) -> set[str]:
+    """The symbols of which the closed ones of these dates say anything. Raises DamagedFile, OSError."""
+    found: set[str] = set()
+    for day in days:
+        path = layout.coverage_file(day)
+        try:
+            found.update(pc.unique(pq.read_table(path, columns=["symbol"], partitioning=None).column(0)).to_pylist())
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise DamagedFile(f"{path}: can't be read: {str(error).partition(chr(10))[0]}") from None
+    return found
+
+
 def list_closed_days(layout: Layout, first: date = date.min, last: date = date.max) -> list[date]:
     """The dates within these that have a file of coverage, oldest first."""
     if first > date.min and last < date.max and (last - first).days < _FEW_DAYS:

@@ -55,6 +55,8 @@ class History:
     ended: int = 0
     """Up to when it claims to have seen, at most."""
     feed: str | None = None
+    venue: str | None = None
+    """None: not told."""
 
 
 def read_history(layout: Layout) -> History:
@@ -83,6 +85,7 @@ def read_history(layout: Layout) -> History:
         open_gaps=tuple(gaps.values()),
         asked=tuple(sorted(told.asked)),
         feed=told.started.get("feed") or kept.feed,
+        venue=told.started.get("venue"),
     )
 
 

@@ -6,7 +6,7 @@ line before it; synced before it counts. A run begins a file of its own, and a n
 before it. The facts of days that are over become data (`closed_days`). Format 1 had one file per run, without
 checksums, in `coverage/`.
 
-    run.started         format, version, run, feed, columns, tickers, formats, first_segment,
+    run.started         format, version, run, feed, venue, columns, tickers, formats, first_segment,
                         closed: the last segment that has an account,
                         open_gaps: those that earlier runs left open, told again (gap, cause, since, symbol),
                         asked: the symbols that the run before still asked for, ended: when it was last heard of

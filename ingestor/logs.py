@@ -108,7 +108,7 @@ def redactor_in_force() -> Redactor:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _RedactedLines):
             return handler.redact
-    return Redactor([os.environ.get("FINNHUB_API_KEY", "").strip()])
+    return Redactor([os.environ.get(name, "").strip() for name in ("FINNHUB_API_KEY", "FEED_API_KEY")])
 
 
 def _our_logger(*_args: object) -> logging.Logger:

@@ -21,6 +21,7 @@ from ingestor.capture.rejects import Rejects
 from ingestor.capture.session import Session
 from ingestor.capture.subscriptions import Subscriptions
 from ingestor.capture.tending import Tending
+from ingestor.capture.venues import check_venue
 from ingestor.capture.wall_clock import Clock
 from ingestor.config import Settings
 from ingestor.config.key import load_secret
@@ -77,6 +78,7 @@ def prepare(
     Raises ConfigError, OSError.
     """
     history = read_history(layout)
+    check_venue(layout.root, history, settings.feed.type, settings.feed.venue)
     run = history.run + 1
     feed = make_feed(settings.feed, key)
     first_segment = next_segment(layout, history.segment)
@@ -124,6 +126,7 @@ def _begin_ledger(
         version=__version__,
         run=run,
         feed=feed.name,
+        venue=settings.feed.venue,
         columns=recorded(feed.schema).names,
         tickers=list(settings.symbols),
         formats=list(settings.storage.formats),

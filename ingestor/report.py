@@ -27,6 +27,8 @@ class Report:
         self._buffer = recording.buffer
         self._recorder = recording.recorder
         self._observed = recording.observed
+        feed = recording.settings.feed
+        self._is_json, self._has_plans = feed.type == "json", feed.type == "finnhub"
         self._welcome_at_s: float | None = time.monotonic() + _FIRST_S
         self._last_at_s = time.monotonic()
         self._last_trades = 0
@@ -55,8 +57,25 @@ class Report:
         if currencies:
             parts.append(f"{_name(currencies)} silent: the currency market is closed")
         if puzzling:
-            parts.append(f"{_name(puzzling)} silent: no trade yet, or not on your plan")
+            parts.append(f"{_name(puzzling)} silent: {self._why_silent()}")
         return "; ".join(parts)
+
+    def _why_silent(self) -> str:
+        """As far as it is known. Names may differ from those asked for; a message may fit nothing."""
+        counts, reasons = self._recorder.counts, self._recorder.reasons
+        unasked = sorted(set(self._observed.last_trade_s) - set(self._subscriptions.symbols))
+        if not self._session.connected:
+            return "there is no connection"
+        if not counts.frames:
+            return "the venue has sent nothing yet"
+        if unasked:
+            return f"trades come of {_name(unasked)}, which nobody asked for"
+        if reasons and not counts.trades:
+            why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(_NAMED))
+            return f"no message could be read as a trade ({why}): see rejects/"
+        if self._is_json and counts.notices and not counts.trades:
+            return f"{counts.notices} messages came, and none says what `feed.match` asks for"
+        return "no trade yet, or not on your plan" if self._has_plans else "no trade yet"
 
     def _progress(self, now_s: float) -> None:
         counts = self._recorder.counts

@@ -10,7 +10,7 @@ from typing import ClassVar
 from ingestor.facts import DAMAGED, Fact
 from ingestor.layout import SegmentId
 
-_RESTATED = ("format", "version", "feed", "columns", "tickers", "formats", "first_segment")
+_RESTATED = ("format", "version", "feed", "venue", "columns", "tickers", "formats", "first_segment")
 
 
 @dataclass(slots=True)

@@ -3,15 +3,17 @@
 import doctest
 import subprocess
 import sys
+from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import assert_type
+from typing import Any, assert_type
 
+import numpy as np
 import pandas as pd
 import pytest
 from recordings import make_sample
 
 import ingestor
-from ingestor.errors import ConfigError
+from ingestor.errors import ConfigError, NotARecording
 
 FUNCTIONS = [name for name in ingestor.__all__ if name != "__version__"]
 
@@ -84,3 +86,133 @@ def test_without_pandas_it_says_what_to_install(name: str, sample: Path) -> None
     assert table == "Table"
     assert complaint == ("pandas is not installed: pip install 'finnhub-ingestor[analysis]', or ask for engine='arrow'")
     assert ConfigError.exit_code == 2
+
+
+# What people give it
+
+READERS: dict[str, Any] = {
+    "read_trades": ingestor.read_trades,
+    "read_bars": lambda root, **given: ingestor.read_bars(root, "1m", **given),
+    "read_coverage": ingestor.read_coverage,
+    "describe": ingestor.describe,
+    "follow": lambda root, **given: next(ingestor.follow(root, from_="start", idle_s=0.1, **given)).to_pandas(),
+}
+every_reader = pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+
+
+@every_reader
+@pytest.mark.parametrize(
+    "symbols", ["AAPL", np.str_("AAPL"), {"AAPL"}, ("AAPL",), pd.Series(["AAPL"]), np.array(["AAPL"])], ids=str
+)
+def test_one_symbol_is_one_however_it_is_given(read: Any, symbols: Any, sample: Path) -> None:
+    found = read(sample / "data", symbols=symbols)
+    assert len(found)
+    assert set(found["symbol"]) == {"AAPL"}
+
+
+@every_reader
+@pytest.mark.parametrize("symbols", [5, b"AAPL", [5], [None], ["AAPL", float("nan")]], ids=str)
+def test_what_is_no_symbol_is_refused(read: Any, symbols: Any, sample: Path) -> None:
+    with pytest.raises(ValueError, match="is no symbol"):
+        read(sample / "data", symbols=symbols)
+
+
+@every_reader
+@pytest.mark.parametrize(
+    ("symbol", "sentence"),
+    [
+        ("aapl", "'aapl' is not recorded here; AAPL is"),
+        ("APPL", "; AAPL is"),
+        ("AAPL,MSFT", "; AAPL"),
+        ("ZZZZ", "here$"),
+    ],
+)
+def test_an_unknown_symbol_is_named(read: Any, symbol: str, sentence: str, sample: Path) -> None:
+    with pytest.warns(UserWarning, match=sentence):
+        read(sample / "data", symbols=symbol)
+
+
+def test_one_column_is_one(sample: Path) -> None:
+    assert list(ingestor.read_trades(sample / "data", columns="price").columns) == ["price"]
+    with pytest.raises(ValueError, match="no column 'prices'"):
+        ingestor.read_trades(sample / "data", columns="prices")
+
+
+AT = "2026-11-20T14:30"
+SPANNED = {name: READERS[name] for name in ("read_trades", "read_bars", "read_coverage")} | {
+    "read_rejects": ingestor.read_rejects
+}
+every_spanned = pytest.mark.parametrize("read", SPANNED.values(), ids=SPANNED)
+
+
+@every_spanned
+@pytest.mark.parametrize(
+    "time",
+    [
+        AT,
+        date(2026, 11, 20),
+        datetime(2026, 11, 20, 14, 30),  # noqa: DTZ001  without a zone is what is tried
+        datetime(2026, 11, 20, 14, 30, tzinfo=UTC),
+        pd.Timestamp(AT),
+        pd.Timestamp(AT, tz="America/New_York"),
+        np.datetime64("2026-11-20"),
+        np.datetime64(AT, "ns"),
+        np.datetime64(AT, "s"),
+    ],
+    ids=repr,
+)
+def test_every_kind_of_time_works_everywhere(read: Any, time: Any, sample: Path) -> None:
+    read(sample / "data", start=time)
+    read(sample / "data", end=time, tz="Asia/Seoul")
+
+
+@every_spanned
+@pytest.mark.parametrize("bound", ["start", "end"])
+@pytest.mark.parametrize(
+    ("time", "sentence"),
+    [
+        (pd.NaT, "NaT is no time"),
+        (np.datetime64("NaT"), "NaT is no time"),
+        (float("nan"), "is a number"),
+        (1_767_225_600_000, "is a number"),
+        (True, "is no time"),
+        ([AT], "is no time"),
+        ("yesterday", "is no time"),
+        (np.datetime64(2**62, "s"), "can be recorded"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_time_is_refused_with_a_sentence(
+    read: Any, bound: str, time: Any, sentence: str, sample: Path
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        read(sample / "data", **{bound: time})
+
+
+@every_spanned
+def test_a_start_after_the_end_is_refused(read: Any, sample: Path) -> None:
+    with pytest.raises(ValueError, match="start must be before end"):
+        read(sample / "data", start="2027-01-01", end="2026-01-01")
+
+
+@pytest.mark.parametrize(
+    "time", [AT, date(2020, 1, 1), np.datetime64("2020-01-01"), pd.Timestamp("2020-01-01")], ids=repr
+)
+def test_follow_takes_the_same_times(time: Any, sample: Path) -> None:
+    assert next(ingestor.follow(sample / "data", from_=time, idle_s=0.1)) is not None
+    with pytest.raises(ValueError, match="is a number"):
+        next(ingestor.follow(sample / "data", from_=5))  # type: ignore[arg-type]
+
+
+def test_a_numpy_time_is_the_moment_it_says(sample: Path) -> None:
+    first = ingestor.read_trades(sample / "data", "AAPL")["timestamp"]
+    assert len(ingestor.read_trades(sample / "data", "AAPL", start=first.to_numpy()[0])) == len(first)
+
+
+@pytest.mark.parametrize("read", [*READERS.values(), ingestor.read_rejects])
+def test_only_local_roots_are_read(read: Any) -> None:
+    for root in ("s3://bucket/data", Path("s3://bucket/data"), "https://host/data"):
+        with pytest.raises(NotARecording, match="only local directories are read so far"):
+            read(root)
+    with pytest.raises(ValueError, match="is no root"):
+        read(["data"])

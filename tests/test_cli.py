@@ -27,6 +27,8 @@ from ingestor.cli.options import (
     symbols_option,
 )
 from ingestor.config import Flags
+from ingestor.config.addresses import find_unused_proxy
+from ingestor.config.feeds import check_binance_tickers
 from ingestor.errors import ConfigError
 from ingestor.layout import Layout
 
@@ -236,6 +238,45 @@ def test_init_elsewhere(folder: Path) -> None:
 
 def verdicts(done: Result) -> dict[str, str]:
     return {finding["subject"]: finding["verdict"] for finding in json.loads(done.output)["findings"]}
+
+
+@pytest.mark.parametrize(
+    ("symbol", "name"),
+    [
+        ("BTC-USDT", "BTCUSDT"),
+        ("ETH/USDT", "ETHUSDT"),
+        ("BTC USDT", "BTCUSDT"),
+        ("btcusdt", "BTCUSDT"),
+        ("🚀", "BTCUSDT"),
+    ],
+)
+def test_no_symbol_of_binance_is_named(symbol: str, name: str) -> None:
+    with pytest.raises(ValueError, match=f"is no symbol of Binance: write {name}"):
+        check_binance_tickers([symbol])
+
+
+@pytest.mark.parametrize(
+    ("url", "environ", "found"),
+    [
+        ("wss://venue.example", {"HTTPS_PROXY": "http://u:p@proxy:1"}, "HTTPS_PROXY"),
+        ("wss://venue.example", {"all_proxy": "socks5://proxy:1"}, "all_proxy"),
+        ("wss://venue.example", {"http_proxy": "http://proxy:1"}, None),
+        ("ws://venue.example", {"http_proxy": "http://proxy:1"}, "http_proxy"),
+        ("wss://venue.example", {"HTTPS_PROXY": ""}, None),
+        ("wss://venue.example", {"HTTPS_PROXY": "http://proxy:1", "NO_PROXY": "a, .example"}, None),
+        ("ws://127.0.0.1:8765", {"HTTP_PROXY": "http://proxy:1"}, None),
+    ],
+)
+def test_a_proxy_that_is_not_used_is_named(url: str, environ: dict[str, str], found: str | None) -> None:
+    assert find_unused_proxy(url, environ) == found
+
+
+def test_check_names_lower_case_and_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:pa55@proxy:3128")
+    done = call("check", "--symbols", "aapl,MSFT,BINANCE:BTCUSDT")
+    assert "aapl: Finnhub's US symbols are upper case: write AAPL" in done.output
+    assert "HTTPS_PROXY is set and not used" in done.output
+    assert "pa55" not in done.output
 
 
 def test_check_says_what_would_run_and_never_the_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

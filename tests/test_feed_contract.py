@@ -21,6 +21,14 @@ NESTED: dict[str, Any] = {
     "match": {"payload.kind": "trades"},
     "time_unit": "iso",
 }
+ARRAYS: dict[str, Any] = {
+    "fields": {"symbol": "$.3", "price": "0", "volume": "1", "timestamp": "2"},
+    "items": "1",
+    "match": {"2": "trade"},
+    "time_unit": "us",
+}
+EVENTS: dict[str, Any] = {"items": "events[].trades[]", "match": {"channel": "t", "events[].type": "update"}}
+BESIDE: dict[str, Any] = {"fields": {"symbol": "$.arg.id"}, "items": "data", "match": {"arg.channel": "trades"}}
 FEEDS: dict[str, FeedSettings] = {
     "finnhub": FinnhubSettings(),
     "binance": BinanceSettings(type="binance"),
@@ -30,6 +38,11 @@ FEEDS: dict[str, FeedSettings] = {
     "json in seconds": JsonSettings(type="json", url="wss://x", time_unit="s"),
     "json in nanoseconds": JsonSettings(type="json", url="wss://x", time_unit="ns"),
     "json nested": JsonSettings.model_validate({"type": "json", "url": "wss://x", **NESTED}),
+    "json of arrays": JsonSettings.model_validate({"type": "json", "url": "wss://x", **ARRAYS}),
+    "json of events": JsonSettings.model_validate({"type": "json", "url": "wss://x", **EVENTS}),
+    "json beside": JsonSettings.model_validate({"type": "json", "url": "wss://x", **BESIDE}),
+    "json per item": JsonSettings.model_validate({"type": "json", "url": "wss://x", "match": {"ev": "T"}}),
+    "json with a key": JsonSettings(type="json", url="wss://x/?token={key}", subscribe='["{key}","{symbol}"]'),
 }
 BLOCK = 100
 """Frames enough for a columnar way, where a feed has one."""

@@ -72,6 +72,7 @@ COINBASE = {
     "time_unit": "iso",
     "match": {"type": "match"},
 }
+BY_SYMBOL = {"prices_by_symbol": True}
 LISTED = {"fields": {"symbol": "s", "price": "d.p", "volume": "d.v", "timestamp": "t"}, "items": "data.trades"}
 
 
@@ -98,7 +99,7 @@ LISTED = {"fields": {"symbol": "s", "price": "d.p", "volume": "d.v", "timestamp"
         ([], {}, []),
         (
             {"AAPL": 145.67, "GOOGL": 2725.67, "T": 20, "IC MARKETS:1": 1},
-            {},
+            BY_SYMBOL,
             [
                 (0, RECEIVED_MS, "AAPL", 145.67, None),
                 (0, RECEIVED_MS, "GOOGL", 2725.67, None),
@@ -108,7 +109,7 @@ LISTED = {"fields": {"symbol": "s", "price": "d.p", "volume": "d.v", "timestamp"
         ),
         (
             [{"AAPL": 1}, {"symbol": "B", "price": 2}],
-            {},
+            BY_SYMBOL,
             [(0, RECEIVED_MS, "AAPL", 1.0, None), (0, RECEIVED_MS, "B", 2.0, None)],
         ),
         (
@@ -117,7 +118,7 @@ LISTED = {"fields": {"symbol": "s", "price": "d.p", "volume": "d.v", "timestamp"
             [(0, 7, "A", 1.5, 2.0)],
         ),
         ({"data": {"trades": {"s": "A", "t": 7, "d": {"p": 1.5}}}}, LISTED, [(0, 7, "A", 1.5, None)]),
-        ({"data": {"trades": {"AAPL": 1.5}}}, LISTED, [(0, RECEIVED_MS, "AAPL", 1.5, None)]),
+        ({"data": {"trades": {"AAPL": 1.5}}}, LISTED | BY_SYMBOL, [(0, RECEIVED_MS, "AAPL", 1.5, None)]),
         (
             {
                 "type": "match",
@@ -160,7 +161,8 @@ def test_decode_shape(payload: object, settings: dict[str, Any], rows: list[Row]
         ("ns", "1700000000123999999", 1700000000123),
         ("iso", "2026-11-20T14:30:00.123999Z", 1795185000123),
         ("iso", "2026-11-20T09:30:00.123456789-05:00", 1795185000123),
-        ("iso", "2026-11-20 14:30:00", 1795185000000),
+        ("ms", "1.700000000123E12", 1700000000123),
+        ("ms", "+1700000000123.", 1700000000123),
     ],
 )
 def test_decode_time(unit: str, written: object, read_as: int) -> None:
@@ -181,7 +183,8 @@ def test_decode_time(unit: str, written: object, read_as: int) -> None:
         ({"type": "x" * 300}, Notice(0, "unknown", "x" * 200)),
         ({"type": 5}, Notice(0, "unknown", "5")),
         ({"product_id": "BTC-USD", "price": "1"}, Notice(0, "unknown", "")),
-        ([{"type": "match"}], Notice(0, "unknown", "")),
+        ([{"type": "subscriptions"}], Notice(0, "unknown", "subscriptions")),
+        ([{"type": "error", "msg": "no such product"}], Notice(0, "error", "no such product")),
     ],
 )
 def test_what_does_not_match_is_a_notice(payload: object, notice: Notice) -> None:
@@ -192,7 +195,7 @@ def test_numbers_and_switches_match_as_they_are_written() -> None:
     settings = {"match": {"channel": "3", "snapshot": "false"}}
     frame = {"channel": 3, "snapshot": False, "symbol": "A", "price": 1}
     assert decode(frame, **settings) == ([(0, RECEIVED_MS, "A", 1.0, None)], [], [])
-    assert decode({**frame, "snapshot": True}, **settings) == ([], [], [Notice(0, "unknown", "3")])
+    assert decode({**frame, "snapshot": True}, **settings) == ([], [], [Notice(0, "unknown", "true")])
 
 
 @pytest.mark.parametrize(
@@ -214,7 +217,25 @@ def test_numbers_and_switches_match_as_they_are_written() -> None:
         (b'{"symbol":"\\ud800","price":1}', {}, Reject(0, 0, "bad_symbol")),
         ({"symbol": "A"}, {}, Reject(0, 0, "bad_price")),
         ({"symbol": "A", "price": True}, {}, Reject(0, 0, "bad_price")),
-        ({"symbol": "A", "price": "1e5"}, {}, Reject(0, 0, "bad_price")),
+        *(
+            ({"symbol": "A", "price": text}, {}, Reject(0, 0, "bad_price"))
+            for text in (
+                "",
+                ".",
+                "1e",
+                "e5",
+                "0x1",
+                "1_000",
+                "1,5",
+                "\u0661",
+                " 1",
+                "inf",
+                "NaN",
+                "1e999",
+                "--1",
+                "1e99999",
+            )
+        ),
         (b'{"symbol":"A","price":1e999}', {}, Reject(0, 0, "bad_price")),
         ({"symbol": "A", "price": 1, "volume": []}, {}, Reject(0, 0, "bad_volume")),
         ({"symbol": "A", "price": 1, "timestamp": "soon"}, {}, Reject(0, 0, "bad_time")),
@@ -223,6 +244,11 @@ def test_numbers_and_switches_match_as_they_are_written() -> None:
         ({"symbol": "A", "price": 1, "timestamp": 2**63}, {}, Reject(0, 0, "bad_time")),
         ({"symbol": "A", "price": 1, "timestamp": "2026-13-01"}, {"time_unit": "iso"}, Reject(0, 0, "bad_time")),
         ({"symbol": "A", "price": 1, "timestamp": 5}, {"time_unit": "iso"}, Reject(0, 0, "bad_time")),
+        (
+            {"symbol": "A", "price": 1, "timestamp": "2026-11-20 14:30:00"},
+            {"time_unit": "iso"},
+            Reject(0, 0, "no_time_zone"),
+        ),
         (b'{"symbol":"A","price":1,"price":2}', {}, Reject(0, 0, "repeated_key")),
     ],
 )
@@ -243,19 +269,185 @@ def test_decode_rejects(payload: object, settings: dict[str, Any], reject: Rejec
 )
 def test_what_is_no_map(payload: object) -> None:
     """A word of the protocol, or of this venue's fields, is no symbol; and a price is a number."""
-    rows, rejects, _ = decode(payload, fields={"symbol": "heart.beat"})
+    rows, rejects, _ = decode(payload, fields={"symbol": "heart.beat"}, prices_by_symbol=True)
     assert (rows, rejects) == ([], [Reject(0, 0, "bad_symbol")])
 
 
 def test_a_symbol_twice_in_a_map_is_refused() -> None:
-    assert decode(b'{"AAPL":1,"AAPL":2}') == ([], [Reject(0, 0, "bad_symbol")], [])
+    assert decode(b'{"AAPL":1,"AAPL":2}', **BY_SYMBOL) == ([], [Reject(0, 0, "bad_symbol")], [])
 
 
 def test_the_other_trades_of_a_frame_are_kept() -> None:
     good = {"symbol": "A", "price": 1}
-    rows, rejects, _ = decode([good, {"AAPL": 1, "MSFT": 2}, {"symbol": "B"}, good])
+    rows, rejects, _ = decode([good, {"AAPL": 1, "MSFT": 2}, {"symbol": "B"}, good], **BY_SYMBOL)
     assert [row[2] for row in rows] == ["A", "AAPL", "MSFT", "A"]
     assert rejects == [Reject(0, 3, "bad_price")]
+
+
+# As venues write: each shape once, with what its other messages look like
+
+KRAKEN = {
+    "fields": {"symbol": "$.3", "price": "0", "volume": "1", "timestamp": "2"},
+    "items": "1",
+    "match": {"2": "trade"},
+    "time_unit": "s",
+}
+ASCENDEX = {
+    "fields": {"symbol": "$.symbol", "price": "p", "volume": "q", "timestamp": "ts"},
+    "items": "data",
+    "match": {"m": "trades"},
+}
+ALPACA = {
+    "fields": {"symbol": "S", "price": "p", "volume": "s", "timestamp": "t"},
+    "match": {"T": "t"},
+    "time_unit": "iso",
+}
+COINBASE_ADVANCED = {
+    "fields": {"symbol": "product_id", "price": "price", "volume": "size", "timestamp": "time"},
+    "items": "events[].trades[]",
+    "match": {"channel": "market_trades", "events[].type": "update"},
+    "time_unit": "iso",
+}
+BITHUMB = {
+    "fields": {"symbol": "symbol", "price": "contPrice", "volume": "contQty", "timestamp": "contDtm"},
+    "items": "content.list",
+    "match": {"type": "transaction"},
+    "time_unit": "iso",
+    "time_zone": "Asia/Seoul",
+}
+BITFINEX = {
+    "fields": {"symbol": "$.0", "price": "3", "volume": "2", "timestamp": "1"},
+    "items": "2",
+    "match": {"1": "te"},
+}
+AT = "2026-11-20T14:30:00.123Z"
+AT_MS = 1795185000123
+
+
+def advanced(kind: str, price: str) -> dict[str, Any]:
+    return {"type": kind, "trades": [{"product_id": "ETH-USD", "price": price, "size": "0.5", "time": AT}]}
+
+
+@pytest.mark.parametrize(
+    ("payload", "settings", "rows", "notices"),
+    [
+        (
+            [7, [["354.1", "0.8", "1700000000.123456", "s"], ["354.2", "1", "1700000001", "b"]], "trade", "XMR/USD"],
+            KRAKEN,
+            [(0, 1700000000123, "XMR/USD", 354.1, 0.8), (0, 1700000001000, "XMR/USD", 354.2, 1.0)],
+            [],
+        ),
+        ([7, [], "trade", "XMR/USD"], KRAKEN, [], []),
+        ({"event": "heartbeat"}, KRAKEN, [], [Notice(0, "unknown", "")]),
+        ([7, ["5541.3", "5541.2"], "spread", "XMR/USD"], KRAKEN, [], [Notice(0, "unknown", "spread")]),
+        (["BTC", "te", [17, 5, 0.5, 97000.5]], BITFINEX, [(0, 5, "BTC", 97000.5, 0.5)], []),
+        (["BTC", "hb"], BITFINEX, [], [Notice(0, "unknown", "hb")]),
+        (
+            {"m": "trades", "symbol": "CHZ/USDT", "data": [{"p": "0.6", "q": "10", "ts": 7}, {"p": ".48", "ts": 8}]},
+            ASCENDEX,
+            [(0, 7, "CHZ/USDT", 0.6, 10.0), (0, 8, "CHZ/USDT", 0.48, None)],
+            [],
+        ),
+        ({"m": "ping", "hp": 3}, ASCENDEX, [], [Notice(0, "ping", "")]),
+        (
+            [
+                {"T": "q", "S": "AAPL"},
+                {"T": "t", "S": "AAPL", "p": 126.5, "s": 1, "t": AT},
+                {"T": "t", "S": "B", "p": 2},
+            ],
+            ALPACA,
+            [(0, AT_MS, "AAPL", 126.5, 1.0), (0, RECEIVED_MS, "B", 2.0, None)],
+            [],
+        ),
+        ([{"T": "success", "msg": "connected"}], ALPACA, [], [Notice(0, "unknown", "success")]),
+        ([{"T": "q", "S": "AAPL"}, 5], ALPACA, [], [Notice(0, "unknown", "q")]),
+        ({"T": "t", "S": "AAPL", "p": 126.5, "t": AT}, ALPACA, [(0, AT_MS, "AAPL", 126.5, None)], []),
+        (
+            {"channel": "market_trades", "events": [advanced("update", "1260.01"), advanced("update", "1260.02")]},
+            COINBASE_ADVANCED,
+            [(0, AT_MS, "ETH-USD", 1260.01, 0.5), (0, AT_MS, "ETH-USD", 1260.02, 0.5)],
+            [],
+        ),
+        (
+            {"channel": "market_trades", "events": [advanced("snapshot", "1"), advanced("update", "1260.02")]},
+            COINBASE_ADVANCED,
+            [(0, AT_MS, "ETH-USD", 1260.02, 0.5)],
+            [],
+        ),
+        (
+            {"channel": "market_trades", "events": [advanced("snapshot", "1")]},
+            COINBASE_ADVANCED,
+            [],
+            [Notice(0, "unknown", "snapshot")],
+        ),
+        (
+            {"channel": "market_trades", "events": [advanced("update", "1")]},
+            COINBASE_ADVANCED | {"items": "events.trades", "match": {}},
+            [(0, AT_MS, "ETH-USD", 1.0, 0.5)],
+            [],
+        ),
+        (
+            {
+                "type": "transaction",
+                "content": {
+                    "list": [
+                        {"symbol": "X_KRW", "contPrice": "10", "contQty": "2", "contDtm": "2026-11-20 23:30:00.123456"}
+                    ]
+                },
+            },
+            BITHUMB,
+            [(0, AT_MS, "X_KRW", 10.0, 2.0)],
+            [],
+        ),
+        (
+            {"symbol": "CL", "price": -37.63, "volume": 0},
+            {"signed_prices": True},
+            [(0, RECEIVED_MS, "CL", -37.63, 0.0)],
+            [],
+        ),
+        *(
+            ({"symbol": "A", "price": text, "volume": text}, {}, [(0, RECEIVED_MS, "A", number, number)], [])
+            for text, number in {"1.5E-7": 1.5e-7, "2e+3": 2000.0, "+0.44": 0.44, ".48": 0.48, "5.": 5.0}.items()
+        ),
+    ],
+)
+def test_decode_as_venues_write(
+    payload: object, settings: dict[str, Any], rows: list[Row], notices: list[Notice]
+) -> None:
+    assert decode(payload, **settings) == (rows, [], notices)
+
+
+@pytest.mark.parametrize(
+    "payload", [{"ping": 1492420473027}, {"pong": 1}, {"uptime": 8.5}, {"AAPL": 145.67}, {"heartbeat": 17, "BTC": 2}]
+)
+def test_no_object_of_numbers_is_a_trade_unless_the_settings_say_so(payload: object) -> None:
+    assert decode(payload) == ([], [Reject(0, 0, "bad_symbol")], [])
+
+
+@pytest.mark.parametrize("items", ["a", "a.b", "a[].b[]"])
+@pytest.mark.parametrize("payload", [b"[" * 400 + b"]" * 400, b'{"a":' + b"[" * 400 + b"]" * 400 + b"}"])
+def test_lists_in_lists_without_an_end_are_refused(payload: bytes, items: str) -> None:
+    rows, rejects, notices = decode(payload, items=items)
+    assert (rows, notices) == ([], [])
+    assert [one.reason for one in rejects] in (["no_data"], ["not_an_object"])
+
+
+def test_the_key_is_put_in_and_never_shown() -> None:
+    settings = JsonSettings.model_validate(
+        {
+            "type": "json",
+            "url": "wss://venue/ws?api_token={key}",
+            "subscribe": '{"auth":"{key}","symbols":"{symbol}"}',
+            "match": {"type": "trade"},
+        }
+    )
+    assert settings.needs_key
+    venue = JsonMap(settings, 's3"c ret')
+    assert venue.url() == "wss://venue/ws?api_token=s3%22c%20ret"
+    assert json.loads(venue.subscribe(["A"])[0]) == {"auth": 's3"c ret', "symbols": "A"}
+    assert "s3" not in repr(venue)
+    quoting = json.dumps({"type": "error", "message": 'who is s3"c ret?'}).encode()
+    assert venue.decode(Frames([quoting], [RECEIVED_US])).notices == [Notice(0, "error", "who is ***?")]
 
 
 # The example
@@ -323,6 +515,16 @@ def test_encode_writes_as_the_venue_does() -> None:
         ({"subscribe": "subscribe {symbol}"}, "must be JSON"),
         ({"time_unit": "minutes"}, "Input should be"),
         ({"url": "https://venue"}, "must be an address"),
+        ({"url": "wss://venue/?api_token=demo"}, "write api_token={key}"),
+        ({"url": "wss://venue/{key}"}, "has its place behind the"),
+        ({"url": "wss://venue/?a=1#x"}, "must end before any"),
+        ({"url": "ws://venue/?token={key}"}, "sends the key"),
+        ({"fields": {"price": "a[].b"}}, "must be one value"),
+        ({"items": "$.data"}, "must be a key, or keys joined by dots"),
+        ({"match": {"a..b": "x"}}, "must be a key, or keys joined by dots"),
+        ({"time_zone": "Seoul"}, "no time zone"),
+        ({"time_zone": "Asia/Seoul"}, "time_unit: iso"),
+        ({"prices_by_symbol": True, "fields": {"symbol": "$.s"}}, "has no place beside"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], sentence: str) -> None:

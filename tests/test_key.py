@@ -137,3 +137,11 @@ def test_a_credentials_own_file_that_others_can_read_is_named(
     key = load_key(tmp_path, {"CREDENTIALS_DIRECTORY": str(tmp_path / "credentials")})
     assert key is not None
     assert key.warning == (f"{own} is open to other users ({mode:04o}): chmod 600 {own}" if warns else None)
+
+
+def test_each_feed_has_a_variable_of_its_own(tmp_path: Path) -> None:
+    """No key gets to another venue than its own."""
+    assert load_key(tmp_path, {"FINNHUB_API_KEY": "a"}, "FEED_API_KEY") is None
+    key = load_key(tmp_path, {"FINNHUB_API_KEY": "a", "FEED_API_KEY": "b"}, "FEED_API_KEY")
+    assert key is not None
+    assert (key.value.get_secret_value(), key.source) == ("b", "FEED_API_KEY in the environment")

@@ -30,14 +30,14 @@ def recording(tmp_path: Path) -> Iterator[Recording]:
     [
         (TICKERS, NOON, "not connected; 4 of 4 ticking"),
         (TICKERS[2:], NIGHT, "not connected; 2 of 4 ticking; AAPL, MSFT silent: the US market is closed"),
-        (TICKERS[1:], NOON, "not connected; 3 of 4 ticking; AAPL silent: no trade yet, or not on your plan"),
+        (TICKERS[1:], NOON, "not connected; 3 of 4 ticking; AAPL silent: there is no connection"),
         (
             TICKERS[1:2],
             NIGHT,
             (
                 "not connected; 1 of 4 ticking; AAPL silent: the US market is closed; "
                 "OANDA:EUR_USD silent: the currency market is closed; "
-                "BINANCE:BTCUSDT silent: no trade yet, or not on your plan"
+                "BINANCE:BTCUSDT silent: there is no connection"
             ),
         ),
     ],

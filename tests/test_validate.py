@@ -85,6 +85,11 @@ def test_other_prices_are_rejected(price: float | None) -> None:
     assert reason(price=price) == "bad_price"
 
 
+def test_signed_prices_may_be_zero_or_below() -> None:
+    rows: list[Row] = [(*GOOD[:2], price, *GOOD[3:]) for price in (-37.63, 0.0, -0.0, float("nan"), float("-inf"))]
+    assert validate(batch(rows), NOW_US, signed_prices=True).rejected == [(3, "bad_price"), (4, "bad_price")]
+
+
 @pytest.mark.parametrize("volume", [0.0, -0.0, 1e-07, 1e308, None])
 def test_zero_and_unknown_volumes_are_kept(volume: float | None) -> None:
     assert reason(volume=volume) is None

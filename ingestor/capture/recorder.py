@@ -111,7 +111,7 @@ class Recorder:
     def _validate(self, block: FrameBlock, trades: pa.RecordBatch) -> Validated:
         """The verdict on these trades: are they sane, and has no other connection brought them already?"""
         now_us = block.frames.received_us[-1]
-        validated = validate(trades, now_us)
+        validated = validate(trades, now_us, signed_prices=self._feed.terms.signed_prices)
         if any(reason == "bad_time" for _, reason in validated.rejected):
             validated = self._validate_times(trades, now_us) or validated
         twins = self._twins.find(block.connection, trades)

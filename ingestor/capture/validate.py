@@ -35,18 +35,18 @@ class Validated:
         return Validated(kept, sorted(reason_of.items()))
 
 
-def validate(trades: pa.RecordBatch, now_us: int) -> Validated:
+def validate(trades: pa.RecordBatch, now_us: int, *, signed_prices: bool = False) -> Validated:
     """Judge trades by the clock `now_us` (µs since 1970): ours, or the venue's where ours is known to be behind.
 
     The reason is the first that applies: `bad_time` (before 1990, or over a day ahead), `bad_symbol` (empty,
     over 64 characters, or with one that doesn't show: a control character, or what makes an
-    invisible twin of another symbol), `bad_price` (not finite, or not above 0), `bad_volume`
-    (not finite, or below 0). A null is bad, except in volume, where it means unknown.
+    invisible twin of another symbol), `bad_price` (not finite, or not above 0 unless prices are
+    signed), `bad_volume` (not finite, or below 0). A null is bad, except in volume, where it means unknown.
     """
     good = {
         "bad_time": _are_within(trades["timestamp"].view(pa.int64()), _EARLIEST_MS, (now_us + AHEAD_US) // 1000),
         "bad_symbol": _are_symbols(trades["symbol"]),
-        "bad_price": _are_within(trades["price"], _LEAST_PRICE, _MOST),
+        "bad_price": _are_within(trades["price"], -_MOST if signed_prices else _LEAST_PRICE, _MOST),
         "bad_volume": _are_within(_known_or_zero(trades["volume"]), 0.0, _MOST),
     }
     if all(mask.true_count == trades.num_rows for mask in good.values()):

@@ -15,6 +15,7 @@ from ingestor.cli.options import (
     root_option,
     span_options,
     symbols_option,
+    tell_of_nothing,
 )
 from ingestor.cli.printing import format_json, format_table, format_time, percent
 
@@ -72,6 +73,8 @@ def bars(
         )  # fmt: skip
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="INTERVAL") from None
+    if not table.num_rows:
+        tell_of_nothing(root_from(config, root), symbols, tz)
     rows = [row | {"start": format_time(row["start"], timespec="seconds")} for row in table.to_pylist()]
     if as_json:
         click.echo(format_json(rows))

@@ -24,12 +24,14 @@ from ingestor.cli.options import (
 )
 from ingestor.cli.printing import format_bytes, format_json, format_seconds, format_table
 from ingestor.config import DEFAULT_PATH, Flags, Settings
-from ingestor.config.addresses import is_loopback, split_address
-from ingestor.config.feeds import FREE_PLAN_SYMBOLS
+from ingestor.config.addresses import find_unused_proxy, is_loopback, split_address
+from ingestor.config.feeds import FREE_PLAN_SYMBOLS, FeedSettings, FinnhubSettings
 from ingestor.config.key import load_key
 from ingestor.config.units import format_size
 from ingestor.errors import ConfigError
 from ingestor.texts import escape
+
+_NAMED = 5
 
 
 @click.command(epilog=example("ingestor check --online"))
@@ -52,12 +54,12 @@ def check(
         return
     settings, findings = _settings_found(config, Flags(symbols=symbols, root=root))
     if settings is None or settings.feed.needs_key:
-        findings += _key_found(config_dir(config))
+        findings += _key_found(config_dir(config), settings.feed if settings else FinnhubSettings())
     if settings:
         findings += [*_settings_findings(settings), *_sink_findings(settings, config_dir(config))]
         findings += _disk_findings(settings)
         if online:
-            findings += find_online(settings, load_key(config_dir(config)))
+            findings += find_online(settings, load_key(config_dir(config)) if settings.feed.type == "finnhub" else None)
     resolved = settings.model_dump(mode="json") if settings else None
     if as_json:
         click.echo(format_json({"findings": [asdict(finding) for finding in findings], "settings": resolved}))
@@ -75,14 +77,16 @@ def _settings_found(config: Path | None, flags: Flags) -> tuple[Settings | None,
     return settings, [Finding("ok", "settings", f"{source}: {len(settings.tickers)} tickers")]
 
 
-def _key_found(directory: Path) -> list[Finding]:
+def _key_found(directory: Path, feed: FeedSettings) -> list[Finding]:
+    variable = feed.key_variable
     try:
-        key = load_key(directory)
+        key = load_key(directory, variable=variable)
     except ConfigError as error:
         return [Finding("error", "key", str(error))]
     if key is None:
-        where = f"set FINNHUB_API_KEY, or write FINNHUB_API_KEY=… into {directory / '.env'}"
-        return [Finding("error", "key", f"none found: {where} (free at https://finnhub.io)")]
+        where = f"set {variable}, or write {variable}=… into {directory / '.env'}"
+        free = " (free at https://finnhub.io)" if feed.type == "finnhub" else ""
+        return [Finding("error", "key", f"none found: {where}{free}")]
     found = [Finding("ok", "key", f"from {key.source}")]
     return [*found, Finding("warning", "key", key.warning)] if key.warning else found
 
@@ -95,6 +99,13 @@ def _settings_findings(settings: Settings) -> Iterator[Finding]:
     if settings.feed.type == "finnhub" and (count := len(settings.symbols)) > FREE_PLAN_SYMBOLS:
         text = f"{count}: Finnhub's free plan refuses those after {FREE_PLAN_SYMBOLS}; fewer, or a paid plan"
         yield Finding("warning", "tickers", text)
+    if settings.feed.type == "finnhub" and (
+        lower := [one for one in settings.symbols if ":" not in one and one.upper() != one]
+    ):
+        named = ", ".join(lower[:_NAMED]) + (f" and {len(lower) - _NAMED} more" if len(lower) > _NAMED else "")
+        yield Finding("warning", "tickers", f"{named}: Finnhub's US symbols are upper case: write {lower[0].upper()}")
+    if (proxy := find_unused_proxy(settings.feed.url)) is not None:
+        yield Finding("warning", "proxy", f"{proxy} is set and not used: the recorder connects to the venue directly")
     if settings.feed.allow_plaintext and settings.feed.url.startswith("ws://"):
         what = "the key travels" if settings.feed.needs_key else "trades travel"
         yield Finding("warning", "feed", f"{what} in clear; use wss:// where the venue has it")

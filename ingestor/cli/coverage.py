@@ -16,6 +16,7 @@ from ingestor.cli.options import (
     root_option,
     span_options,
     symbols_option,
+    tell_of_unknown,
 )
 from ingestor.cli.printing import format_json, format_table, format_time, percent, to_milliseconds
 from ingestor.coverage import Coverage, Gap, Interval, blind_by_cause, clip, sum_shares
@@ -52,6 +53,7 @@ def coverage(
     bounds = _bounds_us(read_span(start, end, tz))
     span = times.Span(bounds[0] // 1000 if start else None, -(-bounds[1] // 1000) if end else None)
     found = read_coverage(Layout(root_from(config, root)), symbols, span=span)
+    tell_of_unknown(root_from(config, root), symbols, found.symbols)
     click.echo(_as_json(found, bounds, tz) if as_json else _as_text(found, bounds, tz))
 
 

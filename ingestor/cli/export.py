@@ -17,6 +17,8 @@ from ingestor.cli.options import (
     root_option,
     span_options,
     symbols_option,
+    tell_of_nothing,
+    tell_of_unknown,
 )
 from ingestor.cli.printing import format_bytes, format_json
 
@@ -76,6 +78,9 @@ def export(
             click.echo(f"\r\x1b[2K{progress.day}  {rows:,} trades", err=True, nl=False)
     if shown_s:
         click.echo("\r\x1b[2K", err=True, nl=False)
+    if not rows:
+        tell_of_unknown(root_from(config, root), symbols)
+        tell_of_nothing(root_from(config, root), symbols, tz)
     size = file.stat().st_size
     if as_json:
         click.echo(format_json({"file": str(file), "format": chosen, "trades": rows, "bytes": size}))

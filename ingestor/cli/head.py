@@ -14,6 +14,7 @@ from ingestor.cli.options import (
     root_option,
     span_options,
     symbols_option,
+    tell_of_nothing,
 )
 from ingestor.cli.printing import format_json, format_table, format_trade
 
@@ -44,6 +45,8 @@ def head(
     from ingestor.dataset.times import to_span
 
     found = first_trades(root_from(config, root), to_span(read_span(start, end, tz)), symbols, count)
+    if not found.num_rows:
+        tell_of_nothing(root_from(config, root), symbols, tz)
     rows = [format_trade(row, tz) for row in found.to_pylist()]
     if as_json:
         click.echo(format_json(rows))

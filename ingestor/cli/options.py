@@ -1,6 +1,6 @@
 """The flags that several commands share, each written once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, tzinfo
 from importlib.util import find_spec
 from pathlib import Path
@@ -200,6 +200,22 @@ def root_from(config: Path | None, root: Path | None) -> Path:
     if config is None and not DEFAULT_PATH.exists():
         return StorageSettings().root
     return load_settings(config or DEFAULT_PATH).storage.root
+
+
+def tell_of_unknown(root: Path, symbols: tuple[str, ...] | None, found: Iterable[str] = ()) -> None:
+    """Name on stderr the symbols that are not recorded; of those in `found` it is known."""
+    from ingestor.dataset.arguments import warn_of_unknown
+    from ingestor.layout import Layout
+
+    warn_of_unknown(Layout(root), symbols, found)
+
+
+def tell_of_nothing(root: Path, symbols: tuple[str, ...] | None, tz: tzinfo) -> None:
+    """Say on stderr why there is nothing to print: the time that is recorded."""
+    from ingestor.dataset.arguments import explain_nothing
+
+    if reason := explain_nothing(root, symbols, tz):
+        click.echo(reason, err=True)
 
 
 def config_dir(config: Path | None) -> Path:

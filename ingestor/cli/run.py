@@ -8,6 +8,7 @@ import structlog
 
 from ingestor.cli.options import config_dir, config_option, example, root_option, source_from, symbols_option
 from ingestor.config import Flags
+from ingestor.config.addresses import find_unused_proxy
 from ingestor.config.key import load_key
 from ingestor.errors import ConfigError
 from ingestor.lean import refuse_pandas
@@ -31,15 +32,18 @@ def run(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None,
     """
     source = source_from(config, Flags(symbols=symbols, root=root, url=url))
     settings = source.read()
-    key = load_key(config_dir(config)) if settings.feed.needs_key else None
+    variable = settings.feed.key_variable
+    key = load_key(config_dir(config), variable=variable) if settings.feed.needs_key else None
     if key is None and settings.feed.needs_key:
-        raise ConfigError("there is no API key: set FINNHUB_API_KEY, or put it into the .env beside the config")
+        raise ConfigError(f"there is no API key: set {variable}, or put it into the .env beside the config")
     secret = key.value.get_secret_value() if key else ""
     configure_logs(settings.logging.level, settings.logging.format, [secret])
     if key:
         log.info("key.found", source=key.source)
     if key and key.warning:
         log.warning("key.exposed", warning=key.warning)
+    if (proxy := find_unused_proxy(settings.feed.url)) is not None:
+        log.warning("proxy.unused", variable=proxy, hint="the recorder connects to the venue directly")
     faulthandler.enable()  # where a watchdog's SIGABRT found each thread: places in the code, no values
     signals = catch_signals()
     refuse_pandas()

@@ -1,17 +1,21 @@
 """Where something is: on the network or in a store; never with a secret in it."""
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator
 
 from ingestor.config.key import KEY_BELONGS
 from ingestor.config.section import null_as_none
 
+KEY_PLACE = "{key}"
+"""Where the API key stands in an address or a message."""
+_SECRET = re.compile(r"token|secret|passw|auth|sign|api_?key|(^|_)key$", re.IGNORECASE)
 _AUTHORITY = re.compile(
     r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?)\.?(?::\d{1,5})?", re.ASCII
 )
@@ -61,6 +65,24 @@ def find_host(authority: str) -> str | None:
     return match["host"].strip("[]").lower() if match else None
 
 
+def find_unused_proxy(url: str, environ: Mapping[str, str] = os.environ) -> str | None:
+    """The variable that names a proxy for this address, which the recorder doesn't use; None where there is none.
+
+    Its value is nobody's to read: it may hold a password.
+    """
+    parts = urlsplit(url)
+    host = (parts.hostname or "").lower()
+    spared = [name.strip().lower() for name in (environ.get("no_proxy") or environ.get("NO_PROXY") or "").split(",")]
+    if is_loopback(host) or "*" in spared:
+        return None
+    if any(name and (host == name.lstrip(".") or host.endswith(f".{name.lstrip('.')}")) for name in spared):
+        return None
+    secure = parts.scheme == "wss"
+    schemes = ("wss", "https", "all") if secure else ("ws", "http", "all")
+    names = [name for scheme in schemes for name in (f"{scheme}_proxy", f"{scheme.upper()}_PROXY")]
+    return next((name for name in names if environ.get(name)), None)
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach this address."""
     try:
@@ -90,7 +112,29 @@ def _is_address(host: str) -> bool:
 
 
 def _check_url(url: str) -> str:
-    """A WebSocket address without a secret. The text never repeats the address: a key may be in it."""
+    """A WebSocket address without a query."""
+    parts = _split_url(url)
+    if parts.query:
+        raise ValueError(f"must end before any `?`, `#` or `@`: {KEY_BELONGS}")
+    return url
+
+
+def _check_url_with_key(url: str) -> str:
+    """One that may have a query, in which `{key}` stands for the key."""
+    parts = _split_url(url)
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if _SECRET.search(name) and KEY_PLACE not in value:
+            raise ValueError(
+                f"holds a secret: write {name}={KEY_PLACE}, and the key itself into FEED_API_KEY or into .env beside "
+                "this file"
+            )
+    if KEY_PLACE in url.replace(parts.query, ""):
+        raise ValueError(f"{KEY_PLACE} has its place behind the `?`: wss://host/path?token={KEY_PLACE}")
+    return url
+
+
+def _split_url(url: str) -> SplitResult:
+    """The parts of a WebSocket address. The text never repeats the address: a key may be in it."""
     try:
         parts = urlsplit(url)
         usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -98,9 +142,9 @@ def _check_url(url: str) -> str:
         raise ValueError("is no address: write wss://host or wss://host:port") from None
     if parts.scheme not in {"wss", "ws"} or not usable or not url.isprintable() or " " in url:
         raise ValueError("must be an address that begins with wss:// (or ws:// on this machine)")
-    if parts.username is not None or parts.query or parts.fragment:
+    if parts.username is not None or parts.fragment:
         raise ValueError(f"must end before any `?`, `#` or `@`: {KEY_BELONGS}")
-    return url
+    return parts
 
 
 def _check_redis_url(url: str) -> str:
@@ -138,6 +182,7 @@ def _check_host_name(name: str) -> str:
 
 
 VenueUrl = Annotated[str, AfterValidator(_check_url)]
+VenueUrlWithKey = Annotated[str, AfterValidator(_check_url_with_key)]
 RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
 StoreUri = Annotated[str, AfterValidator(_check_store)]
 ListenAddress = Annotated[str | None, BeforeValidator(null_as_none), AfterValidator(_check_address)]

@@ -3,12 +3,22 @@
 import json
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from ingestor.config.addresses import VenueUrl, is_loopback
+from ingestor.config.addresses import KEY_PLACE, VenueUrl, VenueUrlWithKey, is_loopback
 from ingestor.config.section import Section, Switch, null_as_none
 
 FREE_PLAN_SYMBOLS = 50
@@ -18,11 +28,25 @@ BINANCE_STREAMS = 1024
 
 
 class _Feed(Section):
-    """What every venue's settings have; `needs_key` says whether it wants the API key."""
+    """What every venue's settings have."""
 
-    needs_key: ClassVar[bool] = False
     allow_plaintext: Switch = Field(default=False, description="permit ws:// to another machine")
     url: VenueUrl = Field(description="where to connect, without a key")
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether the venue wants the API key."""
+        return False
+
+    @property
+    def key_variable(self) -> str:
+        """Where the environment or a `.env` has it: no key may get to another venue than its own."""
+        return "FINNHUB_API_KEY"
+
+    @property
+    def venue(self) -> str:
+        """Which venue this is; a language of one venue is that venue, wherever it is served."""
+        return ""
 
     @field_validator("url")
     @classmethod
@@ -30,7 +54,7 @@ class _Feed(Section):
         parts = urlsplit(url)
         in_clear = parts.scheme == "ws" and not is_loopback(parts.hostname or "")
         if in_clear and not info.data.get("allow_plaintext", True):
-            what = "sends the key" if cls.needs_key else "is"
+            what = "sends the key" if cls is FinnhubSettings or KEY_PLACE in url else "is"
             raise ValueError(f"ws:// to another machine {what} in clear: use wss://, or set allow_plaintext: true")
         return url
 
@@ -38,9 +62,13 @@ class _Feed(Section):
 class FinnhubSettings(_Feed):
     """Finnhub: https://finnhub.io/docs/api/websocket-trades."""
 
-    needs_key: ClassVar[bool] = True
     type: Literal["finnhub"] = Field(default="finnhub", description="the venue's language")
     url: VenueUrl = Field(default="wss://ws.finnhub.io", description="where to connect, without the key")
+
+    @property
+    def needs_key(self) -> bool:
+        """Finnhub sends nothing without one."""
+        return True
 
 
 class BinanceSettings(_Feed):
@@ -58,41 +86,65 @@ class BinanceSettings(_Feed):
 def check_binance_tickers(symbols: Sequence[str]) -> None:
     """Raises ValueError for what Binance would take without a word, and send nothing of."""
     for symbol in symbols:
-        name = symbol.rpartition(":")[2].upper()
+        name = "".join(filter(_is_binance_character, symbol.rpartition(":")[2].upper()))
         if symbol != name:
-            raise ValueError(f"`{symbol}` is no symbol of Binance: write {name}")
+            raise ValueError(f"`{symbol}` is no symbol of Binance: write {name or 'BTCUSDT'}")
     if len(symbols) > BINANCE_STREAMS:
         raise ValueError(f"{len(symbols)} tickers: Binance serves {BINANCE_STREAMS} a connection, `shard` divides them")
 
 
+def _is_binance_character(character: str) -> bool:
+    """Binance joins its pairs without a sign between them; some names are Chinese, and futures have `_` and a date."""
+    return character.isalnum() or character == "_"
+
+
 def _check_path(text: str) -> str:
-    if not all(text.split(".")) or not text.isprintable():
+    keys = [key.removesuffix("[]") for key in text.split(".")]
+    if not all(keys) or not text.isprintable() or "$" in keys:
         raise ValueError("must be a key, or keys joined by dots: data.price")
     return text
 
 
+def _check_field(text: str) -> str:
+    _check_path(text.removeprefix("$."))
+    if "[]" in text:
+        raise ValueError("must be one value: `[]` belongs into `items` and `match`")
+    return text
+
+
 def _check_template(text: str) -> str:
-    """A message in which `{symbol}` may stand in a string."""
+    """A message in which `{symbol}` and `{key}` may stand in a string."""
     try:
-        json.loads(text.replace("{symbol}", "X"))
+        json.loads(text.replace("{symbol}", "X").replace(KEY_PLACE, "X"))
     except ValueError:
         raise ValueError("""must be JSON, such as '{"op":"subscribe","symbol":"{symbol}"}'""") from None
     return text
 
 
+def _check_zone(name: str | None) -> str | None:
+    try:
+        return name and ZoneInfo(name).key
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"no time zone {name!r} here: write it like Asia/Seoul") from None
+
+
 JsonPath = Annotated[str, AfterValidator(_check_path)]
+JsonField = Annotated[str, AfterValidator(_check_field)]
 JsonTemplate = Annotated[str, AfterValidator(_check_template)]
 
 
 class JsonFields(Section):
-    """Where a trade's values stand: keys, joined by dots where objects hold objects."""
+    """Where a trade's values stand: keys, joined by dots where objects hold objects.
 
-    symbol: JsonPath = Field(default="symbol", description="the key of the symbol")
-    price: JsonPath = Field(default="price", description="of the price, a number or the text of one")
-    volume: Annotated[JsonPath | None, BeforeValidator(null_as_none)] = Field(
+    In an array a key is a number, from 0. What begins with `$.` stands in the message, beside the trades.
+    """
+
+    symbol: JsonField = Field(default="symbol", description="the key of the symbol")
+    price: JsonField = Field(default="price", description="of the price, a number or the text of one")
+    volume: Annotated[JsonField | None, BeforeValidator(null_as_none)] = Field(
         default="volume", description="of the volume; null where the venue sends none"
     )
-    timestamp: Annotated[JsonPath | None, BeforeValidator(null_as_none)] = Field(
+    timestamp: Annotated[JsonField | None, BeforeValidator(null_as_none)] = Field(
         default="timestamp", description="of the trade's time; null: when it came"
     )
 
@@ -101,23 +153,62 @@ class JsonSettings(_Feed):
     """Any venue that sends trades as JSON."""
 
     type: Literal["json"] = Field(description="the venue's language")
+    url: VenueUrlWithKey = Field(description="where to connect; {key} in the query stands for the API key")
+    name: Annotated[str | None, BeforeValidator(null_as_none)] = Field(
+        default=None, description="what tells this venue from others; null: the host of its address"
+    )
     fields: JsonFields = JsonFields()
     items: Annotated[JsonPath | None, BeforeValidator(null_as_none)] = Field(
-        default=None, description="the key of the list of trades, where a message has one"
+        default=None, description="the key of the list of trades, where a message has one: data, events[].trades[]"
     )
+    prices_by_symbol: Switch = Field(
+        default=False, description="a trade may be a map of prices by symbol: {AAPL: 145.67, GOOGL: 2725.67}"
+    )
+    signed_prices: Switch = Field(default=False, description="prices may be zero or less, as of futures and spreads")
     time_unit: Literal["s", "ms", "us", "ns", "iso"] = Field(
         default="ms", description="of the timestamp: since 1970, or iso for text such as 2026-11-20T14:30:00.123Z"
     )
-    match: dict[str, str] = Field(
-        default={}, description="what a message with trades says, by key; all others are notices"
+    time_zone: Annotated[str | None, BeforeValidator(null_as_none), AfterValidator(_check_zone)] = Field(
+        default=None, description="of iso times that name none, such as Asia/Seoul; without it those are refused"
+    )
+    match: dict[JsonPath, str] = Field(
+        default={}, description="what a message with trades, or each of its trades, says, by key; the rest are notices"
     )
     subscribe: Annotated[JsonTemplate | None, BeforeValidator(null_as_none)] = Field(
-        default=None, description="message that asks for {symbol}; null where the venue sends all unasked"
+        default=None,
+        description="message that asks for {symbol}, with the API key for {key}; null where all is sent unasked",
     )
     never_closes: Switch = Field(default=False, description="its markets trade around the clock; else as US stocks do")
     unsubscribe: Annotated[JsonTemplate | None, BeforeValidator(null_as_none)] = Field(
         default=None, description="message that gives {symbol} up"
     )
+
+    @property
+    def needs_key(self) -> bool:
+        """Where the settings have a place for it."""
+        return any(KEY_PLACE in text for text in (self.url, self.subscribe, self.unsubscribe) if text)
+
+    @property
+    def key_variable(self) -> str:
+        """Its own."""
+        return "FEED_API_KEY"
+
+    @property
+    def venue(self) -> str:
+        """Its name, or the host of its address, with the port where that is not the scheme's own."""
+        parts = urlsplit(self.url)
+        usual = 443 if parts.scheme == "wss" else 80
+        return self.name or f"{parts.hostname}{'' if parts.port in (None, usual) else f':{parts.port}'}"
+
+    @model_validator(mode="after")
+    def _mappable(self) -> Self:
+        """What the settings say of one another."""
+        keys = (self.fields.symbol, self.fields.price)
+        if self.prices_by_symbol and any(key.startswith("$.") or key.split(".")[0].isdecimal() for key in keys):
+            raise ValueError("`prices_by_symbol` has no place beside fields of arrays, or of the message (`$.`)")
+        if self.time_zone and self.time_unit != "iso":
+            raise ValueError("`time_zone` is for times as text: `time_unit: iso`")
+        return self
 
 
 FEEDS: Mapping[str, type[_Feed]] = MappingProxyType(

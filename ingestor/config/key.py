@@ -24,7 +24,7 @@ _PLACEHOLDER = re.compile(
 
 
 class Key(BaseModel):
-    """The API key and where it was found (`FINNHUB_API_KEY`, a `.env` file, `$CREDENTIALS_DIRECTORY`)."""
+    """The API key and where it was found (the variable, a `.env` file, `$CREDENTIALS_DIRECTORY`)."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
     value: SecretStr
@@ -34,13 +34,15 @@ class Key(BaseModel):
     """What should be put right about the source."""
 
 
-def load_key(config_dir: Path, environ: Mapping[str, str] = os.environ) -> Key | None:
-    """The first of `FINNHUB_API_KEY` in the environment, in `$CREDENTIALS_DIRECTORY`, in `config_dir/.env`.
+def load_key(
+    config_dir: Path, environ: Mapping[str, str] = os.environ, variable: str = "FINNHUB_API_KEY"
+) -> Key | None:
+    """The first of this variable in the environment, in `$CREDENTIALS_DIRECTORY`, in `config_dir/.env`.
 
     What was given to this process stands above what lies on the disk for all of them. An empty value is none.
     Raises ConfigError, without the key, for a source that can't be read or a key that no venue issues.
     """
-    for source, text, warning in _key_candidates(config_dir, environ):
+    for source, text, warning in _key_candidates(config_dir, environ, variable):
         key = text.strip()
         if len(key) > 1 and key[0] == key[-1] and key[0] in "\"'":
             raise ConfigError(f"the key from {source} is in quotes, which are no part of it: write it without them")
@@ -64,16 +66,18 @@ def load_secret(name: str, config_dir: Path, environ: Mapping[str, str] = os.env
     return found or _read_dotenv(config_dir / ".env").get(name) or None
 
 
-def _key_candidates(config_dir: Path, environ: Mapping[str, str]) -> Iterator[tuple[str, str, str | None]]:
+def _key_candidates(
+    config_dir: Path, environ: Mapping[str, str], variable: str
+) -> Iterator[tuple[str, str, str | None]]:
     """(source, text, warning), the most specific first; nothing is read before it is needed."""
-    yield "FINNHUB_API_KEY in the environment", environ.get("FINNHUB_API_KEY", ""), None
+    yield f"{variable} in the environment", environ.get(variable, ""), None
     if directory := environ.get("CREDENTIALS_DIRECTORY"):
-        for name in ("FINNHUB_API_KEY", "finnhub_api_key"):
+        for name in (variable, variable.lower()):
             path = Path(directory) / name
             yield f"{name} in $CREDENTIALS_DIRECTORY", _read_secret(path), _find_open_key(config_dir)
     dotenv = config_dir / ".env"
     values = _read_dotenv(dotenv)
-    for name in ("FINNHUB_API_KEY", "API_KEY"):
+    for name in (variable, "API_KEY"):
         yield f"{name} in {dotenv}", values.get(name) or "", _open_to_others(dotenv)
 
 

@@ -1,7 +1,7 @@
 """Bars of trades, as a caller asks for them: with the share of each in which its symbol was proven recorded."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ingestor.dataset.arguments import Names, find_names, find_root, warn_of_unknown
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.bar_maker import BARS, COLUMNS, Recipe, make_bars
 from ingestor.dataset.coverage import read_known_coverage
@@ -30,19 +31,19 @@ _COVERED = BARS.append(pa.field("coverage", pa.float64()))
 
 
 @overload
-def read_bars(root: str | Path, interval: str = ..., symbols: Sequence[str] | None = ..., start: Time | None = ...,
+def read_bars(root: str | Path, interval: str = ..., symbols: Names | None = ..., start: Time | None = ...,
               end: Time | None = ..., tz: str = ..., *, session: Session = ..., conditions: Literal["sip", "all"] = ...,
               repeats: Literal["keep", "drop"] = ..., fill: bool = ...,
               engine: Literal["pandas"] = ...) -> "DataFrame": ...  # fmt: skip
 @overload
-def read_bars(root: str | Path, interval: str = ..., symbols: Sequence[str] | None = ..., start: Time | None = ...,
+def read_bars(root: str | Path, interval: str = ..., symbols: Names | None = ..., start: Time | None = ...,
               end: Time | None = ..., tz: str = ..., *, session: Session = ..., conditions: Literal["sip", "all"] = ...,
               repeats: Literal["keep", "drop"] = ..., fill: bool = ...,
               engine: Literal["arrow"]) -> pa.Table: ...  # fmt: skip
 def read_bars(
     root: str | Path,
     interval: str = "1m",
-    symbols: Sequence[str] | None = None,
+    symbols: Names | None = None,
     start: Time | None = None,
     end: Time | None = None,
     tz: str = "UTC",
@@ -74,20 +75,20 @@ def read_bars(
     absent; `fill` adds those that were recorded whole and quiet (last close, volume 0): what is absent even then was
     not, or not wholly, recorded.
 
-    Warns where newer trades are in CSV alone. Raises NotARecording, FormatTooNew, ValueError for an argument that can't
+    Warns of a symbol that is not recorded, and where newer trades are in CSV alone.
+    Raises NotARecording, FormatTooNew, ValueError for an argument that can't
     be used, ConfigError where pandas is missing.
     """
     check_engine(engine)
     check_word("session", session, ("all", "regular", "extended"))
     check_word("conditions", conditions, ("sip", "all"))
     check_word("repeats", repeats, ("keep", "drop"))
-    layout = open_recording(root)
+    chosen = find_names(symbols)
+    layout = open_recording(find_root(root))
     calendar = read_calendar(layout.holidays)
     recipe = Recipe(parse_interval(interval), find_zone(tz), session, conditions, calendar)
     span = _whole_bars(find_span(start, end, tz), recipe)
-    selection = Selection(
-        span, (*COLUMNS, "received_at"), None if symbols is None else tuple(symbols), repeats == "drop"
-    )
+    selection = Selection(span, (*COLUMNS, "received_at"), chosen, repeats == "drop")
 
     def read(snapshot: Snapshot) -> pa.Table:
         coverage = read_known_coverage(layout, selection.symbols, snapshot.journaled_us, span)
@@ -103,7 +104,9 @@ def read_bars(
         bars = _with_coverage(made, spans_of)
         return _filled(bars, coverage.symbols, spans_of, recipe, span) if fill else bars
 
-    return as_frame(_finished(read_consistently(layout, span, read), recipe), engine, tz)
+    bars = read_consistently(layout, span, read)
+    warn_of_unknown(layout, chosen, bars.column("symbol"))
+    return as_frame(_finished(bars, recipe), engine, tz)
 
 
 def _whole_bars(span: Span, recipe: Recipe) -> Span:

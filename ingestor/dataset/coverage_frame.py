@@ -1,12 +1,12 @@
 """Coverage, as a caller asks for it."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pyarrow as pa
 
 from ingestor.coverage import clip
+from ingestor.dataset.arguments import Names, find_names, find_root, warn_of_unknown
 from ingestor.dataset.coverage import read_coverage as find_root_coverage
 from ingestor.dataset.frames import Engine, as_frame, check_engine
 from ingestor.dataset.times import Time, find_span
@@ -29,16 +29,16 @@ _FOREVER_MS = 1 << 52
 
 
 @overload
-def read_coverage(root: str | Path, symbols: Sequence[str] | None = ..., start: Time | None = ...,
+def read_coverage(root: str | Path, symbols: Names | None = ..., start: Time | None = ...,
                   end: Time | None = ..., tz: str = ..., *,
                   engine: Literal["pandas"] = ...) -> "DataFrame": ...  # fmt: skip
 @overload
-def read_coverage(root: str | Path, symbols: Sequence[str] | None = ..., start: Time | None = ...,
+def read_coverage(root: str | Path, symbols: Names | None = ..., start: Time | None = ...,
                   end: Time | None = ..., tz: str = ..., *,
                   engine: Literal["arrow"]) -> pa.Table: ...  # fmt: skip
 def read_coverage(
     root: str | Path,
-    symbols: Sequence[str] | None = None,
+    symbols: Names | None = None,
     start: Time | None = None,
     end: Time | None = None,
     tz: str = "UTC",
@@ -55,11 +55,16 @@ def read_coverage(
     Unproven: asked for, and no trade came on this connection yet, so that silence may be the market or a subscription
     that doesn't work. A symbol's intervals don't overlap; where there is none, it was not asked for.
 
+    Warns of a symbol that is not recorded.
+
     Raises NotARecording, ValueError for a time that is none, ConfigError where pandas is missing.
     """
     check_engine(engine)
     span = find_span(start, end, tz)
-    coverage = find_root_coverage(Layout(Path(root)), None if symbols is None else tuple(symbols), span=span)
+    chosen = find_names(symbols)
+    layout = Layout(find_root(root))
+    coverage = find_root_coverage(layout, chosen, span=span)
+    warn_of_unknown(layout, chosen, coverage.symbols)
     start_us = (span.start_ms or 0) * 1000
     end_us = (_FOREVER_MS if span.end_ms is None else span.end_ms) * 1000
     intervals = [one for symbol in coverage.symbols for one in clip(coverage.intervals(symbol), start_us, end_us)]

@@ -3,7 +3,6 @@
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.coverage import Coverage, sum_shares
+from ingestor.dataset.arguments import Names, find_names, find_root, warn_of_unknown
 from ingestor.dataset.coverage import read_known_coverage
 from ingestor.dataset.frames import Engine, as_frame, check_engine
 from ingestor.dataset.rows import Selection, plain_texts, read_dates
@@ -43,14 +43,12 @@ _QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 
 
 @overload
-def describe(root: str | Path, symbols: Sequence[str] | None = ..., tz: str = ..., *,
+def describe(root: str | Path, symbols: Names | None = ..., tz: str = ..., *,
              engine: Literal["pandas"] = ...) -> "DataFrame": ...  # fmt: skip
 @overload
-def describe(root: str | Path, symbols: Sequence[str] | None = ..., tz: str = ..., *,
+def describe(root: str | Path, symbols: Names | None = ..., tz: str = ..., *,
              engine: Literal["arrow"]) -> pa.Table: ...  # fmt: skip
-def describe(
-    root: str | Path, symbols: Sequence[str] | None = None, tz: str = "UTC", *, engine: Engine = "pandas"
-) -> Any:
+def describe(root: str | Path, symbols: Names | None = None, tz: str = "UTC", *, engine: Engine = "pandas") -> Any:
     """A row for each symbol that was asked for or has trades: when, how many, how well covered, how late.
 
     >>> import ingestor
@@ -61,17 +59,20 @@ def describe(
     `received_at` minus `timestamp` in whole ms, by nearest rank; negative ones (a clock is off) are shown, not
     clipped.
 
-    Warns where newer trades are in CSV alone. Raises NotARecording, FormatTooNew, ConfigError where pandas is missing.
+    Warns of a symbol that is not recorded, and where newer trades are in CSV alone.
+    Raises NotARecording, FormatTooNew, ConfigError where pandas is missing.
     """
     check_engine(engine)
-    layout = open_recording(root)
-    chosen = None if symbols is None else tuple(symbols)
+    chosen = find_names(symbols)
+    layout = open_recording(find_root(root))
 
     def read(snapshot: Snapshot) -> pa.Table:
         coverage = read_known_coverage(layout, chosen, snapshot.journaled_us)
         return _description(_facts(snapshot, chosen), coverage)
 
-    return as_frame(read_consistently(layout, EVER, read), engine, tz)
+    rows = read_consistently(layout, EVER, read)
+    warn_of_unknown(layout, chosen, rows.column("symbol"))
+    return as_frame(rows, engine, tz)
 
 
 def _facts(snapshot: Snapshot, symbols: tuple[str, ...] | None) -> dict[str, dict[str, Any]]:

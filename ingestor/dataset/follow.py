@@ -1,7 +1,7 @@
 """Trades as they are recorded, from any process: a view, which neither slows the recorder nor is waited for."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -9,6 +9,8 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ingestor.dataset.arguments import Names, find_names, find_root, warn_of_unknown
+from ingestor.dataset.times import Time, find_time
 from ingestor.errors import NotARecording
 from ingestor.journal.follower import Follower, Rows, find_journal_end
 from ingestor.layout import Layout
@@ -22,8 +24,8 @@ _REST_S = 1.0
 
 def follow(
     root: str | Path,
-    symbols: Sequence[str] | None = None,
-    from_: Literal["now", "start"] | datetime = "now",
+    symbols: Names | None = None,
+    from_: Literal["now", "start"] | Time = "now",
     idle_s: float | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Batches of trades (schema.TRADES) in order of arrival, across rotations and restarts of the recorder, without
@@ -34,16 +36,24 @@ def follow(
     >>> batch.column("symbol").unique().to_pylist()
     ['AAPL']
 
-    `from_`: `now`, `start` (what the journal still holds), or an aware time of receipt. With `idle_s` an empty batch
+    `from_`: `now`, `start` (what the journal still holds), or a time of receipt, in UTC where it names no zone.
+
+    With `idle_s` an empty batch
     comes whenever nothing came for that long, so that the caller gets a turn. Raises NotARecording where `root` has
     no journal, Lagged where the caller fell behind what the journal keeps, FormatTooNew.
     """
-    layout = Layout(Path(root))
+    chosen = find_names(symbols)
+    since = None
+    if not (isinstance(from_, str) and from_ in ("now", "start")):
+        since = from_ if isinstance(from_, datetime) and from_.tzinfo else find_time(from_)
+    layout = Layout(find_root(root))
     if not layout.journal.is_dir():
         raise NotARecording(f"{layout.root} holds no recording: there is no {layout.journal.name}/ in it")
-    follower = Follower(layout, find_journal_end(layout) if from_ == "now" else None, synced_only=False)
-    since = from_ if isinstance(from_, datetime) else None
-    wanted = None if symbols is None else pa.array(symbols, pa.string())
+    follower = Follower(
+        layout, find_journal_end(layout) if since is None and from_ == "now" else None, synced_only=False
+    )
+    wanted = None if chosen is None else pa.array(chosen, pa.string())
+    warn_of_unknown(layout, chosen)
     heard_at_s = last_row_s = time.monotonic()
     while True:
         for event in follower.read():

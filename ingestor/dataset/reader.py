@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ingestor.dataset.arguments import Names, find_names, find_root, warn_of_unknown
 from ingestor.dataset.conditions import judge_rows
 from ingestor.dataset.frames import Engine, as_frame, check_engine, check_word
 from ingestor.dataset.rows import (
@@ -29,23 +30,23 @@ if TYPE_CHECKING:
 
 
 @overload
-def read_trades(root: str | Path, symbols: Sequence[str] | None = ..., start: Time | None = ..., end: Time | None = ...,
-                tz: str = ..., *, columns: Sequence[str] | None = ..., conditions: Literal["all", "sip"] = ...,
+def read_trades(root: str | Path, symbols: Names | None = ..., start: Time | None = ..., end: Time | None = ...,
+                tz: str = ..., *, columns: Names | None = ..., conditions: Literal["all", "sip"] = ...,
                 repeats: Literal["keep", "drop"] = ...,
                 engine: Literal["pandas"] = ...) -> "DataFrame": ...  # fmt: skip
 @overload
-def read_trades(root: str | Path, symbols: Sequence[str] | None = ..., start: Time | None = ..., end: Time | None = ...,
-                tz: str = ..., *, columns: Sequence[str] | None = ..., conditions: Literal["all", "sip"] = ...,
+def read_trades(root: str | Path, symbols: Names | None = ..., start: Time | None = ..., end: Time | None = ...,
+                tz: str = ..., *, columns: Names | None = ..., conditions: Literal["all", "sip"] = ...,
                 repeats: Literal["keep", "drop"] = ...,
                 engine: Literal["arrow"]) -> pa.Table: ...  # fmt: skip
 def read_trades(
     root: str | Path,
-    symbols: Sequence[str] | None = None,
+    symbols: Names | None = None,
     start: Time | None = None,
     end: Time | None = None,
     tz: str = "UTC",
     *,
-    columns: Sequence[str] | None = None,
+    columns: Names | None = None,
     conditions: Literal["all", "sip"] = "all",
     repeats: Literal["keep", "drop"] = "keep",
     engine: Engine = "pandas",
@@ -57,7 +58,8 @@ def read_trades(
     >>> trades[["price", "volume"]].dtypes.to_dict()
     {'price': dtype('float64'), 'volume': dtype('float64')}
 
-    A time is text, a date, a datetime or a Timestamp; one without a zone is in `tz`, in which times are also given
+    `symbols` and `columns` are one name or several. A time is text, a date, a datetime, a Timestamp or a datetime64;
+    one without a zone is in `tz`, in which times are also given
     back. `columns` are those wanted, in that order. `conditions="sip"` keeps the prints that move a price by the US
     rules (symbols with a prefix, as `BINANCE:BTCUSDT`, have none); `repeats="drop"` leaves out frames that the venue
     sent twice.
@@ -65,21 +67,22 @@ def read_trades(
     pandas: `symbol` is a category. `engine="arrow"` gives a pyarrow.Table, which polars and DuckDB take as it is. An
     unknown symbol, and a span without trades, give no rows, with every column.
 
-    Warns where newer trades are in CSV alone. Raises NotARecording, FormatTooNew, ValueError for an argument that can't
+    Warns of a symbol that is not recorded, and where newer trades are in CSV alone.
+    Raises NotARecording, FormatTooNew, ValueError for an argument that can't
     be used, ConfigError where pandas is missing.
     """
     check_engine(engine)
     check_word("conditions", conditions, ("all", "sip"))
     check_word("repeats", repeats, ("keep", "drop"))
     span = find_span(start, end, tz)
-    layout = open_recording(root)
-    chosen = None if symbols is None else tuple(symbols)
+    chosen, picked = find_names(symbols), find_names(columns, "column")
+    layout = open_recording(find_root(root))
 
     calendar = read_calendar(layout.holidays)
 
     def read(snapshot: Snapshot) -> pa.Table:
         schema = known_schema(snapshot)
-        wanted = _check_columns(columns, schema)
+        wanted = _check_columns(picked, schema)
         looked_at = (*wanted, "conditions") if conditions == "sip" else wanted
         selection = Selection(span, looked_at, chosen, repeats == "drop")
         dates = [rows for _, rows in read_dates(snapshot, selection)]
@@ -90,7 +93,12 @@ def read_trades(
         rows = sort_rows(rows) if len(dates) > 1 else rows
         return with_columns(_eligible(rows, calendar) if conditions == "sip" else rows, asked)
 
-    return as_frame(read_consistently(layout, span, read), engine, tz)
+    rows = read_consistently(layout, span, read)
+    if "symbol" in rows.column_names:
+        warn_of_unknown(layout, chosen, rows.column("symbol"))
+    elif not rows.num_rows:
+        warn_of_unknown(layout, chosen)
+    return as_frame(rows, engine, tz)
 
 
 def first_trades(root: Path, span: Span, symbols: tuple[str, ...] | None, count: int) -> pa.Table:
@@ -98,7 +106,7 @@ def first_trades(root: Path, span: Span, symbols: tuple[str, ...] | None, count:
 
     Raises NotARecording, FormatTooNew, OSError.
     """
-    layout = open_recording(root)
+    layout = open_recording(find_root(root))
 
     def read(snapshot: Snapshot) -> pa.Table:
         schema = known_schema(snapshot)
@@ -111,7 +119,10 @@ def first_trades(root: Path, span: Span, symbols: tuple[str, ...] | None, count:
                 break
         return found
 
-    return read_consistently(layout, span, read)
+    rows = read_consistently(layout, span, read)
+    if not rows.num_rows:
+        warn_of_unknown(layout, symbols)
+    return rows
 
 
 def _check_columns(columns: Sequence[str] | None, schema: pa.Schema) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 import pyarrow as pa
 from pydantic import BaseModel, Field, ValidationError
 
+from ingestor.dataset.arguments import find_root
 from ingestor.dataset.frames import Engine, as_frame, check_engine
 from ingestor.dataset.times import Span, Time, find_span
 from ingestor.errors import NotARecording
@@ -78,7 +79,7 @@ def read_rejects(
     """
     check_engine(engine)
     span = find_span(start, end, tz)
-    layout = Layout(Path(root))
+    layout = Layout(find_root(root))
     if not layout.rejects.is_dir():
         raise NotARecording(f"{layout.root} holds no recording: there is no `rejects` in it")
     batches = [batch for path in _files(layout, span) for batch in _batches(path, span)]

@@ -1,11 +1,20 @@
 """Times as a caller writes them, and as the files hold them. Pure."""
 
+import sys
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-Time = str | date | datetime
-"""`2026-11-20` (its midnight), `2026-11-20T14:30`, a date, a datetime or a pandas Timestamp; with or without a zone."""
+if TYPE_CHECKING:
+    from numpy import datetime64
+
+    Time = str | date | datetime | datetime64
+else:
+    Time = str | date | datetime
+"""`2026-11-20` (its midnight), `2026-11-20T14:30`, a date, a datetime, a pandas Timestamp, or a numpy datetime64, which
+never has a zone; the others with or without one.
+"""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
@@ -50,7 +59,18 @@ def find_zone(name: str) -> tzinfo:
 def find_span(start: Time | None, end: Time | None, tz: str) -> Span:
     """The interval from `start` up to but without `end`; a time without a zone is in `tz`. Raises ValueError."""
     zone = find_zone(tz)
-    return Span(None if start is None else _to_ms(start, zone), None if end is None else _to_ms(end, zone))
+    span = Span(None if start is None else _to_ms(start, zone), None if end is None else _to_ms(end, zone))
+    if span.start_ms is not None and span.end_ms is not None and span.start_ms > span.end_ms:
+        raise ValueError(f"start must be before end: {start} is after {end}")
+    return span
+
+
+def find_time(time: Time, tz: str = "UTC") -> datetime:
+    """The moment that a caller means, to the millisecond; without a zone it is in `tz`. Raises ValueError."""
+    try:
+        return _EPOCH + _to_ms(time, find_zone(tz)) * _MS
+    except OverflowError:
+        raise ValueError(f"{time} is no time that can be recorded") from None
 
 
 def to_span(bounds: tuple[datetime | None, datetime | None]) -> Span:
@@ -83,8 +103,40 @@ def _to_ms(time: Time, zone: tzinfo) -> int:
             raise ValueError(
                 f"{time!r} is no time: write 2026-11-20, 2026-11-20T14:30 or 2026-11-20T14:30:00Z"
             ) from None
+    numpy = sys.modules.get("numpy")  # who has no numpy gives none of its times
+    if numpy is not None and isinstance(time, numpy.datetime64):
+        time = _from_numpy(time)
+    if not isinstance(time, date):
+        raise ValueError(_told(time))  # noqa: TRY004  as for every argument that can't be used
+    if time != time:  # noqa: PLR0124  NaT, a datetime by its type
+        raise ValueError("NaT is no time: leave the bound out, or drop what is missing")
     if not isinstance(time, datetime):
         time = datetime(time.year, time.month, time.day)  # noqa: DTZ001  its zone follows
-    if time.tzinfo is None:
-        time = time.replace(tzinfo=zone)
-    return -((_EPOCH - time) // _MS)
+    try:
+        if time.tzinfo is None:
+            time = time.replace(tzinfo=zone)
+        return -((_EPOCH - time) // _MS)
+    except OverflowError:
+        raise ValueError(f"{time} is no time that can be recorded") from None
+
+
+def _from_numpy(time: Any) -> datetime:
+    """Raises ValueError for NaT, and for what no datetime holds."""
+    whole = time.astype("datetime64[us]")
+    if time != time:  # noqa: PLR0124  NaT
+        raise ValueError("NaT is no time: leave the bound out, or drop what is missing")
+    try:
+        at = datetime(1970, 1, 1) + timedelta(microseconds=int(whole.astype("int64")))  # noqa: DTZ001  it has no zone
+    except OverflowError:
+        raise ValueError(f"{time} is no time that can be recorded") from None
+    return at + timedelta(microseconds=1) if whole < time else at
+
+
+def _told(value: object) -> str:
+    """Why this is no time."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return (
+            f"{value} is a number, and nobody can tell in which unit: write pd.Timestamp({value}, unit='ms', tz='UTC') "
+            "or datetime.fromtimestamp(…, UTC)"
+        )
+    return f"{value!r} is no time: give text such as 2026-11-20T14:30, a date, a datetime or a Timestamp"

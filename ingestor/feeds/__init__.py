@@ -76,6 +76,8 @@ class Terms:
     """How long it and its successor are both read: what one hears, the other hears within this time."""
     never_closes: bool = False
     """All its markets trade around the clock, whatever their symbols look like."""
+    signed_prices: bool = False
+    """A price may be zero or below: whether that makes sense is the venue's affair."""
 
 
 class Feed(Protocol):
@@ -116,7 +118,7 @@ def make_feed(settings: FeedSettings, key: str) -> Feed:
     if isinstance(settings, JsonSettings):
         from ingestor.feeds.json_map import JsonMap
 
-        return JsonMap(settings)
+        return JsonMap(settings, key)
     from ingestor.feeds.finnhub import Finnhub
 
     return Finnhub(settings.url, key)

@@ -1,23 +1,26 @@
 """Any venue that sends trades as JSON: the settings say where in a message their values stand.
 
-A message is one trade, a list of trades, or an object that holds either (`items`). A trade is an object, or a map such
-as `{"AAPL": 145.67, "GOOGL": 2725.67}`, which is several.
+A message is one trade, a list of trades, or an object that holds either (`items`). A trade is an object, or an array.
+Where the settings say so it may also be a map such as `{"AAPL": 145.67, "GOOGL": 2725.67}`, which is several.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
-from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 
+from ingestor.config.addresses import KEY_PLACE
 from ingestor.config.feeds import JsonSettings
 from ingestor.feeds import Decoded, Frames, Notice, Terms
 from ingestor.feeds.reading import Reading
 from ingestor.feeds.strict_json import (
+    ANY_DECIMAL,
     JsonObject,
     RefusedError,
     notice_text,
@@ -29,7 +32,7 @@ from ingestor.feeds.strict_json import (
 from ingestor.schema import VENUE_TRADES
 
 Path = tuple[str, ...]
-"""The keys to a value, from the outside to the inside."""
+"""The keys to a value, from the outside to the inside; in an array a key is a number."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
@@ -49,39 +52,41 @@ class JsonMap:
 
     Why it rejects a frame: `not_utf8`, `not_json`, `too_deep`, `not_an_object` (nor a list), `repeated_key`, `no_data`
     (nothing at `items`). Why it rejects a trade, the first that applies: `not_an_object`, `repeated_key`, `bad_time`,
-    `bad_symbol`, `bad_price`, `bad_volume`. A missing time is the time of receipt, a missing volume is unknown.
+    `no_time_zone`, `bad_symbol`, `bad_price`, `bad_volume`. A missing time is the time of receipt, a
+    missing volume is unknown.
     """
 
     name = "json"
     schema = VENUE_TRADES
 
-    def __init__(self, settings: JsonSettings) -> None:
-        self.terms = Terms(never_closes=settings.never_closes)
+    def __init__(self, settings: JsonSettings, key: str = "") -> None:
+        self.terms = Terms(never_closes=settings.never_closes, signed_prices=settings.signed_prices)
         self._settings = settings
+        self._key = key
         self._layout = _Layout.of(settings)
 
     def __repr__(self) -> str:
         return f"JsonMap({self._settings.url!r})"
 
     def url(self) -> str:
-        """Where to connect; there is no key."""
-        return self._settings.url
+        """Where to connect, with the key where the settings have a place for it."""
+        return self._settings.url.replace(KEY_PLACE, quote(self._key, safe=""))
 
     def subscribe(self, symbols: Sequence[str]) -> list[str]:
         """One message a symbol, or one in all where the template names none; none without a template."""
-        return _filled(self._settings.subscribe, symbols)
+        return _filled(self._settings.subscribe, symbols, self._key)
 
     def unsubscribe(self, symbols: Sequence[str]) -> list[str]:
         """One message a symbol; none without a template that names it."""
         template = self._settings.unsubscribe
-        return _filled(template, symbols) if template and "{symbol}" in template else []
+        return _filled(template, symbols, self._key) if template and "{symbol}" in template else []
 
     def decode(self, frames: Frames) -> Decoded:
         """What the frames say. Never raises on bad input: what can't be read is a Reject.
 
         Frame by frame: shapes are anybody's here, and 100,000 frames a second are enough for them.
         """
-        reader, reading = _Reader(self._layout, self._settings.time_unit), Reading()
+        reader, reading = _Reader(self._layout, self._key), Reading()
         for frame, (payload, received_us) in enumerate(zip(frames.payloads, frames.received_us, strict=True)):
             reader.read(frame, payload, received_us // 1000, reading)
         return reading.decoded(VENUE_TRADES)
@@ -93,69 +98,130 @@ class JsonMap:
         return [self._written(*row).encode() for row in rows]
 
     def _written(self, time_ms: int, symbol: str, price: float, volume: float | None) -> str:
-        layout, trade = self._layout, JsonObject([])
-        _put(trade, layout.symbol, symbol)
-        _put(trade, layout.price, price)
+        layout = self._layout
+        values: list[tuple[_Place, object]] = [(layout.symbol, symbol), (layout.price, price)]
         if layout.volume and volume is not None:
-            _put(trade, layout.volume, volume)
+            values.append((layout.volume, volume))
         if layout.timestamp:
-            _put(trade, layout.timestamp, _written_time(time_ms, self._settings.time_unit))
-        message = trade
-        if layout.items:
-            message = JsonObject([])
-            _put(message, layout.items, [trade])
-        for path, text in layout.match.items():
-            _put(message, path, text)
+            values.append((layout.timestamp, _written_time(time_ms, layout)))
+        message = _put(None, layout.items, self._new_trade(values), layout.listed)
+        for path, text in layout.match:
+            message = _put(message, path, text, layout.listed)
+        for place, value in values:
+            if place.in_message:
+                message = _put(message, place.path, value)
         return json.dumps(message, separators=(",", ":"), ensure_ascii=False)
+
+    def _new_trade(self, values: list[tuple["_Place", object]]) -> Any:
+        """What stands at `items`."""
+        trade: Any = None
+        for place, value in values:
+            if not place.in_message:
+                trade = _put(trade, place.path, value)
+        return [trade] if self._layout.items else trade
+
+
+class _Place(NamedTuple):
+    """Where a value stands: in the trade, or in the message beside it. Nowhere, with an empty path."""
+
+    path: Path
+    in_message: bool
+
+    def __bool__(self) -> bool:
+        return bool(self.path)
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Where things stand; an empty path is where this venue has nothing."""
+    """Where things stand."""
 
-    symbol: Path
-    price: Path
-    volume: Path
-    timestamp: Path
+    symbol: _Place
+    price: _Place
+    volume: _Place
+    timestamp: _Place
     items: Path
-    match: Mapping[Path, str]
+    listed: frozenset[Path]
+    """The paths that the settings call lists, by `[]`; it matters to who writes a message alone."""
+    match: tuple[tuple[Path, str], ...]
+    arrays: bool
+    """A trade is an array."""
+    by_symbol: bool
     reserved: frozenset[str]
     """No key of a map."""
+    time_unit: TimeUnit
+    zone: tzinfo | None
+    """Of times that name none."""
 
     @classmethod
     def of(cls, settings: JsonSettings) -> "_Layout":
         fields = settings.fields
-        symbol, price, volume, timestamp, items = map(
-            _path, (fields.symbol, fields.price, fields.volume, fields.timestamp, settings.items)
+        symbol, price, volume, timestamp = places = [
+            _place(one) for one in (fields.symbol, fields.price, fields.volume, fields.timestamp)
+        ]
+        paths = [settings.items or "", *settings.match]
+        items, *matched = map(_path, paths)
+        return cls(
+            symbol=symbol,
+            price=price,
+            volume=volume,
+            timestamp=timestamp,
+            items=items,
+            listed=frozenset(path for text in paths for path in _lists(text)),
+            match=tuple(zip(matched, settings.match.values(), strict=True)),
+            arrays=any(place.path[0].isdecimal() for place in places if place and not place.in_message),
+            by_symbol=settings.prices_by_symbol,
+            reserved=_WORDS.union(items, *matched, *(place.path for place in places)),
+            time_unit=settings.time_unit,
+            zone=ZoneInfo(settings.time_zone) if settings.time_zone else None,
         )
-        match = {_path(key): text for key, text in settings.match.items()}
-        reserved = _WORDS.union(symbol, price, volume, timestamp, items, *match)
-        return cls(symbol, price, volume, timestamp, items, match, reserved)
 
 
-def _path(text: str | None) -> Path:
-    return tuple(text.split(".")) if text else ()
+def _place(text: str | None) -> _Place:
+    return _Place(_path(text.removeprefix("$.")), text.startswith("$.")) if text else _Place((), in_message=False)
 
 
-def _filled(template: str | None, symbols: Sequence[str]) -> list[str]:
-    """The template's text with each symbol, escaped as in a JSON string; the same text only once."""
+def _path(text: str) -> Path:
+    return tuple(key.removesuffix("[]") for key in text.split(".")) if text else ()
+
+
+def _lists(text: str) -> Iterator[Path]:
+    keys = text.split(".")
+    yield from (_path(".".join(keys[: at + 1])) for at, key in enumerate(keys) if key.endswith("[]"))
+
+
+def _filled(template: str | None, symbols: Sequence[str], key: str) -> list[str]:
+    """The template's text with each symbol and the key, escaped as in a JSON string; the same text only once."""
     if template is None:
         return []
-    return list(dict.fromkeys(template.replace("{symbol}", json.dumps(symbol)[1:-1]) for symbol in symbols))
+    keyed = template.replace(KEY_PLACE, json.dumps(key)[1:-1])
+    return list(dict.fromkeys(keyed.replace("{symbol}", json.dumps(symbol)[1:-1]) for symbol in symbols))
 
 
-def _put(message: JsonObject, path: Path, value: object) -> None:
-    """Set the value at the end of the path."""
-    *above, last = path
-    for key in above:
-        message = message.setdefault(key, JsonObject([]))
-    message[last] = value
+def _put(at: Any, path: Path, value: Any, listed: frozenset[Path] = frozenset(), above: Path = ()) -> Any:
+    """`at` with the value at the end of the path; what is missing on the way is made, in each item of a list."""
+    if not path:
+        return value
+    if path[0].isdecimal():
+        index = int(path[0])
+        at = [] if at is None else at
+        at += [None] * (index + 1 - len(at))
+        at[index] = _put(at[index], path[1:], value, listed, (*above, path[0]))
+    elif isinstance(at, list):
+        at[0] = _put(at[0], path, value, listed, above)
+    else:
+        at = JsonObject([]) if at is None else at
+        here = (*above, path[0])
+        below = at.get(path[0])
+        if below is None and here in listed and path[1:]:
+            below = [None]
+        at[path[0]] = _put(below, path[1:], value, listed, here)
+    return at
 
 
-def _written_time(time_ms: int, unit: TimeUnit) -> int | str | float:
-    if unit == "iso":
+def _written_time(time_ms: int, layout: _Layout) -> int | str | float:
+    if layout.time_unit == "iso":
         return (_EPOCH + time_ms * _MS).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return time_ms / 1000 if unit == "s" else int(time_ms * _PER_MS[unit])
+    return time_ms / 1000 if layout.time_unit == "s" else int(time_ms * _PER_MS[layout.time_unit])
 
 
 # A frame at a time
@@ -169,7 +235,8 @@ class _Reader:
     """Reads messages of this layout."""
 
     layout: _Layout
-    time_unit: TimeUnit
+    key: str
+    """What a venue might quote, and nobody may read."""
 
     def read(self, frame: int, payload: bytes, received_ms: int, reading: Reading) -> None:
         """Add what this frame says."""
@@ -177,64 +244,137 @@ class _Reader:
             document = read_json(payload)
             if not isinstance(document, list | JsonObject):
                 raise RefusedError("not_an_object")
-            if self._is_notice(document):
-                reading.notices.append(_notice(frame, document, self.layout.match))
+            found = _Found()
+            self._look(document, self.layout.items, self.layout.match, found)
+            if found.other is not None and not found.items:
+                reading.notices.append(self._notice(frame, *found.other))
+            elif found.astray and not found.items:
+                raise RefusedError("no_data")
             else:
-                reading.add_trades(frame, self._items(document), partial(self._row, received_ms=received_ms))
+                reading.add_trades(frame, found.items, lambda item: self._row(item, document, received_ms))
         except RefusedError as refused:
             reading.reject(frame, refused)
 
-    def _is_notice(self, document: Any) -> bool:
-        """Whether it says something else than a message with trades."""
-        return any(_as_text(_find(document, path)) != text for path, text in self.layout.match.items())
+    def _look(self, value: Any, path: Path, match: Sequence[tuple[Path, str]], found: "_Found") -> None:
+        """Find the trades at the end of the path that say what they should; what is asked of what lies on the way is
+        asked there, and of each item of a list.
+        """
+        if isinstance(value, list) and not (path and path[0].isdecimal()):
+            self._look_into(value, path, match, found)
+            return
+        below = [(keys, text) for keys, text in match if path and keys[0] == path[0] and keys[1:]]
+        for keys, text in match:
+            if (keys, text) not in below and (said := _as_text(_find(value, keys))) != text:
+                found.other = found.other or (value, said)
+                return
+        if path:
+            self._look(_find(value, path[:1]), path[1:], [(keys[1:], text) for keys, text in below], found)
+        elif isinstance(value, JsonObject):
+            found.items += self._unfolded(value) if self.layout.by_symbol and self._is_map(value) else [value]
+        else:
+            found.astray = True
 
-    def _items(self, document: Any) -> list[Any]:
-        """The trades in a message, each still as it came; those of a map as if they had come one by one."""
-        found = _find(document, self.layout.items)
-        if not isinstance(found, list | JsonObject):
-            raise RefusedError("no_data")
-        items = found if isinstance(found, list) else [found]
-        return [trade for item in items for trade in (self._unfolded(item) if self._is_map(item) else [item])]
+    def _look_into(self, items: list[Any], path: Path, match: Sequence[tuple[Path, str]], found: "_Found") -> None:
+        """The same in a list."""
+        of_list = [(keys, text) for keys, text in match if keys[0].isdecimal() and not self._are_arrays(items)]
+        for keys, text in of_list:
+            if (said := _as_text(_find(items, keys))) != text:
+                found.other = found.other or (items, said)
+                return
+        of_items = [one for one in match if one not in of_list]
+        if path:
+            for item in items:
+                if isinstance(item, list):  # no key leads into it
+                    found.astray = True
+                else:
+                    self._look(item, path, of_items, found)
+        elif self.layout.arrays and not self._are_arrays(items):
+            found.items.append(items)
+        else:
+            for item in items:
+                self._take(item, of_items, found)
 
-    def _is_map(self, item: Any) -> bool:
+    def _are_arrays(self, items: list[Any]) -> bool:
+        return all(isinstance(item, list) for item in items)
+
+    def _take(self, item: Any, match: Sequence[tuple[Path, str]], found: "_Found") -> None:
+        """An item of the list of trades."""
+        if isinstance(item, JsonObject):
+            self._look(item, (), match, found)
+            return
+        for keys, text in match:
+            if (said := _as_text(_find(item, keys))) != text:
+                found.other = found.other or (item, said)
+                return
+        found.items.append(item)
+
+    def _is_map(self, item: JsonObject) -> bool:
         return (
-            isinstance(item, JsonObject)
-            and bool(item)
+            bool(item)
             and not item.repeated
             and item.keys().isdisjoint(self.layout.reserved)
             and all(type(value) in (int, float) for value in item.values())
         )
 
     def _unfolded(self, prices: JsonObject) -> Iterator[JsonObject]:
+        """Those of a map as if they had come one by one."""
         for symbol, price in prices.items():
-            trade = JsonObject([])
-            _put(trade, self.layout.symbol, symbol)
-            _put(trade, self.layout.price, price)
-            yield trade
+            trade = _put(None, self.layout.symbol.path, symbol)
+            yield _put(trade, self.layout.price.path, price)
 
-    def _row(self, item: Any, received_ms: int) -> Row:
-        if not isinstance(item, JsonObject):
-            raise RefusedError("not_an_object")
+    def _row(self, item: Any, document: Any, received_ms: int) -> Row:
         layout = self.layout
-        paths = (layout.timestamp, layout.symbol, layout.price, layout.volume)
-        time, symbol, price, volume = (_find(item, path) if path else None for path in paths)
+        if not isinstance(item, list if layout.arrays else JsonObject):
+            raise RefusedError("not_an_object")
+        places = (layout.timestamp, layout.symbol, layout.price, layout.volume)
+        time, symbol, price, volume = (
+            _find(document if place.in_message else item, place.path) if place else None for place in places
+        )
         return (
-            received_ms if time is None else _milliseconds(time, self.time_unit),
+            received_ms if time is None else _milliseconds(time, layout),
             take_text(symbol, "bad_symbol"),
             _amount(price, "bad_price"),
             None if volume is None else _amount(volume, "bad_volume"),
             None,
         )
 
+    def _notice(self, frame: int, value: Any, said: str | None) -> Notice:
+        """A message that is not about trades, named by the first value by which it differs from one that is."""
+        word = self._blotted(said)
+        if word == "ping":
+            return Notice(frame, word, "")
+        if word == "error":
+            texts = (_as_text(_find(value, (key,))) for key in ("msg", "message", "reason", "error"))
+            return Notice(frame, word, self._blotted(next(filter(None, texts), None)))
+        return Notice(frame, "unknown", word)
+
+    def _blotted(self, text: str | None) -> str:
+        return notice_text(text.replace(self.key, "***") if text and self.key else text)
+
+
+@dataclass(slots=True)
+class _Found:
+    """What a message holds."""
+
+    items: list[Any] = field(default_factory=list)
+    """The trades, each still as it came."""
+    other: tuple[Any, str | None] | None = None
+    """The first thing in it that is none, and what it says instead."""
+    astray: bool = False
+    """Somewhere there was nothing at the end of the path."""
+
 
 def _find(value: Any, path: Path) -> Any:
     """What stands at the end of the path, None where nothing does. Raises RefusedError: `repeated_key`."""
     for key in path:
-        if not isinstance(value, JsonObject):
+        if isinstance(value, list):
+            value = value[int(key)] if key.isdecimal() and len(key) < 10 and int(key) < len(value) else None
+        elif not isinstance(value, JsonObject):
             return None
-        if key in value.repeated:
+        elif key in value.repeated:
             raise RefusedError("repeated_key")
-        value = value.get(key)
+        else:
+            value = value.get(key)
     return value
 
 
@@ -245,38 +385,29 @@ def _as_text(value: Any) -> str | None:
     return json.dumps(value) if isinstance(value, bool | int) else None
 
 
-def _notice(frame: int, document: Any, match: Mapping[Path, str]) -> Notice:
-    """A message that is not about trades, named by the first of the values by which those are told."""
-    word = notice_text(_as_text(_find(document, next(iter(match)))))
-    if word == "ping":
-        return Notice(frame, word, "")
-    if word == "error":
-        said = (_as_text(_find(document, (key,))) for key in ("msg", "message", "reason", "error"))
-        return Notice(frame, word, notice_text(next(filter(None, said), None)))
-    return Notice(frame, "unknown", word)
-
-
 def _amount(value: Any, reason: str) -> float:
     """A number, or the text of one."""
-    return take_decimal(value, reason) if isinstance(value, str) else take_number(value, reason)
+    return take_decimal(value, reason, ANY_DECIMAL) if isinstance(value, str) else take_number(value, reason)
 
 
-def _milliseconds(value: Any, unit: TimeUnit) -> int:
+def _milliseconds(value: Any, layout: _Layout) -> int:
     """Since 1970; what is finer is cut off."""
-    if unit == "iso":
-        return _read_iso(take_text(value, "bad_time"))
+    if layout.time_unit == "iso":
+        return _read_iso(take_text(value, "bad_time"), layout.zone)
     number = value if type(value) is int else _amount(value, "bad_time")
     exact = Decimal(value) if isinstance(value, str) else Decimal(repr(number))
-    whole = int(exact / _PER_MS[unit])
+    whole = int(exact / _PER_MS[layout.time_unit])
     if not -(2**63) <= whole < 2**63:
         raise RefusedError("bad_time")
     return whole
 
 
-def _read_iso(text: str) -> int:
-    """ISO 8601; UTC where it names no zone."""
+def _read_iso(text: str, zone: tzinfo | None) -> int:
+    """ISO 8601. What names no zone is in this one, and refused without one: nobody can tell when it was."""
     try:
         time = datetime.fromisoformat(text)
-    except ValueError:
+        if time.tzinfo is None and zone is None:
+            raise RefusedError("no_time_zone")
+        return ((time if time.tzinfo else time.replace(tzinfo=zone)) - _EPOCH) // _MS
+    except (ValueError, OverflowError):
         raise RefusedError("bad_time") from None
-    return ((time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH) // _MS

@@ -13,6 +13,8 @@ from typing import Any
 
 DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
 """A number in a string, as venues write prices: no sign, no exponent."""
+ANY_DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?", re.ASCII)
+"""A number in a string, in any form that people give one: `1.5E-7`, `+0.44`, `.48`."""
 _NOTICE_CHARACTERS = 200
 
 
@@ -81,9 +83,9 @@ def take_integer(value: Any, reason: str) -> int:
     raise RefusedError(reason)
 
 
-def take_decimal(value: Any, reason: str) -> float:
+def take_decimal(value: Any, reason: str, form: re.Pattern[str] = DECIMAL) -> float:
     """The double nearest to a decimal number in a string: `"0.00100000"`. Raises RefusedError."""
-    if isinstance(value, str) and DECIMAL.fullmatch(value) and math.isfinite(number := float(value)):
+    if isinstance(value, str) and form.fullmatch(value) and math.isfinite(number := float(value)):
         return number
     raise RefusedError(reason)
 
