@@ -109,7 +109,7 @@ def read_state(layout: Layout) -> Fact:
 
     def parse(content: bytes) -> Fact:
         told = decode_line(content.decode())
-        if told is None or told["fact"] != "state":
+        if told is None or told["fact"] != "state.kept":
             raise ValueError("not the state of a root")
         return {name: told[name] for name in ("format", *names)}
 

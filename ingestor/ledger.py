@@ -321,7 +321,7 @@ class Ledger:
         state = self._state
         told: Fact = {
             "at": state.last_us,
-            "fact": "state",
+            "fact": "state.kept",
             **{name: state.started[name] for name in ("format", "version", "feed") if name in state.started},
             "run": state.run,
             "began": state.began_us,

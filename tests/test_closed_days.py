@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from journals import Life, make_root
+from requirements import of_tier
 from structlog.testing import capture_logs
 
 from ingestor.accounts import read_accounts, read_seals
@@ -330,7 +331,7 @@ PIECES = st.lists(
 RANK = {"blind": 0, "unproven": 1, "recorded": 2}
 
 
-@settings(max_examples=200)
+@settings(max_examples=of_tier(200, 50))
 @given(PIECES)
 def test_where_claims_meet_the_least_stands(pieces: list[tuple[str, Any, str, int, int]]) -> None:
     rows = [
@@ -369,7 +370,7 @@ def play(story: Story, steps: list[tuple[str, float]], data: st.DataObject) -> N
     story.tell("disk.low", free=1, floor=2)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=of_tier(60, 8), deadline=None)
 @given(STEPS, st.data())
 def test_whatever_happens_closing_promises_nothing_more(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, float]], data: st.DataObject

@@ -77,7 +77,7 @@ def test_a_recorder_takes_it_up_and_seals_what_was_left(kept: Path, layout: Layo
 def test_a_newer_one_is_refused_with_a_sentence(layout: Layout) -> None:
     layout.create()
     told = {"run": 1, "began": 1, "segment": 1, "closed": 0, "last_received": 1, "open_gaps": [], "feed": "finnhub"}
-    layout.state.write_text(encode_line({"at": 1, "fact": "state", "format": FORMAT_VERSION + 1, **told}))
+    layout.state.write_text(encode_line({"at": 1, "fact": "state.kept", "format": FORMAT_VERSION + 1, **told}))
     ledger = Ledger(layout, 2, date(2026, 11, 27))
     ledger.record("run.started", format=FORMAT_VERSION + 1, run=2, open_gaps=[])
     ledger.close()

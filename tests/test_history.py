@@ -104,7 +104,7 @@ def an_account(layout: Layout) -> None:
 
 def the_state(layout: Layout) -> None:
     told = {"run": 4, "segment": 9, "began": 1, "closed": 0, "last_received": 5, "open_gaps": [], "feed": "finnhub"}
-    layout.state.write_text(encode_line({"at": 6, "fact": "state", "format": 2, **told}))
+    layout.state.write_text(encode_line({"at": 6, "fact": "state.kept", "format": 2, **told}))
 
 
 @pytest.mark.parametrize("leave", [a_sealed_segment, a_file_of_the_dataset, an_account, the_state])
@@ -141,7 +141,7 @@ def test_the_state_is_kept_as_the_run_goes_on(tmp_path: Path) -> None:
     assert (history.run, history.segment, history.closed) == (1, 1, 1)
 
 
-@pytest.mark.parametrize("spoil", [b"", b"{}", b"[" * 100_000, b"\0" * 100, b'{"at":1,"fact":"state","run":99}\n'])
+@pytest.mark.parametrize("spoil", [b"", b"{}", b"[" * 100_000, b"\0" * 100, b'{"at":1,"fact":"state.kept","run":99}\n'])
 def test_a_state_that_is_damaged_costs_a_warning(tmp_path: Path, spoil: bytes) -> None:
     layout = make_root(tmp_path)
     Life(layout).stop()
@@ -153,7 +153,7 @@ def test_a_state_that_is_damaged_costs_a_warning(tmp_path: Path, spoil: bytes) -
 
 def test_a_later_version_is_refused(tmp_path: Path) -> None:
     layout = make_root(tmp_path)
-    layout.state.write_text(encode_line({"at": 6, "fact": "state", "format": 3, "run": 1, "began": 1, "segment": 1,
+    layout.state.write_text(encode_line({"at": 6, "fact": "state.kept", "format": 3, "run": 1, "began": 1, "segment": 1,
                                          "closed": 0, "last_received": 5, "open_gaps": [], "feed": None}))  # fmt: skip
     with pytest.raises(FormatTooNew, match="format 3"):
         read_history(layout)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from journals import break_descriptor, make_ledger, make_root, no_file_beyond, writing_descriptors
+from requirements import of_tier
 from structlog.testing import capture_logs
 
 from ingestor.errors import FormatTooNew, NotARecording
@@ -120,7 +121,7 @@ class TestKnownErrors:
         [path] = list_ledgers(Layout(tmp_path))
         whole = path.read_bytes()
         facts = list(read_facts(path))
-        for bit in range(len(whole) * 8):
+        for bit in range(0, len(whole) * 8, of_tier(1, 5)):
             changed = bytearray(whole)
             changed[bit // 8] ^= 1 << bit % 8
             path.write_bytes(changed)

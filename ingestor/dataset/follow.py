@@ -17,7 +17,7 @@ from ingestor.layout import Layout
 from ingestor.schema import TRADES
 
 _POLL_S = 0.005
-_REST_POLL_S = 0.01
+_REST_POLL_S = 0.025
 """Where nothing has come for a second: then most of what a look costs is the waking up."""
 _REST_S = 1.0
 
