@@ -159,18 +159,20 @@ def close_days(layout: Layout, before: date) -> Iterator[date]:
     for chunk, after in pairwise(chain(chunks, [_peek(following[0]) if following else None])):
         if chunk is None:
             break
+        if not chunk.facts:  # of a file that a crash left empty
+            chunk.file.path.unlink()
+            continue
         same_run = after is not None and after.run == chunk.run and after.facts
-        horizon_us = after.facts[0]["at"] if after is not None and same_run else 0
+        # A run that ended is told up to its last word, which the next one's gap begins behind.
+        horizon_us = after.facts[0]["at"] if after is not None and same_run else chunk.facts[-1]["at"] + 1
         _close_coverage(layout, find_coverage(chunk.facts, None, horizon_us))
         close_accounts(layout, chunk.facts)
         _keep_facts(layout, chunk.facts)
-        day = day_of(chunk.facts[-1]["at"]) if chunk.facts else None
         if chunk.is_last:
             chunk.file.path.unlink()
             sync_directory(chunk.file.path.parent)
             log.info("ledger.closed", file=chunk.file.path.name)
-        if day is not None:
-            yield day
+        yield day_of(chunk.facts[-1]["at"])
 
 
 def _list_closable(files: list[LedgerFile], before: date) -> Iterator[LedgerFile]:

@@ -360,8 +360,8 @@ class _Story:
         """A run whose predecessor's facts are closed says what that one asked for, and up to when it is heard of."""
         if self.lives or self._run is not None or not started.get("asked"):
             return
-        self.told_from_us = started["ended"]
-        since_us = min([started["ended"], *(gap["since"] for gap in started["open_gaps"] if gap["symbol"] is None)])
+        self.told_from_us = started["ended"] + 1
+        since_us = min([started["ended"], *(gap["since"] for gap in started["open_gaps"] if gap["symbol"] is None)]) + 1
         self._begin([one for one in started["asked"] if self.only is None or one in self.only], 0, _Life(since_us))
         self.last_us = started["ended"]
 

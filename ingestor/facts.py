@@ -14,6 +14,9 @@ Fact = dict[str, Any]
 DAMAGED = "line.damaged"
 """Stands in a reading for a line that the disk has changed: what it said is not known. `at` is the fact before it."""
 
+STATE = "state.kept"
+"""The one line of `state.json`, which is no fact of the ledger."""
+
 _CRC = ',"crc":"%08x"}'
 _CRC_LENGTH = len(_CRC % 0)
 _LIMIT = 1 << 62

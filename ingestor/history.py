@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from ingestor.errors import DamagedFile
-from ingestor.facts import DAMAGED, Fact, decode_line
+from ingestor.facts import DAMAGED, STATE, Fact, decode_line
 from ingestor.layout import Layout, SegmentId, list_segments, read_small
 from ingestor.ledger import LedgerFile, check_format, list_ledger_files, read_facts
 from ingestor.run_state import RunState
@@ -109,7 +109,7 @@ def read_state(layout: Layout) -> Fact:
 
     def parse(content: bytes) -> Fact:
         told = decode_line(content.decode())
-        if told is None or told["fact"] != "state.kept":
+        if told is None or told["fact"] != STATE:
             raise ValueError("not the state of a root")
         return {name: told[name] for name in ("format", *names)}
 

@@ -331,7 +331,7 @@ def read_small(path: Path, parse: Callable[[bytes], _Content], limit: int = _SMA
         return parse(os.read(fd, limit))
     except OSError as error:
         raise DamagedFile(f"{path}: can't be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise DamagedFile(f"{path}: not what belongs into it") from None
     finally:
         os.close(fd)

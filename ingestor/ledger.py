@@ -55,7 +55,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from ingestor.errors import FormatTooNew, NotARecording
-from ingestor.facts import DAMAGED, Fact, decode_line, encode_line, is_sound
+from ingestor.facts import DAMAGED, STATE, Fact, decode_line, encode_line, is_sound
 from ingestor.layout import FILE_MODE, Layout, make_folder, sync_directory, write_whole
 from ingestor.run_state import RunState
 from ingestor.schema import FORMAT_VERSION
@@ -321,7 +321,7 @@ class Ledger:
         state = self._state
         told: Fact = {
             "at": state.last_us,
-            "fact": "state.kept",
+            "fact": STATE,
             **{name: state.started[name] for name in ("format", "version", "feed") if name in state.started},
             "run": state.run,
             "began": state.began_us,

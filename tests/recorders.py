@@ -38,7 +38,7 @@ from ingestor.journal.open_segment import Segments
 from ingestor.journal.rotation import Rotation
 from ingestor.journal.writer import Journal
 from ingestor.layout import Layout
-from ingestor.ledger import Ledger, now_us
+from ingestor.ledger import Ledger, list_ledger_files, now_us, read_facts
 from ingestor.schema import recorded
 
 T = TypeVar("T")
@@ -163,12 +163,13 @@ def running(rig: Rig) -> Iterator[Rig]:
 
 def blind_rows(rig: Rig) -> list[tuple[str, int]]:
     """Symbol and time of receipt of each recorded trade that coverage calls blind: there must never be any."""
-    coverage = find_coverage(rig.facts())
+    newest = list_ledger_files(rig.layout)[-1]  # a rig's run doesn't say that it takes over from another
+    coverage = find_coverage(read_facts(newest.path))
     rows: list[tuple[str, int]] = []
     intervals = {symbol: coverage.intervals(symbol) for symbol in coverage.symbols}
     follower = Follower(rig.layout, None, synced_only=False)
     for event in follower.read():
-        if isinstance(event, Rows):
+        if isinstance(event, Rows) and event.segment.run == newest.run:
             symbols, received = (
                 event.batch["symbol"].to_pylist(),
                 event.batch["received_at"].cast(pa.int64()).to_pylist(),

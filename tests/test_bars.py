@@ -107,6 +107,7 @@ def test_sessions(recording: Recording, session: str, seen: list[float]) -> None
     assert [bar["open"] for bar in bars(recording, session=session)] == seen
 
 
+@pytest.mark.filterwarnings("ignore:.*is not recorded")
 def test_without_trades_there_is_no_bar(recording: Recording) -> None:
     assert bars(recording) == []
     recording.write(Print(at("14:31"), "AAPL", 1, 100))

@@ -37,5 +37,5 @@ def test_each_part_is_there(said: str, heading: str) -> None:
 
 def test_the_gap_is_named(said: str) -> None:
     (line,) = [line for line in said.splitlines() if "connection" in line]
-    assert "2026-11-20 10:00:00-05:00" in line
+    assert "2026-11-20 10:00:00.000001-05:00" in line, "behind the last receipt"
     assert "2026-11-20 10:02:00-05:00" in line

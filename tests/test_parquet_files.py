@@ -208,7 +208,7 @@ class TestRecovery:
     def test_a_dataset_that_is_gone_is_unavailable(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path)
         sink = ParquetFiles(layout, make_ledger(layout))
-        layout.trades.write_text("in the way")
+        layout.trades.symlink_to(tmp_path / "not mounted")
         sink.write(as_rows(trades(1, 5)))
         with pytest.raises(SinkUnavailable):
             sink.end_segment(END)

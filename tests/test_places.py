@@ -112,4 +112,4 @@ def test_a_note_of_a_loss_that_was_hit_is_told_and_kept(tmp_path: Path, text: st
     note.write_text(text)
     note_loss(layout, "kafka", Cursor(3, 0), Cursor(4, 0))
     assert [loss.start for loss in read_losses(layout, "kafka")] == [Cursor(3, 0)]
-    assert note.with_suffix(".unreadable").read_text() == text
+    assert note.with_name(f".{note.name}.damaged").read_text() == text

@@ -109,7 +109,8 @@ def display() -> Iterator[str]:
 
 @pytest.mark.needs("display")
 def test_a_window_that_moves(tmp_path: Path, display: str) -> None:
-    recording = Recording(tmp_path)
+    recording = Recording(tmp_path, ["AAPL"])
+    recording.prove(["AAPL"], "2026-01-01T00:00")
     seen = {ImageGrab.grab(xdisplay=display).tobytes()}
 
     def shows_something_new() -> bool:

@@ -140,7 +140,8 @@ def test_compact_in_the_background_logs_what_it_does(tmp_path: Path) -> None:
     for _ in range(2):
         make_trade(recording)
     done = run_compact(recording, "--background")
-    assert [json.loads(line)["event"] for line in done.stderr.splitlines()] == ["day.compacted"]
+    events = [json.loads(line)["event"] for line in done.stderr.splitlines()]
+    assert events == ["ledger.closed", "day.closed", "day.compacted"]
 
 
 def test_a_second_compaction_fails_and_says_why(tmp_path: Path) -> None:

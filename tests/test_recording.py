@@ -99,7 +99,7 @@ def test_a_wrong_key_ends_the_run_and_the_ledger_says_so(tmp_path: Path, venue: 
         with pytest.raises(FeedRefused, match="FINNHUB_API_KEY"):
             stop()
     assert [fact["error"] for fact in facts(tmp_path, "run.stopped")] == ["FeedRefused"]
-    assert facts(tmp_path, "gap.opened") == []
+    assert [fact["cause"] for fact in facts(tmp_path, "gap.opened")] == ["refused"]
 
 
 def test_a_stop_and_a_start_soon_after_it_are_a_restart(tmp_path: Path, venue: RunningVenue) -> None:

@@ -103,8 +103,8 @@ def test_symbols_with_a_gap_of_their_own_degrade_it(recording: Recording, server
 def test_while_blind_nothing_says_otherwise(recording: Recording, server: HealthServer) -> None:
     """Symbols that ticked a moment ago don't tick, and the gap that is open counts up to now."""
     sent_us = now_us()
-    record_frames(recording, [FRAME % (b"AAPL", sent_us // 1000)], sent_us)
-    recording.gaps.close(sent_us)
+    record_frames(recording, [FRAME % (b"AAPL", sent_us // 1000)], sent_us - 41_000_000)
+    recording.gaps.close(sent_us - 41_000_000)
     recording.gaps.open("connection", sent_us - 40_000_000)
     found = read_status(recording.layout)
     assert found.vitals is not None

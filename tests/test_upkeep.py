@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from recordings import Print, Recording
 
+from ingestor.closed_days import close_days
 from ingestor.dataset.compact import locked_upkeep
 from ingestor.dataset.files import date_folder, list_days, list_names
 from ingestor.dataset.upkeep import GRACE, Upkeep
@@ -21,6 +22,11 @@ def recording(tmp_path: Path) -> Recording:
         recording.write(Print("2026-01-19T12:00", "AAPL", number, 10))
         recording.seal()
     return recording
+
+
+def close_ledger(recording: Recording) -> None:
+    """Nothing is left to be made data of."""
+    list(close_days(recording.layout, date.max))
 
 
 def names(recording: Recording, day: date = DAY) -> tuple[str, ...]:
@@ -42,6 +48,7 @@ def test_a_child_compacts_what_is_due(recording: Recording) -> None:
 
 
 def test_once_a_day_after_the_grace(recording: Recording) -> None:
+    close_ledger(recording)
     upkeep = Upkeep(recording.layout, recording.ledger, None)
     midnight = datetime(2026, 1, 20, tzinfo=UTC)
     upkeep.tick(midnight + GRACE - timedelta(seconds=1))
@@ -58,6 +65,7 @@ def test_once_a_day_after_the_grace(recording: Recording) -> None:
 
 
 def test_no_child_where_nothing_is_to_be_done(recording: Recording) -> None:
+    close_ledger(recording)
     upkeep = Upkeep(recording.layout, recording.ledger, None)
     upkeep.tick(datetime(2026, 1, 19, 23, tzinfo=UTC))
     assert upkeep.child is None
@@ -69,6 +77,7 @@ def test_retention(recording: Recording) -> None:
     assert list_days(recording.layout) == [DAY]
     upkeep.close()
     upkeep.tick(LONG_AGO + timedelta(days=1))
+    upkeep.close()
     assert list_days(recording.layout) == []
 
 

@@ -106,7 +106,7 @@ class TestBasic:
     def test_a_day_that_retention_deleted(self, layout: Layout) -> None:
         now = NOON + timedelta(days=9)
         ledger = Ledger(layout, 3, now.date())
-        assert delete_expired(layout, ledger, timedelta(days=8), now) == [TODAY]
+        assert delete_expired(layout, ledger, timedelta(days=4), now) == [TODAY]
         assert ledger.close()
         assert differences(layout) == []
         drop_a_file(layout)

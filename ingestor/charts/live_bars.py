@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.charts.series import Blind, Series
+from ingestor.dataset.arguments import no_warnings
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.bar_maker import COLUMNS, Recipe, bars_of
 from ingestor.dataset.bars import read_bars
@@ -37,10 +38,12 @@ class LiveBars:
         self._bars = bars
         self._tail_ms = self._tail_start(now_ms)
         start, end = (_time(ms) for ms in (self._tail_ms - bars * self._recipe.interval_ms, self._tail_ms))
-        settled = read_bars(root, interval, [symbol], start, end, engine="arrow")
+        with no_warnings():
+            settled = read_bars(root, interval, [symbol], start, end, engine="arrow")
         starts = settled.column("start").cast(pa.int64())
         self._settled = settled.append_column("start_ms", starts).select(_SHOWN).combine_chunks()
-        self._tail = read_trades(root, [symbol], end, columns=[*COLUMNS, "sequence"], engine="arrow")
+        with no_warnings():
+            self._tail = read_trades(root, [symbol], end, columns=[*COLUMNS, "sequence"], engine="arrow")
         self._sequence = pc.max(self._tail.column("sequence")).as_py() or 0
 
     @property

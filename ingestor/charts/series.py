@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ingestor.charts.indicators import Closes, Floats
 from ingestor.closed_days import read_closed_coverage
 from ingestor.coverage import Coverage, Interval, clip, join_intervals
+from ingestor.dataset.arguments import no_warnings
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.bars import read_bars
 from ingestor.dataset.coverage import read_known_coverage
@@ -68,7 +69,8 @@ def load_series(root: Path, symbol: str, interval: str, bounds: Bounds, tz: str)
 
     `interval` divides a day; bars are aligned to midnight in `tz`. Raises NotARecording, ValueError.
     """
-    bars = read_bars(root, interval, [symbol], *bounds, tz, engine="arrow")
+    with no_warnings():
+        bars = read_bars(root, interval, [symbol], *bounds, tz, engine="arrow")
     blind = find_blind(_intervals(root, symbol, to_span(bounds)))
     columns = {name: bars.column(name).to_numpy() for name in ("open", "high", "low", "close", "volume")}
     return Series(symbol, interval, bars.column("start").cast(pa.int64()).to_numpy(), **columns, blind=blind)
@@ -116,11 +118,9 @@ class BlindTimes:
 
 
 def find_blind(intervals: Iterable[Interval]) -> list[Blind]:
-    """The blind ones of one symbol's intervals, in the whole milliseconds that lie in them."""
+    """The blind ones of one symbol's intervals, from the millisecond in which each began."""
     return [
-        Blind(-(-one.start_us // 1000), one.end_us // 1000, one.cause or "")
-        for one in intervals
-        if one.state == "blind"
+        Blind(one.start_us // 1000, one.end_us // 1000, one.cause or "") for one in intervals if one.state == "blind"
     ]
 
 

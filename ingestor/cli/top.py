@@ -93,7 +93,8 @@ class Board:
             row.gaps = len(today)
             ends_us = [now_us if one.end_us >= coverage.horizon_us else one.end_us for one in today]  # it lasts
             starts_us = [max(one.start_us, midnight_us) for one in today]
-            row.blind_s = sum(max(end - start, 0) for start, end in zip(starts_us, ends_us, strict=True)) / 1e6
+            blind_us = sum(max(end - start, 0) for start, end in zip(starts_us, ends_us, strict=True))
+            row.blind_s = round(blind_us / 1e6, 3)
 
     def row(self, symbol: str) -> Row:
         return self.rows.setdefault(symbol, Row(symbol))

@@ -6,7 +6,9 @@ import difflib
 import os
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 
@@ -27,6 +29,17 @@ Names = str | Sequence[str]
 _STORE = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _NAMED = 5
 _KNOWN_DAYS = 31
+_QUIET = ContextVar("quiet", default=False)
+
+
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    """Within this nobody is warned of unknown symbols: a program asks, which says it in its own way."""
+    token = _QUIET.set(True)
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
 
 
 def find_root(root: str | Path) -> Path:
@@ -62,7 +75,7 @@ def warn_of_unknown(
 
     Raises FormatTooNew, OSError.
     """
-    if not symbols:
+    if not symbols or _QUIET.get():
         return
     there = set(pc.unique(found).to_pylist() if isinstance(found, pa.ChunkedArray) else found)
     absent = [symbol for symbol in symbols if symbol not in there]

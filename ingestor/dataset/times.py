@@ -19,6 +19,7 @@ never has a zone; the others with or without one.
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
 _DAY = timedelta(days=1)
+_DAYS_MAX = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +123,11 @@ def _to_ms(time: Time, zone: tzinfo) -> int:
 
 def _from_numpy(time: Any) -> datetime:
     """Raises ValueError for NaT, and for what no datetime holds."""
-    whole = time.astype("datetime64[us]")
     if time != time:  # noqa: PLR0124  NaT
         raise ValueError("NaT is no time: leave the bound out, or drop what is missing")
+    if abs(int(time.astype("datetime64[D]").astype("int64"))) > _DAYS_MAX:  # in µs it would be another time
+        raise ValueError(f"{time} is no time that can be recorded")
+    whole = time.astype("datetime64[us]")
     try:
         at = datetime(1970, 1, 1) + timedelta(microseconds=int(whole.astype("int64")))  # noqa: DTZ001  it has no zone
     except OverflowError:

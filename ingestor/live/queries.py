@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from ingestor.dataset.arguments import no_warnings
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.bars import read_bars
 from ingestor.dataset.coverage_frame import read_coverage
@@ -145,10 +146,11 @@ def find_bars(layout: Layout, query: BarsQuery, symbols: Sequence[str], now: flo
             raise BadQuery(f"that could be {bars:,} bars: ask for at most {_BARS_MAX:,} by a shorter time")
 
         def read(wanted: Sequence[str]) -> pa.Table:
-            return read_bars(
-                layout.root, query.interval, wanted, _time(span.start_ms), _time(span.end_ms), query.tz,
-                session=query.session, conditions=query.conditions, fill=query.fill, engine="arrow",
-            )  # fmt: skip
+            with no_warnings():
+                return read_bars(
+                    layout.root, query.interval, wanted, _time(span.start_ms), _time(span.end_ms), query.tz,
+                    session=query.session, conditions=query.conditions, fill=query.fill, engine="arrow",
+                )  # fmt: skip
 
         return _page_of_table(query, symbols, read)
     except ValueError as error:
@@ -160,7 +162,8 @@ def find_coverage_intervals(layout: Layout, query: CoverageQuery, symbols: Seque
     span = query.span(now)
 
     def read(wanted: Sequence[str]) -> pa.Table:
-        return read_coverage(layout.root, wanted, _time(span.start_ms), _time(span.end_ms), engine="arrow")
+        with no_warnings():
+            return read_coverage(layout.root, wanted, _time(span.start_ms), _time(span.end_ms), engine="arrow")
 
     return _page_of_table(query, symbols, read)
 

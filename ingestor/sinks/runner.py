@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from ingestor.errors import Lagged, SinkUnavailable
+from ingestor.errors import DamagedFile, Lagged, SinkUnavailable
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Event, Follower, Rows
 from ingestor.journal.scan import blames_file, open_file
@@ -60,7 +60,7 @@ class Runner:
         while not self.hurried.is_set():
             try:
                 event = next(events, None)
-            except OSError as error:
+            except (OSError, DamagedFile) as error:
                 return self._works("journal", error)
             except Lagged as error:  # somebody deleted a segment
                 log.error("journal.lost", error=str(error), hint="the rows of the segments that are gone are lost")
@@ -82,7 +82,7 @@ class Runner:
     def _free(self) -> None:
         try:
             free_segments(self._layout, self._sinks, self._claims)
-        except OSError as error:
+        except (OSError, DamagedFile) as error:
             self._works("freeing", error)
         else:
             self._works("freeing", None)
