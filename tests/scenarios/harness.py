@@ -27,7 +27,8 @@ from journals import one_by_one
 from requirements import of_tier, require
 
 import ingestor
-from ingestor.coverage import find_coverage, state_at
+from ingestor.coverage import state_at
+from ingestor.dataset.coverage import read_coverage
 from ingestor.journal.follower import Follower, Rows
 from ingestor.layout import Layout, list_segments
 from ingestor.schema import RUN_SHIFT, TRADES
@@ -403,7 +404,7 @@ def read_gaps(layout: Layout) -> list[Gap]:
 
 def count_blind_rows(layout: Layout, rows: pa.Table) -> int:
     """Recorded trades that coverage calls blind, by when they were received."""
-    coverage = find_coverage(read_facts(layout))
+    coverage = read_coverage(layout)
     intervals = {symbol: coverage.intervals(symbol) for symbol in coverage.symbols}
     told = rows.select(["symbol", "received_at"]).group_by(["symbol", "received_at"]).aggregate([])
     times = zip(told["symbol"].to_pylist(), told["received_at"].cast(pa.int64()).to_pylist(), strict=True)
