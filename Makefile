@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FOR ?= 20s
-QUICK := $(BIN)/pytest -n 2 --dist loadgroup --quick
+QUICK := $(BIN)/pytest -n 4 --dist loadgroup --quick
+# Most tests wait for something more than they compute: twice as many as there are cores.
 # Under coverage, and in long form, scenarios hold times to their bounds: they have the machine to themselves.
 UNITS := $(BIN)/pytest -n 2 --dist loadgroup --ignore tests/scenarios
 SCENARIOS := $(BIN)/pytest tests/scenarios

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from journals import FAST_DISK, NOON, Clock, Life, make_root
 
 from ingestor.capture.refused import Refused
 from ingestor.capture.rejects import Rejects
+from ingestor.closed_days import close_days
 from ingestor.dataset.compact import compact_days
 from ingestor.layout import Layout, list_segments
 from ingestor.ledger import list_ledgers
@@ -156,6 +157,11 @@ KINDS: dict[str, Kind] = {
     "synced": Kind(lambda layout: layout.synced, unseen=EVERY),
     "ballast": Kind(lambda layout: layout.ballast, unseen=EVERY),
     "lock": Kind(lambda layout: layout.lock, unseen=EVERY, refused=frozenset({"no permission"})),
+    "state": Kind(lambda layout: layout.state, unseen=EVERY),
+    "coverage of a closed day": Kind(lambda layout: _first(layout, "coverage/date=*/coverage.parquet"), unseen=GONE),
+    "account": Kind(lambda layout: _first(layout, "accounts/date=*/0*.parquet"), unseen=GONE),
+    "closed accounts": Kind(lambda layout: _first(layout, "accounts/date=*/closed-*.parquet"), unseen=GONE),
+    "facts of closed days": Kind(lambda layout: _first(layout, "ledger/closed-*.jsonl"), unseen=EVERY),
     "newest ledger": Kind(lambda layout: list_ledgers(layout)[-1], unseen=EVERY),
     "first ledger": Kind(lambda layout: list_ledgers(layout)[0], unseen=EVERY),
     "cursor of csv": Kind(lambda layout: layout.cursor_file("csv"), unseen=EVERY),
@@ -186,20 +192,20 @@ KINDS: dict[str, Kind] = {
             unseen=EVERY,
             refused=frozenset({"no permission", "a dangling link"}),
         )
-        for name in ("csv", "cursors", "coverage", "rejects", "staging", "journal", "journal/aside")
+        for name in (
+            "csv",
+            "cursors",
+            "coverage",
+            "accounts",
+            "ledger",
+            "rejects",
+            "staging",
+            "journal",
+            "journal/aside",
+        )
     },
 }
-ELSEWHERE: dict[str, str] = {
-    "coverage": "a run's number is found in the names of its ledgers alone",
-    "newest ledger": "the ledger's format is changing",
-    "first ledger": "the ledger's format is changing",
-    "sealed segment": "the journal's readers are being mended",
-    "unsealed segment": "the journal's readers are being mended",
-    "cursor of a sink that is no longer": "read by journal/cursor.py, which is changing",
-    "cursor of a sink": "read by journal/cursor.py, which is changing",
-    "cursor of csv": "read by journal/cursor.py, which is changing",
-    "stray name in cursors": "read by journal/cursor.py, which is changing",
-}
+ELSEWHERE: dict[str, str] = {}
 """Kinds of which some rows are yet to be mended, and why: whoever mends the last of a kind takes its line out."""
 
 
@@ -222,8 +228,10 @@ def make_root_of_all_kinds(root: Path) -> Layout:
     kept.write_bytes(content)
     now = datetime.combine(TODAY, datetime.min.time(), UTC) + timedelta(seconds=1)
     life = Life(layout, clock=Clock(YESTERDAY))
+    life.ledger.record("symbols.requested", connection=1, symbols=["AAPL"])
     life.writer.append(200, at=YESTERDAY)
     life.stop(compress=True)
+    list(close_days(layout, date.max))
     life = Life(layout, clock=Clock(now))
     life.writer.append(200, at=now)
     claimed = life.writer.path
