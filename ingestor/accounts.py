@@ -210,7 +210,9 @@ def _read(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
             plain = [pa.field(one.name, pa.int64()) if one.type == RECEIVED_AT else one for one in wanted]
             rows: list[dict[str, Any]] = table.cast(pa.schema(wanted)).cast(pa.schema(plain)).to_pylist()
             return rows
-    except (pa.ArrowException, ValueError, KeyError) as error:
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
         raise DamagedFile(f"{path}: can't be read: {str(error).partition(chr(10))[0]}") from None
 
 
@@ -273,6 +275,8 @@ def _list_folders(layout: Layout) -> list[Path]:
         names = os.listdir(layout.accounts)  # noqa: PTH208  years of dates: ten times as fast
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise DamagedFile(f"{layout.accounts}: can't be read: {error.strerror}") from None
     return [layout.accounts / name for name in sorted(names) if name.startswith("date=")]
 
 

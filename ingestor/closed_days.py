@@ -99,13 +99,16 @@ def list_closed_days(layout: Layout, first: date = date.min, last: date = date.m
     """The dates within these that have a file of coverage, oldest first."""
     if first > date.min and last < date.max and (last - first).days < _FEW_DAYS:
         days = [first + timedelta(number) for number in range((last - first).days + 1)]
-        return [day for day in days if layout.coverage_file(day).exists()]
-    found = []
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for folder in layout.coverage.glob("date=*"):
-            with contextlib.suppress(ValueError):
-                found.append(date.fromisoformat(folder.name.removeprefix("date=")))
-    return sorted(day for day in found if first <= day <= last and layout.coverage_file(day).exists())
+    else:
+        days = []
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for folder in layout.coverage.glob("date=*"):
+                with contextlib.suppress(ValueError):
+                    days.append(date.fromisoformat(folder.name.removeprefix("date=")))
+    try:
+        return sorted(day for day in days if first <= day <= last and layout.coverage_file(day).exists())
+    except OSError as error:
+        raise DamagedFile(f"{layout.coverage}: can't be read: {error.strerror}") from None
 
 
 def read_day(path: Path, symbols: Collection[str] | None = None) -> list[Row]:

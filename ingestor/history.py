@@ -137,8 +137,8 @@ def _fold_newest(files: list[LedgerFile]) -> RunState:
             try:
                 for fact in read_facts(file.path, tell_damage=True) if file.checked else _skim(file.path):
                     state.tell(fact)
-            except OSError as error:  # what it said is not known
-                log.error("ledger.unreadable", file=str(file.path), error=error.strerror or str(error))
+            except (OSError, DamagedFile) as error:  # what it said is not known
+                log.error("ledger.unreadable", file=str(file.path), error=str(error))
                 state.tell({"at": state.last_us, "fact": DAMAGED})
         if state.run:
             if not state.closed:  # format 1 doesn't tell it from run to run
@@ -182,10 +182,10 @@ def _list_witnesses(layout: Layout) -> Iterator[SegmentId]:
     for folder in (layout.trades, layout.accounts):
         try:
             days = sorted(name for name in os.listdir(folder) if name.startswith("date="))  # noqa: PTH208  ten times as fast
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:  # not there, not a folder, or not ours to read: the others speak
             continue
         for day in days[-_NEWEST_DAYS:]:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # deleted since, or not ours
+            with contextlib.suppress(OSError):  # deleted since, or not ours to read
                 for path in (folder / day).iterdir():
                     with contextlib.suppress(ValueError):
                         yield SegmentId.parse(path.name.removeprefix("closed-"))

@@ -54,7 +54,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from ingestor.errors import FormatTooNew, NotARecording
+from ingestor.errors import DamagedFile, FormatTooNew, NotARecording
 from ingestor.facts import DAMAGED, STATE, Fact, decode_line, encode_line, is_sound
 from ingestor.layout import FILE_MODE, Layout, make_folder, sync_directory, write_whole
 from ingestor.run_state import RunState
@@ -120,10 +120,14 @@ def list_ledger_files(layout: Layout) -> list[LedgerFile]:
     """The same with what their names say. The old place first: what is moved meanwhile is found in the new one."""
     found: dict[tuple[int, int, str], LedgerFile] = {}
     for folder in (layout.coverage, layout.ledger):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        try:
             for path in folder.iterdir():
                 if (file := parse_ledger_name(path)) is not None and path.is_file():
                     found[file[:3]] = file
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise DamagedFile(f"{folder}: can't be read: {error.strerror}") from None
     return sorted(found.values())
 
 
@@ -132,10 +136,15 @@ def read_facts(path: Path, skip: str | None = None, *, tell_damage: bool = False
     `tell_damage` asks for a fact named DAMAGED in its place.
 
     Lines that hold `skip` are not read, but for the last line of all: when the run last spoke is always told.
-    Raises FormatTooNew, OSError.
+    Raises FileNotFoundError, DamagedFile, FormatTooNew.
     """
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
-        yield from _read_lines(path, file, skip, tell_damage=tell_damage)
+    try:
+        with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+            yield from _read_lines(path, file, skip, tell_damage=tell_damage)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DamagedFile(f"{path}: can't be read: {error.strerror}") from None
 
 
 def read_open_facts(layout: Layout, skip: str | None = None) -> Iterator[Fact]:

@@ -410,6 +410,8 @@ def _strangers(layout: Layout) -> Iterator[Difference]:
             yield Difference(_place(layout, folder), "not the folder of a date", "nothing else in the dataset")
             continue
         dated = any(parse_days([folder.name]))
+        if not dated:
+            yield Difference(_place(layout, folder), "not the folder of a date", "nothing else in the dataset")
         for path in sorted(folder.iterdir()):
             if not dated or path.suffix != ".parquet":
                 yield Difference(_place(layout, path), "not a file of a date", "nothing else in the dataset")

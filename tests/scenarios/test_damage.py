@@ -159,8 +159,8 @@ KINDS: dict[str, Kind] = {
     "lock": Kind(lambda layout: layout.lock, unseen=EVERY, refused=frozenset({"no permission"})),
     "state": Kind(lambda layout: layout.state, unseen=EVERY),
     "coverage of a closed day": Kind(lambda layout: _first(layout, "coverage/date=*/coverage.parquet"), unseen=GONE),
-    "account": Kind(lambda layout: _first(layout, "accounts/date=*/0*.parquet"), unseen=GONE),
-    "closed accounts": Kind(lambda layout: _first(layout, "accounts/date=*/closed-*.parquet"), unseen=GONE),
+    "account": Kind(lambda layout: _first(layout, "accounts/date=*/0*.parquet"), unseen=EVERY),
+    "closed accounts": Kind(lambda layout: _first(layout, "accounts/date=*/closed-*.parquet"), unseen=EVERY),
     "facts of closed days": Kind(lambda layout: _first(layout, "ledger/closed-*.jsonl"), unseen=EVERY),
     "newest ledger": Kind(lambda layout: list_ledgers(layout)[-1], unseen=EVERY),
     "first ledger": Kind(lambda layout: list_ledgers(layout)[0], unseen=EVERY),
@@ -231,7 +231,6 @@ def make_root_of_all_kinds(root: Path) -> Layout:
     life.ledger.record("symbols.requested", connection=1, symbols=["AAPL"])
     life.writer.append(200, at=YESTERDAY)
     life.stop(compress=True)
-    list(close_days(layout, date.max))
     life = Life(layout, clock=Clock(now))
     life.writer.append(200, at=now)
     claimed = life.writer.path
@@ -241,6 +240,7 @@ def make_root_of_all_kinds(root: Path) -> Layout:
     life.writer.journal.sync()
     life.drain()
     life.kill()
+    list(close_days(layout, date.max))
     claimed.with_name(claimed.name.replace(".journal", ".sealed.journal")).write_bytes(content)
     layout.cursor_file("sqlite").write_text('{"segment": 5, "offset": 0}')
     layout.cursor_file("kafka").write_text('{"segment": 5, "offset": 0}')
