@@ -23,7 +23,7 @@ from ingestor.daemon import record  # noqa: F401  imported before the first fork
 from ingestor.dataset.export import export_trades
 from ingestor.dataset.times import EVER
 from ingestor.dataset.verify import Verification
-from ingestor.errors import IngestorError
+from ingestor.errors import DamagedFile, IngestorError
 from ingestor.layout import Layout, list_segments
 
 AT_ONCE = 6
@@ -171,7 +171,7 @@ class Child:
 def _newest_segment(root: Path) -> int:
     """The number of the newest segment that holds rows; 0 where there is none."""
     found = 0
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, DamagedFile):
         for file in list_segments(Layout(root)):
             with contextlib.suppress(OSError):
                 if _BEGUN_BYTES < file.path.stat().st_size < 1 << 30:
