@@ -10,6 +10,7 @@ A gap that began on a day that is closed already is written into that day's file
 """
 
 import contextlib
+import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -106,7 +107,7 @@ def list_closed_days(layout: Layout, first: date = date.min, last: date = date.m
                 with contextlib.suppress(ValueError):
                     days.append(date.fromisoformat(folder.name.removeprefix("date=")))
     try:
-        return sorted(day for day in days if first <= day <= last and layout.coverage_file(day).exists())
+        return sorted(day for day in days if first <= day <= last and os.path.lexists(layout.coverage_file(day)))
     except OSError as error:
         raise DamagedFile(f"{layout.coverage}: can't be read: {error.strerror}") from None
 
@@ -119,9 +120,11 @@ def read_day(path: Path, symbols: Collection[str] | None = None) -> list[Row]:
         check_format(path, {"format": int((told.schema.metadata or {}).get(FORMAT_KEY, b"0"))})
         times = [pa.field(one.name, pa.int64()) if one.type == RECEIVED_AT else one for one in COVERAGE_FILE]
         columns = told.select(COVERAGE_FILE.names).cast(COVERAGE_FILE).cast(pa.schema(times)).columns
-    except (FileNotFoundError, FormatTooNew):
+    except FormatTooNew:
         raise
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
+            raise
         raise DamagedFile(f"{path}: can't be read: {str(error).partition(chr(10))[0]}") from None
     return [Row(*values) for values in zip(*(column.to_pylist() for column in columns), strict=True)]
 

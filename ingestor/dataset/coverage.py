@@ -61,7 +61,7 @@ def _dates(span: Span) -> tuple[date, date]:
 def _newest_frame_us(layout: Layout) -> int:
     """The receive time of the newest frame in the journal; 0 where the ledger accounts for all of them."""
     for file in reversed(list_segments(layout)):
-        with contextlib.suppress(FileNotFoundError):  # freed since it was listed: the ledger has its account
+        with contextlib.suppress(OSError):  # freed since it was listed, or damaged: the ledger's last word stands
             if received_us := last_received_us(file.path):
                 return received_us
     return 0
