@@ -351,6 +351,7 @@ def test_a_replay_sends_the_recording_and_then_is_silent(tmp_path: Path) -> None
 # TLS
 
 
+@pytest.mark.needs("openssl")
 def test_it_serves_tls(tmp_path: Path) -> None:
     pem, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
