@@ -171,7 +171,7 @@ class FileDestination(Destination):
         folder = self.folder()
         if folder.exists():
             folder.rename(folder.with_suffix(".away"))
-        folder.write_text("in the way")
+        folder.symlink_to(folder.with_suffix(".not-mounted"))
 
     def start(self) -> None:
         folder = self.folder()
