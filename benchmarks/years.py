@@ -193,21 +193,33 @@ def measure(command: Sequence[str], until: str | None = None) -> Cost:
     pipe = subprocess.PIPE if until else subprocess.DEVNULL
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=pipe, text=True, env=_environment())
     lasted_s = None
+    peak_kb = 0
     if until is not None:
         for text in process.stderr or ():
             if until in text:
                 lasted_s = time.monotonic() - began_s
+                peak_kb = _peak_kb(process.pid)
                 process.send_signal(signal.SIGKILL)
                 break
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    while process.poll() is None:
+        peak_kb = max(peak_kb, _peak_kb(process.pid))
+        time.sleep(0.01)
     if until is None and process.returncode not in {0, 3}:
         raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
     if until is not None and lasted_s is None:
         raise SystemExit(f"{' '.join(command)}: never said {until!r}")
     if process.stderr is not None:
         process.stderr.close()
-    return Cost(lasted_s or time.monotonic() - began_s, usage.ru_maxrss / 1024)
+    return Cost(lasted_s or time.monotonic() - began_s, peak_kb / 1024)
+
+
+def _peak_kb(pid: int) -> int:
+    """Of the program that runs in this process; `ru_maxrss` would count its parent's before the exec."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("VmHWM:")), 0)
 
 
 def _environment() -> dict[str, str]:

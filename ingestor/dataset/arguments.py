@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.closed_days import list_closed_days, list_closed_symbols
+from ingestor.closed_days import list_closed_days, list_closed_symbols, read_closed_coverage
 from ingestor.dataset.coverage import read_known_coverage
 from ingestor.dataset.rows import Selection, plain_texts, read_dates
 from ingestor.dataset.snapshot import read_consistently
@@ -23,6 +24,9 @@ from ingestor.dataset.times import EVER, Span, day_start_ms
 from ingestor.errors import NotARecording
 from ingestor.layout import Layout
 from ingestor.ledger import list_ledgers
+
+if TYPE_CHECKING:
+    from ingestor.coverage import Interval
 
 Names = str | Sequence[str]
 """One name, or several in whatever holds text: a list, a set, a Series, an array."""
@@ -126,8 +130,15 @@ def explain_nothing(root: Path, symbols: Sequence[str] | None, tz: tzinfo) -> st
 
     Raises FormatTooNew, OSError.
     """
-    coverage = read_known_coverage(Layout(root), None if symbols is None else tuple(symbols))
-    pieces = [piece for symbol in coverage.symbols for piece in coverage.intervals(symbol)]
+    layout, chosen = Layout(root), None if symbols is None else tuple(symbols)
+    days = list_closed_days(layout)
+    pieces: list[Interval] = []
+    if len(days) > _KNOWN_DAYS:  # the first and the last are told: what lies between need not be read
+        first = read_closed_coverage(layout, chosen, days[0], days[_KNOWN_DAYS - 1])
+        pieces += [piece for own in first.intervals.values() for piece in own]
+    span = Span(day_start_ms(days[-_KNOWN_DAYS:][0]) if days else None, None)
+    coverage = read_known_coverage(layout, chosen, span=span)
+    pieces += [piece for symbol in coverage.symbols for piece in coverage.intervals(symbol)]
     if not pieces:
         return None
     start, end = (
