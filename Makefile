@@ -22,7 +22,7 @@ help: ## List the targets
 demo: $(VENV)/.analysis ## Record a simulated venue for 20 s and show the result; needs no key
 	$(BIN)/ingestor demo --for $(FOR)
 
-test: $(VENV)/.dev ## The quick tier of the tests, in less than 4 minutes: every module, a short round of each kind of scenario
+test: $(VENV)/.dev ## The quick tier of the tests: every module, a short round of each kind of scenario
 	$(IN_TMP) $(QUICK) $(REMOVE_TMP)
 
 check: $(VENV)/.dev ## Format, lint, types, all tests in full with branch coverage: a quarter of an hour
