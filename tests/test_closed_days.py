@@ -171,10 +171,9 @@ def test_any_tool_reads_the_folder(tmp_path: Path) -> None:
     layout = write_story(tmp_path).layout
     take_over_format_1(layout)
     close_all(layout)
-    for folder in (layout.coverage,):
-        table = ds.dataset(folder, format="parquet", partitioning="hive").to_table()
-        assert set(table.column_names) == {"symbol", "state", "cause", "all_symbols", "start", "end", "date"}
-        assert table.num_rows == sum(len(read_day(layout.coverage_file(day))) for day in list_closed_days(layout))
+    table = ds.dataset(layout.coverage, format="parquet", partitioning="hive").to_table()
+    assert set(table.column_names) == {"symbol", "state", "cause", "all_symbols", "start", "end", "date"}
+    assert table.num_rows == sum(len(read_day(layout.coverage_file(day))) for day in list_closed_days(layout))
 
 
 class Struck(Exception):
