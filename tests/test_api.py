@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from recordings import make_sample
+from requirements import of_tier
 
 import ingestor
 from ingestor.errors import ConfigError, NotARecording
@@ -72,7 +73,7 @@ def test_a_type_checker_knows_that_they_give_frames(sample: Path) -> None:
     assert {type(frame) for frame in frames} == {pd.DataFrame}
 
 
-@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "follow"])
+@pytest.mark.parametrize("name", of_tier([name for name in FUNCTIONS if name != "follow"], ["read_trades"]))
 def test_without_pandas_it_says_what_to_install(name: str, sample: Path) -> None:
     """And with `engine="arrow"` nobody misses it."""
     program = WITHOUT_PANDAS + (

@@ -22,8 +22,6 @@ from ingestor.charts.bokeh_app import INTERVALS
 from ingestor.cli.dashboard import dashboard
 from ingestor.cli.main import cli
 
-pytestmark = pytest.mark.xdist_group("dashboard")
-
 SYMBOLS = ("AAPL", "MSFT")
 TOLD = (
     "(function told(node) { return [...node.childNodes, node.shadowRoot].map(one => one?.nodeType == 3 ? one.data"

@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 from recordings import make_sample
 
-pytestmark = pytest.mark.xdist_group("examples")
-
 EXAMPLE = Path(__file__).parents[1] / "examples/analysis.py"
 
 

@@ -14,6 +14,7 @@ import pytest
 from live_servers import Answer, Server, running_serve
 from prometheus_client.parser import text_string_to_metric_families
 from recordings import Print, Recording
+from requirements import of_tier
 
 import ingestor
 from ingestor.dataset.merge import AT_ONCE
@@ -113,7 +114,7 @@ def test_a_page_goes_on_behind_its_last_row_whatever_came_meanwhile(tmp_path: Pa
     assert [row["price"] for row in first["trades"] + second["trades"]] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(of_tier(2, 1)))
 def test_pages_of_any_size_are_the_whole_over_any_number_of_files(tmp_path: Path, seed: int) -> None:
     """A date of more files than are merged at once comes in several runs, and late trades stand in the wrong one."""
     rng = random.Random(seed)

@@ -20,8 +20,6 @@ from packaging.utils import canonicalize_name
 
 import ingestor
 
-pytestmark = pytest.mark.xdist_group("release")
-
 PACKAGED = {
     "config/ingestor.yaml": "ingestor/cli/templates/ingestor.yaml",
     "config/binance.yaml": "ingestor/cli/templates/binance.yaml",

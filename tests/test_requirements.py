@@ -60,18 +60,23 @@ def test_what_is_missing_is_found_before_a_fixture_starts_anything(tmp_path: Pat
     assert not (tmp_path / "started").exists()
 
 
+@pytest.mark.long
 def test_where_everything_is_required_it_fails(tmp_path: Path) -> None:
     code, said = outcome(tmp_path, NEEDY, REQUIRE_ALL="1")
     assert (code, "needs no-such-program" in said) == (1, True), said
     assert not (tmp_path / "started").exists()
 
 
+@pytest.mark.long
 def test_a_process_that_is_left_ends_and_fails_the_run(tmp_path: Path) -> None:
     code, said = outcome(tmp_path, LEAVING)
     assert (code, bool(re.search("left behind: .*sleep 600", said))) == (1, True), said
     assert not Path("/proc", (tmp_path / "pid").read_text()).exists()
 
 
-@pytest.mark.parametrize(("options", "said"), [((), "2 passed"), (("--quick",), "1 passed, 1 deselected")])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [pytest.param((), "2 passed", marks=pytest.mark.long), (("--quick",), "1 passed, 1 deselected")],
+)
 def test_the_quick_tier_leaves_out_what_is_long(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
     assert said in outcome(tmp_path, LONG, *options)[1]

@@ -95,6 +95,7 @@ def test_the_last_known_price_comes_at_once_and_then_every_trade(market: Market,
     assert prices(client, 3) == [101, 102, 103]
 
 
+@pytest.mark.long
 def test_many_symbols_in_one_message_and_one_less(market: Market, server: Server) -> None:
     client = server.subscriber("AAPL", "MSFT")
     assert {hear(client)["symbol"] for _ in range(2)} == {"AAPL", "MSFT"}
@@ -116,6 +117,7 @@ def test_latest_skips_to_the_newest(market: Market, server: Server) -> None:
     assert prices(client, 1) == [5]
 
 
+@pytest.mark.long
 def test_a_late_trade_is_news_to_all_and_not_to_latest(market: Market, server: Server) -> None:
     everything, latest = server.subscriber("AAPL"), server.subscriber("AAPL", mode="latest", every="10ms")
     assert prices(everything, 1) == prices(latest, 1) == [100]
@@ -279,6 +281,7 @@ def test_with_authentication_nothing_is_told_without_a_token(guarded: Server) ->
     assert "authenticate first" in hear(client)["error"]
 
 
+@pytest.mark.long
 def test_a_token_may_come_by_message_by_header_or_by_query(market: Market, guarded: Server) -> None:
     by_message = guarded.connect()
     say(by_message, action="authenticate", token=token())
@@ -315,6 +318,7 @@ def test_a_forged_token_is_refused_by_message(guarded: Server) -> None:
     assert hear(client) == {"error": "the token is for another audience"}
 
 
+@pytest.mark.long
 def test_a_token_reaches_as_far_as_it_says(guarded: Server) -> None:
     client = guarded.connect(f"/live-price?token={token(symbols=['AAPL'])}")
     say(client, action="subscribe", symbols=["AAPL", "MSFT"])
@@ -391,7 +395,7 @@ def test_a_port_that_is_taken_is_said(market: Market) -> None:
     assert f"can't listen on 127.0.0.1:{port}" in errors
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_it_stops_when_asked_and_tells_its_clients(server: Server, number: int) -> None:
     client = server.subscriber("AAPL")
     assert prices(client, 1) == [100]
@@ -439,7 +443,7 @@ FLOODS = {
 LAST = b"the last"
 
 
-@pytest.mark.parametrize("authenticated", [False, True])
+@pytest.mark.parametrize("authenticated", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_flood_of_frames_takes_a_clients_share_and_no_more(market: Market, *, authenticated: bool) -> None:
     """Twenty of each: they wait for their turn, and what they ask for is not even answered while others are served."""
     options = ("--jwt", "HS256") if authenticated else ()
@@ -477,6 +481,7 @@ def read_all(client: socket.socket) -> bytes:
     return heard
 
 
+@pytest.mark.long
 def test_pings_in_measure_are_answered(server: Server) -> None:
     """And more than that in time: who sends many is slowed down, not refused."""
     client = server.connect()
@@ -486,12 +491,14 @@ def test_pings_in_measure_are_answered(server: Server) -> None:
     assert answers == [str(number).encode() for number in range(300)]
 
 
+@pytest.mark.long
 def test_a_message_in_too_many_fragments_is_refused(server: Server) -> None:
     client = server.connect()
     wire(client).sendall(BEGUN + client_frame(CONTINUATION, b"x", final=False) * 1001)
     assert hear_end(client) == (1008, "more than 1000 fragments of one message")
 
 
+@pytest.mark.long
 def test_text_that_is_no_text_is_refused_in_a_line_of_the_log(market: Market, tmp_path: Path) -> None:
     log = tmp_path / "serve.log"
     with running_serve(market.root, log=log) as server:
@@ -519,6 +526,7 @@ def test_huge_frames_are_refused_before_they_are_read(server: Server) -> None:
     assert server.memory_bytes - before < 5_000_000
 
 
+@pytest.mark.long
 def test_a_huge_frame_gets_its_reason(server: Server) -> None:
     client = server.connect()
     client.send("x" * 10_000_000)

@@ -101,12 +101,14 @@ def test_json_tells_programs_where_and_with_which_seed() -> None:
     assert facts["url"].startswith("ws://127.0.0.1:")
 
 
+@pytest.mark.long
 def test_it_ends_by_itself_after_the_time_given() -> None:
     with simulate("--for", "200ms") as (line, process):
         assert line.startswith(READY)
         assert process.wait(20) == 0
 
 
+@pytest.mark.long
 def test_a_replay_and_its_faults_are_read_from_files(tmp_path: Path) -> None:
     recording, script = tmp_path / "r.csv", tmp_path / "f.yaml"
     recording.write_text("timestamp,symbol,price,volume\n2026-11-20T14:30:00Z,AAPL,164.06,5\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from journals import NOON, Life, block, make_root
+from requirements import of_tier
 
 from ingestor.schema import TRADES
 
@@ -47,7 +48,10 @@ def shib(sequence: int) -> dict[str, object]:
     return aapl(sequence) | {"symbol": SHIB, "price": 1.234e-05, "volume": None, "conditions": None, "repeated": False}
 
 
-@pytest.mark.parametrize(("options", "hour"), [([], "12"), (["--tz", "America/New_York"], "07")])
+@pytest.mark.parametrize(
+    ("options", "hour"),
+    of_tier([([], "12"), (["--tz", "America/New_York"], "07")], [(["--tz", "America/New_York"], "07")]),
+)
 def test_a_line_a_trade(tmp_path: Path, options: list[str], hour: str) -> None:
     lines = tail(tmp_path, "--count", "2", *options)
     assert lines == [line.rstrip() for line in lines]

@@ -376,6 +376,7 @@ class TestCompaction:
 
 
 class TestRaces:
+    @pytest.mark.long
     def test_beside_a_recorder_that_rotates_and_seals(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path)
         life = Life(layout, rotation=Rotation(age_s=0, size=1))

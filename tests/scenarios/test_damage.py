@@ -1,8 +1,9 @@
 """The damage table: whatever the files of a root look like, a recording starts, records and stops; readers name what
 they can't read; `verify` finds it.
 
-Each kind of file is damaged in every way (a few ways per kind in the short form; all of them with CHAOS_ROUNDS). To
-add a kind of file: make it in `make_root_of_all_kinds` if it isn't there, and add a line to KINDS.
+Each kind of file is damaged in every way (a few ways per kind in the short form, one in the quick tier; all of them
+with CHAOS_ROUNDS). To add a kind of file: make it in `make_root_of_all_kinds` if it isn't there, and add a line to
+KINDS.
 """
 
 import json
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 from harness import environ, running_venue
 from journals import FAST_DISK, NOON, Clock, Life, make_root
+from requirements import of_tier
 
 from ingestor.capture.refused import Refused
 from ingestor.capture.rejects import Rejects
@@ -378,12 +380,15 @@ def player() -> Iterator[Player]:
 
 
 def _chosen(name: str) -> dict[str, Callable[[Path], None]]:
-    """All damages in the long form; else five, other ones for each kind, so that all of them come to pass."""
+    """All damages in the long form, else five, in the quick tier one: other ones for each kind, so that each has its
+    turn.
+    """
     all_ = FOLDER_DAMAGES if KINDS[name].folder else FILE_DAMAGES
     if LONG:
         return all_
     at, names = list(KINDS).index(name), list(all_)
-    return {names[(at * 3 + step * 4) % len(names)]: all_[names[(at * 3 + step * 4) % len(names)]] for step in range(5)}
+    chosen = [names[(at * 7 + step * 4) % len(names)] for step in range(of_tier(5, 1))]
+    return {name: all_[name] for name in chosen}
 
 
 def test_the_root_is_sound_before_it_is_damaged(player: Player) -> None:

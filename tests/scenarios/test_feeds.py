@@ -84,7 +84,7 @@ def record(
     ("example", "path", "protocol"),
     [
         ("ingestor", "", ["finnhub"]),
-        ("binance", "/ws", ["binance"]),
+        pytest.param("binance", "/ws", ["binance"], marks=pytest.mark.long),
         pytest.param("binance", "/stream", ["binance"], marks=pytest.mark.long),
         pytest.param("json", "", ["json", "--config", str(CONFIG / "json.yaml")], marks=pytest.mark.long),
     ],

@@ -21,8 +21,6 @@ from live_servers import PATIENCE_S, Server, hear, hear_end, running_serve, say
 
 import ingestor
 
-pytestmark = pytest.mark.xdist_group("live")
-
 LIVE = "document.getElementById('link').dataset.state === 'live'"
 PRICES = "[...document.querySelectorAll('td.price')].map((cell) => cell.textContent).join(' ')"
 STATES = "[...document.querySelectorAll('tbody tr')].map((row) => row.dataset.state).join(' ')"

@@ -32,6 +32,7 @@ from harness import (
 )
 from harness import running_venue as running_venue_process
 from recorders import CRYPTO, KEY, Rig, make_rig, running
+from requirements import of_tier
 from structlog.testing import capture_logs
 
 from ingestor.capture.attempts import Waits
@@ -43,8 +44,6 @@ from ingestor.simulator.market import MarketSettings
 from ingestor.simulator.running import running_venue
 from ingestor.simulator.settings import VenueSettings
 from ingestor.simulator.truth import read_truth
-
-pytestmark = pytest.mark.xdist_group("network")
 
 CONNECTION: dict[str, Any] = {"silence": "2s", "ping_interval": "1s", "backoff_max": "1s"}
 WAITS = Waits(refused_s=1.0, throttled_s=1.0, symbol_s=2.0)
@@ -108,6 +107,25 @@ WHOLLY_SILENT = {"false_invalid_symbol", "a_day_ahead"}
 """Under these no trade is recorded for as long as they last, which is longer than anybody waits here."""
 STAYS_MUTE = {"symbol_mute"}
 """That symbol trades no more on its connection."""
+QUICK = (
+    "answer_401",
+    "answer_429",
+    "slow_handshake",
+    "close_1000",
+    "reset",
+    "intruder",
+    "mute",
+    "symbol_mute",
+    "half_frame",
+    "false_invalid_symbol",
+    "huge_frames",
+    "triple",
+    "a_day_ahead",
+    "garbage",
+)
+"""One or two of each kind, for the quick tier."""
+PLAYED = of_tier(tuple(EXPECTED), QUICK)
+RECORDED = [fault for fault in PLAYED if not EXPECTED[fault].refused_for_good]
 
 
 @dataclass(frozen=True)
@@ -225,31 +243,23 @@ def proven_on(layout: Layout, connection: int) -> bool:
     return {fact["symbol"] for fact in proven if fact["connection"] == connection} == set(CRYPTO)
 
 
-@dataclass(frozen=True)
-class Runs:
-    """All of them."""
-
-    under: Mapping[str, Future[Outcome]]
-    """By preset."""
-    under_ten: Future[TenFaults]
+Runs = Mapping[str, Future[Outcome]]
+"""By preset."""
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     with capture_logs(), ThreadPoolExecutor(AT_ONCE) as executor:
-        ten = executor.submit(record_under_ten_faults, tmp_path_factory.mktemp("ten"))
-        yield Runs(
-            {fault: executor.submit(record_under, fault, tmp_path_factory.mktemp(fault)) for fault in EXPECTED}, ten
-        )
+        yield {fault: executor.submit(record_under, fault, tmp_path_factory.mktemp(fault)) for fault in PLAYED}
 
 
 def test_every_preset_is_tested() -> None:
     assert set(EXPECTED) == set(preset_names())
 
 
-@pytest.mark.parametrize("fault", [name for name, one in EXPECTED.items() if not one.refused_for_good])
+@pytest.mark.parametrize("fault", RECORDED)
 def test_network(fault: str, runs: Runs, tally: Tally) -> None:
-    outcome, expected = runs.under[fault].result(), EXPECTED[fault]
+    outcome, expected = runs[fault].result(), EXPECTED[fault]
     tally.rounds = 1
     tally.rows = outcome.rows + outcome.account.journaled.rejected_trades
     tally.duplicated = outcome.repeats
@@ -267,9 +277,9 @@ def test_network(fault: str, runs: Runs, tally: Tally) -> None:
         assert outcome.reasons[expected.rejected] > 0
 
 
-@pytest.mark.parametrize("fault", [name for name, one in EXPECTED.items() if not one.refused_for_good])
+@pytest.mark.parametrize("fault", RECORDED)
 def test_its_gap_has_the_right_cause(fault: str, runs: Runs) -> None:
-    outcome, expected = runs.under[fault].result(), EXPECTED[fault]
+    outcome, expected = runs[fault].result(), EXPECTED[fault]
     opened = [(fact["cause"], fact["symbol"]) for fact in outcome.facts if fact["fact"] == "gap.opened"]
     causes = {cause for cause, _ in opened}
     assert causes == {"shutdown", expected.cause} - {None}
@@ -280,11 +290,12 @@ def test_its_gap_has_the_right_cause(fault: str, runs: Runs) -> None:
 
 def test_a_key_that_was_never_accepted_ends_the_recording(runs: Runs) -> None:
     with pytest.raises(FeedRefused):
-        runs.under["answer_401"].result()
+        runs["answer_401"].result()
 
 
-def test_ten_faults_in_a_run_are_ten_gaps(runs: Runs, tally: Tally) -> None:
-    ten = runs.under_ten.result()
+@pytest.mark.long
+def test_ten_faults_in_a_run_are_ten_gaps(tmp_path: Path, tally: Tally) -> None:
+    ten = record_under_ten_faults(tmp_path)
     tally.rounds, tally.rows, tally.duplicated = len(TEN_FAULTS), ten.rows, ten.repeats
     tally.unexplained = ten.comparison.unexplained(ten.gaps)
     tally.assert_clean()

@@ -113,6 +113,7 @@ def test_ready_means_recording(tmp_path: Path) -> None:
     assert call(site, "status").returncode == 3
 
 
+@pytest.mark.long
 def test_a_second_recorder_of_the_same_key_exits_2_and_names_the_first(tmp_path: Path) -> None:
     with running_venue(tmp_path) as venue:
         first = site_of(tmp_path / "first", venue.url, ["AAPL"])

@@ -23,7 +23,7 @@ from checkout import copy_checkout
 from documents import read, shell_lines, split_sections
 from harness import wait_for
 
-pytestmark = [pytest.mark.xdist_group("readme"), pytest.mark.long, pytest.mark.needs("bash", "make", "curl", "git")]
+pytestmark = [pytest.mark.long, pytest.mark.needs("bash", "make", "curl", "git")]
 
 SECTIONS = split_sections(read("README.md"))
 ELSEWHERE = {

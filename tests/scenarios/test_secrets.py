@@ -125,6 +125,7 @@ def test_a_key_that_is_refused_is_not_repeated(tmp_path: Path) -> None:
     assert files_with(KEY, tmp_path) == []
 
 
+@pytest.mark.long
 def test_a_key_in_the_wrong_place_is_not_repeated(tmp_path: Path) -> None:
     """In the URL, or as a setting: the complaint names the place and not the key."""
     path = tmp_path / "ingestor.yaml"

@@ -17,7 +17,7 @@ from machine import DEPENDENCIES, PREFIX, Machine, booted_machine
 from ingestor.layout import Layout
 from ingestor.simulator.truth import read_truth
 
-pytestmark = [pytest.mark.xdist_group("service"), pytest.mark.needs("machine")]
+pytestmark = pytest.mark.needs("machine")
 
 KEY = "c0ffee-not-a-real-key"
 VENUE = "ws://127.0.0.1:8765"

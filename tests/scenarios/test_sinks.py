@@ -171,6 +171,7 @@ def test_one_that_is_down_while_many_segments_are_sealed(tmp_path: Path, elsewhe
     assert _skipped(site.layout) == []
 
 
+@pytest.mark.long
 def test_what_one_misses_while_it_is_switched_off_is_in_the_ledger(tmp_path: Path, tally: Tally) -> None:
     database = Sqlite(tmp_path)
     on = {"sinks": {"sqlite": {"path": str(tmp_path / "trades.sqlite")}}}

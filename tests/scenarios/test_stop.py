@@ -108,6 +108,7 @@ def _open_files(process: Path) -> set[str]:
     return found
 
 
+@pytest.mark.long
 @SIGNALS
 def test_stop_while_the_handshake_hangs(tmp_path: Path, number: signal.Signals) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -161,6 +162,7 @@ def test_stop_under_full_load(tmp_path: Path, tally: Tally, number: signal.Signa
     _assert_stopped_in_order(site)
 
 
+@pytest.mark.long
 @SIGNALS
 def test_stop_while_sealing(tmp_path: Path, tally: Tally, number: signal.Signals) -> None:
     with running_venue(tmp_path, "--rate", "5000") as venue:
@@ -295,6 +297,7 @@ def test_a_second_recorder_on_a_root_names_the_first(tmp_path: Path) -> None:
             assert first.end() == 0
 
 
+@pytest.mark.long
 def test_a_wrong_key_is_one_clear_line(tmp_path: Path) -> None:
     with running_venue(tmp_path) as venue:
         site = Site(tmp_path, tmp_path / "data", venue.url, key="not-a-key")
