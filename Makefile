@@ -17,7 +17,7 @@ IN_TMP = tmp=$$(mktemp -d) && TMPDIR=$$tmp
 REMOVE_TMP = && chmod -R u+rwX "$$tmp" && rm -rf "$$tmp"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-quick bench-live bench-sinks bench-years screenshots fuzz chaos soak clean
+.PHONY: help demo test check docs bench bench-quick bench-live bench-sinks bench-years screenshots fuzz chaos soak clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -28,12 +28,15 @@ demo: $(VENV)/.analysis ## Record a simulated venue for 20 s and show the result
 test: $(VENV)/.dev ## The quick tier of the tests: every module, a short round of each kind of scenario
 	$(IN_TMP) $(QUICK) $(REMOVE_TMP)
 
-check: $(VENV)/.dev ## Format, lint, types, all tests in full with branch coverage: a quarter of an hour
+check: $(VENV)/.dev $(VENV)/.docs ## Format, lint, types, all tests in full with branch coverage: a quarter of an hour
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(IN_TMP) $(UNITS) --cov --cov-branch --cov-report= $(REMOVE_TMP)
 	$(IN_TMP) $(SCENARIOS) --cov --cov-branch --cov-append --cov-report=term-missing:skip-covered $(REMOVE_TMP)
+
+docs: $(VENV)/.docs ## Build the web site of docs/ into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.dev ## Measure against what a user would otherwise run
 	$(BIN)/python benchmarks/run.py
@@ -50,8 +53,8 @@ bench-live: $(VENV)/.dev ## How far behind the journal the clients of `ingestor 
 bench-sinks: $(VENV)/.dev ## Rows a second of each sink, each with its real server
 	PYTHONPATH=tests $(BIN)/python benchmarks/sinks.py
 
-screenshots: $(VENV)/.dev ## README's pictures, of a simulated recording; two minutes, needs Chromium
-	PYTHONPATH=tests:tests/scenarios $(BIN)/python examples/pictures/screenshots.py
+screenshots: $(VENV)/.dev ## The pictures of the docs, of a simulated recording; two minutes, needs Chromium
+	PYTHONPATH=tests:tests/scenarios $(BIN)/python docs/pictures/screenshots.py
 
 fuzz: $(VENV)/.dev ## Ten million mutated frames against the decoder
 	$(BIN)/python benchmarks/fuzz.py
@@ -63,7 +66,7 @@ soak: $(VENV)/.dev ## Half an hour under load and faults
 	SOAK_SECONDS=$${SOAK_SECONDS:-1800} $(SCENARIOS) --timeout 7200 -k soak
 
 clean: ## Remove what these targets made; recordings stay
-	rm -rf $(VENV) build dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache benchmarks/results
+	rm -rf $(VENV) build dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache benchmarks/results site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: made again only when the dependencies change.
@@ -77,6 +80,10 @@ $(BIN)/python:
 
 $(VENV)/.analysis: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[analysis]'
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python

@@ -110,6 +110,12 @@ def _require_display() -> None:
         raise Missing("needs tkinter")
 
 
+def _require_mkdocs() -> None:
+    """With its theme, which brings it."""
+    if find_spec("material") is None:
+        raise Missing("needs mkdocs-material: pip install -e '.[docs]'")
+
+
 def _require_node() -> None:
     told = subprocess.run([require("node"), "--version"], check=True, capture_output=True, text=True).stdout
     if int(told.removeprefix("v").partition(".")[0]) < _NODE:
@@ -138,6 +144,7 @@ NEEDS: dict[str, Callable[[], object]] = {
     "tracing": _require_tracing,
     "machine": _require_machine,
     "display": _require_display,
+    "mkdocs": _require_mkdocs,
     "node": _require_node,
     "cc": _require_compiler,
     "weed": require_weed,

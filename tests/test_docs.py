@@ -1,15 +1,17 @@
-"""What is written is so: README's commands, the example settings, the changelog. What is, is written."""
+"""What is written is so: the commands of README and docs/, the example settings, the changelog. What is, is written."""
 
+import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-from documents import REPOSITORY, read, shell_lines, split_sections
+from documents import DOCUMENTS, GUIDES, REPOSITORY, blocks, read, shell_lines, split_sections
 from dotenv import dotenv_values
 
 import ingestor
@@ -18,8 +20,9 @@ from ingestor.config import Settings, load_settings
 from ingestor.config.units import parse_duration
 from ingestor.config.yaml_file import read_yaml
 
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
 EXAMPLE = REPOSITORY / "config/ingestor.yaml"
+OTHERS = ("enable.idempotence", "enable.gapless.guarantee", "message.timeout.ms", "security.protocol")
+"""Options of librdkafka."""
 _OPTION_LINE = re.compile(r"^(\s*)#(\w+:)", re.MULTILINE)
 
 
@@ -76,18 +79,51 @@ def test_every_make_target_that_is_shown_exists(document: str) -> None:
             assert {word for word in arguments if "=" not in word} <= targets
 
 
+def anchors(document: str) -> set[str]:
+    """Of its headings, as both GitHub and MkDocs spell them."""
+    headings = re.findall(r"^#+ (.+)$", read(document), re.MULTILINE)
+    return {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_link_leads_somewhere(document: str) -> None:
-    headings = re.findall(r"^#+ (.+)$", read(document), re.MULTILINE)
-    anchors = {f"#{re.sub(r'[^a-z0-9 -]', '', heading.lower()).replace(' ', '-')}" for heading in headings}
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", read(document)) if not link.startswith("https:")]
-    assert [link for link in links if link not in anchors and not (REPOSITORY / link).exists()] == []
+    for link in re.findall(r"\]\(([^)\s]+)\)", read(document)):
+        if link.startswith("https:"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = ((REPOSITORY / document).parent / path).resolve() if path else REPOSITORY / document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(str(target.relative_to(REPOSITORY))), link
 
 
-def test_readme_shows_what_make_screenshots_makes_in_few_bytes() -> None:
-    shown = re.findall(r"\]\(examples/pictures/(\w+\.\w+)\)", read("README.md"))
-    assert set(shown) == set(re.findall(r'PLACE / "(\w+\.\w+)"', read("examples/pictures/screenshots.py")))
-    assert all((REPOSITORY / "examples/pictures" / name).stat().st_size < 150_000 for name in shown)
+def test_the_docs_show_what_make_screenshots_makes_in_few_bytes() -> None:
+    texts = "\n".join(map(read, GUIDES))
+    shown = set(re.findall(r"\]\((?:docs/)?pictures/(\w+\.\w+)\)", texts)) - {"figures.png"}  # of make bench
+    assert shown == set(re.findall(r'PLACE / "(\w+\.\w+)"', read("docs/pictures/screenshots.py")))
+    assert all((REPOSITORY / "docs/pictures" / name).stat().st_size < 150_000 for name in shown)
+
+
+def test_readme_is_read_in_some_minutes() -> None:
+    assert len(read("README.md").split()) <= 1200
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    site = read("mkdocs.yml")
+    pages = [guide.removeprefix("docs/") for guide in GUIDES[1:]]
+    assert [page for page in pages if not re.search(rf"- {page}$", site, re.MULTILINE)] == []
+
+
+@pytest.mark.long
+@pytest.mark.needs("mkdocs")
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    environ = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environ, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    pages = [page.read_text() for page in (tmp_path / "site").rglob("*.html")]
+    assert len(pages) > len(GUIDES)
+    loaded = re.findall(r"<(?:script|img|link)[^>]+(?:src|href)=\"?(https?:[^\s\">]+)", "\n".join(pages))
+    assert loaded == [], "from the network"
 
 
 def test_what_make_demo_does_is_shown_by_hand() -> None:
@@ -109,17 +145,68 @@ def test_the_service_starts_a_command_that_exists() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_is_in_the_readme(name: str) -> None:
-    assert re.search(rf"\bingestor {name}\b", read("README.md"))
+def test_every_command_is_in_the_docs(name: str) -> None:
+    lines = [line for guide in GUIDES for line in shell_lines(read(guide))]
+    assert [line for line in lines if re.search(rf"\bingestor {name}\b", line)] != []
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_documented(name: str) -> None:
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
-    text = "\n".join(read(document) for document in ("README.md", "ARCHITECTURE.md", "config/ingestor.yaml"))
+    text = "\n".join(read(document) for document in (*GUIDES, "ARCHITECTURE.md", "config/ingestor.yaml"))
     missing = {option for option in options(command) if not re.search(rf"(?<![\w-]){option}(?![\w-])", text)}
     assert missing == set()
+
+
+YAML = [(guide, number, block) for guide in GUIDES for number, block in enumerate(blocks(read(guide), "yaml"), 1)]
+
+
+@pytest.mark.parametrize(("guide", "number", "block"), YAML, ids=lambda value: str(value)[:30])
+def test_settings_that_are_shown_are_accepted(guide: str, number: int, block: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{Path(guide).stem}-{number}.yaml"
+    path.write_text(block if "tickers:" in block else f"tickers: [A]\n{block}", encoding="utf-8")
+    load_settings(path)
+
+
+def test_settings_are_shown() -> None:
+    assert len(YAML) >= 3
+
+
+# Troubleshooting
+
+
+def seen() -> list[str]:
+    """What its tables quote in their first column."""
+    rows = re.findall(r"^\| ?(.+?) \| ", read("docs/troubleshooting.md"), re.MULTILINE)
+    return [quoted.strip() for row in rows for quoted in re.findall(r"`((?:[^`]|`[^`|]+` )+)`", row)]
+
+
+@pytest.fixture(scope="module")
+def source() -> str:
+    """The code, with the texts joined that it writes in several lines or with values between."""
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "ingestor").rglob("*.py"))
+    return re.sub(r'"\s*\n\s*f?"', "", code)
+
+
+@pytest.mark.parametrize("text", seen())
+def test_what_troubleshooting_quotes_is_said(text: str, source: str) -> None:
+    """Each part between the … that stand for names and numbers."""
+    for part in text.split("…"):
+        words = part.strip(" :.")
+        assert words in source, words
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_settings_facts_and_log_lines_that_are_named_exist(guide: str, source: str) -> None:
+    """Whatever is written like `journal.linger`."""
+    api = read("tests/public_api.txt")
+    named = re.findall(r"`(?!pd\.)([a-z_]+(?:\.[a-z_]+)+)`", read(guide))
+    assert [name for name in named if name not in api and name not in source and name not in OTHERS] == []
+
+
+def test_troubleshooting_quotes() -> None:
+    assert len(seen()) > 40
 
 
 def test_the_changelog_begins_with_this_version() -> None:

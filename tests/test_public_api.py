@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 from prepared import prepared_recording
+from prometheus_client.core import Metric
 
 import ingestor
 from ingestor import errors
@@ -125,19 +126,24 @@ def _text(node: ast.expr | None) -> str | None:
 
 
 def list_metrics(folder: Path) -> list[str]:
-    """Name, type and labels, of the recorder and of `ingestor serve`, where everything that has a label has a value."""
+    """Name, type and labels."""
     lines = []
+    for family in collect_metrics(folder):
+        labels = sorted({name for sample in family.samples for name in sample.labels if name != "le"})
+        lines.append(f"{family.name} {family.type} {' '.join(labels)}".rstrip())
+    return sorted(lines)
+
+
+def collect_metrics(folder: Path) -> list[Metric]:
+    """Those of the recorder and of `ingestor serve`, where everything that has a label has a value."""
     with prepared_recording(folder) as recording:
         recording.observed.saw_trades({"AAPL": 1}, now_us())
         recording.gaps.open("connection", now_us())
         recording.gaps.close(now_us())
         recording.recorder.reasons["bad_price"] += 1
         hub = Hub(JournalSource(recording.layout), Limits(1, 1, 1))
-        for collector in (VitalsCollector(Watch(recording)), HubCollector(hub)):
-            for family in collector.collect():
-                labels = sorted({name for sample in family.samples for name in sample.labels if name != "le"})
-                lines.append(f"{family.name} {family.type} {' '.join(labels)}".rstrip())
-    return sorted(lines)
+        collectors = (VitalsCollector(Watch(recording)), HubCollector(hub))
+        return [family for collector in collectors for family in collector.collect()]
 
 
 def test_the_public_api_is_what_is_written_down(tmp_path: Path) -> None:

@@ -1,23 +1,18 @@
-"""What README shows runs: every block of Python, in its order; and what it calls a surprise is one."""
+"""What README and docs/ show runs: every block of Python, in the order of its page; and each surprise is one."""
 
-import re
 from pathlib import Path
 
 import duckdb
 import pandas as pd
 import pytest
+from documents import GUIDES, blocks, read
 from recordings import Print, Recording, make_sample
 
 import ingestor
 from ingestor.dataset.export import export_trades
 from ingestor.dataset.times import Span
 
-README = Path(__file__).parents[1] / "README.md"
-_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-
-def blocks(markdown: str) -> list[str]:
-    return _BLOCK.findall(markdown)
+SNIPPETS = {guide: found for guide in GUIDES if (found := blocks(read(guide), "python"))}
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +30,19 @@ def here(sample: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.filterwarnings("default")  # what other libraries warn of is not the snippet's business
-def test_every_block_runs(here: Path) -> None:
-    """Each in the names that those before it have made, as in one notebook."""
+@pytest.mark.parametrize("guide", SNIPPETS)
+def test_every_block_runs(guide: str, here: Path) -> None:
+    """Each in the names that those of its page before it have made, as in one notebook."""
     names: dict[str, object] = {}
-    found = blocks(README.read_text(encoding="utf-8"))
-    for number, block in enumerate(found, 1):
-        exec(compile(block, f"README.md, Python block {number}", "exec"), names)  # noqa: S102  that is the test
-    assert len(found) >= 3
+    for number, block in enumerate(SNIPPETS[guide], 1):
+        exec(compile(block, f"{guide}, Python block {number}", "exec"), names)  # noqa: S102  that is the test
     assert "trades" in names
 
 
 def test_blocks_are_found() -> None:
-    assert blocks("```python\na\nb\n```\n```bash\nc\n```\n```python\nd\n```\n") == ["a\nb\n", "d\n"]
+    markdown = "```python\na\nb\n```\n```bash\nc\n```\n```python\nd\n```\n"
+    assert blocks(markdown, "python") == ["a\nb\n", "d\n"]
+    assert {"README.md", "docs/read.md"} <= set(SNIPPETS)
 
 
 # The surprises
@@ -92,7 +88,7 @@ def test_a_code_is_found_in_another(here: Path) -> None:
 
 
 def test_a_ticker_that_looks_like_nothing_stays_text(tmp_path: Path) -> None:
-    """The call that README shows."""
+    """The call that docs/read.md shows."""
     recording = Recording(tmp_path / "data")
     recording.write(*(Print("2026-11-20T15:00", symbol, 1, None) for symbol in ("NA", "TRUE", "000001")))
     list(export_trades(tmp_path / "data", tmp_path / "trades.csv", "csv", Span(None, None)))

@@ -162,7 +162,7 @@ def test_the_version_is_written_in_one_place() -> None:
 @pytest.mark.needs("git")
 def test_each_extra_is_what_its_name_says(release: Release) -> None:
     told = release.metadata
-    assert set(told.get_all("Provides-Extra") or []) == {*EXTRAS, "all", "bench", "dev"}
+    assert set(told.get_all("Provides-Extra") or []) == {*EXTRAS, "all", "bench", "dev", "docs"}
     for extra, names in (EXTRAS | {"all": set().union(*EXTRAS.values())}).items():
         assert names_of(required(told, extra)) - names_of(required(told, "")) == names
 
@@ -172,7 +172,11 @@ def test_every_extra_that_is_asked_for_exists() -> None:
     asked = re.compile(r"finnhub-ingestor\[([a-z,]+)\]")
     texts = (path for path in list_checkout() if path.startswith("ingestor/") or path.endswith((".md", ".toml")))
     found = [match for path in texts for match in asked.findall((REPOSITORY / path).read_text(encoding="utf-8"))]
-    assert set(EXTRAS) <= {extra for extras in found for extra in extras.split(",")} <= {*EXTRAS, "all", "bench", "dev"}
+    assert (
+        set(EXTRAS)
+        <= {extra for extras in found for extra in extras.split(",")}
+        <= {*EXTRAS, "all", "bench", "dev", "docs"}
+    )
 
 
 def required(told: metadata.PackageMetadata, extra: str) -> list[Requirement]:
@@ -186,8 +190,8 @@ def names_of(requirements: list[Requirement]) -> set[str]:
 
 
 @pytest.mark.needs("git")
-def test_readme_names_the_licence_of_everything_it_brings(release: Release) -> None:
-    table = (REPOSITORY / "README.md").read_text().partition("| licence | packages |\n|---|---|\n")[2]
+def test_the_docs_name_the_licence_of_everything_it_brings(release: Release) -> None:
+    table = (REPOSITORY / "docs/reference/licences.md").read_text().partition("| licence | packages |\n|---|---|\n")[2]
     rows = re.findall(r"^\| (\S+) \| (.+) \|$", table, re.MULTILINE)
     stated = {canonicalize_name(name): licence for licence, names in rows for name in names.split(", ")}
     assert set(stated) == names_of(required(release.metadata, "all"))

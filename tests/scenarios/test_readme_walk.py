@@ -1,4 +1,4 @@
-"""The first ten minutes: README's commands on a fresh clone, as they stand there and in their order.
+"""The first ten minutes: the commands of README and docs/ on a fresh clone, as they stand there and in their order.
 
 A line is run unless it is in ELSEWHERE, which says why, and has to succeed. What STAYS is given a terminal of its own.
 `make demo` makes the environment that all of it runs in, from the package registry.
@@ -20,12 +20,17 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from checkout import copy_checkout
-from documents import read, shell_lines, split_sections
+from documents import GUIDES, blocks, read, shell_lines, split_sections
 from harness import wait_for
 
 pytestmark = [pytest.mark.long, pytest.mark.needs("bash", "make", "curl", "git")]
 
-SECTIONS = split_sections(read("README.md"))
+SECTIONS = {guide: split_sections(read(guide)) for guide in GUIDES}
+NOT_WALKED = {
+    ("docs/record.md", "Other venues"): "wants these venues: tests/scenarios/test_feeds.py",
+    ("docs/scale.md", "Divide symbols between machines"): "wants three machines: tests/scenarios/test_shards.py",
+}
+"""Sections that nobody walks, and where else what they show is run."""
 ELSEWHERE = {
     r"^make test": "it runs this",
     r"-m venv \.venv|^\.venv/": "make demo has just done it: tests/test_docs.py",
@@ -34,6 +39,8 @@ ELSEWHERE = {
     r"^ingestor check --online": "asks Finnhub",
     r"^ingestor plot(?!.*--png)": "opens a window: tests/test_plot.py",
     r"^ingestor serve .*--public-key": "wants keys of yours: tests/test_live_auth.py",
+    r"--symbols AAPL,MSFT,BINANCE:BTCUSDT": "a second venue on one port: tests/test_truth.py",
+    r"^git pull": "wants a newer version",
     r"^sudo (?!/opt/finnhub-ingestor/bin/(ingestor|pip install --upgrade))": "tests/scenarios/test_service.py",
 }
 """What is not run, and where else it is or why not."""
@@ -49,9 +56,9 @@ LOOKED_AT = r"ingestor (tail|top)"
 """Of these, what is left as soon as it shows something."""
 
 
-def shown(section: str) -> list[str]:
+def shown(guide: str, section: str) -> list[str]:
     """Its commands, without what is said of them."""
-    lines = (re.sub(r"(^|\s+)#.*", "", line) for line in shell_lines(SECTIONS[section]))
+    lines = (re.sub(r"(^|\s+)#.*", "", line) for line in shell_lines(SECTIONS[guide][section]))
     return [line for line in lines if line]
 
 
@@ -73,11 +80,19 @@ class Walk:
     terminals: "dict[str, subprocess.Popen[bytes]]" = field(default_factory=dict)
     """What runs, by its line."""
 
-    def through(self, section: str) -> None:
-        """Type what this section shows."""
-        for line in shown(section):
-            if not any(re.search(pattern, line) for pattern in ELSEWHERE):
-                self.type(line)
+    def through(self, guide: str, *sections: str) -> None:
+        """Type what these sections show; all that are walked where none is named."""
+        for section in sections or [one for one in SECTIONS[guide] if (guide, one) not in NOT_WALKED]:
+            for line in shown(guide, section):
+                if not any(re.search(pattern, line) for pattern in ELSEWHERE):
+                    self.type(line)
+
+    def notebook(self, guide: str) -> None:
+        """Its blocks of Python, as one program; without what no extra brings."""
+        ours = [self.change(block) for block in blocks(read(guide), "python") if not re.search(r"polars|duckdb", block)]
+        (self.folder / "notebook.py").write_text("\n".join([*ours, "assert len(trades) > 10"]))
+        wait_for(lambda: [*self.folder.glob("data/trades/date=*/*.parquet")] or None, "the first file")
+        self.type("python notebook.py")
 
     def type(self, line: str) -> str:
         """One line; what it printed so far."""
@@ -112,7 +127,7 @@ class Walk:
         done = subprocess.run(
             ["bash", "-c", f"{line}\ncode=$?; env -0 > {shlex.quote(str(after))}; exit $code"], cwd=self.folder,
             env=self.environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            check=False, timeout=120,
+            check=False, timeout=240,
         )  # fmt: skip
         assert done.returncode == 0, f"{line}: {done.returncode}\n{done.stdout}"
         self.environ = dict(entry.split("=", 1) for entry in after.read_text().split("\0") if entry)
@@ -149,7 +164,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
         r"^curl ": "curl --fail ",
         r"--for 20s": "--for 2s",
         r"^sudo /opt/finnhub-ingestor/bin/ingestor install": "ingestor install --dry-run",
-        r"^sudo /opt/finnhub-ingestor/bin/pip install --upgrade finnhub-ingestor": "pip install --upgrade .",
+        r"^sudo /opt/finnhub-ingestor/bin/pip install --upgrade": "pip install --upgrade",
     }
     walk = Walk(clone, fresh_environ(), changes)
     try:
@@ -174,64 +189,76 @@ def fresh_environ() -> dict[str, str]:
     }
 
 
-# In README's order; each stands where the one before has left the reader.
+# In the order of a reader; each stands where the one before has left them.
 
 
 def test_demo(walk: Walk) -> None:
-    walk.through("Two commands")
+    walk.through("README.md", "Two commands")
     assert [*walk.folder.glob("demo-*/data/trades/date=*/*.parquet")]
 
 
+def test_first_recording(walk: Walk) -> None:
+    walk.through("README.md", "Your first recording")
+    assert (walk.folder / "config/.env").read_text().endswith("FINNHUB_API_KEY=demo\n")
+    assert any("ingestor run" in line for line in walk.terminals)
+
+
+def test_first_dataframe(walk: Walk) -> None:
+    walk.notebook("README.md")
+
+
+def test_configure(walk: Walk) -> None:
+    walk.leave_all()
+    walk.through("docs/configure.md")
+
+
 def test_record(walk: Walk) -> None:
-    walk.through("Record")
+    """As one who has come to the docs without README."""
+    (walk.folder / "config/.env").unlink()
+    walk.through("docs/record.md")
+    assert [*walk.folder.glob("dist/*.whl")]
     assert (walk.folder / "config/.env").read_text().endswith("FINNHUB_API_KEY=demo\n")
     assert any("ingestor run" in line for line in walk.terminals)
 
 
 def test_read(walk: Walk) -> None:
-    walk.through("Read")
-    walk.through("From files to answers")
+    walk.through("docs/read.md")
     assert (walk.folder / "aapl.csv").read_text().count("AAPL") > 10
 
 
-def test_watch(walk: Walk) -> None:
-    walk.through("Watch")
-
-
 def test_read_in_python(walk: Walk) -> None:
-    """Somewhat later than in README: bare files need the first of them."""
-    text = SECTIONS["Read"] + SECTIONS["From files to answers"]
-    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    ours = [walk.change(block) for block in blocks if not re.search(r"polars|duckdb", block)]  # what no extra brings
-    (walk.folder / "notebook.py").write_text("\n".join([*ours, "assert len(trades) > 10"]))
-    wait_for(lambda: [*walk.folder.glob("data/trades/date=*/*.parquet")] or None, "the first file")
-    walk.type("python notebook.py")
+    walk.notebook("docs/read.md")
 
 
-def test_watch_live(walk: Walk) -> None:
-    walk.through("Watch it live")
+def test_watch(walk: Walk) -> None:
+    walk.through("docs/watch.md")
     assert any("ingestor serve" in line for line in walk.terminals)
-
-
-def test_charts(walk: Walk) -> None:
-    walk.through("Charts")
     assert (walk.folder / "aapl.png").stat().st_size > 10_000
 
 
 def test_operate_and_upgrade(walk: Walk) -> None:
     walk.leave_all()
-    walk.through("Operate")
+    walk.through("docs/operate.md")
     walk.type("ingestor verify")
 
 
 def test_what_is_installed_is_taken_off(walk: Walk) -> None:
-    """README's last lines name everything that the installation writes; done for real in test_service.py."""
+    """The lines of "Uninstall" name everything that the installation writes; done for real in test_service.py."""
     planned = re.findall(r"^write (\S+)", walk.type("ingestor install --dry-run"), re.MULTILINE)
-    removed = re.findall(r"\s(/\S+)", "\n".join(line for line in shown("Operate") if " rm -r " in line))
+    lines = [line for line in shown("docs/operate.md", "Uninstall") if " rm -r " in line]
+    removed = re.findall(r"\s(/\S+)", "\n".join(lines))
     assert planned
     assert [path for path in planned if not path.startswith(tuple(removed))] == []
 
 
 @pytest.mark.parametrize("pattern", ELSEWHERE)
-def test_what_is_not_walked_is_in_readme(pattern: str) -> None:
-    assert any(re.search(pattern, line) for section in SECTIONS for line in shown(section))
+def test_what_is_not_walked_is_shown(pattern: str) -> None:
+    lines = [line for guide in GUIDES for section in SECTIONS[guide] for line in shown(guide, section)]
+    assert any(re.search(pattern, line) for line in lines)
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_every_section_is_walked_or_says_why_not(guide: str) -> None:
+    walked = set(re.findall(r'walk\.through\("([^"]+)"', Path(__file__).read_text(encoding="utf-8")))
+    sections = [section for section in SECTIONS[guide] if shown(guide, section) and (guide, section) not in NOT_WALKED]
+    assert not sections or guide in walked

@@ -1,4 +1,4 @@
-"""The service under a real systemd, from installation to stop: what README promises an operator."""
+"""The service under a real systemd, from installation to stop: what docs/operate.md promises an operator."""
 
 import json
 import re
@@ -35,7 +35,7 @@ STOP_THREAD = Path(__file__).with_name("stop_thread.py")
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """A system with the service installed as README says, and a venue."""
+    """A system with the service installed as docs/operate.md says, and a venue."""
     with booted_machine(tmp_path_factory.mktemp("systemd")) as machine:
         machine.write("/srv/ingestor.yaml", SETTINGS)
         machine.write("/srv/.env", f"FINNHUB_API_KEY={KEY}\n", 0o600)
@@ -190,10 +190,10 @@ def test_stopped_it_has_sealed_everything(machine: Machine) -> None:
     assert machine.call("grep", "-rlF", KEY, "/var/lib/finnhub-ingestor").stdout == ""
 
 
-def test_taken_off_as_readme_says_the_recording_stays(machine: Machine) -> None:
+def test_taken_off_as_the_docs_say_the_recording_stays(machine: Machine) -> None:
     """The last one."""
     machine.run("rm", "-r", "/etc/systemd/system/ingestor.service.d")  # this test's own
-    for line in shell_lines(split_sections(read("README.md"))["Operate"].partition("**Uninstall**")[2]):
+    for line in shell_lines(split_sections(read("docs/operate.md"))["Uninstall"]):
         machine.run("sh", "-ec", line.removeprefix("sudo "))
     places = ("/etc", "/opt", "/usr/lib/systemd", "/usr/local")
     ours = ("-path", DEPENDENCIES, "-prune")  # the checkout's packages, which a machine would not have

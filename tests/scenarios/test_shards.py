@@ -1,8 +1,7 @@
-"""README's worked example of outgrowing one machine: three recorders divide one venue, and send what they record into
+"""The worked example of docs/scale.md: three recorders divide one venue, and send what they record into
 one topic, of which a broker is lost, and one dataset in an object store.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -14,6 +13,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pytest
+from documents import REPOSITORY, blocks, read, split_sections
 from harness import Recorder, Site, Tally, compare, read_parquet, running_venue
 from pyarrow import fs as pafs
 from servers import KafkaCluster, S3Server
@@ -27,7 +27,6 @@ from ingestor.layout import Layout
 from ingestor.schema import TRADES
 from ingestor.sinks.places import Lags, name_root, read_place
 
-REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "config/shards.yaml"
 SHARDS = 3
 BROKERS = 3
@@ -38,11 +37,10 @@ KEYS = ["root", "sequence"]
 
 
 def shown(language: str) -> str:
-    """The block in this language of README's section about it."""
-    readme = (REPOSITORY / "README.md").read_text()
-    section = readme.partition("\n### Outgrowing one machine\n")[2].partition("\n##")[0]
-    (block,) = re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    return str(block)
+    """The block in this language of its section."""
+    section = split_sections(read("docs/scale.md"))["Divide symbols between machines"]
+    (block,) = blocks(section, language)
+    return block
 
 
 @pytest.fixture
@@ -62,7 +60,7 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     made.close()
 
 
-def test_readme_shows_the_example(tmp_path: Path) -> None:
+def test_the_docs_show_the_example(tmp_path: Path) -> None:
     (tmp_path / "shown.yaml").write_text(shown("yaml"))
     assert load_settings(tmp_path / "shown.yaml") == load_settings(EXAMPLE)
 
@@ -146,7 +144,7 @@ def check_recordings(truth: pa.Table, sites: Sequence[Site], recorded: pa.Table)
 
 
 def check_dataset(uri: str, copy: Path, recorded: pa.Table) -> None:
-    """The shared place is one dataset, with each row once, to pyarrow and to README's query."""
+    """The shared place is one dataset, with each row once, to pyarrow and to the query shown."""
     files, place = pafs.FileSystem.from_uri(uri)
     found = pads.dataset(place, filesystem=files, partitioning="hive").to_table()
     assert in_order(found).equals(in_order(recorded))

@@ -1,4 +1,4 @@
-"""README's pictures: of a real recording of a simulated venue, with its connection cut. `make screenshots`, 2 minutes.
+"""The docs' pictures: of a real recording of a simulated venue, with its connection cut. `make screenshots`, 2 minutes.
 
 It stands beside what it makes. It starts processes as the scenarios do, and looks at pages with the tests' browser.
 """
