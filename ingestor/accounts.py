@@ -27,7 +27,7 @@ from ingestor.facts import Fact
 from ingestor.layout import Layout, SegmentId, publish
 from ingestor.ledger import read_all_facts
 from ingestor.metrics import Counts
-from ingestor.parquet import FORMAT_KEY
+from ingestor.parquet import FORMAT_KEY, add_checksums, named_errors, read_whole
 from ingestor.schema import FORMAT_VERSION, RECEIVED_AT
 
 _COUNTS = tuple(one.name for one in fields(Counts))
@@ -199,21 +199,17 @@ def _joined(row: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     table = pa.Table.from_pylist(rows, schema=ACCOUNTS)
     pq.write_table(table, path, compression="zstd", compression_level=3, write_page_checksum=True)
+    add_checksums(path)
 
 
 def _read(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
     """The rows of one file, times in µs. Raises DamagedFile naming it, OSError."""
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read(columns)
-            wanted = [ACCOUNTS.field(name) for name in table.column_names]
-            plain = [pa.field(one.name, pa.int64()) if one.type == RECEIVED_AT else one for one in wanted]
-            rows: list[dict[str, Any]] = table.cast(pa.schema(wanted)).cast(pa.schema(plain)).to_pylist()
-            return rows
-    except FileNotFoundError:
-        raise
-    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
-        raise DamagedFile(f"{path}: can't be read: {str(error).partition(chr(10))[0]}") from None
+    with named_errors(path):
+        table = read_whole(path, columns=columns)
+        wanted = [ACCOUNTS.field(name) for name in table.column_names]
+        plain = [pa.field(one.name, pa.int64()) if one.type == RECEIVED_AT else one for one in wanted]
+        rows: list[dict[str, Any]] = table.cast(pa.schema(wanted)).cast(pa.schema(plain)).to_pylist()
+        return rows
 
 
 def _read_in_order(layout: Layout, damaged: list[DamagedFile] | None) -> Iterator[dict[str, Any]]:

@@ -25,11 +25,11 @@ import structlog
 
 from ingestor.accounts import close_accounts
 from ingestor.coverage import Closed, Coverage, Gap, Interval, State, find_coverage, join_intervals
-from ingestor.errors import DamagedFile, FormatTooNew
+from ingestor.errors import DamagedFile
 from ingestor.facts import Fact, encode_line
 from ingestor.layout import Layout, publish, sync_directory, write_whole
 from ingestor.ledger import DAY_US, LedgerFile, check_format, day_of, list_ledger_files, read_facts
-from ingestor.parquet import FORMAT_KEY
+from ingestor.parquet import FORMAT_KEY, add_checksums, first_line, named_errors, read_whole
 from ingestor.run_state import RunState
 from ingestor.schema import FORMAT_VERSION, RECEIVED_AT
 
@@ -88,11 +88,9 @@ def list_closed_symbols(layout: Layout, days: Iterable[date]) -> set[str]:
     for day in days:
         path = layout.coverage_file(day)
         try:
-            found.update(pc.unique(pq.read_table(path, columns=["symbol"], partitioning=None).column(0)).to_pylist())
+            found.update(pc.unique(read_whole(path, columns=["symbol"]).column(0)).to_pylist())
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise DamagedFile(f"{path}: can't be read: {str(error).partition(chr(10))[0]}") from None
     return found
 
 
@@ -116,16 +114,15 @@ def read_day(path: Path, symbols: Collection[str] | None = None) -> list[Row]:
     """The rows of a file of coverage as they lie in it. Raises DamagedFile naming it, FormatTooNew, OSError."""
     chosen = None if symbols is None else pc.field("symbol").isin(sorted(symbols))
     try:
-        told = pq.read_table(path, partitioning=None, filters=chosen, page_checksum_verification=True)
-        check_format(path, {"format": int((told.schema.metadata or {}).get(FORMAT_KEY, b"0"))})
-        times = [pa.field(one.name, pa.int64()) if one.type == RECEIVED_AT else one for one in COVERAGE_FILE]
-        columns = told.select(COVERAGE_FILE.names).cast(COVERAGE_FILE).cast(pa.schema(times)).columns
-    except FormatTooNew:
-        raise
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
+        with named_errors(path):
+            told = read_whole(path, filters=chosen)
+            check_format(path, {"format": int((told.schema.metadata or {}).get(FORMAT_KEY, b"0"))})
+            times = [pa.field(one.name, pa.int64()) if one.type == RECEIVED_AT else one for one in COVERAGE_FILE]
+            columns = told.select(COVERAGE_FILE.names).cast(COVERAGE_FILE).cast(pa.schema(times)).columns
+    except FileNotFoundError as error:
+        if not os.path.lexists(path):
             raise
-        raise DamagedFile(f"{path}: can't be read: {str(error).partition(chr(10))[0]}") from None
+        raise DamagedFile(f"{path}: can't be read: {first_line(error)}") from None
     return [Row(*values) for values in zip(*(column.to_pylist() for column in columns), strict=True)]
 
 
@@ -260,6 +257,7 @@ def _write_day(layout: Layout, day: date, rows: list[Row]) -> None:
             COVERAGE_FILE, [("symbol", "ascending"), ("start", "ascending")]
         ),
     )  # fmt: skip
+    add_checksums(staged)
     if read_day(staged) != joined:
         raise DamagedFile(f"{staged}: what was written is not what can be read")
     publish(staged, path)

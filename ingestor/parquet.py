@@ -1,12 +1,20 @@
 """How trades lie in Parquet: one order and one set of encodings for whoever writes a file of the dataset; and one way
 to open such a file, whose errors name it.
+
+A page has its checksum from Arrow; the pages' headers, the page index and the footer have none, and Arrow believes what
+it finds there: with one bit changed it returns other values, skips rows that are asked for, or ends the process. So a
+finished file gets checksums of its own (`add_checksums`), in a record before the footer. No reader of Parquet looks
+there: it finds the footer by the length at the file's end, and everything else by its distance from the beginning.
 """
 
 import contextlib
+import os
 import stat
+import struct
+import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +28,14 @@ ROW_GROUP = 1 << 15
 
 FORMAT_KEY = b"ingestor.format"
 ORIGIN_KEY = b"ingestor.origin"
+
+_MAGIC = b"PAR1"
+_TAIL = struct.Struct("<I4s")
+"""How long the footer is, and the end of the file."""
+_CHECKS = struct.Struct("<8sIIQ8s")
+_CHECKS_BEGIN, _CHECKS_END = b"\x89CHECKS\n", b"\nSKCEHC\x89"
+_SEARCHED = 1 << 20
+_PIECE = 1 << 20
 
 _DELTA = ("timestamp", "received_at", "sequence")
 
@@ -51,6 +67,93 @@ def write_parquet(path: Path, rows: pa.Table, origin: str) -> None:
     """Write sorted rows as a file of the dataset that comes from these segments. Raises OSError."""
     schema = file_schema(rows.schema, origin)
     pq.write_table(rows.cast(schema), path, row_group_size=ROW_GROUP, **writer_options(schema))
+    add_checksums(path)
+
+
+class _Checks(NamedTuple):
+    """The record of a file's checksums."""
+
+    begin: bytes
+    pages: int
+    """CRC32 of everything before this record."""
+    footer: int
+    """CRC32 of everything after it."""
+    length: int
+    """Of what comes after it."""
+    end: bytes
+
+
+def add_checksums(path: Path) -> None:
+    """Give a Parquet file that is finished, and not published yet, the record of its checksums. Raises OSError."""
+    with path.open("r+b") as file:
+        size = os.fstat(file.fileno()).st_size
+        footer_at = _find_footer(file, size)
+        if footer_at is None:
+            raise OSError(f"{path}: not a finished Parquet file")
+        pages = _crc(file, footer_at)
+        footer = file.read()
+        file.seek(footer_at)
+        file.write(_CHECKS.pack(_CHECKS_BEGIN, pages, zlib.crc32(footer), len(footer), _CHECKS_END) + footer)
+
+
+def check_pages(path: Path) -> bool:
+    """Whether this file has checksums. Raises FileNotFoundError where it is gone, DamagedFile where it is not as it was
+    written.
+    """
+    with named_errors(path), _open(path) as file:
+        checks = _read_checks(path, file)
+        if checks is None:
+            return False
+        file.seek(0)
+        pages_end = os.fstat(file.fileno()).st_size - checks.length - _CHECKS.size
+        if _crc(file, pages_end) != checks.pages:
+            raise DamagedFile(f"{path}: can't be read: the pages have another CRC than when they were written")
+        return True
+
+
+def _open(path: Path, opened: Path | None = None) -> BinaryIO:
+    if not stat.S_ISREG((opened or path).stat().st_mode):  # a fifo would wait for a writer
+        raise DamagedFile(f"{path}: not a file")
+    return (opened or path).open("rb")
+
+
+def _find_footer(file: BinaryIO, size: int) -> int | None:
+    """Where the footer begins; None where this is no Parquet."""
+    if size < _TAIL.size + len(_MAGIC):
+        return None
+    length, magic = _TAIL.unpack(os.pread(file.fileno(), _TAIL.size, size - _TAIL.size))
+    footer_at = size - _TAIL.size - length
+    return footer_at if magic == _MAGIC and footer_at >= len(_MAGIC) else None
+
+
+def _read_checks(path: Path, file: BinaryIO) -> _Checks | None:
+    """A file's checksums, of which that of the footer is right; None where it has none, being of an older version or of
+    somebody else, or no Parquet. Raises DamagedFile.
+    """
+    size = os.fstat(file.fileno()).st_size
+    footer_at = _find_footer(file, size)
+    if footer_at is None:
+        return None
+    at = max(footer_at - _CHECKS.size, 0)
+    found = os.pread(file.fileno(), size - at, at)
+    checks = _Checks(*_CHECKS.unpack_from(found)) if footer_at - at == _CHECKS.size else None
+    if checks and checks.begin == _CHECKS_BEGIN and checks.end == _CHECKS_END and checks.length == size - footer_at:
+        if zlib.crc32(memoryview(found)[_CHECKS.size :]) == checks.footer:
+            return checks
+    else:  # none, or a bit has changed in the record, or in the length by which it was looked for
+        searched = os.pread(file.fileno(), _SEARCHED, max(size - _SEARCHED, 0))
+        if _CHECKS_BEGIN not in searched and _CHECKS_END not in searched:
+            return None
+    raise DamagedFile(f"{path}: can't be read: the footer has another CRC than when it was written")
+
+
+def _crc(file: BinaryIO, length: int) -> int:
+    """The checksum of the next bytes of a file; of less where it ends before."""
+    crc = 0
+    while length > 0 and (piece := file.read(min(_PIECE, length))):
+        crc = zlib.crc32(piece, crc)
+        length -= len(piece)
+    return crc
 
 
 def open_parquet(path: Path, opened: Path | None = None, **options: Any) -> pq.ParquetFile:
@@ -59,9 +162,19 @@ def open_parquet(path: Path, opened: Path | None = None, **options: Any) -> pq.P
     Raises FileNotFoundError where it is gone, DamagedFile where it can't be read.
     """
     with named_errors(path):
-        if not stat.S_ISREG((opened or path).stat().st_mode):  # a fifo would wait for a writer
-            raise DamagedFile(f"{path}: not a file")
+        with _open(path, opened) as file:
+            _read_checks(path, file)
         return pq.ParquetFile(opened or path, **options)
+
+
+def read_whole(path: Path, **options: Any) -> pa.Table:
+    """The rows of a small file, of which every byte is checked first; options of `pyarrow.parquet.read_table`.
+
+    Raises FileNotFoundError where it is gone, DamagedFile where it can't be read.
+    """
+    check_pages(path)
+    with named_errors(path):
+        return pq.read_table(path, partitioning=None, page_checksum_verification=True, **options)
 
 
 def check_columns(path: Path, names: Collection[str]) -> None:

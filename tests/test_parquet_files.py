@@ -27,11 +27,12 @@ from journals import (
     unsealed,
 )
 
-from ingestor.errors import SinkUnavailable
+from ingestor.errors import DamagedFile, SinkUnavailable
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Rows, SegmentEnd
 from ingestor.layout import Layout, list_segments
 from ingestor.metrics import Counts
+from ingestor.parquet import check_pages, open_parquet
 from ingestor.schema import FORMAT_VERSION, TRADES
 from ingestor.sinks.parquet_files import ParquetFiles, publish_rows
 
@@ -114,6 +115,58 @@ class TestTheFile:
         rows = trades(1, 3)
         wide = rows.append_column("trade_id", pa.array([7, 8, 9]))
         assert one_file(tmp_path, wide).read().sort_by("sequence")["trade_id"].to_pylist() == [7, 8, 9]
+
+
+class TestChecksums:
+    def published(self, tmp_path: Path) -> Path:
+        layout = make_root(tmp_path)
+        publish_rows(layout, SEGMENT, [trades(1, 60)])
+        return layout.parquet_file(SEGMENT, TODAY)
+
+    def test_a_changed_bit_anywhere_is_found_before_arrow_sees_it(self, tmp_path: Path) -> None:
+        path = self.published(tmp_path)
+        content = path.read_bytes()
+        footer_at = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+        with path.open("r+b", buffering=0) as file:
+            for at in range(len(content) - 8):  # the length and what follows: below
+                os.pwrite(file.fileno(), bytes([content[at] ^ (1 << at % 8)]), at)
+                with pytest.raises(DamagedFile, match=f"{path.name}: can't be read: the .* ha(s|ve) another CRC"):
+                    check_pages(path)
+                if at >= footer_at:
+                    with pytest.raises(DamagedFile, match="the footer has another CRC"):
+                        open_parquet(path)
+                os.pwrite(file.fileno(), content[at : at + 1], at)
+        assert check_pages(path)
+
+    def test_a_changed_length_of_a_large_footer_is_found(self, tmp_path: Path) -> None:
+        path = self.published(tmp_path)
+        content = path.read_bytes()
+        for bit in range(32):
+            length = (int.from_bytes(content[-8:-4], "little") ^ 1 << bit).to_bytes(4, "little")
+            path.write_bytes(content[:-8] + length + content[-4:])
+            with pytest.raises(DamagedFile, match="can't be read"):
+                open_parquet(path)
+
+    def test_a_file_without_checksums_is_read(self, tmp_path: Path) -> None:
+        path = self.published(tmp_path)
+        pq.write_table(pq.read_table(path, partitioning=None), path)
+        assert not check_pages(path)
+        with open_parquet(path) as file:
+            assert file.metadata.num_rows == 60
+
+    def test_nobody_else_minds_them(self, tmp_path: Path) -> None:
+        path = self.published(tmp_path)
+        assert ds.dataset(path).to_table(filter=pc.field("sequence") >= 0).num_rows == 60
+
+    @pytest.mark.parametrize("damage", ["a fifo", "too short", "nothing"])
+    def test_what_is_no_parquet_is_named(self, tmp_path: Path, damage: str) -> None:
+        path = tmp_path / "some.parquet"
+        if damage == "a fifo":
+            os.mkfifo(path)
+        else:
+            path.write_bytes(b"PAR1" if damage == "too short" else b"")
+        with pytest.raises(DamagedFile, match=r"some\.parquet"):
+            open_parquet(path)
 
 
 class TestDates:

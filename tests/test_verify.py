@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import struct
 import threading
 from collections.abc import Callable
 from datetime import date, timedelta
@@ -328,7 +329,27 @@ def cut_the_coverage_of_a_closed_day(layout: Layout) -> str:
     return r"coverage.parquet: .*can't be read"
 
 
+def lie_in_the_statistics(layout: Layout) -> str:
+    path = parquet(layout, 1)
+    rewrite(path, lambda rows: rows)
+    content = path.read_bytes()
+    footer_at = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    last = struct.pack("<q", pq.read_metadata(path).row_group(0).column(0).statistics.max_raw)
+    earlier = struct.pack("<q", pq.read_metadata(path).row_group(0).column(0).statistics.max_raw - 1)
+    path.write_bytes(content[:footer_at] + content[footer_at:].replace(last, earlier))
+    return rf"{path.name}: statistics with max .* of timestamp; expected .*"
+
+
+def lie_in_a_page_header(layout: Layout) -> str:
+    path = parquet(layout, 1)
+    content = bytearray(path.read_bytes())
+    content[pq.read_metadata(path).row_group(0).column(0).data_page_offset + 2] ^= 1
+    path.write_bytes(content)
+    return rf"{path.name}: can't be read: the pages have another CRC"
+
+
 CORRUPTIONS = [
+    lie_in_the_statistics, lie_in_a_page_header,
     flip_a_byte, cut_a_file, drop_a_file, put_a_file_in_the_place_of_another, give_a_copy_the_name_of_no_segment,
     remove_rows, change_a_symbol, unsort, move_to_a_wrong_date, repeat_a_sequence_number,
     give_it_the_numbers_of_an_earlier_segment, give_it_the_numbers_of_another_run, change_a_type, remove_a_column,

@@ -54,7 +54,16 @@ from ingestor.layout import (
     sync_file,
     try_lock,
 )
-from ingestor.parquet import ROW_GROUP, count_rows, file_schema, named_errors, open_parquet, writer_options
+from ingestor.parquet import (
+    ROW_GROUP,
+    add_checksums,
+    check_pages,
+    count_rows,
+    file_schema,
+    named_errors,
+    open_parquet,
+    writer_options,
+)
 
 FILE_BYTES = 128 << 20
 
@@ -176,7 +185,12 @@ class _Written:
 
 
 def _write(staged: Path, inputs: list[Path], file_bytes: int) -> _Written:
-    """Merge the inputs into files in `staged`, synced and verified. Raises ConservationViolated, OSError."""
+    """Merge the inputs into files in `staged`, synced and verified.
+
+    Raises ConservationViolated, DamagedFile, OSError.
+    """
+    for path in inputs:  # what is wrong in them would get right checksums
+        check_pages(path)
     written = _Written(frozenset().union(*map(read_origin, inputs)))
     schema = pa.unify_schemas([_read_schema(path) for path in inputs])
     schema = file_schema(schema, ",".join(sorted(written.origin)))
@@ -205,13 +219,15 @@ def _write_files(folder: Path, schema: pa.Schema, tables: Iterator[pa.Table], fi
     """Sorted rows into files, each closed after the row group with which it holds `file_bytes`."""
     groups = _row_groups(tables, schema)
     for number, first in enumerate(groups, 1):
+        path = folder / f"{number:06d}"
         with (
-            pa.OSFile(str(folder / f"{number:06d}"), "wb") as sink,
+            pa.OSFile(str(path), "wb") as sink,
             pq.ParquetWriter(sink, schema, **writer_options(schema)) as writer,
         ):
             writer.write_table(first, row_group_size=ROW_GROUP)
             while sink.tell() < file_bytes and (group := next(groups, None)) is not None:
                 writer.write_table(group, row_group_size=ROW_GROUP)
+        add_checksums(path)
 
 
 def _row_groups(tables: Iterator[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
@@ -231,6 +247,7 @@ def _verify(staged: Path, written: _Written, inputs: list[Path]) -> None:
     found = Tally()
     with contextlib.ExitStack() as stack:
         for path in sorted(staged.iterdir()):
+            check_pages(path)
             for table in open_rows(stack, path, 1 << 16):
                 found.add(table)
     promised = sum(map(count_rows, inputs))

@@ -16,7 +16,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from ingestor.errors import DamagedFile
-from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY, first_line, named_errors, open_parquet
+from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY, check_pages, first_line, named_errors, open_parquet
 from ingestor.schema import FORMAT_VERSION, TRADES
 
 _MAGIC = b"PAR1"
@@ -72,6 +72,7 @@ def recount_parquet(path: Path, day: date, columns: list[str]) -> tuple[Recount,
     recount = Recount()
     origin = ""
     try:
+        check_pages(path)
         with open_parquet(path, page_checksum_verification=True) as file, named_errors(path):
             metadata = file.schema_arrow.metadata or {}
             origin = metadata.get(ORIGIN_KEY, b"").decode(errors="replace")
@@ -120,6 +121,8 @@ def _recount_groups(file: pq.ParquetFile, day: date, recount: Recount) -> None:
         before = rows.slice(rows.num_rows - 1)
         sequences.append(rows.column("sequence"))
         recount.add(rows)
+        if not recount.faults:  # those of one row group are enough to name
+            recount.faults += _faults_of_statistics(file.metadata.row_group(index), rows)
     if unsorted:
         recount.faults.append(("rows out of order", "sorted by symbol, timestamp, sequence"))
     if misplaced:
@@ -127,6 +130,27 @@ def _recount_groups(file: pq.ParquetFile, day: date, recount: Recount) -> None:
     distinct = pc.count_distinct(pa.chunked_array([chunk for one in sequences for chunk in one.chunks], pa.int64()))
     if distinct.as_py() != recount.rows:
         recount.faults.append((f"{recount.rows - distinct.as_py()} repeated sequence numbers", "each only once"))
+
+
+def _faults_of_statistics(group: pq.RowGroupMetaData, rows: pa.Table) -> Iterator[tuple[str, str]]:
+    """Where a row group's statistics differ from its rows: whoever filters by them reads other rows, or skips some.
+
+    For groups whose columns were all read: Arrow then raises what in their metadata `column` would abort at.
+    """
+    for index in range(group.num_columns):
+        held = group.column(index).statistics
+        name = group.column(index).path_in_schema
+        if held is None or name not in rows.column_names:
+            continue
+        column = rows.column(name)
+        told: dict[str, Any] = {"nulls": held.null_count} if held.has_null_count else {}
+        found: dict[str, Any] = {"nulls": column.null_count}
+        if held.has_min_max:
+            told |= {"min": held.min, "max": held.max}
+            found |= pc.min_max(column).as_py()
+        for what, value in told.items():
+            if value != found[what]:
+                yield f"statistics with {what} {value!r} of {name}", f"{found[what]!r}, as in the rows"
 
 
 def is_sorted(rows: pa.Table) -> bool:

@@ -58,14 +58,17 @@ def read_rows(path: Path, selection: Selection, day: date | None = None) -> pa.T
     """The rows of one file, in its order. Where the file's UTC date is told and whole in the span, times aren't
     looked at.
     """
-    with open_parquet(path, read_dictionary=list(TEXTS), pre_buffer=False) as file, named_errors(path):
+    with (
+        open_parquet(path, read_dictionary=list(TEXTS), pre_buffer=False, page_checksum_verification=True) as file,
+        named_errors(path),
+    ):
         check_format(path, file.metadata.metadata)
         check_columns(path, file.schema_arrow.names)
         span = EVER if day is not None and selection.span.holds_all_of(day) else selection.span
         groups = useful_groups(file.metadata, span, selection.symbols)
         present = [name for name in selection.needed if name in file.schema_arrow.names]
         rows = file.read_row_groups(groups, columns=present)
-    return filter_rows(rows, selection, span)
+        return filter_rows(rows, selection, span)
 
 
 def filter_rows(rows: pa.Table, selection: Selection, span: Span) -> pa.Table:
