@@ -107,6 +107,47 @@ class TestKnownErrors:
         assert sink.committed() == Cursor(0, 0)
         sink.close()
 
+    @pytest.mark.parametrize("foreign", ["a stream", "another type"])
+    def test_what_is_refused_within_a_transaction_is_sent_again(
+        self, tmp_path: Path, place: Redis, client: Any, foreign: str
+    ) -> None:
+        layout = make_root(tmp_path / "root")
+        fill_journal(layout, 2, 1, 10)
+        sink = RedisStreams(place.settings, None, ROOT)
+        first, second = rows_of(layout)
+        sink.write(first)
+        sink.tick(0.0)
+        place_before = sink.committed()
+        sink.write(second)
+        client.delete("trades:AAPL")  # after its stream was looked at
+        if foreign == "a stream":
+            client.xadd("trades:AAPL", {"price": 1}, "9000000000000000-0")
+        else:
+            client.set("trades:AAPL", "text")
+        for _ in range(2):
+            with pytest.raises(SinkUnavailable, match=r"trades:AAPL|WRONGTYPE|equal or smaller"):
+                sink.tick(0.0)
+            assert sink.committed() == place_before
+            sink.close()
+            sink = RedisStreams(place.settings, None, ROOT)
+            assert sink.committed() == place_before
+            sink.write(second)
+        client.delete("trades:AAPL")
+        sink.close()
+        sink = RedisStreams(place.settings, None, ROOT)
+        sink.write(second)
+        sink.tick(0.0)
+        sink.close()
+        symbols = second.batch.column("symbol").to_pylist()
+        for symbol in set(symbols):
+            sequences = [
+                sequence
+                for sequence, one in zip(second.batch.column("sequence").to_pylist(), symbols, strict=True)
+                if one == symbol
+            ]
+            found = [int(id_.partition("-")[0]) for id_, _ in client.xrange(f"trades:{symbol}")]
+            assert found[-len(sequences) :] == sequences
+
     def test_a_server_that_has_no_room_takes_nothing(self, tmp_path: Path, place: Redis, client: Any) -> None:
         layout = make_root(tmp_path / "root")
         fill_journal(layout, 1, 1, 10)

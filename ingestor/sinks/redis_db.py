@@ -20,6 +20,9 @@ from ingestor.journal.follower import Damage, Rows, SegmentEnd
 
 _PATIENCE_S = 10.0
 _ROWS_A_TRANSACTION = 5_000
+_LAST_OF_ID = (1 << 64) - 1
+_LOOKED_AT = 1 << 16
+"""Entries of a stream, behind our place: more than one transaction has."""
 
 log = structlog.get_logger()
 
@@ -45,7 +48,9 @@ class RedisStreams:
         self._at = self._committed = Cursor(segment, offset)
         self._waiting: list[pa.RecordBatch] = []
         self._symbols: set[str] = set()
-        """Those whose streams are known to end before what this link adds."""
+        """Those whose streams this link has looked at."""
+        self._there: dict[str, dict[int, dict[str, str]]] = {}
+        """Entries behind our place, by stream and sequence number: of a transaction of which the rest was refused."""
 
     def write(self, rows: Rows) -> None:
         if rows.batch.num_rows:
@@ -72,42 +77,62 @@ class RedisStreams:
         self._client.close()
 
     def _commit(self) -> None:
+        """Add what waits, and the cursor, in one transaction. Raises SinkUnavailable.
+
+        Redis does the rest of a transaction of which it refuses a command: the cursor is then put back, and the next
+        link finds what is there already.
+        """
         last = self._last
         pipeline: Any = self._client.pipeline(transaction=True)  # its types leave `execute_command` out
         for batch in self._waiting:
-            self._check_streams(batch)
+            self._look_at_streams(batch)
             last = batch.column("sequence")[-1].as_py()
-            for stream, *entry in _entries(batch):
-                pipeline.execute_command("XADD", stream, "MAXLEN", "~", self._stream_max, *entry)
-        pipeline.set(self._cursor_key, f"{self._at.segment}:{self._at.offset}:{last}")
+            for entry in _entries(batch):
+                if not self._is_there(*entry):
+                    stream, *told = entry
+                    pipeline.execute_command("XADD", stream, "MAXLEN", "~", self._stream_max, *told)
+        pipeline.set(self._cursor_key, _as_cursor(self._at, last))
         try:
             refusals = [one for one in pipeline.execute(raise_on_error=False) if isinstance(one, Exception)]
+            if refusals:  # another writer came between
+                log.error("redis.refused", rows=len(refusals), error=str(refusals[0]), hint="the rows are sent again")
+                self._client.set(self._cursor_key, _as_cursor(self._committed, self._last))
+                raise SinkUnavailable(f"redis refused {len(refusals)} rows: {refusals[0]}")
         except RedisError as error:
             raise _unavailable(error) from error
-        if refusals:  # another writer came between: nothing else can refuse one command of a transaction
-            log.error("redis.refused", rows=len(refusals), error=str(refusals[0]))
         self._last, self._committed = last, self._at
         self._waiting.clear()
 
-    def _check_streams(self, batch: pa.RecordBatch) -> None:
-        """Each stream ends where this recording has left it. Raises SinkUnavailable where it doesn't: an id that is
-        refused would be a row that is lost.
-        """
+    def _look_at_streams(self, batch: pa.RecordBatch) -> None:
+        """Find what streams hold behind our place. Raises SinkUnavailable."""
         symbols = [symbol for symbol in batch.column("symbol").unique().to_pylist() if symbol not in self._symbols]
         pipeline = self._client.pipeline(transaction=False)
         for symbol in symbols:
-            pipeline.xrevrange(f"trades:{symbol}", count=1)
+            pipeline.xrange(f"trades:{symbol}", min=f"({self._last}-{_LAST_OF_ID}", count=_LOOKED_AT)
         try:
-            tops = pipeline.execute()
+            found = pipeline.execute()
         except RedisError as error:
             raise _unavailable(error) from error
-        for symbol, top in zip(symbols, tops, strict=True):
-            if top and int(top[0][0].partition("-")[0]) > self._last:
-                raise SinkUnavailable(
-                    f"the stream trades:{symbol} holds entries that are not from this recording: delete it, or give"
-                    " sinks.redis.url another database"
-                )
+        for symbol, entries in zip(symbols, found, strict=True):
+            if entries:
+                told = {int(id_.partition("-")[0]): values for id_, values in entries}
+                self._there[f"trades:{symbol}"] = told
         self._symbols.update(symbols)
+
+    def _is_there(self, stream: str, id_: str, *told: Any) -> bool:
+        """Whether the stream has this row already. Raises SinkUnavailable where it has something else in its place: an
+        id that is refused would be a row that is lost.
+        """
+        there = self._there.get(stream)
+        if there is None or (sequence := int(id_.partition("-")[0])) > next(reversed(there)):  # rising, as Redis has it
+            return False
+        values = [str(value) for value in told]
+        if there.get(sequence) != dict(zip(values[::2], values[1::2], strict=True)):
+            raise SinkUnavailable(
+                f"the stream {stream} holds entries that are not from this recording: delete it, or give"
+                " sinks.redis.url another database"
+            )
+        return True
 
 
 class RedisLive:
@@ -170,6 +195,10 @@ def connect(settings: RedisSettings, password: str | None) -> "redis.Redis":
         retry=None,
         **options,
     )
+
+
+def _as_cursor(at: Cursor, last: int) -> str:
+    return f"{at.segment}:{at.offset}:{last}"
 
 
 def _unavailable(error: RedisError) -> SinkUnavailable:
