@@ -11,7 +11,7 @@ import structlog
 
 from ingestor import __version__
 from ingestor.config import DEFAULT_PATH, Settings, Source
-from ingestor.dataset.upkeep import Upkeep
+from ingestor.dataset.upkeep import UpkeepLoop
 from ingestor.errors import ConfigError, ConservationViolated, IngestorError, RootDeleted, RowsUnsaved
 from ingestor.layout import Layout, RootLock, locked_root, remove_tree
 from ingestor.metrics import Conservation, Counts
@@ -29,6 +29,7 @@ _WATCH_S = 0.5
 _READER_END_S = 2.5
 _HURRY_S = 1.0
 _LEDGER_END_S = 10.0
+_UPKEEP_END_S = 10.0
 
 log = structlog.get_logger()
 
@@ -77,9 +78,10 @@ class Daemon:
         self._report = Report(recording)
         self._watch = Watch(recording)
         self._live_settings = LiveSettings(source, recording.settings, recording.subscriptions, recording.ledger)
-        self._upkeep = Upkeep(
+        self._upkeep = UpkeepLoop(
             recording.layout, recording.ledger, recording.settings.storage.retention, recording.clock.venue_now
         )
+        self._upkeep_keeper = Worker("upkeep", self._upkeep.run, self._ended)
         self._service = Service(Notifier())
         self._disk_low = False
 
@@ -88,7 +90,8 @@ class Daemon:
 
         Raises what ended a thread (FeedRefused, RowsUnsaved, anything unforeseen) and ConservationViolated.
         """
-        workers = [self._reader, self._recorder, self._files, *([self._sinks_keeper] if self._sinks_keeper else [])]
+        workers = [self._reader, self._recorder, self._files, self._upkeep_keeper]
+        workers += [self._sinks_keeper] if self._sinks_keeper else []
         for worker in workers:
             worker.start()
         health: HealthServer | None = None
@@ -118,7 +121,6 @@ class Daemon:
         """What the main thread does twice a second, beside waiting."""
         self._watch.tick(now_s)
         self._report.tick(now_s)
-        self._upkeep.tick()
         self._service.prove(self._turned_at_s(now_s), now_s)
         if self._service.due(now_s):
             self._look()
@@ -130,7 +132,8 @@ class Daemon:
 
     def _turned_at_s(self, now_s: float) -> float:
         """When the thread that is furthest behind last came round: each feeds the watchdog by its own progress."""
-        return min(self._recording.recorder.turned_at_s, *self._watch.turns(now_s))
+        others = [self._upkeep.turned_at_s, *([self._sinks.turned_at_s] if self._sinks else [])]
+        return min(self._recording.recorder.turned_at_s, *self._watch.turns(now_s), *others)
 
     def _look(self) -> None:
         """Tell the service manager how it goes, and note a disk that is running full."""
@@ -172,12 +175,22 @@ class Daemon:
                 break
             self._recorder.join(_WATCH_S)
             self._service.prove(recording.recorder.turned_at_s, time.monotonic())
-        self._upkeep.close()
+        self._end_upkeep()
         deadline_s = time.monotonic() + recording.settings.stop_timeout
         self._end_follower(self._files, self._sinks_stop, recording.runner.hurried, deadline_s)
         if self._sinks and self._sinks_keeper:  # after the files, which a mirror waits for
             self._end_follower(self._sinks_keeper, self._sinks.stop, self._sinks.hurried, deadline_s)
         return unsaved
+
+    def _end_upkeep(self) -> None:
+        """Let it end its child. What it is deleting on a slow disk, the next start deletes."""
+        self._upkeep.stop.set()
+        deadline_s = time.monotonic() + min(_UPKEEP_END_S, self._recording.settings.stop_timeout)
+        while self._upkeep_keeper.is_alive() and not self._signals.hurry.is_set() and time.monotonic() < deadline_s:
+            self._service.prove(time.monotonic(), time.monotonic())
+            self._upkeep_keeper.join(_WATCH_S)
+        if self._upkeep_keeper.is_alive():
+            log.warning("upkeep.left", hint="the next start goes on with it")
 
     def _end_follower(
         self, follower: Worker, stop: threading.Event, hurried: threading.Event, deadline_s: float

@@ -363,10 +363,16 @@ def set_mode(path: Path, mode: int) -> None:
         log.warning("mode.refused", file=str(path), mode=f"{mode:04o}", error=error.strerror)
 
 
-def remove_tree(path: Path) -> None:
-    """Remove what is left over, whatever it is; what can't be removed is told, and left."""
+def remove_tree(path: Path, turned: Callable[[], None] = lambda: None) -> None:
+    """Remove what is left over, whatever it is; what can't be removed is told, and left. `turned` is called for each
+    file of it, since a slow disk takes long for many.
+    """
     try:
         if path.is_dir() and not path.is_symlink():
+            for entry in path.iterdir():
+                turned()
+                if not entry.is_dir() or entry.is_symlink():
+                    entry.unlink()
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)

@@ -241,3 +241,12 @@ class TestExtras:
     def test_without_sinks_there_is_no_process(self, tmp_path: Path) -> None:
         settings = Settings.model_validate({"tickers": ["A"]})
         assert make_sink_process(settings, make_root(tmp_path), tmp_path) is None
+
+
+def test_the_thread_turns_while_its_process_lives_and_while_it_waits_to_start_the_next(tmp_path: Path) -> None:
+    with keeping(handover_of(make_root(tmp_path / "root"), tmp_path)) as sinks:
+        for _ in range(2):
+            turned_at_s = sinks.turned_at_s
+            eventually(lambda: sinks.turned_at_s > turned_at_s, "a turn")  # noqa: B023  asked at once
+            for pid in children():
+                os.kill(pid, signal.SIGKILL)

@@ -1,15 +1,20 @@
 """Upkeep: what is due is done once a day, by a child that is ended with its recorder."""
 
+import threading
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from recorders import eventually
 from recordings import Print, Recording
 
 from ingestor.closed_days import close_days
 from ingestor.dataset.compact import locked_upkeep
 from ingestor.dataset.files import date_folder, list_days, list_names
-from ingestor.dataset.upkeep import GRACE, Upkeep
+from ingestor.dataset.upkeep import GRACE, Upkeep, UpkeepLoop
+from ingestor.layout import locked_date
+from ingestor.ledger import read_all_facts
 
 DAY = date(2026, 1, 19)
 LONG_AGO = datetime(2026, 1, 20, 12, tzinfo=UTC)
@@ -89,3 +94,33 @@ def test_a_start_clears_what_a_crash_left_unless_somebody_is_at_work(recording: 
         assert left.exists()
     Upkeep(recording.layout, recording.ledger, None)
     assert not left.exists()
+
+
+def test_each_file_that_goes_is_progress(recording: Recording) -> None:
+    turns: list[None] = []
+    upkeep = Upkeep(recording.layout, recording.ledger, 86400.0, turned=lambda: turns.append(None))
+    before = len(turns)
+    files = len(names(recording))
+    upkeep.tick(LONG_AGO + timedelta(days=1))
+    upkeep.close()
+    assert list_days(recording.layout) == []
+    assert len(turns) - before >= files
+
+
+def test_a_date_that_cannot_be_had_holds_up_its_own_thread_only(recording: Recording) -> None:
+    """Whoever asks it to stop goes on, and its last turn is seen to grow old."""
+    loop = UpkeepLoop(recording.layout, recording.ledger, 86400.0)
+    thread = threading.Thread(target=loop.run)
+    with locked_date(recording.layout, DAY):
+        thread.start()
+        eventually(lambda: any(fact["fact"] == "day.deleted" for fact in facts(recording)), "the deletion")
+        turned_at_s = loop.turned_at_s
+        loop.stop.set()
+        assert thread.is_alive()
+        assert loop.turned_at_s == turned_at_s
+    thread.join()
+    assert list_days(recording.layout) == []
+
+
+def facts(recording: Recording) -> list[dict[str, Any]]:
+    return list(read_all_facts(recording.layout))

@@ -14,7 +14,7 @@ which to read, and the next start what to remove (see `files`).
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -126,15 +126,17 @@ def locked_upkeep(layout: Layout) -> Iterator[None]:
         os.close(fd)
 
 
-def clear_leftovers(layout: Layout) -> None:
-    """Remove what a crash of compaction or retention has left; for the holder of `locked_upkeep`.
+def clear_leftovers(layout: Layout, turned: Callable[[], None] = lambda: None) -> None:
+    """Remove what a crash of compaction or retention has left; for the holder of `locked_upkeep`. `turned` is called as
+    it gets on.
 
     A date with a file that can't be read is told, and stays as it is. Raises OSError.
     """
     for folder in [*layout.staging.glob("date=*.compacted"), *layout.staging.glob("*.date=*.deleted")]:
         log.info("leftover.removed", file=folder.name)
-        remove_tree(folder)
+        remove_tree(folder, turned)
     for day in list_days(layout):
+        turned()
         try:
             if split_names(list_names(date_folder(layout, day)))[0]:
                 with locked_date(layout, day):

@@ -1,5 +1,6 @@
 """Retention: whole days of trades and CSV that are older than asked for go; coverage stays, and says so."""
 
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from operator import itemgetter
 from pathlib import Path
@@ -18,9 +19,15 @@ log = structlog.get_logger()
 
 
 def delete_expired(
-    layout: Layout, ledger: Ledger, retention: timedelta, now: datetime, venue: datetime | None = None
+    layout: Layout,
+    ledger: Ledger,
+    retention: timedelta,
+    now: datetime,
+    venue: datetime | None = None,
+    turned: Callable[[], None] = lambda: None,
 ) -> list[date]:
-    """Delete the UTC dates that ended longer ago than `retention`; which. Raises OSError.
+    """Delete the UTC dates that ended longer ago than `retention`; which. `turned` is called for each file that goes.
+    Raises OSError.
 
     What is deleted is gone, so no clock is believed alone: a date goes once the wall clock (`now`) and the venue,
     where it is known (`venue`), say that it is old enough, and neither the newest date of trades nor the newest receipt
@@ -50,7 +57,7 @@ def delete_expired(
         ledger.record("day.deleted", date=day.isoformat(), retention_s=retention.total_seconds())
         with locked_date(layout, day):
             for kind in (layout.trades, layout.csv):
-                _delete(layout, kind / f"date={day.isoformat()}")
+                _delete(layout, kind / f"date={day.isoformat()}", turned)
         log.info("day.deleted", date=day.isoformat())
     return expired
 
@@ -64,11 +71,11 @@ def _days(layout: Layout) -> list[date]:
     return sorted({*list_days(layout), *csv_days})
 
 
-def _delete(layout: Layout, folder: Path) -> None:
+def _delete(layout: Layout, folder: Path, turned: Callable[[], None]) -> None:
     if not folder.is_dir():
         return
     aside = layout.staging / f"{folder.parent.name}.{folder.name}.deleted"
-    remove_tree(aside)  # left by a crash
+    remove_tree(aside, turned)  # left by a crash
     folder.rename(aside)
     sync_directory(folder.parent)
-    remove_tree(aside)
+    remove_tree(aside, turned)

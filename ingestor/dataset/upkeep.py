@@ -1,9 +1,16 @@
-"""What a recorder does for its dataset once a day: a child process at low priority compacts, retention deletes."""
+"""What a recorder does for its dataset once a day: a child process at low priority compacts, retention deletes.
+
+In a thread of its own (`UpkeepLoop`): to list years of dates, or to delete one, may take a slow disk minutes, in which
+signals are to be heard.
+"""
 
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 
 import structlog
 
@@ -17,6 +24,7 @@ from ingestor.ledger import Ledger
 GRACE = timedelta(hours=1)
 """After midnight UTC: late trades come up to 40 minutes after their time."""
 _STOP_S = 5.0
+_WATCH_S = 0.5
 
 log = structlog.get_logger()
 
@@ -30,12 +38,14 @@ class Upkeep:
         ledger: Ledger,
         retention_s: float | None,
         venue_now: Callable[[], datetime | None] = lambda: None,
+        turned: Callable[[], None] = lambda: None,
     ) -> None:
         """Clear what a crash has left, unless a compaction that was started by hand is at work. What can't be
         cleared is told: the recording goes on without.
 
-        `venue_now` tells the venue's time, where it is known.
+        `venue_now` tells the venue's time, where it is known; `turned` is called as the work gets on.
         """
+        self._turned = turned
         self._venue_now = venue_now
         self._layout = layout
         self._ledger = ledger
@@ -45,7 +55,7 @@ class Upkeep:
         """The compaction that is under way."""
         try:
             with locked_upkeep(layout):
-                clear_leftovers(layout)
+                clear_leftovers(layout, turned)
         except CompactionRunning:
             log.info("compaction.running", hint="it was started by hand, and clears what an earlier one left")
         except (OSError, IngestorError) as error:
@@ -61,7 +71,7 @@ class Upkeep:
         self._done_for = day
         try:
             if self._retention is not None:
-                delete_expired(self._layout, self._ledger, self._retention, now, self._venue_now())
+                delete_expired(self._layout, self._ledger, self._retention, now, self._venue_now(), self._turned)
             if self.child is None and (has_days_to_close(self._layout, day) or has_work(self._layout, day)):
                 self._start(day)
         except (OSError, IngestorError) as error:
@@ -90,6 +100,36 @@ class Upkeep:
                 log.error("compaction.failed", code=code)
             else:
                 log.info("compaction.ended")
+
+
+class UpkeepLoop:
+    """Looks after one root until `stop`. `run` is a thread's work."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        ledger: Ledger,
+        retention_s: float | None,
+        venue_now: Callable[[], datetime | None] = lambda: None,
+    ) -> None:
+        """Nothing is done yet."""
+        self._make = partial(Upkeep, layout, ledger, retention_s, venue_now, self._turn)
+        self.stop = threading.Event()
+        self.turned_at_s = time.monotonic()
+        """When the work last got on."""
+
+    def run(self) -> None:
+        upkeep = self._make()
+        try:
+            while not self.stop.is_set():
+                self._turn()
+                upkeep.tick()
+                self.stop.wait(_WATCH_S)
+        finally:
+            upkeep.close()
+
+    def _turn(self) -> None:
+        self.turned_at_s = time.monotonic()
 
 
 def _text(error: Exception) -> str:

@@ -23,7 +23,6 @@ from tenacity import (
     wait_exponential,
     wait_random,
 )
-from tenacity.nap import sleep_using_event
 
 from ingestor.config.recorder import LoggingSettings
 from ingestor.config.sinks import SinkSettings
@@ -65,6 +64,8 @@ class SinkProcess:
         self.hurried = threading.Event()
         """Set: what it has not carried yet is left to the next start."""
         self.starts = 0
+        self.turned_at_s = time.monotonic()
+        """When the loop last came round: a destination that hangs is the process's affair, not this thread's."""
 
     def run(self) -> None:
         """Until `stop`, and until the process has come to the end of the journal or `stop_timeout` is over."""
@@ -72,11 +73,17 @@ class SinkProcess:
             retrying = Retrying(
                 retry=retry_if_exception_type(_Died),
                 wait=self._pause,
-                sleep=sleep_using_event(self.stop),
+                sleep=self._sleep,
                 stop=stop_when_event_set(self.stop),
                 retry_error_callback=lambda state: None,  # noqa: ARG005  `stop` came while it was dead
             )
             retrying(self._live_once)
+
+    def _sleep(self, seconds: float) -> None:
+        """Until it is over, or `stop`."""
+        end_s = time.monotonic() + seconds
+        while (left_s := end_s - time.monotonic()) > 0 and not self.stop.wait(min(left_s, _WATCH_S)):
+            self.turned_at_s = time.monotonic()
 
     def _pause(self, state: RetryCallState) -> float:
         return self._backoff(state)
@@ -87,7 +94,7 @@ class SinkProcess:
         process = self._start()
         try:
             while process.poll() is None and not self.stop.wait(_WATCH_S):
-                pass
+                self.turned_at_s = time.monotonic()
             if self.stop.is_set():
                 self._end(process)
                 return
