@@ -62,7 +62,7 @@ class Report:
 
     def _why_silent(self) -> str:
         """As far as it is known. Names may differ from those asked for; a message may fit nothing."""
-        counts, reasons = self._recorder.counts, self._recorder.reasons
+        counts = self._recorder.counts
         unasked = sorted(set(self._observed.last_trade_s) - set(self._subscriptions.symbols))
         if not self._session.connected:
             return "there is no connection"
@@ -70,11 +70,16 @@ class Report:
             return "the venue has sent nothing yet"
         if unasked:
             return f"trades come of {_name(unasked)}, which nobody asked for"
-        if reasons and not counts.trades:
-            why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(_NAMED))
-            return f"no message could be read as a trade ({why}): see rejects/"
-        if self._is_json and counts.notices and not counts.trades:
-            return f"{counts.notices} messages came, and none says what `feed.match` asks for"
+        unread = self._observed.unread
+        if unread and not counts.trades:
+            kind = (
+                "says what `feed.match` asks for"
+                if self._is_json and not unread.rejected
+                else "could be read as a trade"
+            )
+            return f"{unread.messages} messages came, and none {kind} ({unread.reason}): {unread.sample}"
+        if unread:
+            return f"no trade yet, and {unread.messages} messages fit nothing ({unread.reason}): {unread.sample}"
         return "no trade yet, or not on your plan" if self._has_plans else "no trade yet"
 
     def _progress(self, now_s: float) -> None:

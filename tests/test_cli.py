@@ -309,6 +309,16 @@ def test_check_names_all_that_is_wrong(folder: Path) -> None:
     ]
 
 
+def test_check_gives_no_advice_about_another_venues_key(folder: Path) -> None:
+    address = "wss://ws.example.com/us?api_token=hunter2"
+    (folder / "my.yaml").write_text(f"tickers: [A]\nfeed: {{type: json, url: '{address}'}}\n")
+    done = call("check", "--config", "my.yaml")
+    assert done.exit_code == 2
+    assert "FEED_API_KEY" in done.output
+    assert "FINNHUB_API_KEY" not in done.output
+    assert "finnhub.io" not in done.output
+
+
 def test_check_without_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINNHUB_API_KEY", "hunter2")
     done = call("check", "--symbols", "AAPL, BINANCE:BTCUSDT", "--root", "there", "--json")

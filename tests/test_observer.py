@@ -9,6 +9,10 @@ from recorders import Rig, make_rig
 from structlog.testing import capture_logs
 
 from ingestor.capture.gaps import OpenGap
+from ingestor.capture.observed import Unread
+from ingestor.capture.refused import make_sample
+from ingestor.config.feeds import JsonSettings
+from ingestor.feeds.json_map import JsonMap
 
 
 @pytest.fixture
@@ -72,3 +76,67 @@ def test_symbols_that_a_venue_invents_fill_neither_memory_nor_ledger(rig: Rig) -
     rig.recorder.run()
     assert rig.recorder.counts.trades == 12_000
     assert rig.facts("symbol.proven") == []
+
+
+SECRET = "hunter2-hunter2"
+
+
+@pytest.mark.parametrize(
+    ("payload", "sample"),
+    [
+        (b'{"ping":1}', '{"ping":1}'),
+        (b"\x1b]0;pwned\x07\xff", r"\x1b]0;pwned\x07" + "\ufffd"),
+        ("\u202e\u200b".encode(), r"\u202e\u200b"),
+        (f'{{"you_said":"{SECRET}"}}'.encode(), '{"you_said":"***"}'),
+        (rf'{{"you_said":"\u0068{SECRET[1:]}"}}'.encode(), '{"you_said":"***"}'),
+        (b"x" * 190 + SECRET.encode(), "x" * 190 + "***"),
+        (b"x" * 10_000_000, "x" * 200 + "… (10,000,000 bytes)"),
+        (b"\x00" * 1000, r"\x00" * 50 + "… (1,000 bytes)"),
+    ],
+)
+def test_a_sample_is_short_escaped_and_without_secrets(
+    payload: bytes, sample: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEED_API_KEY", SECRET)
+    assert make_sample(payload) == sample
+
+
+def test_what_fits_nothing_is_told_once_for_each_reason_and_counted(rig: Rig) -> None:
+    frames = [b"gone", b"gone", frame({"p": -1.0}), b'{"type":"dance"}', b"gone"]
+    with capture_logs() as logs:
+        for one in frames:
+            rig.buffer.put(1, [one], AT_US)
+            block = rig.buffer.take(0.0, 0.0)
+            assert block is not None
+            rig.recorder._record(block)
+        rig.buffer.close()
+        rig.recorder.run()
+    told = [(one["event"], one.get("reason") or one.get("type"), one["sample"][:8]) for one in logs]
+    assert told == [
+        ("message.refused", "not_json", "gone"),
+        ("message.refused", "bad_price", '{"data":'),
+        ("notice.unknown", "dance", '{"type":'),
+    ]
+    assert rig.observed.unread == Unread(5, "bad_price", make_sample(frames[2]), rejected=True)
+
+
+MINUTE_MS = 60_000
+
+
+@pytest.mark.parametrize(
+    ("ages_ms", "told"),
+    [
+        pytest.param([0, 0, 0], False, id="live"),
+        pytest.param([15 * MINUTE_MS] * 3, False, id="delayed feed"),
+        pytest.param([90 * MINUTE_MS, 5 * MINUTE_MS, 0], True, id="snapshot"),
+        pytest.param([15 * MINUTE_MS, 15 * MINUTE_MS + 9000, 15 * MINUTE_MS], False, id="a late trade"),
+    ],
+)
+def test_old_trades_after_subscribing_are_told_once(tmp_path: Path, ages_ms: list[int], told: bool) -> None:
+    feed = JsonMap(JsonSettings(type="json", url="ws://127.0.0.1:9"))
+    rig = make_rig(tmp_path, "ws://127.0.0.1:9", ["AAPL"], feed=feed)
+    at_ms = AT_US // 1000
+    frames = [b'{"symbol":"AAPL","price":1,"timestamp":%d}' % (at_ms - age) for age in ages_ms]
+    with capture_logs() as logs:
+        record_all(rig, *((number, [one], AT_US) for number in (1, 2) for one in frames))
+    assert [one["event"] for one in logs] == ["trades.replayed"] * told

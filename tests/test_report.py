@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
-from prepared import prepared_recording
+from prepared import FRAME, prepared_recording, record_frames
 from structlog.testing import capture_logs
 
 from ingestor.capture.market_hours import NEW_YORK
+from ingestor.ledger import now_us
 from ingestor.recording import Recording
 from ingestor.report import Report
 from ingestor.us_market import Calendar
@@ -67,3 +69,28 @@ def test_one_sentence_after_the_start_then_a_line_a_minute(recording: Recording)
     events = [one["event"] for one in logs]
     assert events == ["recording.summarized", *["recording.progressed"] * 3]
     assert {"trades", "frames", "rejected", "lag_ms", "pauses", "connected"} <= logs[1].keys()
+
+
+JSON = {"type": "json", "url": "ws://127.0.0.1:9", "never_closes": True}
+
+
+@pytest.mark.parametrize(
+    ("feed", "frames", "says"),
+    [
+        (JSON, [b'{"ping":1492420473027}'], '1 messages came, and none could be read as a trade (bad_symbol): {"ping"'),
+        (JSON | {"match": {"T": "t"}}, [b'[{"T":"q"}]'], "none says what `feed.match` asks for (unknown): [{"),
+        (JSON, [b'{"symbol":"MSFT","price":1}', b"gone"], "no trade yet, and 1 messages fit nothing (not_json): gone"),
+        (JSON, [b'{"symbol":"msft","price":1}'], "trades come of msft, which nobody asked for"),
+        ({"url": "ws://127.0.0.1:9"}, [b'{"type":"dance"}'], "none could be read as a trade (unknown): {"),
+        ({"url": "ws://127.0.0.1:9"}, [FRAME % (b"MSFT", 1)], "none could be read as a trade (bad_time): {"),
+    ],
+)
+def test_a_silence_is_told_with_what_came_instead(
+    tmp_path: Path, feed: dict[str, Any], frames: list[bytes], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with prepared_recording(tmp_path, feed=feed, tickers=["AAPL", "MSFT"]) as recording:
+        monkeypatch.setattr(type(recording.session), "connected", True)
+        record_frames(recording, frames, now_us())
+        told = Report(recording).summary(NOON)
+    assert says in told
+    assert "not on your plan" not in told

@@ -115,6 +115,21 @@ def test_while_blind_nothing_says_otherwise(recording: Recording, server: Health
     assert re.search(r"^ingestor_symbols_ticking 0.0$", get_metrics(server), re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    ("frames", "degraded"),
+    [([b"\x1b[2J"], True), ([FRAME % (b"AAPL", now_us() // 1000), b"\x1b[2J"], False)],
+)
+def test_what_fits_nothing_is_told_with_a_sample(
+    recording: Recording, server: HealthServer, frames: list[bytes], degraded: bool
+) -> None:
+    """It degrades a recording that has no trade at all."""
+    record_frames(recording, frames, now_us())
+    found = read_status(recording.layout)
+    assert dict(describe(found))["unread"] == r"1 messages fit nothing, such as (not_json): \x1b[2J"
+    told = [one for one in found.ailments if "no message could be read as a trade" in one]
+    assert bool(told) == degraded
+
+
 def get_metrics(server: HealthServer) -> str:
     with urllib.request.urlopen(f"http://{server.address}/metrics", timeout=10) as answer:
         return str(answer.read().decode())

@@ -19,6 +19,19 @@ class Refusal:
     received_us: int
 
 
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Messages that were read as no trade, and as nothing else that this feed knows."""
+
+    messages: int
+    """So many in this run."""
+    reason: str
+    """Of the last one that there is a sample of."""
+    sample: str
+    rejected: bool
+    """It should have been a trade; else it was passed over as something else."""
+
+
 class Observed:
     """Written by the recorder's thread, read by any. What a venue invents is bounded: symbols and refusals."""
 
@@ -36,6 +49,7 @@ class Observed:
         self.last_received_us = 0
         """When the last trade of any symbol was received."""
         self.trades = 0
+        self.unread: Unread | None = None
         self.disk_failing = False
         """The disk refuses what is to be recorded just now."""
         self.disk_failed_s = float("-inf")

@@ -1,6 +1,9 @@
 """What a journaled block shows, told to the session and the ledger: who ticks, what is proven, what the venue says."""
 
-from collections.abc import Collection
+import math
+import time
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -10,10 +13,15 @@ import structlog
 
 from ingestor.capture.buffer import FrameBlock
 from ingestor.capture.gaps import Gaps
-from ingestor.capture.observed import Observed, Refusal
-from ingestor.feeds import Notice
+from ingestor.capture.observed import Observed, Refusal, Unread
+from ingestor.capture.refused import Refused, make_sample
+from ingestor.feeds import Frames, Notice
 from ingestor.ledger import Ledger
 
+_EARLY_US = 10_000_000
+_REPLAYED_US = 60_000_000
+_SAMPLE_S = 60.0
+_NEVER = Unread(0, "", "", rejected=False)
 _UNKNOWN_MAX = 100
 """Of what a venue invents, so many kinds are told apart."""
 
@@ -23,16 +31,22 @@ log = structlog.get_logger()
 class Observer:
     """For the recorder's thread."""
 
-    def __init__(self, ledger: Ledger, gaps: Gaps, observed: Observed) -> None:
+    def __init__(self, ledger: Ledger, gaps: Gaps, observed: Observed, *, may_replay: bool = False) -> None:
+        """`may_replay`: of the feed's terms."""
         self._ledger = ledger
         self._gaps = gaps
         self._observed = observed
         self._proven_on = 0
         self._proven: set[str] = set()
         self._unknown_seen: set[str] = set()
+        self._refused_seen: set[str] = set()
+        self._sampled_s = float("-inf")
+        self._replay = _Replay() if may_replay else None
 
-    def observe(self, block: FrameBlock, notices: list[Notice], rows: pa.RecordBatch) -> None:
-        """Of the frames of a block, these were notices, and these rows were recorded."""
+    def observe(
+        self, block: FrameBlock, notices: list[Notice], rows: pa.RecordBatch, refused: Sequence[Refused] = ()
+    ) -> None:
+        """Of the frames of a block, these were notices, these rows were recorded, and these were refused."""
         if block.connection > self._proven_on:
             self._proven_on, self._proven = block.connection, set()
         self._proven -= self._observed.take_unproven()
@@ -43,8 +57,14 @@ class Observer:
             self._prove(block.connection, rows, proven)
         if ticking:
             self._hear(rows, ticking, block.frames.received_us[-1])
+            if self._replay and self._replay.finds(block, rows):
+                self._replay = None
         for notice in notices:
-            self._heed(notice, block.frames.received_us[notice.frame])
+            self._heed(notice, block.frames)
+        strange = [notice for notice in notices if notice.kind == "unknown"]
+        unread = [one for one in refused if one.reason != "repeated_id"]  # those were read, and are recorded already
+        if strange or unread:
+            self._look_at_unread(block, strange, unread)
 
     def _hear(self, rows: pa.RecordBatch, symbols: Collection[str], last_us: int) -> None:
         """These trades are recorded: no gap of their symbols holds any of them."""
@@ -63,16 +83,61 @@ class Observer:
         since_us = {symbol: _first_received_us(rows, symbol) - base_us for symbol in sorted(symbols)}
         self._ledger.record("symbols.proven", connection=connection, base=base_us, symbols=since_us)
 
-    def _heed(self, notice: Notice, received_us: int) -> None:
+    def _look_at_unread(self, block: FrameBlock, strange: list[Notice], unread: list[Refused]) -> None:
+        """Count them, and show one: the first that is refused for its reason, or passed over, and one per minute."""
+        last = self._observed.unread or _NEVER
+        fresh = next((one for one in unread if one.reason not in self._refused_seen), None)
+        now_s = time.monotonic()
+        reason, sample, rejected = last.reason, last.sample, last.rejected
+        if fresh or last is _NEVER or now_s - self._sampled_s >= _SAMPLE_S:
+            self._sampled_s = now_s
+            shown = fresh or (unread[0] if unread else None)
+            if shown:
+                reason, sample, rejected = shown.reason, make_sample(shown.payload), True
+            else:
+                reason, sample, rejected = "unknown", make_sample(block.frames.payloads[strange[0].frame]), False
+        if fresh:
+            self._refused_seen.add(fresh.reason)
+            log.warning("message.refused", reason=reason, sample=sample, hint="see `ingestor status`, rejects/")
+        self._observed.unread = Unread(last.messages + len(strange) + len(unread), reason, sample, rejected)
+
+    def _heed(self, notice: Notice, frames: Frames) -> None:
         """What the venue says besides trades."""
         if notice.refuses:
-            self._observed.saw_refusal(Refusal(notice.symbol, notice.text, received_us))
+            self._observed.saw_refusal(Refusal(notice.symbol, notice.text, frames.received_us[notice.frame]))
         elif notice.kind == "error":
             log.warning("venue.complained", text=notice.text)
         elif notice.kind == "unknown" and notice.text not in self._unknown_seen:
             if len(self._unknown_seen) < _UNKNOWN_MAX:
                 self._unknown_seen.add(notice.text)
-            log.warning("notice.unknown", type=notice.text)
+            log.warning("notice.unknown", type=notice.text, sample=make_sample(frames.payloads[notice.frame]))
+
+
+class _Replay:
+    """Looks for old trades at the beginning of a connection: a snapshot, which comes again with each connection."""
+
+    def __init__(self) -> None:
+        self._connection = self._began_us = 0
+        self._oldest_us = math.inf
+        """Of the connection's first seconds."""
+
+    def finds(self, block: FrameBlock, rows: pa.RecordBatch) -> bool:
+        """Whether it is told: trades came that were older than others by far more than the time between them."""
+        received_us = block.frames.received_us[-1]
+        if block.connection != self._connection:
+            self._connection, self._began_us, self._oldest_us = block.connection, block.frames.received_us[0], math.inf
+        times: Any = pc.min_max(rows.column("timestamp").cast(pa.int64())).as_py()
+        if received_us - self._began_us <= _EARLY_US:
+            self._oldest_us = min(self._oldest_us, times["min"] * 1000)
+        if times["max"] * 1000 - self._oldest_us <= received_us - self._began_us + _REPLAYED_US:
+            return False
+        log.warning(
+            "trades.replayed",
+            oldest=datetime.fromtimestamp(self._oldest_us / 1e6, UTC).isoformat(timespec="milliseconds"),
+            hint="old trades came after subscribing: they are recorded, and again with each connection; where the "
+            "venue marks them, leave them out with feed.match",
+        )
+        return True
 
 
 def _first_received_us(rows: pa.RecordBatch, symbol: str) -> int:

@@ -106,7 +106,7 @@ class Recorder:
         if newest_us is not None:
             self._venue.saw_trades(newest_us)
         self._last = block.connection, frames.payloads[-1]
-        self._observer.observe(block, decoded.notices, batch)
+        self._observer.observe(block, decoded.notices, batch, refused)
 
     def _validate(self, block: FrameBlock, trades: pa.RecordBatch) -> Validated:
         """The verdict on these trades: are they sane, and has no other connection brought them already?"""

@@ -1,8 +1,14 @@
 """What of a block is not recorded: frames and trades that can't be decoded, trades that make no sense."""
 
+import re
 from dataclasses import dataclass
 
 from ingestor.feeds import Decoded, Frames
+from ingestor.logs import redactor_in_force
+from ingestor.texts import escape
+
+_LOOKED_AT = 4096
+_SAMPLE_CHARACTERS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +20,18 @@ class Refused:
     reason: str
     received_us: int
     payload: bytes
+
+
+def make_sample(payload: bytes) -> str:
+    r"""What a log and `status` may show of a message: its beginning, on one line, without secrets, however they are
+    written (`\u0073ecret`).
+    """
+    text = payload[:_LOOKED_AT].decode(errors="replace")
+    text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), text)
+    shown = escape(redactor_in_force()(text))
+    if len(payload) <= _LOOKED_AT and len(shown) <= _SAMPLE_CHARACTERS:
+        return shown
+    return f"{shown[:_SAMPLE_CHARACTERS]}… ({len(payload):,} bytes)"
 
 
 def find_refused(frames: Frames, decoded: Decoded, rejected: list[tuple[int, str]], first_frame: int) -> list[Refused]:

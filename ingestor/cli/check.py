@@ -28,6 +28,7 @@ from ingestor.config.addresses import find_unused_proxy, is_loopback, split_addr
 from ingestor.config.feeds import FREE_PLAN_SYMBOLS, FeedSettings, FinnhubSettings
 from ingestor.config.key import load_key
 from ingestor.config.units import format_size
+from ingestor.config.yaml_file import read_yaml
 from ingestor.errors import ConfigError
 from ingestor.texts import escape
 
@@ -53,7 +54,7 @@ def check(
         click.echo(format_json(Settings.model_json_schema()))
         return
     settings, findings = _settings_found(config, Flags(symbols=symbols, root=root))
-    if settings is None or settings.feed.needs_key:
+    if settings.feed.needs_key if settings else _speaks_finnhub(config):
         findings += _key_found(config_dir(config), settings.feed if settings else FinnhubSettings())
     if settings:
         findings += [*_settings_findings(settings), *_sink_findings(settings, config_dir(config))]
@@ -75,6 +76,15 @@ def _settings_found(config: Path | None, flags: Flags) -> tuple[Settings | None,
         return None, [Finding("error", "settings", line) for line in str(error).splitlines()]
     source = config or (DEFAULT_PATH if DEFAULT_PATH.exists() else "the defaults")
     return settings, [Finding("ok", "settings", f"{source}: {len(settings.tickers)} tickers")]
+
+
+def _speaks_finnhub(config: Path | None) -> bool:
+    """Whether settings that hold a mistake are at least Finnhub's: of another venue nothing is known of its key."""
+    try:
+        feed = read_yaml(config or DEFAULT_PATH).data.get("feed")
+    except ConfigError:
+        return True
+    return not isinstance(feed, dict) or feed.get("type", "finnhub") == "finnhub"
 
 
 def _key_found(directory: Path, feed: FeedSettings) -> list[Finding]:

@@ -66,6 +66,11 @@ def _describe_link(link: Link) -> Iterator[tuple[str, str]]:
 def _describe_flow(flow: Flow) -> Iterator[tuple[str, str]]:
     rejected = flow.counts.rejected_trades + flow.counts.rejected_frames
     yield "trades", f"{flow.trades_per_s:,.1f} a second; {flow.counts.trades:,} in this run, {rejected:,} rejected"
+    if flow.strange:
+        yield (
+            "unread",
+            f"{flow.strange.messages:,} messages fit nothing, such as ({flow.strange.reason}): {flow.strange.sample}",
+        )
     if flow.delays.total:
         yield "delay", f"{_QUANTILE:.0%} of the trades came within {_quantile(flow)} of the venue's time"
     used = flow.buffer_bytes / flow.buffer_max_bytes

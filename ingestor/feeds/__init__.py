@@ -76,6 +76,8 @@ class Terms:
     """How long it and its successor are both read: what one hears, the other hears within this time."""
     never_closes: bool = False
     """All its markets trade around the clock, whatever their symbols look like."""
+    may_replay: bool = False
+    """After each subscription old trades may come once more, which nothing marks."""
     signed_prices: bool = False
     """A price may be zero or below: whether that makes sense is the venue's affair."""
 

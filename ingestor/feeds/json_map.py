@@ -60,7 +60,7 @@ class JsonMap:
     schema = VENUE_TRADES
 
     def __init__(self, settings: JsonSettings, key: str = "") -> None:
-        self.terms = Terms(never_closes=settings.never_closes, signed_prices=settings.signed_prices)
+        self.terms = Terms(never_closes=settings.never_closes, may_replay=True, signed_prices=settings.signed_prices)
         self._settings = settings
         self._key = key
         self._layout = _Layout.of(settings)

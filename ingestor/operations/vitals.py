@@ -66,6 +66,19 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Strange:
+    """Messages that fit nothing: read as no trade, and as nothing else that is known."""
+
+    messages: int
+    """So many in this run."""
+    reason: str
+    sample: str
+    """The beginning of one of them, without secrets."""
+    puzzling: bool
+    """No trade has been read in this run, though this should have been one, or some are to be expected by now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
     """From the socket to the journal."""
 
@@ -90,6 +103,7 @@ class Flow:
     """Since the loop that reads the connection last came round; 0 where there is none, or the Buffer is full."""
     files_turned_s: float = 0.0
     """Since the loop that carries the journal to its files last came round."""
+    strange: Strange | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +209,8 @@ def _flow_ailments(flow: Flow) -> Iterable[str]:
         yield f"not sealing: the files' thread has stood still for {flow.files_turned_s:.0f} s"
     if flow.rejects_flood:
         yield "rejects are flooding: see rejects/ for what can't be read"
+    if flow.strange and flow.strange.puzzling:
+        yield f"no message could be read as a trade, such as ({flow.strange.reason}): {flow.strange.sample}"
     if flow.conservation_violations:
         yield f"conservation was violated {flow.conservation_violations} times: see the log"
 

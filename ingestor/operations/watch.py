@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ingestor import __version__
 from ingestor.capture.delays import BOUNDS_S
-from ingestor.operations.vitals import ClockState, Disk, Flow, Histogram, Link, SinkLag, Vitals
+from ingestor.operations.vitals import ClockState, Disk, Flow, Histogram, Link, SinkLag, Strange, Vitals
 from ingestor.recording import Recording
 from ingestor.sinks.destinations import configured_sinks
 from ingestor.sinks.places import Lag, Lags
@@ -22,6 +22,8 @@ _RATE_S = 10.0
 _FLOOD_S = 60.0
 _FLOOD_MIN = 100
 _FLOOD_SHARE = 0.1
+_PATIENCE_S = 30.0
+"""Where markets are open a trade should have come by then."""
 _SINK_GRACE_S = 300.0
 _SAMPLES_MAX = 100_000
 _EXTERNAL_S = 10.0
@@ -122,7 +124,19 @@ class Watch:
             conservation_violations=self._recording.accounts.violations,
             reader_turned_s=self._reader_turned_s(now_s),
             files_turned_s=now_s - self._recording.runner.turned_at_s,
+            strange=self._look_at_strange(),
         )
+
+    def _look_at_strange(self) -> Strange | None:
+        unread, recording = self._recording.observed.unread, self._recording
+        if unread is None:
+            return None
+        silent = not recording.recorder.counts.trades
+        awaited = time.time() - self._started_at >= _PATIENCE_S and recording.markets.any_open(
+            recording.subscriptions.symbols, datetime.now(UTC)
+        )
+        puzzling = silent and (unread.rejected or awaited)
+        return Strange(messages=unread.messages, reason=unread.reason, sample=unread.sample, puzzling=puzzling)
 
     def turns(self, now_s: float) -> tuple[float, float]:
         """When the reader's loop and that of the files last came round (monotonic); now, where the reader waits."""
