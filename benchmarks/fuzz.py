@@ -2,8 +2,8 @@
 
     python benchmarks/fuzz.py --frames 10000000 --seed 1
 
-Each block of frames is read by `Finnhub.decode` and by the tests' slow reference, and its trades are judged
-by `validate` and by that reference. They must agree trade for trade, reject for reject, notice for notice. The
+Each block of frames is read by `Finnhub.decode`, or by the `json` feed with settings of every kind, and by the tests'
+slow reference; Finnhub's trades are judged by `validate` and by that reference. They must agree trade for trade, reject for reject, notice for notice. The
 first difference ends the run with exit 1 and the seed of its block: `--seed <that> --frames 1` repeats it.
 """
 
@@ -16,12 +16,14 @@ from random import Random
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from frame_mutations import block, lone_block
-from reference_decoder import Said, insane, read, said
+from frame_mutations import MAPPED, block, lone_block, mapped_block
+from reference_decoder import Said, insane, read, read_mapped, said
 
 from ingestor.capture.validate import validate
+from ingestor.config.feeds import JsonSettings
 from ingestor.feeds import Frames
 from ingestor.feeds.finnhub import Finnhub
+from ingestor.feeds.json_map import JsonMap
 
 NOW_US = 1_700_000_000_000_000
 BLOCK_FRAMES = (1, 30, 64, 200, 1000)
@@ -37,7 +39,7 @@ def main() -> int:
     began = reported = time.monotonic()
     seed = arguments.seed
     while counts["frames"] < arguments.frames:
-        if found := check_block(feed, seed, counts):
+        if found := check_block(feed, seed, counts) or check_mapped_block(seed, counts):
             print(f"Seed {seed}: {found}\nRepeat: python benchmarks/fuzz.py --seed {seed} --frames 1")
             return 1
         seed += 1
@@ -70,6 +72,20 @@ def check_block(feed: Finnhub, seed: int, counts: Counter[str]) -> str | None:
     if verdict.rejected != bad or (verdict.kept and verdict.kept.to_pylist()) != kept:
         return f"validate: {verdict.rejected} where {bad} was expected"
     counts.update(blocks=1, frames=len(payloads), trades=len(heard.trades), rejects=len(heard.rejects), insane=len(bad))
+    return None
+
+
+def check_mapped_block(seed: int, counts: Counter[str]) -> str | None:
+    """The same of a venue that settings describe."""
+    random = Random(seed)
+    name, (settings, messages) = random.choice(list(MAPPED.items()))
+    payloads = mapped_block(random, messages)
+    options = JsonSettings.model_validate({"type": "json", "url": "wss://venue", **settings})
+    heard = said(JsonMap(options).decode(Frames(payloads, [NOW_US] * len(payloads))))
+    expected = read_mapped(options, payloads, NOW_US)
+    if heard != expected:
+        return f"{name}: {difference(heard, expected, payloads)}"
+    counts.update(blocks=1, frames=len(payloads), trades=len(heard.trades), rejects=len(heard.rejects))
     return None
 
 

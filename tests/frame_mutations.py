@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 _SYMBOLS = ("AAPL", "BRK.B", "BINANCE:BTCUSDT", "OANDA:EUR_USD", "IC MARKETS:1", "BINANCE:NANOUSDT", "Ünï")
 _OTHERS = (
@@ -223,4 +224,102 @@ _MUTATIONS: tuple[Callable[[Random], list[bytes]], ...] = (
     *(_truncated, _bytes_flipped, _bytes_moved, _bytes_inserted, _surrounded, _values_swapped, _keys_added),
     *(_keys_removed, _frame_changed, _error_changed, _documents, _two_documents, _halves, _nested_halves),
     *(_nested_deep, _long, _values_swapped, _keys_added, _frame_changed),
+)
+
+
+# Of venues that settings describe
+
+MAPPED: dict[str, tuple[dict[str, Any], list[Any]]] = {
+    "flat": ({}, [{"symbol": "A", "price": "1.5E-7", "volume": ".48", "timestamp": 1700000000123}, {"ping": 1}]),
+    "in nanoseconds": ({"time_unit": "ns"}, [{"symbol": "A", "price": 1, "timestamp": "1700000000123999999"}]),
+    "map": ({"prices_by_symbol": True}, [{"AAPL": 145.67, "GOOGL": 2725}, [{"A": 1}, {"symbol": "B", "price": 2}]]),
+    "per item": (
+        {"fields": {"symbol": "S", "price": "p", "volume": "s", "timestamp": "t"}, "match": {"T": "t"}},
+        [[{"T": "t", "S": "A", "p": 1, "s": "+2", "t": 5}, {"T": "q"}], {"T": "t", "S": "A", "p": 1}, [{"T": "error"}]],
+    ),
+    "arrays": (
+        {
+            "fields": {"symbol": "$.3", "price": "0", "volume": "1", "timestamp": "2"},
+            "items": "1",
+            "match": {"2": "trade"},
+            "time_unit": "s",
+        },
+        [[7, [["354.1", "0.8", "1700000000.123456"], ["1", "2", "3"]], "trade", "XMR/USD"], [7, ["1"], "spread"]],
+    ),
+    "one array": ({"fields": {"symbol": "0", "price": "1", "volume": "2", "timestamp": "3"}}, [["A", 1, 2, 3]]),
+    "beside": (
+        {
+            "fields": {"symbol": "$.symbol", "price": "p", "volume": "q", "timestamp": "$.d.ts"},
+            "items": "d.data",
+            "match": {"m": "trades", "d.n": "2"},
+            "time_unit": "us",
+        },
+        [{"m": "trades", "symbol": "A", "d": {"n": 2, "ts": 1700000000123456, "data": [{"p": "-1", "q": 1}]}}],
+    ),
+    "lists in lists": (
+        {
+            "fields": {"symbol": "id", "price": "x.price", "volume": "x.size", "timestamp": "time"},
+            "items": "events[].trades[]",
+            "match": {"channel": "trades", "events[].type": "update"},
+            "signed_prices": True,
+            "time_unit": "iso",
+            "time_zone": "Asia/Seoul",
+        },
+        [
+            {
+                "channel": "trades",
+                "events": [
+                    {"type": "snapshot", "trades": [{"id": "A", "x": {"price": "1"}}]},
+                    {
+                        "type": "update",
+                        "trades": [
+                            {"id": "A", "x": {"price": "-37.63", "size": 1}, "time": "2026-11-20 23:30:00.123456"},
+                            {"id": "B", "x": {"price": 2}, "time": "2026-11-20T14:30:00.123999Z"},
+                        ],
+                    },
+                ],
+            },
+        ],
+    ),
+}
+"""Settings of the json feed, and messages that fit them."""
+
+
+def mapped_block(random: Random, messages: list[Any]) -> list[bytes]:
+    """Such messages, most of them changed in a place or two."""
+    return [_mutated_message(random, random.choice(messages)) for _ in range(random.choice((1, 5, 30)))]
+
+
+def _mutated_message(random: Random, message: Any) -> bytes:
+    if random.random() < 0.03:
+        return random.choice(_DOCUMENTS)
+    share = random.choice((0.0, 0.03, 0.2))
+    return _written_with_faults(random, message, share).encode(errors="surrogatepass")
+
+
+def _written_with_faults(random: Random, value: Any, share: float) -> str:
+    if random.random() < share:
+        return random.choice(_ODD)(random, _written_with_faults(random, value, 0.0))
+    if isinstance(value, dict):
+        pairs = [f"{json.dumps(key)}:{_written_with_faults(random, at, share)}" for key, at in value.items()]
+        if random.random() < share:
+            pairs.append(random.choice(pairs))
+        if random.random() < share:
+            pairs.pop(random.randrange(len(pairs)))
+        return "{" + ",".join(pairs) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(_written_with_faults(random, at, share) for at in value) + "]"
+    return json.dumps(value)
+
+
+_ODD: tuple[Callable[[Random, str], str], ...] = (
+    lambda random, _: random.choice(_VALUES),
+    lambda _, text: f"[{text}]",
+    lambda _, text: f"[{text},{text}]",
+    lambda _, text: f"[[],{text}]",
+    lambda _, text: f'{{"data":{text}}}',
+    lambda _, text: json.dumps(text),
+    lambda random, _: json.dumps(random.choice(_NUMBERS)),
+    lambda _, __: '"1700000000123.99999999999999999999999999999999"',
+    lambda random, _: random.choice(('"ping"', '"error"', '"2026-11-20"', '"2026-11-20T14:30:00+09:00"', '"trade"')),
 )

@@ -1,4 +1,5 @@
-"""What frames of Finnhub say and which trades are sane, found slowly and obviously, one value at a time.
+"""What frames of Finnhub, and of a venue that settings describe, say and which trades are sane, found slowly and
+obviously, one value at a time.
 
 The code under test is held to this; the two share nothing. Numbers stay text until a column wants
 them.
@@ -8,11 +9,16 @@ import json
 import math
 import re
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 
+from ingestor.config.feeds import JsonSettings
 from ingestor.feeds import Decoded, Notice, Reject
 
 Trade = tuple[int, int, str, str, str | None, str | None]
@@ -77,21 +83,25 @@ def read(payloads: list[bytes]) -> Said:
 
 
 def document_of(payload: bytes) -> Pairs:
+    document = json_of(payload)
+    if not isinstance(document, Pairs):
+        raise Refused("not_an_object")
+    return document
+
+
+def json_of(payload: bytes) -> Any:
     try:
         text = str(payload, "utf-8", "strict")
     except UnicodeError:
         raise Refused("not_utf8") from None
     try:
-        document = json.loads(
+        return json.loads(
             text, object_pairs_hook=Pairs, parse_int=Number, parse_float=Number, parse_constant=no_constant
         )
     except json.JSONDecodeError:
         raise Refused("not_json") from None
     except RecursionError:
         raise Refused("too_deep") from None
-    if not isinstance(document, Pairs):
-        raise Refused("not_an_object")
-    return document
 
 
 def no_constant(name: str) -> None:
@@ -187,6 +197,200 @@ def conditions_of(codes: Any) -> str | None:
 def is_string(value: Any) -> bool:
     """Whether it is a JSON string without half a character."""
     return type(value) is str and not re.search("[\ud800-\udfff]", value)
+
+
+# The json feed
+
+
+def read_mapped(settings: JsonSettings, payloads: list[bytes], received_us: int) -> Said:
+    """What these frames say to a feed with these settings."""
+    result, venue = Said(), Mapped(settings)
+    for frame, payload in enumerate(payloads):
+        try:
+            message = json_of(payload)
+            if not isinstance(message, list):  # Pairs are one
+                raise Refused("not_an_object")
+            told = list(venue.walk(message, venue.items, venue.match))
+            trades = [one for kind, *one in told if kind == "trade"]
+            others = [one for kind, *one in told if kind == "other"]
+            if others and not trades:
+                result.notices.append(venue.notice(frame, *others[0]))
+            elif ["astray"] in map(list, told) and not trades:
+                raise Refused("no_data")
+            for index, (item,) in enumerate(trades):
+                try:
+                    result.trades.append((frame, *venue.trade(item, message, received_us // 1000), None))
+                except Refused as refused:
+                    result.rejects.append(Reject(frame, index, str(refused)))
+        except Refused as refused:
+            result.rejects.append(Reject(frame, None, str(refused)))
+    return result
+
+
+class Mapped:
+    """A message is walked along `items`; on the way objects and items of lists are asked what `match` asks."""
+
+    def __init__(self, settings: JsonSettings) -> None:
+        fields = settings.fields
+        self.settings = settings
+        self.items = keys_of(settings.items)
+        self.match = [(keys_of(path), text) for path, text in settings.match.items()]
+        self.places = [fields.timestamp, fields.symbol, fields.price, fields.volume]
+        inside = [keys_of(place) for place in self.places if place and not place.startswith("$.")]
+        self.arrays = any(keys[0].isdecimal() for keys in inside)
+        words = "amount channel code count data error event high id last low message msg offset open op p price q qty"
+        words += " quantity s seq sequence sequence_number server_time size status symbol t time timestamp ts type v"
+        said = [*self.items, *(key for keys, _ in self.match for key in keys)]
+        said += [key for place in self.places if place for key in keys_of(place.removeprefix("$."))]
+        self.no_symbols = {*words.split(), "version", "volume", *said}
+
+    def walk(self, value: Any, path: list[str], match: list[tuple[list[str], str]]) -> Iterator[tuple[Any, ...]]:
+        if is_array(value) and not (path and path[0].isdecimal()):
+            yield from self.walk_list(value, path, match)
+            return
+        later = [one for one in match if path and len(one[0]) > 1 and one[0][0] == path[0]]
+        for keys, text in match:
+            if (keys, text) not in later and word_of(at(value, keys)) != text:
+                yield "other", value, word_of(at(value, keys))
+                return
+        if path:
+            yield from self.walk(at(value, path[:1]), path[1:], [(keys[1:], text) for keys, text in later])
+        elif not isinstance(value, Pairs):
+            yield ("astray",)
+        elif self.settings.prices_by_symbol and self.is_map(value):
+            for symbol, price in value:
+                names = [keys_of(self.places[1]), keys_of(self.places[2])]
+                yield "trade", Pairs([(names[0][0], symbol), (names[1][0], price)])
+        else:
+            yield "trade", value
+
+    def walk_list(self, value: Any, path: list[str], match: list[tuple[list[str], str]]) -> Iterator[tuple[Any, ...]]:
+        of_arrays = all(is_array(item) for item in value)
+        for keys, text in match:
+            if keys[0].isdecimal() and not of_arrays and word_of(at(value, keys)) != text:
+                yield "other", value, word_of(at(value, keys))
+                return
+        match = [one for one in match if of_arrays or not one[0][0].isdecimal()]
+        if not path and self.arrays and not of_arrays:
+            yield "trade", value
+            return
+        for item in value:
+            if path and is_array(item):
+                yield ("astray",)
+            elif path or isinstance(item, Pairs):
+                yield from self.walk(item, path, match)
+            else:
+                wrong = next((word_of(at(item, keys)) for keys, text in match if word_of(at(item, keys)) != text), "")
+                differs = any(word_of(at(item, keys)) != text for keys, text in match)
+                yield ("other", item, wrong) if differs else ("trade", item)
+
+    def is_map(self, item: Pairs) -> bool:
+        names = [name for name, _ in item]
+        return bool(names) and not (
+            item.repeats(*names)
+            or self.no_symbols & set(names)
+            or any(not isinstance(price, Number) for _, price in item)
+        )
+
+    def trade(self, item: Any, message: Any, received_ms: int) -> tuple[int, str, str, str | None]:
+        if not (is_array(item) if self.arrays else isinstance(item, Pairs)):
+            raise Refused("not_an_object")
+        time, symbol, price, volume = [
+            at(message if place.startswith("$.") else item, keys_of(place.removeprefix("$."))) if place else None
+            for place in self.places
+        ]
+        time_ms = received_ms if time is None else self.time(time)
+        if not is_string(symbol):
+            raise Refused("bad_symbol")
+        amount = None if volume is None else repr(decimal_of(volume, "bad_volume")) if price_ok(price) else None
+        return time_ms, symbol, repr(decimal_of(price, "bad_price")), amount
+
+    def time(self, value: Any) -> int:
+        unit = self.settings.time_unit
+        if unit == "iso":
+            return self.iso(value)
+        decimal_of(value, "bad_time")
+        exact = Fraction(value) if type(value) is str or len(value) <= 20 else Fraction(repr(float(value)))
+        if isinstance(value, Number) and not re.fullmatch("-?[0-9]+", value):
+            exact = Fraction(repr(float(value)))
+        time = int(exact * {"s": 1000, "ms": 1, "us": Fraction(1, 1000), "ns": Fraction(1, 1_000_000)}[unit])
+        if not -(2**63) <= time < 2**63:
+            raise Refused("bad_time")
+        return time
+
+    def iso(self, value: Any) -> int:
+        if not is_string(value):
+            raise Refused("bad_time")
+        try:
+            time = datetime.fromisoformat(value)
+            if time.tzinfo is None:
+                if self.settings.time_zone is None:
+                    raise Refused("no_time_zone")
+                time = time.replace(tzinfo=ZoneInfo(self.settings.time_zone))
+            return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+        except (ValueError, OverflowError):
+            raise Refused("bad_time") from None
+
+    def notice(self, frame: int, value: Any, word: str | None) -> Notice:
+        kind = whole(word)
+        if kind == "ping":
+            return Notice(frame, "ping", "")
+        if kind == "error":
+            texts = [word_of(at(value, [key])) for key in ("msg", "message", "reason", "error")]
+            return Notice(frame, "error", whole(next((text for text in texts if text), "")))
+        return Notice(frame, "unknown", kind)
+
+
+def keys_of(path: str | None) -> list[str]:
+    return [key.removesuffix("[]") for key in path.split(".")] if path else []
+
+
+def is_array(value: Any) -> bool:
+    return isinstance(value, list) and not isinstance(value, Pairs)
+
+
+def at(value: Any, keys: list[str]) -> Any:
+    """What stands there; None where nothing does."""
+    for key in keys:
+        if isinstance(value, Pairs):
+            if value.repeats(key):
+                raise Refused("repeated_key")
+            value = value.get(key)
+        elif is_array(value) and key.isdecimal() and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            return None
+    return value
+
+
+def word_of(value: Any) -> str | None:
+    """A value as settings write it: text, a whole number, a switch."""
+    if isinstance(value, Number):
+        return str(value) if re.fullmatch("-?[0-9]+", value) and len(value) <= 20 and value != "-0" else None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value if isinstance(value, str) else None
+
+
+def whole(text: str | None) -> str:
+    return re.sub("[\ud800-\udfff]", "?", text or "")[:200]
+
+
+def decimal_of(value: Any, reason: str) -> float:
+    """A number, or text that is one: a sign, digits with a point anywhere, an exponent."""
+    digits = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?"
+    if not isinstance(value, Number) and not (type(value) is str and re.fullmatch(digits, value)):
+        raise Refused(reason)
+    double = float(value)
+    if math.isinf(double):
+        raise Refused(reason)
+    return double
+
+
+def price_ok(price: Any) -> bool:
+    """A bad price is told first."""
+    decimal_of(price, "bad_price")
+    return True
 
 
 def insane(trades: pa.RecordBatch, now_us: int) -> list[tuple[int, str]]:

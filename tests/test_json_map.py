@@ -4,10 +4,13 @@ import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from frame_mutations import MAPPED, mapped_block
+from reference_decoder import read_mapped, said
 
 from ingestor.config import load_settings
 from ingestor.config.feeds import JsonSettings
@@ -163,6 +166,7 @@ def test_decode_shape(payload: object, settings: dict[str, Any], rows: list[Row]
         ("iso", "2026-11-20T09:30:00.123456789-05:00", 1795185000123),
         ("ms", "1.700000000123E12", 1700000000123),
         ("ms", "+1700000000123.", 1700000000123),
+        ("ms", "1700000000123.99999999999999999999999999999999", 1700000000123),
     ],
 )
 def test_decode_time(unit: str, written: object, read_as: int) -> None:
@@ -530,3 +534,19 @@ def test_encode_writes_as_the_venue_does() -> None:
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         feed(**settings)
+
+
+# Against a second reading of the same rules
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_a_slow_and_obvious_reading_agrees(name: str) -> None:
+    """`benchmarks/fuzz.py` does the same by the million."""
+    settings, messages = MAPPED[name]
+    read = trades = 0
+    for seed in range(60):
+        payloads = mapped_block(Random(seed), messages)
+        heard = said(feed(**settings).decode(Frames(payloads, [RECEIVED_US] * len(payloads))))
+        assert heard == read_mapped(feed(**settings)._settings, payloads, RECEIVED_US), payloads
+        read, trades = read + len(payloads), trades + len(heard.trades)
+    assert trades > read // 10

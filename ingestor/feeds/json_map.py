@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
-from decimal import Decimal
+from decimal import ROUND_DOWN, Context, Decimal
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
@@ -37,6 +37,8 @@ Path = tuple[str, ...]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
 _PER_MS = {"s": Decimal("0.001"), "ms": Decimal(1), "us": Decimal(1000), "ns": Decimal(1_000_000)}
+_CUTTING = Context(prec=40, rounding=ROUND_DOWN)
+"""What is finer than a millisecond is cut off, however finely it is written."""
 TimeUnit = Literal["s", "ms", "us", "ns", "iso"]
 _WORDS = frozenset(
     """
@@ -396,7 +398,7 @@ def _milliseconds(value: Any, layout: _Layout) -> int:
         return _read_iso(take_text(value, "bad_time"), layout.zone)
     number = value if type(value) is int else _amount(value, "bad_time")
     exact = Decimal(value) if isinstance(value, str) else Decimal(repr(number))
-    whole = int(exact / _PER_MS[layout.time_unit])
+    whole = int(_CUTTING.divide(exact, _PER_MS[layout.time_unit]))
     if not -(2**63) <= whole < 2**63:
         raise RefusedError("bad_time")
     return whole
