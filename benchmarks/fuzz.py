@@ -3,8 +3,9 @@
     python benchmarks/fuzz.py --frames 10000000 --seed 1
 
 Each block of frames is read by `Finnhub.decode`, or by the `json` feed with settings of every kind, and by the tests'
-slow reference; Finnhub's trades are judged by `validate` and by that reference. They must agree trade for trade, reject for reject, notice for notice. The
-first difference ends the run with exit 1 and the seed of its block: `--seed <that> --frames 1` repeats it.
+slow reference; Finnhub's trades are judged by `validate` and by that reference. They must agree trade for trade,
+reject for reject, notice for notice. The first difference ends the run with exit 1 and the seed of its block:
+`--seed <that> --frames 1` repeats it.
 """
 
 import argparse

@@ -207,6 +207,16 @@ def test_a_symbol_that_has_no_trade_yet_has_panes_and_a_time_axis(browser: Brows
 
 
 @pytest.mark.needs("chromium")
+def test_no_script_runs_but_the_pages_own(page: Browser) -> None:
+    """Wherever text of a venue became markup by mistake."""
+    page.evaluate("document.addEventListener('securitypolicyviolation', () => window.refused = true)")
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=data:, onerror=\"window.ran = true\">')")
+    page.wait("window.refused")
+    assert not page.evaluate("window.ran === true")
+    page.errors.clear()  # the browser tells of it, too
+
+
+@pytest.mark.needs("chromium")
 def test_another_interval_and_another_symbol(page: Browser, story: Story) -> None:
     select = f"{MODELS}.find(one => one.type == 'Select')"
     page.evaluate(f"{select}.value = '5s'")
@@ -228,7 +238,12 @@ def test_it_looks_like_a_chart(page: Browser, tmp_path: Path) -> None:
 
 def test_only_its_own_pages_may_open_its_websocket(story: Story) -> None:
     with running_dashboard_that_warns(story.recording.layout.root) as url:
-        text = urllib.request.urlopen(url, timeout=20).read().decode()  # noqa: S310  our own server
+        with urllib.request.urlopen(url, timeout=20) as answer:  # noqa: S310  our own server
+            text, policy = answer.read().decode(), answer.headers["Content-Security-Policy"]
+        nonce = re.search(r"script-src 'self' 'nonce-([^']+)' 'unsafe-eval';", policy)
+        assert nonce is not None
+        assert text.count("<script") == text.count(f'<script nonce="{nonce[1]}"') > 0
+        assert "default-src 'self'; " in policy
         token = re.search(r'"token":"([^"]+)"', text)
         assert token is not None
         address = f"{url.replace('http', 'ws', 1)}/ws"

@@ -3,8 +3,8 @@
 import pytest
 from test_live_updates import only
 
-from ingestor.live.board import DAY_MS, NOBODY, POINTS, UNKNOWN, Board, Quote, State
-from ingestor.live.updates import Price
+from ingestor.live.board import DAY_MS, NOBODY, POINTS, UNASKED_MAX, UNKNOWN, Board, Quote, State
+from ingestor.live.updates import Price, SymbolTrades
 
 NOW = 1_000_000.0
 
@@ -99,3 +99,22 @@ def test_what_is_no_longer_claimed_is_unknown() -> None:
     board.note({"A": State("recorded")}, recording=True)
     board.note({}, recording=True)
     assert board.quotes["A"].state == UNKNOWN
+
+
+def trade_of(symbol: str) -> SymbolTrades:
+    trade = only((1.0, 1.0, 1))
+    trade.symbol = symbol
+    return trade
+
+
+def test_what_a_venue_invents_is_forgotten_and_what_was_asked_for_is_not() -> None:
+    board = Board([Quote("old")])
+    board.note({"A": State("recorded")}, recording=True)
+    for number in range(UNASKED_MAX + 100):
+        board.take(trade_of(f"S{number}"), NOW)
+        board.take(trade_of("S0"), NOW)
+    assert len(board.quotes) == UNASKED_MAX + 1
+    assert {"A", "S0", f"S{UNASKED_MAX + 99}"} <= board.quotes.keys()
+    assert board.quotes.keys().isdisjoint({"old", "S1"})
+    board.note({}, recording=True)
+    assert len(board.quotes) == UNASKED_MAX

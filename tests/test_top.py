@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from ingestor.cli.top import HEADINGS, Board, Row, cells, render_rich, render_text, sparkline
+from ingestor.cli.top import HEADINGS, UNASKED_MAX, Board, Row, cells, render_rich, render_text, sparkline
 from ingestor.coverage import find_coverage
 from ingestor.schema import TRADES
 
@@ -173,3 +173,20 @@ def test_hostile_names_are_text_and_not_markup() -> None:
     with console.capture() as captured:
         console.print(render_rich(("head", "", [Row("[red]X[/]")], NOW), 24))
     assert "[red]X[/]" in captured.get()
+
+
+def test_old_symbols_are_no_commands_for_the_terminal() -> None:
+    """Those that were recorded before they were refused."""
+    board = board_after((NOW, trades(("\x1b[2J", 1.0), ("\u202eLPAA", 2.0))))
+    text = render_text("", "", list(board.rows.values()), NOW)
+    assert r"\x1b[2J" in text
+    assert r"\u202eLPAA" in text
+    assert text.replace("\n", "").isprintable()
+
+
+def test_symbols_that_a_venue_invents_are_forgotten() -> None:
+    board = Board(None)
+    for thousand in range(12):
+        board.take(trades(("AAPL", 1.0), *((f"S{thousand}-{one}", 1.0) for one in range(1000))), NOW)
+    assert len(board.rows) == UNASKED_MAX
+    assert {"AAPL", "S11-999"} <= board.rows.keys()

@@ -21,6 +21,7 @@ from ingestor.dataset.times import Span, day_start_ms, utc_date
 from ingestor.layout import Layout, read_holder
 from ingestor.operations.status import ask_vitals
 from ingestor.operations.vitals import Vitals, find_ailments
+from ingestor.texts import escape
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,6 +52,9 @@ class Row:
     blind_s: float = 0.0
 
 
+UNASKED_MAX = 10_000
+
+
 class Board:
     """The rows, fed with batches of trades. Pure: the clock is an argument."""
 
@@ -70,11 +74,20 @@ class Board:
             [("price", "last"), ("timestamp", "last"), ("received_at", "last"), ("sequence", "count")]
         )  # fmt: skip
         for found in last.to_pylist():
-            row = self.row(found["symbol"])
+            row = self.rows.pop(found["symbol"], None) or Row(found["symbol"])
+            self.rows[row.symbol] = row  # the one that traded last is last
             row.price = found["price_last"]
             row.traded_at = found["received_at_last"].timestamp()
             row.delay_s = row.traded_at - found["timestamp_last"].timestamp()
             row.counts[-1] += found["sequence_count"]
+        self._forget_unasked()
+
+    def _forget_unasked(self) -> None:
+        """A venue may invent as many symbols as it likes: of those that the ledger doesn't know the last ones stay."""
+        if len(self.rows) > UNASKED_MAX:
+            unasked = [symbol for symbol, row in self.rows.items() if not row.state]
+            for symbol in unasked[: max(len(unasked) - UNASKED_MAX, 0)]:
+                del self.rows[symbol]
 
     def note_coverage(self, coverage: Coverage, now: float) -> None:
         """The state of each symbol, and today's gaps (UTC)."""
@@ -118,10 +131,10 @@ def cells(row: Row, now: float) -> tuple[str, ...]:
     rate = sum(row.counts) / len(row.counts)
     gaps = f"{row.gaps} ({format_seconds(row.blind_s)})" if row.gaps else ""
     if row.price is None:
-        return row.symbol, "", "", "", "", "", row.state, gaps
+        return escape(row.symbol), "", "", "", "", "", row.state, gaps
     age, delay = format_seconds(max(now - row.traded_at, 0.0)), format_seconds(row.delay_s)
     per_s = f"{rate:,.1f}" if rate < 1000 else f"{rate:,.0f}"
-    return row.symbol, _format_price(row.price), per_s, age, delay, sparkline(row.prices), row.state, gaps
+    return escape(row.symbol), _format_price(row.price), per_s, age, delay, sparkline(row.prices), row.state, gaps
 
 
 def _format_price(price: float) -> str:
@@ -149,7 +162,7 @@ def headline(vitals: Vitals | None, root: Path, now: float) -> tuple[str, str]:
         f"{clock}  {flow.trades_per_s:,.1f} trades/s  {link.ticking}/{link.symbols} ticking  "
         f"lag {format_seconds(flow.lag_s)}  {flow.counts.trades:,} trades in run {vitals.run}"
     )
-    return text, "; ".join(find_ailments(vitals))
+    return text, escape("; ".join(find_ailments(vitals)))
 
 
 @click.command(epilog=example("pip install 'finnhub-ingestor[tui]'", "ingestor top"))

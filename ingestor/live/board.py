@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 from ingestor.live.updates import Price, SymbolTrades
@@ -11,6 +12,8 @@ DAY_MS = 86_400_000
 POINT_S = 10
 """From point to point of a course."""
 POINTS = 90
+UNASKED_MAX = 10_000
+"""Symbols of which nothing is claimed."""
 _RATE_S = 10
 
 
@@ -99,11 +102,17 @@ class Board:
         self.recording: bool | None = None
         """Whether anybody records; None: unknown."""
         self._second = 0
+        self._unasked = {quote.symbol: None for quote in self.quotes.values() if quote.state == UNKNOWN}
+        """Of these nothing is claimed: the venue may invent as many as it likes. The one that traded last is last."""
 
     def take(self, trades: SymbolTrades, now: float) -> bool:
         """Count these; whether there is a new last price among them."""
         self.turn(now)
         quote = self.quotes.setdefault(trades.symbol, Quote(trades.symbol))
+        if quote.state == UNKNOWN:
+            self._unasked.pop(trades.symbol, None)
+            self._unasked[trades.symbol] = None
+            self._bound()
         quote.counts[-1] += len(trades)
         return quote.move(trades.newest, now)
 
@@ -115,6 +124,16 @@ class Board:
         for quote in self.quotes.values():
             claimed = states.get(quote.symbol, UNKNOWN)
             quote.state = NOBODY if recording is False and claimed != UNKNOWN else claimed
+            if claimed != UNKNOWN:
+                self._unasked.pop(quote.symbol, None)
+            else:
+                self._unasked.setdefault(quote.symbol)
+        self._bound()
+
+    def _bound(self) -> None:
+        """Forget what nobody asked for, the longest silent first, where there is too much of it."""
+        for symbol in list(islice(self._unasked, max(len(self._unasked) - UNASKED_MAX, 0))):
+            del self._unasked[symbol], self.quotes[symbol]
 
     def turn(self, now: float) -> None:
         """Let time pass up to `now`: seconds begin new counts, every tenth a new point."""
