@@ -13,6 +13,7 @@ import pytest
 from prepared import prepared_recording
 from requirements import require
 
+from ingestor.cli.install import PREFIX, Write, _plan
 from ingestor.operations.systemd import Notifier, Service, summarize
 from ingestor.operations.vitals import Vitals
 from ingestor.operations.watch import Watch
@@ -228,6 +229,40 @@ def test_the_template_differs_from_the_unit_only_by_its_names() -> None:
         *("Description", "Documentation", "AssertPathExists", "ExecStart", "ExecReload", "LoadCredential"),
         *("StateDirectory", "WorkingDirectory"),
     }
+
+
+def test_no_instance_can_write_into_the_recording_of_another() -> None:
+    """They run as one user in sandboxes that differ by what can be written."""
+    assert {"ProtectSystem=strict", "User=ingestor"} <= set(lines("ingestor.service")) & set(lines("ingestor@.service"))
+    written = [value_of(unit, "StateDirectory") for unit in ("ingestor.service", "ingestor@.service")]
+    assert written == ["finnhub-ingestor/data", "finnhub-ingestor/%i"]
+    for unit, folder in zip(("ingestor.service", "ingestor@.service"), written, strict=True):
+        assert not [line for line in lines(unit) if line.startswith(("ReadWritePaths", "BindPaths"))]
+        assert re.search(rf"--root /var/lib/{folder}(/|$)", value_of(unit, "ExecStart"))
+
+
+def value_of(unit: str, name: str) -> str:
+    (value,) = [line.removeprefix(f"{name}=") for line in lines(unit) if line.startswith(f"{name}=")]
+    return value
+
+
+def test_the_uninstall_of_the_docs_leaves_nothing_of_install() -> None:
+    text = (UNITS.parent / "docs/operate.md").read_text()
+    steps = text.partition("## Uninstall")[2].partition("\n## ")[0]
+    written = [step.path for step in _plan(PREFIX, None) if isinstance(step, Write)]
+    for path in (*written, "/etc/systemd/system/ingestor.service.d", "/etc/systemd/system/ingestor@.service.d"):
+        covered = [str(path), str(Path(path).parent)]
+        assert any(one in re.split(r"\s", steps) for one in covered), path
+    assert "userdel ingestor" in steps
+    assert "'ingestor@*'" in steps
+
+
+def test_no_advice_writes_a_secret_that_others_can_read() -> None:
+    text = "\n".join(page.read_text() for page in sorted((UNITS.parent / "docs").glob("*.md")))
+    makes = [line for line in text.splitlines() if re.search(r"/etc/finnhub-ingestor/(api-key|\S+\.key)", line)]
+    commands = [line for line in makes if line.startswith("sudo ")]
+    assert commands
+    assert all(line.startswith("sudo install -m 600 ") for line in commands)
 
 
 @BOTH
