@@ -303,7 +303,7 @@ class Mapped:
         if not is_string(symbol):
             raise Refused("bad_symbol")
         amount = None if volume is None else repr(decimal_of(volume, "bad_volume")) if price_ok(price) else None
-        return time_ms, symbol, repr(decimal_of(price, "bad_price")), amount
+        return time_ms, str(symbol), repr(decimal_of(price, "bad_price")), amount
 
     def time(self, value: Any) -> int:
         unit = self.settings.time_unit
@@ -313,7 +313,10 @@ class Mapped:
         exact = Fraction(value) if type(value) is str or len(value) <= 20 else Fraction(repr(float(value)))
         if isinstance(value, Number) and not re.fullmatch("-?[0-9]+", value):
             exact = Fraction(repr(float(value)))
-        time = int(exact * {"s": 1000, "ms": 1, "us": Fraction(1, 1000), "ns": Fraction(1, 1_000_000)}[unit])
+        time = int(
+            exact
+            * {"s": Fraction(1000), "ms": Fraction(1), "us": Fraction(1, 1000), "ns": Fraction(1, 1_000_000)}[unit]
+        )
         if not -(2**63) <= time < 2**63:
             raise Refused("bad_time")
         return time

@@ -250,8 +250,9 @@ def test_the_uninstall_of_the_docs_leaves_nothing_of_install() -> None:
     text = (UNITS.parent / "docs/operate.md").read_text()
     steps = text.partition("## Uninstall")[2].partition("\n## ")[0]
     written = [step.path for step in _plan(PREFIX, None) if isinstance(step, Write)]
-    for path in (*written, "/etc/systemd/system/ingestor.service.d", "/etc/systemd/system/ingestor@.service.d"):
-        covered = [str(path), str(Path(path).parent)]
+    drop_ins = [Path("/etc/systemd/system") / f"{unit}.d" for unit in ("ingestor.service", "ingestor@.service")]
+    for path in (*written, *drop_ins):
+        covered = [str(path), str(path.parent)]
         assert any(one in re.split(r"\s", steps) for one in covered), path
     assert "userdel ingestor" in steps
     assert "'ingestor@*'" in steps
