@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from recorders import KEY, WAITS, eventually, make_rig, running
 from sessions import SOON, VENUE, listening, recording
+from simulated_venues import running_venue
 from structlog.testing import capture_logs
 
 from ingestor.errors import FeedRefused
 from ingestor.simulator.faults import Abort, Answer, Mute
-from ingestor.simulator.running import running_venue
 
 
 def test_a_venue_that_was_never_reached_was_asked_for_nothing(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from dotenv import dotenv_values
 import ingestor
 from ingestor.cli.main import COMMANDS, cli
 from ingestor.config import Settings, load_settings
-from ingestor.config.units import parse_duration
+from ingestor.config.types import parse_duration
 from ingestor.config.yaml_file import read_yaml
 
 EXAMPLE = REPOSITORY / "config/ingestor.yaml"

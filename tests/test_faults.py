@@ -22,7 +22,7 @@ from ingestor.simulator.faults import (
     ShiftTime,
     load_faults,
     parse_faults,
-    preset_names,
+    read_presets,
 )
 from ingestor.simulator.market import Trade
 
@@ -167,7 +167,7 @@ def test_a_script_says_what_its_python_says() -> None:
 
 
 def test_every_preset_is_a_valid_script() -> None:
-    names = preset_names()
+    names = list(read_presets())
     assert {"answer_401", "abort", "outage", "triple", "half_frame"} <= set(names)
     for name in names:
         schedule = load_faults(name)

@@ -8,6 +8,7 @@ import pytest
 from journals import no_file_beyond
 from recorders import KEY, eventually, make_rig, stop_reader
 from sessions import VENUE, recording
+from simulated_venues import running_venue
 from structlog.testing import capture_logs
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
@@ -15,7 +16,6 @@ from websockets.sync.client import connect
 from ingestor.ledger import now_us
 from ingestor.simulator.faults import Close
 from ingestor.simulator.market import MarketSettings
-from ingestor.simulator.running import running_venue
 
 
 def test_a_stop_leaves_a_gap_since_the_last_frame(tmp_path: Path) -> None:

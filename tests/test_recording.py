@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from journals import ledger_facts
 from recorders import CRYPTO, eventually
+from simulated_venues import RunningVenue, running_venue
 from structlog.testing import capture_logs
 
 from ingestor.config import Settings, Source
@@ -21,8 +22,7 @@ from ingestor.metrics import Conservation
 from ingestor.operations.signals import Signals
 from ingestor.schema import RUN_SHIFT
 from ingestor.simulator.market import MarketSettings
-from ingestor.simulator.running import RunningVenue, running_venue
-from ingestor.simulator.settings import VenueSettings
+from ingestor.simulator.venue import VenueSettings
 
 VENUE = VenueSettings(market=MarketSettings(rate=300, seed=7))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from recorders import PATIENCE_S, Rig, eventually, make_rig, running
+from simulated_venues import RunningVenue, running_venue
 
 from ingestor.capture.handshake import connect
 from ingestor.capture.retiring import Retiring
@@ -16,8 +17,7 @@ from ingestor.coverage import find_coverage
 from ingestor.feeds.binance import Binance
 from ingestor.journal.follower import Follower, Rows
 from ingestor.simulator.market import MarketSettings
-from ingestor.simulator.running import RunningVenue, running_venue
-from ingestor.simulator.settings import VenueSettings
+from ingestor.simulator.venue import VenueSettings
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 VENUE = VenueSettings(protocol="binance", market=MarketSettings(rate=500, seed=7))

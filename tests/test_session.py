@@ -6,12 +6,12 @@ from pathlib import Path
 
 from recorders import CRYPTO, Rig, eventually, make_rig, stop_reader
 from sessions import VENUE, listening, recording
+from simulated_venues import running_venue
 from structlog.testing import capture_logs
 
 from ingestor.capture.gaps import OpenGap
 from ingestor.simulator.faults import Mute, Schedule
 from ingestor.simulator.market import MarketSettings
-from ingestor.simulator.running import running_venue
 
 # basic
 

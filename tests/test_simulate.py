@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import pytest
+from simulated_venues import read_truth
 from websocket import WebSocket, WebSocketException, create_connection
-
-from ingestor.simulator.truth import read_truth
 
 READY = "listening on "
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from recorders import CRYPTO, make_rig, running
 from sessions import recording
+from simulated_venues import running_venue
 
 from ingestor.feeds.binance import Binance
 from ingestor.simulator.faults import RefuseSymbols
 from ingestor.simulator.market import MarketSettings
-from ingestor.simulator.running import running_venue
-from ingestor.simulator.settings import VenueSettings
+from ingestor.simulator.venue import VenueSettings
 
 MANY = tuple(f"S{number}USDT" for number in range(1024))
 

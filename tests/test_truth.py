@@ -3,8 +3,10 @@
 import stat
 from pathlib import Path
 
+from simulated_venues import read_truth
+
 from ingestor.schema import VENUE_TRADES
-from ingestor.simulator.truth import BLOCK_LINES, TruthFile, read_truth
+from ingestor.simulator.truth import BLOCK_LINES, TruthFile
 
 TEXTS = (
     '{"c":["1","12"],"p":164.0601,"s":"AAPL","t":1680286537580,"v":5}',

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import websocket
+from simulated_venues import RunningVenue, read_truth, running_venue
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidMessage, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -43,9 +44,7 @@ from ingestor.simulator.faults import (
     Trickle,
 )
 from ingestor.simulator.market import MarketSettings
-from ingestor.simulator.running import RunningVenue, running_venue
-from ingestor.simulator.settings import VenueSettings
-from ingestor.simulator.truth import read_truth
+from ingestor.simulator.venue import VenueSettings
 
 FAST = VenueSettings(market=MarketSettings(rate=10_000, seed=7))
 WAIT_S = 10.0

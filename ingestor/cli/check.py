@@ -27,7 +27,7 @@ from ingestor.config import DEFAULT_PATH, Flags, Settings
 from ingestor.config.addresses import find_unused_proxy, is_loopback, split_address
 from ingestor.config.feeds import FREE_PLAN_SYMBOLS, FeedSettings, FinnhubSettings
 from ingestor.config.key import load_key
-from ingestor.config.units import format_size
+from ingestor.config.types import format_size
 from ingestor.config.yaml_file import read_yaml
 from ingestor.errors import ConfigError
 from ingestor.texts import escape

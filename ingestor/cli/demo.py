@@ -15,7 +15,7 @@ from typing import IO, Any
 import click
 
 from ingestor.cli.options import Duration, example
-from ingestor.config.units import format_duration
+from ingestor.config.types import format_duration
 from ingestor.errors import ConfigError, IngestorError
 
 _SYMBOLS = ("AAPL", "MSFT", "BRK.B", "BINANCE:BTCUSDT", "OANDA:EUR_USD")

@@ -6,15 +6,7 @@ from typing import Any
 
 import click
 
-from ingestor.cli.options import (
-    config_option,
-    example,
-    json_option,
-    root_from,
-    root_option,
-    symbols_option,
-    tz_option,
-)
+from ingestor.cli.options import config_option, example, json_option, root_from, root_option, symbols_option, tz_option
 from ingestor.cli.printing import format_json, format_table, format_time, percent
 
 _SHARES = ("recorded", "blind", "unproven", "late")

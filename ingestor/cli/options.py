@@ -11,7 +11,7 @@ import click
 
 from ingestor.config import DEFAULT_PATH, Flags, Settings, Source, load_settings
 from ingestor.config.recorder import StorageSettings
-from ingestor.config.units import parse_duration, parse_size
+from ingestor.config.types import parse_duration, parse_size
 from ingestor.errors import ConfigError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

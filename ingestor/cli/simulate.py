@@ -16,11 +16,9 @@ from ingestor.config.feeds import JsonSettings
 from ingestor.errors import ConfigError
 from ingestor.logs import configure_logs
 from ingestor.simulator.faults import Schedule, load_faults
-from ingestor.simulator.languages import PLAIN_JSON
 from ingestor.simulator.market import START_PRICES, MarketSettings
-from ingestor.simulator.opening import open_venue
-from ingestor.simulator.settings import VenueSettings
-from ingestor.simulator.venue import Venue
+from ingestor.simulator.protocols import PLAIN_JSON
+from ingestor.simulator.venue import Venue, VenueSettings, open_venue
 
 
 class _Pace(click.ParamType[float]):

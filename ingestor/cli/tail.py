@@ -8,15 +8,7 @@ from typing import Any
 
 import click
 
-from ingestor.cli.options import (
-    config_option,
-    example,
-    json_option,
-    root_from,
-    root_option,
-    symbols_option,
-    tz_option,
-)
+from ingestor.cli.options import config_option, example, json_option, root_from, root_option, symbols_option, tz_option
 from ingestor.cli.printing import format_json, format_number, format_trade
 from ingestor.texts import escape
 

@@ -4,27 +4,28 @@ Every default is in this room and nowhere else; `config/ingestor.yaml` is the ma
 sections are in `feeds`, `tickers`, `recorder` and `sinks`; here they come together and are read. Secrets are in `key`.
 """
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Self, get_args
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
-from ingestor.config.feeds import BinanceSettings, FeedSettings, FinnhubSettings, JsonSettings, check_binance_tickers
-from ingestor.config.mistakes import path_in_file, sentence
-from ingestor.config.recorder import (
-    ConnectionSettings,
-    HealthSettings,
-    JournalSettings,
-    LoggingSettings,
-    StorageSettings,
+from ingestor.config import recorder
+from ingestor.config.feeds import (
+    FEEDS,
+    BinanceSettings,
+    FeedSettings,
+    FinnhubSettings,
+    JsonSettings,
+    check_binance_tickers,
 )
-from ingestor.config.section import Section, Switch, null_as_none
-from ingestor.config.shard import symbols_of_shard
+from ingestor.config.key import KEY_BELONGS
 from ingestor.config.sinks import SinkSettings
-from ingestor.config.tickers import ShardSettings, Tickers
-from ingestor.config.units import Duration, lasting
+from ingestor.config.tickers import ShardSettings, Tickers, symbols_of_shard
+from ingestor.config.types import Duration, Section, Switch, lasting, null_as_none
 from ingestor.config.yaml_file import KeyPath, Mistake, YamlFile, read_yaml
 from ingestor.errors import ConfigError
 
@@ -44,12 +45,12 @@ class Settings(Section):
     shard: Annotated[ShardSettings | None, BeforeValidator(null_as_none)] = Field(
         default=None, description="record only this recorder's part of the tickers; null records all"
     )
-    storage: StorageSettings = StorageSettings()
-    journal: JournalSettings = JournalSettings()
-    connection: ConnectionSettings = ConnectionSettings()
-    health: HealthSettings = HealthSettings()
+    storage: recorder.StorageSettings = recorder.StorageSettings()
+    journal: recorder.JournalSettings = recorder.JournalSettings()
+    connection: recorder.ConnectionSettings = recorder.ConnectionSettings()
+    health: recorder.HealthSettings = recorder.HealthSettings()
     sinks: SinkSettings = SinkSettings()
-    logging: LoggingSettings = LoggingSettings()
+    logging: recorder.LoggingSettings = recorder.LoggingSettings()
     stop_timeout: Annotated[Duration, lasting("0s", "1h")] = Field(
         default=60.0, description="how long an orderly stop may wait for files to be complete"
     )
@@ -126,12 +127,12 @@ def _validate(file: YamlFile, flags: Flags) -> Settings:
         settings = Settings.model_validate(_under(file.data, flags))
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_input=False):
-            at = path_in_file(detail["loc"])
+            at = _path_in_file(detail["loc"])
             flag = next((flag for path, flag in flag_of.items() if at[: len(path)] == path), None)
             if flag:
-                complaints.append(f"{flag}: {sentence(detail, Settings)}")
+                complaints.append(f"{flag}: {_sentence(detail, Settings)}")
             else:
-                mistakes.append(Mistake(file.place(at), sentence(detail, Settings)))
+                mistakes.append(Mistake(file.place(at), _sentence(detail, Settings)))
     complaints += [file.complaint(mistake) for mistake in sorted(mistakes)]
     if complaints:
         raise ConfigError("\n".join(complaints))
@@ -152,3 +153,55 @@ def _under(data: Mapping[str, object], flags: Flags) -> dict[str, object]:
         else:
             at[last] = value
     return merged
+
+
+# What is said of a mistake
+
+_KEY_WORDS = frozenset({"api_key", "apikey", "finnhub_api_key", "key", "secret", "token"})
+_ONE_VALUE = "`{key}` must be one value, not a list or a mapping"
+_SENTENCES = {
+    "missing": "`{key}` is missing",
+    "literal_error": "must be {expected}",
+    "model_type": "`{key}` must be a mapping: lines of `key: value` below it",
+    "tuple_type": "`{key}` must be a list",
+    "string_type": _ONE_VALUE,
+    "float_type": _ONE_VALUE,
+    "int_type": _ONE_VALUE,
+    "bool_type": _ONE_VALUE,
+    "path_type": _ONE_VALUE,
+}
+
+
+def _path_in_file(path: KeyPath) -> KeyPath:
+    """The error names the venue after `feed`; the file doesn't."""
+    return path[:1] + path[2:] if path[:1] == ("feed",) and path[1:2] and path[1] in FEEDS else path
+
+
+def _sentence(detail: ErrorDetails, settings: type[BaseModel]) -> str:
+    """What pydantic found in `settings`, as a person would say it, with a hint."""
+    path, context = detail["loc"], detail.get("ctx", {})
+    key = str(_path_in_file(path)[-1]) if path else ""
+    if detail["type"] == "value_error":
+        return str(context["error"])
+    if detail["type"] == "extra_forbidden":
+        known = _keys_beside(path, settings)
+        if key.lower() in _KEY_WORDS:
+            return f"unknown key `{key}`: {KEY_BELONGS}"
+        if near := difflib.get_close_matches(key.lower(), known, n=1):
+            return f"unknown key `{key}`: did you mean `{near[0]}`?"
+        return f"unknown key `{key}`: known here are {', '.join(known)}"
+    if template := _SENTENCES.get(detail["type"]):
+        return template.format(key=key, **context)
+    return detail["msg"]
+
+
+def _keys_beside(path: KeyPath, settings: type[BaseModel]) -> list[str]:
+    """The keys that `settings` knows where `path` stands; after `feed` it names the venue, as pydantic does."""
+    section = settings
+    for key in path[:-1]:
+        if key in FEEDS:
+            section = FEEDS[str(key)]
+            continue
+        kinds = (section.model_fields[str(key)].annotation, *get_args(section.model_fields[str(key)].annotation))
+        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), section)
+    return list(section.model_fields)

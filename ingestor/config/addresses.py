@@ -1,21 +1,12 @@
-"""Where something is: on the network or in a store; never with a secret in it."""
+"""Addresses: which hosts a server answers to, which only this machine can reach, which a proxy would take."""
 
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Annotated
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator
-
-from ingestor.config.key import KEY_BELONGS
-from ingestor.config.section import null_as_none
-
-KEY_PLACE = "{key}"
-"""Where the API key stands in an address or a message."""
-_SECRET = re.compile(r"token|secret|passw|auth|sign|api_?key|(^|_)key$", re.IGNORECASE)
 _AUTHORITY = re.compile(
     r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?)\.?(?::\d{1,5})?", re.ASCII
 )
@@ -109,81 +100,3 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _check_url(url: str) -> str:
-    """A WebSocket address without a query."""
-    parts = _split_url(url)
-    if parts.query:
-        raise ValueError(f"must end before any `?`, `#` or `@`: {KEY_BELONGS}")
-    return url
-
-
-def _check_url_with_key(url: str) -> str:
-    """One that may have a query, in which `{key}` stands for the key."""
-    parts = _split_url(url)
-    for name, value in parse_qsl(parts.query, keep_blank_values=True):
-        if _SECRET.search(name) and KEY_PLACE not in value:
-            raise ValueError(
-                f"holds a secret: write {name}={KEY_PLACE}, and the key itself into FEED_API_KEY or into .env beside "
-                "this file"
-            )
-    if KEY_PLACE in url.replace(parts.query, ""):
-        raise ValueError(f"{KEY_PLACE} has its place behind the `?`: wss://host/path?token={KEY_PLACE}")
-    return url
-
-
-def _split_url(url: str) -> SplitResult:
-    """The parts of a WebSocket address. The text never repeats the address: a key may be in it."""
-    try:
-        parts = urlsplit(url)
-        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        raise ValueError("is no address: write wss://host or wss://host:port") from None
-    if parts.scheme not in {"wss", "ws"} or not usable or not url.isprintable() or " " in url:
-        raise ValueError("must be an address that begins with wss:// (or ws:// on this machine)")
-    if parts.username is not None or parts.fragment:
-        raise ValueError(f"must end before any `?`, `#` or `@`: {KEY_BELONGS}")
-    return parts
-
-
-def _check_redis_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        usable = False
-    if not usable or parts.scheme not in {"redis", "rediss"} or parts.query or parts.fragment or not url.isprintable():
-        raise ValueError("must be an address: redis://host:port/database, or rediss:// for TLS")
-    if parts.password is not None:
-        raise ValueError("the password belongs into REDIS_PASSWORD or into .env beside this file, never in here")
-    return url
-
-
-def _check_store(uri: str) -> str:
-    parts = urlsplit(uri)
-    if not uri or ("://" in uri and parts.scheme not in {"s3", "gs", "file"}) or not uri.isprintable():
-        raise ValueError("must be s3://bucket/path, gs://bucket/path, or a directory")
-    if parts.password is not None or "secret_key" in parts.query:
-        raise ValueError("credentials belong into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, never in here")
-    return uri
-
-
-def _check_address(text: str | None) -> str | None:
-    if text is not None:
-        split_address(text)
-    return text
-
-
-def _check_host_name(name: str) -> str:
-    if find_host(name) != name.lower().removesuffix("."):
-        raise ValueError(f"`{name[:64]}` is no name of a host: write it like recorder.example, without a port")
-    return name
-
-
-VenueUrl = Annotated[str, AfterValidator(_check_url)]
-VenueUrlWithKey = Annotated[str, AfterValidator(_check_url_with_key)]
-RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
-StoreUri = Annotated[str, AfterValidator(_check_store)]
-ListenAddress = Annotated[str | None, BeforeValidator(null_as_none), AfterValidator(_check_address)]
-HostName = Annotated[str, AfterValidator(_check_host_name)]

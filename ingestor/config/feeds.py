@@ -1,4 +1,4 @@
-"""A section for each venue's language, and which of them a file means."""
+"""Sections of the settings for each venue's language, and which of them a file means."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from ingestor.config.addresses import KEY_PLACE, VenueUrl, VenueUrlWithKey, is_loopback
-from ingestor.config.section import Section, Switch, null_as_none
+from ingestor.config.addresses import is_loopback
+from ingestor.config.types import KEY_PLACE, Section, Switch, VenueUrl, VenueUrlWithKey, null_as_none
 
 FREE_PLAN_SYMBOLS = 50
 """What Finnhub's free plan accepts on its one connection."""
@@ -86,16 +86,12 @@ class BinanceSettings(_Feed):
 def check_binance_tickers(symbols: Sequence[str]) -> None:
     """Raises ValueError for what Binance would take without a word, and send nothing of."""
     for symbol in symbols:
-        name = "".join(filter(_is_binance_character, symbol.rpartition(":")[2].upper()))
+        # Binance joins its pairs without a sign; some names are Chinese, and futures have `_` and a date.
+        name = "".join(char for char in symbol.rpartition(":")[2].upper() if char.isalnum() or char == "_")
         if symbol != name:
             raise ValueError(f"`{symbol}` is no symbol of Binance: write {name or 'BTCUSDT'}")
     if len(symbols) > BINANCE_STREAMS:
         raise ValueError(f"{len(symbols)} tickers: Binance serves {BINANCE_STREAMS} a connection, `shard` divides them")
-
-
-def _is_binance_character(character: str) -> bool:
-    """Binance joins its pairs without a sign between them; some names are Chinese, and futures have `_` and a date."""
-    return character.isalnum() or character == "_"
 
 
 def _check_path(text: str) -> str:
@@ -119,13 +115,6 @@ def _check_template(text: str) -> str:
     except ValueError:
         raise ValueError("""must be JSON, such as '{"op":"subscribe","symbol":"{symbol}"}'""") from None
     return text
-
-
-def _check_zone(name: str | None) -> str | None:
-    try:
-        return name and ZoneInfo(name).key
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError(f"no time zone {name!r} here: write it like Asia/Seoul") from None
 
 
 JsonPath = Annotated[str, AfterValidator(_check_path)]
@@ -168,7 +157,7 @@ class JsonSettings(_Feed):
     time_unit: Literal["s", "ms", "us", "ns", "iso"] = Field(
         default="ms", description="of the timestamp: since 1970, or iso for text such as 2026-11-20T14:30:00.123Z"
     )
-    time_zone: Annotated[str | None, BeforeValidator(null_as_none), AfterValidator(_check_zone)] = Field(
+    time_zone: Annotated[str | None, BeforeValidator(null_as_none)] = Field(
         default=None, description="of iso times that name none, such as Asia/Seoul; without it those are refused"
     )
     match: dict[JsonPath, str] = Field(
@@ -199,6 +188,14 @@ class JsonSettings(_Feed):
         parts = urlsplit(self.url)
         usual = 443 if parts.scheme == "wss" else 80
         return self.name or f"{parts.hostname}{'' if parts.port in (None, usual) else f':{parts.port}'}"
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, name: str | None) -> str | None:
+        try:
+            return name and ZoneInfo(name).key
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"no time zone {name!r} here: write it like Asia/Seoul") from None
 
     @model_validator(mode="after")
     def _mappable(self) -> Self:

@@ -1,4 +1,4 @@
-"""The API key and other secrets: where they are looked for, and that they stay unseen."""
+"""Secrets, such as the API key: where they are looked for, and how they stay unseen."""
 
 import os
 import re
@@ -73,18 +73,15 @@ def _key_candidates(
     yield f"{variable} in the environment", environ.get(variable, ""), None
     if directory := environ.get("CREDENTIALS_DIRECTORY"):
         for name in (variable, variable.lower()):
-            path = Path(directory) / name
-            yield f"{name} in $CREDENTIALS_DIRECTORY", _read_secret(path), _find_open_key(config_dir)
+            text = _read_secret(Path(directory) / name)
+            # A credential is the service manager's copy of a file beside the settings: that file may be open to others.
+            originals = (config_dir / "api-key", *sorted(config_dir.glob("*.key")))
+            warning = next(filter(None, map(_open_to_others, originals)), None)
+            yield f"{name} in $CREDENTIALS_DIRECTORY", text, warning
     dotenv = config_dir / ".env"
     values = _read_dotenv(dotenv)
     for name in (variable, "API_KEY"):
         yield f"{name} in {dotenv}", values.get(name) or "", _open_to_others(dotenv)
-
-
-def _find_open_key(config_dir: Path) -> str | None:
-    """A credential is the service manager's copy of a file beside the settings: that file may be open to others."""
-    warnings = map(_open_to_others, (config_dir / "api-key", *sorted(config_dir.glob("*.key"))))
-    return next((warning for warning in warnings if warning), None)
 
 
 def _read_secret(path: Path) -> str:

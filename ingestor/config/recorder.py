@@ -1,13 +1,23 @@
-"""The sections of the recorder itself: its files, its connection, and what it says of itself."""
+"""Sections of the settings for the recorder itself: its files, its connection, and what it says of itself."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from ingestor.config.addresses import HostName, ListenAddress
-from ingestor.config.section import PathText, Section, Switch, null_as_none
-from ingestor.config.units import Duration, Size, format_duration, holding, lasting
+from ingestor.config.types import (
+    Duration,
+    HostName,
+    ListenAddress,
+    PathText,
+    Section,
+    Size,
+    Switch,
+    format_duration,
+    holding,
+    lasting,
+    null_as_none,
+)
 
 
 class RotateSettings(Section):
@@ -17,19 +27,11 @@ class RotateSettings(Section):
     size: Annotated[Size, holding("4KB", "4GB")] = Field(default=32 << 20, description="or this many bytes of journal")
 
 
-def _refuse_doubles(formats: tuple[str, ...]) -> tuple[str, ...]:
-    if not formats or len(set(formats)) < len(formats):
-        raise ValueError("must name parquet, csv, or each once")
-    return formats
-
-
 class StorageSettings(Section):
     """Where recordings go and how they look."""
 
     root: PathText = Field(default=Path("data"), description="the recording; relative to the working directory")
-    formats: Annotated[tuple[Literal["parquet", "csv"], ...], AfterValidator(_refuse_doubles)] = Field(
-        default=("parquet",), description="parquet, csv, or both"
-    )
+    formats: tuple[Literal["parquet", "csv"], ...] = Field(default=("parquet",), description="parquet, csv, or both")
     rotate: RotateSettings = RotateSettings()
     csv_gzip: Switch = Field(default=False, description="compress a CSV file once it is complete")
     min_free: Annotated[Size, holding("0B", "1024TB")] = Field(
@@ -42,6 +44,13 @@ class StorageSettings(Section):
         default=1 << 30,
         description="raw text of refused frames to keep a day; beyond it they are only counted",
     )
+
+    @field_validator("formats")
+    @classmethod
+    def _each_once(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        if not formats or len(set(formats)) < len(formats):
+            raise ValueError("must name parquet, csv, or each once")
+        return formats
 
 
 class JournalSettings(Section):

@@ -1,12 +1,11 @@
-"""Where trades go besides files: a section for each destination."""
+"""Sections of the settings for destinations besides files."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from ingestor.config.addresses import RedisUrl, StoreUri
-from ingestor.config.section import PathText, Section, Switch, null_as_none
+from ingestor.config.types import PathText, RedisUrl, Section, StoreUri, Switch, null_as_none
 
 
 class SqliteSettings(Section):

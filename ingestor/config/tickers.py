@@ -1,42 +1,39 @@
-"""The symbols to record, and how several recorders divide them."""
+"""Tickers: the symbols to record, and how several recorders divide them between shards."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator
 
-from ingestor.config.section import Section
+from ingestor.config.types import Section
 from ingestor.texts import is_visible
 
 _TICKER_MAX = 64
-
-
-def _parse_ticker(value: object) -> object:
-    """The symbol as it is written. Raises ValueError with a sentence."""
-    if fault := _ticker_fault(value):
-        raise ValueError(fault)
-    return value
-
-
-def _ticker_fault(value: object) -> str | None:
-    """What keeps this item from being a symbol. A blank inside doesn't: `IC MARKETS:1` is one."""
-    if isinstance(value, Mapping) and len(value) == 1:
-        return "a stray blank after the colon: write {}:{}".format(*next(iter(value.items())))
-    if not isinstance(value, str) or not value:
-        return "must be a symbol: text, one an item"
-    if isinstance(value, _Repeated):
-        return f"{value} is listed twice"
-    if len(value) > _TICKER_MAX:
-        return f"a symbol has at most {_TICKER_MAX} characters, this one {len(value)}"
-    if "," in value or value != value.strip():
-        return f"`{value}` holds a comma or ends in a blank: one symbol an item"
-    return None if is_visible(value) else f"{value!r} holds a control or an invisible character"
 
 
 class _Repeated(str):
     """A ticker that stands earlier in its list too."""
 
     __slots__ = ()
+
+
+def _parse_ticker(value: object) -> object:
+    """The symbol as it is written: a blank inside is part of it (`IC MARKETS:1`). Raises ValueError with a sentence."""
+    if isinstance(value, Mapping) and len(value) == 1:
+        exchange, name = next(iter(value.items()))
+        raise ValueError(f"a stray blank after the colon: write {exchange}:{name}")
+    if not isinstance(value, str) or not value:
+        raise ValueError("must be a symbol: text, one an item")
+    if isinstance(value, _Repeated):
+        raise ValueError(f"{value} is listed twice")  # noqa: TRY004  pydantic catches ValueError alone
+    if len(value) > _TICKER_MAX:
+        raise ValueError(f"a symbol has at most {_TICKER_MAX} characters, this one {len(value)}")
+    if "," in value or value != value.strip():
+        raise ValueError(f"`{value}` holds a comma or ends in a blank: one symbol an item")
+    if not is_visible(value):
+        raise ValueError(f"{value!r} holds a control or an invisible character")
+    return value
 
 
 def _mark_repeats(value: object) -> object:
@@ -72,3 +69,20 @@ class ShardSettings(Section):
         if count < info.data.get("index", 1):
             raise ValueError("must be at least `index`, which counts from 1")
         return count
+
+
+def symbols_of_shard(symbols: Sequence[str], index: int, count: int) -> tuple[str, ...]:
+    """Those of `symbols` that the shard `index` of `count` records, in their order. Shards count from 1.
+
+    Pure, and the same on every machine and in every version. Each symbol has one shard. Another symbol changes nothing
+    for the others, and one more shard takes from each of the others about 1/(count + 1) of what it has: rendezvous
+    hashing.
+    """
+    return tuple(symbol for symbol in symbols if shard_of(symbol, count) == index)
+
+
+def shard_of(symbol: str, count: int) -> int:
+    """The shard of a symbol, 1 to `count`: the one that has drawn the highest number for it."""
+    return max(
+        range(1, count + 1), key=lambda shard: hashlib.blake2b(f"{shard}/{symbol}".encode(), digest_size=8).digest()
+    )

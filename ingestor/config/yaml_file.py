@@ -51,7 +51,8 @@ class YamlFile:
 
     def complaint(self, mistake: Mistake) -> str:
         """`config/ingestor.yaml:9:5: …`"""
-        sentence = "".join(map(_visible, mistake.sentence))
+        # What a terminal would obey, and what no encoding takes, is escaped.
+        sentence = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in mistake.sentence)
         return f"{self.path}:{mistake.place.line}:{mistake.place.column}: {sentence}"
 
 
@@ -98,7 +99,9 @@ def _compose(path: Path, text: str) -> yaml.Node | None:
         keyless = error.problem == "could not find expected ':'"  # noticed only on the line after
         mark = error.context_mark if keyless else error.problem_mark or error.context_mark
         place = Place(mark.line + 1, mark.column + 1) if mark else Place(1, 1)
-        _refuse(path, place, _syntax_sentence(error.problem or str(error)))
+        problem = error.problem or str(error)
+        known = next((sentence for words, sentence in _SYNTAX.items() if words in problem), "{problem}")
+        _refuse(path, place, known.replace("{problem}", problem))
     except yaml.reader.ReaderError as error:
         _refuse(path, _place_of(text, error.position), "a control character: delete it")
     except RecursionError:
@@ -117,11 +120,6 @@ _SYNTAX = {
     "but found another document": "a second document (`---`) begins: one file, one document",
 }
 """What PyYAML's words mean, and what to do."""
-
-
-def _syntax_sentence(problem: str) -> str:
-    known = next((sentence for words, sentence in _SYNTAX.items() if words in problem), "{problem}")
-    return known.replace("{problem}", problem)
 
 
 class _Walk:
@@ -179,11 +177,6 @@ class _Walk:
         if node in self._above:
             _refuse(self.path, _place(node), "an anchor that holds itself")
         self._above.add(node)
-
-
-def _visible(character: str) -> str:
-    """Itself, or its escape: what a terminal would obey, and what no encoding takes."""
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 def _place(node: yaml.Node) -> Place:

@@ -15,8 +15,8 @@ from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 
-from ingestor.config.addresses import KEY_PLACE
 from ingestor.config.feeds import JsonSettings
+from ingestor.config.types import KEY_PLACE
 from ingestor.feeds import Decoded, Frames, Notice, Terms
 from ingestor.feeds.reading import Reading
 from ingestor.feeds.strict_json import (

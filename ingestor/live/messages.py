@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ingestor.config.units import parse_duration
+from ingestor.config.types import parse_duration
 from ingestor.live.subscriptions import Language
 
 _SYMBOL_MAX = 64

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from pydantic import TypeAdapter
 
-from ingestor.config.units import format_size
+from ingestor.config.types import format_size
 from ingestor.metrics import Counts
 
 _STILL_S = 10.0

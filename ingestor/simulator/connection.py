@@ -22,8 +22,8 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
+from ingestor.simulator.protocols import Message, fragmented, padded, text_frame
 from ingestor.simulator.truth import TruthFile
-from ingestor.simulator.wire import Message, fragmented, padded, text_frame
 
 REQUEST_TIMEOUT_S = 10.0
 READ_BYTES = 1 << 16

@@ -1,4 +1,4 @@
-"""What goes wrong, when, and on which connection. Pure: a schedule answers for a moment, the venue acts.
+"""Faults of the simulated venue, and the schedule that says when each holds or strikes which connection. Pure.
 
 A script is a YAML list of faults: `{at: 5s, do: outage, for: 3s}` or `{connection: 2, after: 3s, do: abort}`.
 `at` counts from the venue's start, `after` from the opening of each connection, or of the one that
@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from ingestor.config.units import Duration, Size
+from ingestor.config.types import Duration, Size
 from ingestor.errors import ConfigError
 from ingestor.simulator.market import Trade
 
@@ -290,8 +290,14 @@ def load_faults(source: str) -> Schedule:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: the fault script can't be read: {error}") from error
         return parse_faults(text, str(path))
-    presets = _presets()
-    faults = [fault for name in source.split(",") for fault in _preset(name.strip(), presets)]
+    presets = read_presets()
+    faults: list[Sudden | Lasting] = []
+    for name in map(str.strip, source.split(",")):
+        if name not in presets:
+            near = get_close_matches(name, presets, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(presets)}"
+            raise ConfigError(f"no fault preset or script file is named {name!r}: {hint}")
+        faults += _validated(presets[name], name)
     return Schedule(faults)
 
 
@@ -311,28 +317,16 @@ def _validated(script: Any, name: str) -> list[Any]:
     try:
         return _SCRIPT.validate_python(script)
     except ValidationError as error:
-        lines = [f"{name}: {_mistake(details['loc'], details['msg'])}" for details in error.errors()]
-        raise ConfigError("\n".join(lines)) from error
+        mistakes = []
+        for details in error.errors():
+            index, *rest = details["loc"]
+            what = ": ".join([*map(str, rest), details["msg"].removeprefix("Value error, ")])
+            mistakes.append(f"{name}: fault {int(index) + 1}: {what}")
+        raise ConfigError("\n".join(mistakes)) from error
 
 
-def _mistake(where: tuple[int | str, ...], message: str) -> str:
-    index, *rest = where
-    return f"fault {int(index) + 1}: " + ": ".join([*map(str, rest), message.removeprefix("Value error, ")])
-
-
-def _presets() -> dict[str, Any]:
+def read_presets() -> dict[str, Any]:
+    """The named faults that come with the simulator, not yet validated."""
     text = files("ingestor.simulator").joinpath("presets.yaml").read_text(encoding="utf-8")
     presets = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506  makes no objects
     return dict(presets)
-
-
-def preset_names() -> list[str]:
-    return list(_presets())
-
-
-def _preset(name: str, presets: Mapping[str, Any]) -> list[Any]:
-    if name not in presets:
-        near = get_close_matches(name, presets, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(presets)}"
-        raise ConfigError(f"no fault preset or script file is named {name!r}: {hint}")
-    return _validated(presets[name], name)

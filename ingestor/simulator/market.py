@@ -1,4 +1,4 @@
-"""The market: geometric Brownian motion per symbol, printed with a venue's habits. Pure and repeatable."""
+"""Market: geometric Brownian motion per symbol, printed with a venue's habits. Pure and repeatable."""
 
 import math
 import random
@@ -160,7 +160,9 @@ class _Instrument:
         self._price = min(max(self._price * math.exp(min(step, 50.0)), self._tick), 1e12)
         if self._kind is _STOCK and not self._tick_given and self._random.random() < SUB_PENNY:
             return round(self._price, 4)
-        return _on_tick(self._price, self._tick)
+        # The nearest multiple of the tick, at least one, without the binary dust that multiplying leaves.
+        decimals = max(0, math.ceil(-math.log10(self._tick)) + 2)
+        return round(max(1, round(self._price / self._tick)) * self._tick, decimals)
 
     def _volume(self) -> float:
         if self._kind is _FOREX:
@@ -173,12 +175,6 @@ class _Instrument:
         if draw < 0.6:
             return float(1 + int(self._random.random() * 99))
         return 100.0 * (1 + int(self._random.expovariate(1)))
-
-
-def _on_tick(price: float, tick: float) -> float:
-    """The nearest multiple of `tick`, at least one, without the binary dust that multiplying leaves."""
-    decimals = max(0, math.ceil(-math.log10(tick)) + 2)
-    return round(max(1, round(price / tick)) * tick, decimals)
 
 
 class Market:
@@ -232,7 +228,7 @@ class Intervals:
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
+class IntervalBar:
     symbol: str
     open: float
     high: float
@@ -241,15 +237,14 @@ class Bar:
     volume: float
 
 
-def bars(trades: Sequence[Trade]) -> list[Bar]:
+def bars(trades: Sequence[Trade]) -> list[IntervalBar]:
     """One bar for each symbol in `trades`, in the order of its first trade there; every print counts."""
     by_symbol: dict[str, list[Trade]] = {}
     for trade in trades:
         by_symbol.setdefault(trade.symbol, []).append(trade)
-    return [_bar(symbol, prints) for symbol, prints in by_symbol.items()]
-
-
-def _bar(symbol: str, prints: Sequence[Trade]) -> Bar:
-    prices = [trade.price for trade in prints]
-    volume = round(sum(trade.volume for trade in prints), 8)
-    return Bar(symbol, prices[0], max(prices), min(prices), prices[-1], volume)
+    made = []
+    for symbol, prints in by_symbol.items():
+        prices = [trade.price for trade in prints]
+        volume = round(sum(trade.volume for trade in prints), 8)
+        made.append(IntervalBar(symbol, prices[0], max(prices), min(prices), prices[-1], volume))
+    return made

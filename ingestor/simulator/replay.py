@@ -1,4 +1,4 @@
-"""A recording sent again: Parquet, CSV or JSON lines (a truth file), at its own pace or another."""
+"""Replay of a recording: Parquet, CSV or JSON lines (a truth file), at its own pace or another."""
 
 import csv
 import gzip
@@ -89,33 +89,30 @@ def recorded_trades(path: Path) -> Iterator[Arrival]:
 
 def _parquet_trades(path: Path) -> Iterator[Arrival]:
     try:
-        table = _in_order(ds.dataset(path, format="parquet").to_table())
+        table = ds.dataset(path, format="parquet").to_table()
+        if "sequence" in table.column_names:
+            table = table.sort_by("sequence")
+        names = table.column_names
+        time, received = table["timestamp"], table["received_at" if "received_at" in names else "timestamp"]
+        columns: dict[str, Any] = {
+            "at_us": received.cast(pa.timestamp("us", "UTC"), safe=False),
+            "symbol": table["symbol"],
+            "price": table["price"],
+            "volume": pc.coalesce(table["volume"], pa.scalar(0.0)),
+            "time_ms": time.cast(pa.timestamp("us", "UTC"), safe=False).cast(pa.timestamp("ms", "UTC"), safe=False),
+            "conditions": table["conditions"] if "conditions" in names else pa.nulls(table.num_rows),
+        }
+        arrivals = pa.table(list(columns.values()), _ARRIVALS.names).cast(_ARRIVALS)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise ConfigError(f"{path}: no Parquet recording of trades: {error}") from error
-    return chain.from_iterable(map(_batch_trades, table.to_batches(max_chunksize=8192)))
-
-
-def _in_order(table: pa.Table) -> pa.Table:
-    """The columns of _ARRIVALS, in the order of arrival. Raises KeyError, ValueError or ArrowException."""
-    if "sequence" in table.column_names:
-        table = table.sort_by("sequence")
-    names = table.column_names
-    time = table["timestamp"].cast(pa.timestamp("us", "UTC"), safe=False)
-    columns: dict[str, Any] = {
-        "at_us": table["received_at"].cast(pa.timestamp("us", "UTC"), safe=False) if "received_at" in names else time,
-        "symbol": table["symbol"],
-        "price": table["price"],
-        "volume": pc.coalesce(table["volume"], pa.scalar(0.0)),
-        "time_ms": time.cast(pa.timestamp("ms", "UTC"), safe=False),
-        "conditions": table["conditions"] if "conditions" in names else pa.nulls(table.num_rows),
-    }
-    return pa.table(list(columns.values()), _ARRIVALS.names).cast(_ARRIVALS)
-
-
-def _batch_trades(batch: pa.RecordBatch) -> Iterator[Arrival]:
-    columns = (column.to_pylist() for column in batch.columns)
-    for at_us, symbol, price, volume, time_ms, codes in zip(*columns, strict=True):
-        yield Arrival(at_us, Trade(symbol, price, volume, time_ms, _conditions_json(codes, symbol)))
+    # A generator of its own, so that a path without a recording is refused here and not at the first trade.
+    return (
+        Arrival(at_us, Trade(symbol, price, volume, time_ms, _conditions_json(codes, symbol)))
+        for batch in arrivals.to_batches(max_chunksize=8192)
+        for at_us, symbol, price, volume, time_ms, codes in zip(
+            *(column.to_pylist() for column in batch.columns), strict=True
+        )
+    )
 
 
 def _csv_trades(path: Path) -> Iterator[Arrival]:
@@ -124,18 +121,15 @@ def _csv_trades(path: Path) -> Iterator[Arrival]:
         rows = csv.DictReader(lines)
         for row in rows:
             try:
-                yield _row_trade(row)
+                time_us = _time_us(row["timestamp"])
+                received = row.get("received_at")
+                symbol, price, volume = row["symbol"], _finite(row["price"]), _finite(row["volume"] or "0")
+                conditions = _conditions_json(row.get("conditions") or None, symbol)
+                trade = Trade(symbol, price, volume, time_us // 1000, conditions)
+                arrival = Arrival(_time_us(received) if received else time_us, trade)
             except (KeyError, TypeError, ValueError) as error:
                 raise ConfigError(f"{path}:{rows.line_num}: not a trade to replay: {error!r}") from error
-
-
-def _row_trade(row: dict[str, str]) -> Arrival:
-    time_us = _time_us(row["timestamp"])
-    received = row.get("received_at")
-    symbol = row["symbol"]
-    conditions = _conditions_json(row.get("conditions") or None, symbol)
-    trade = Trade(symbol, _finite(row["price"]), _finite(row["volume"] or "0"), time_us // 1000, conditions)
-    return Arrival(_time_us(received) if received else time_us, trade)
+            yield arrival
 
 
 def _time_us(text: str) -> int:
@@ -158,16 +152,14 @@ def _truth_trades(path: Path) -> Iterator[Arrival]:
     with path.open(encoding="utf-8") as lines:
         for index, line in enumerate(lines, 1):
             try:
-                yield _line_trade(json.loads(line))
+                fields = json.loads(line)
+                time_ms = int(fields["t"])
+                conditions = json.dumps(fields["c"], separators=(",", ":")) if "c" in fields else None
+                trade = Trade(str(fields["s"]), _finite(fields["p"]), _finite(fields["v"]), time_ms, conditions)
+                arrival = Arrival(int(fields.get("sent_us", time_ms * 1000)), trade)
             except (KeyError, TypeError, ValueError) as error:
                 raise ConfigError(f"{path}:{index}: not a trade to replay: {error!r}") from error
-
-
-def _line_trade(line: dict[str, Any]) -> Arrival:
-    time_ms = int(line["t"])
-    conditions = json.dumps(line["c"], separators=(",", ":")) if "c" in line else None
-    trade = Trade(str(line["s"]), _finite(line["p"]), _finite(line["v"]), time_ms, conditions)
-    return Arrival(int(line.get("sent_us", time_ms * 1000)), trade)
+            yield arrival
 
 
 def _conditions_json(codes: str | None, symbol: str) -> str | None:

@@ -1,30 +1,10 @@
-"""The truth: every trade a venue sent, when and to whom. Captures are compared with it: it is exact."""
+"""Truth file: every trade a venue sent, when and to whom, exactly, for captures to be compared with."""
 
-import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.json as pj
-
-from ingestor.schema import VENUE_TRADES
 
 BLOCK_LINES = 4096
-
-_LINE_FIELDS: "tuple[pa.Field[Any], ...]" = (
-    pa.field("sent_us", pa.int64()),
-    pa.field("connection", pa.int64()),
-    pa.field("frame", pa.int64()),
-    pa.field("s", pa.string()),
-    pa.field("p", pa.float64()),
-    pa.field("t", pa.int64()),
-    pa.field("v", pa.float64()),
-    pa.field("c", pa.list_(pa.string())),
-)
-_LINE = pa.schema(_LINE_FIELDS)
 
 
 class TruthFile:
@@ -56,22 +36,3 @@ class TruthFile:
             self.flush()
         finally:
             self._file.close()
-
-
-def read_truth(path: Path) -> pa.Table:
-    """The truth file as columns: VENUE_TRADES, then `sent_us`, `connection`, `frame` (int64), as sent.
-
-    `conditions` is null where `c` was null or absent, a time where the protocol sends none. A last line that
-    a killed venue left unfinished is not read.
-    """
-    text = path.read_bytes()
-    text = text[: text.rfind(b"\n") + 1]
-    lines = _LINE.empty_table()
-    if text:
-        options = pj.ParseOptions(explicit_schema=_LINE, unexpected_field_behavior="error")
-        lines = pj.read_json(io.BytesIO(text), parse_options=options)
-    conditions: Any = pc.binary_join(lines["c"], ",")
-    timestamp = lines["t"].cast(VENUE_TRADES.field("timestamp").type)
-    sent = ("sent_us", "connection", "frame")
-    columns = [timestamp, lines["s"], lines["p"], lines["v"], conditions, *(lines[name] for name in sent)]
-    return pa.table(columns, [*VENUE_TRADES.names, *sent])

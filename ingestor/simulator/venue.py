@@ -1,4 +1,4 @@
-"""The venue: a WebSocket server that keeps a venue's rules, and breaks them by a schedule of faults.
+"""Venue: a WebSocket server that keeps a venue's rules, and breaks them by a schedule of faults.
 
 One task trades for all clients, so the slowest reader sets the pace: the venue waits and throws nothing away.
 While nobody has subscribed, the market rests.
@@ -7,20 +7,40 @@ While nobody has subscribed, the market rests.
 import asyncio
 import math
 import ssl
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import structlog
 from websockets.frames import CloseCode
 
-from ingestor.simulator.connection import READ_BYTES, VenueConnection
-from ingestor.simulator.desk import Desk
-from ingestor.simulator.door import Door
-from ingestor.simulator.languages import make_language
-from ingestor.simulator.market import Source, Trade
-from ingestor.simulator.misbehaviour import Misbehaviour
-from ingestor.simulator.settings import UNASKED, VenueSettings
-from ingestor.simulator.tape import Tape
+from ingestor.config.feeds import JsonSettings
+from ingestor.errors import ConfigError
+from ingestor.simulator.connection import (
+    READ_BYTES,
+    VenueConnection,
+    http_answer,
+    is_combined,
+    key_of,
+    make_protocol,
+    read_handshake,
+)
+from ingestor.simulator.fault_injector import FaultInjector
+from ingestor.simulator.faults import Schedule
+from ingestor.simulator.market import Intervals, Market, MarketSettings, Source, Trade
+from ingestor.simulator.protocols import (
+    BINANCE_STREAMS,
+    PING,
+    PLAIN_JSON,
+    SymbolRefusal,
+    SymbolRequest,
+    VenueProtocol,
+    make_language,
+)
+from ingestor.simulator.replay import Replay
 from ingestor.simulator.truth import TruthFile
-from ingestor.simulator.wire import PING
 
 log = structlog.get_logger("ingestor.simulator")
 
@@ -29,6 +49,75 @@ Accepted = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 TICK_S = 0.002
 FLUSH_S = 0.2
 HANG_UP_S = 0.5
+BURST_MESSAGES = 100
+"""Messages written between two checks of whether the clients keep up."""
+ARREARS_S = 1.0
+"""A venue that was held up by more than this doesn't catch up: its market has moved on."""
+UNASKED = ("flat", "bars")
+"""The protocols without subscriptions."""
+STREAMED_SYMBOLS = ("AAPL", "MSFT", "BINANCE:BTCUSDT")
+"""What the protocols without subscriptions stream, unless symbols are given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VenueSettings:
+    """Settings of one simulated venue."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    """0 takes a free one."""
+    protocol: VenueProtocol = "finnhub"
+    json_feed: JsonSettings = PLAIN_JSON
+    """What the protocol `json` speaks."""
+    symbols: tuple[str, ...] = ()
+    """What is traded here. Empty: whatever is asked for, except what begins with INVALID."""
+    keys: frozenset[str] | None = field(default=frozenset({"demo"}), repr=False)
+    """None accepts any."""
+    limit: int = 50
+    """Symbols a connection may subscribe to."""
+    ping_interval_s: float = 60.0
+    market: MarketSettings = field(default_factory=MarketSettings)
+    replay: Path | None = None
+    speed: float = 1.0
+    faults: Schedule = field(default_factory=Schedule)
+    truth: Path | None = None
+    certificate: tuple[Path, Path] | None = None
+    """Certificate and key (PEM) for TLS."""
+
+
+class TradePacer:
+    """Takes batches of trades from a source as they fall due. Times are those of one clock, whichever that is."""
+
+    def __init__(self, source: Source, now_s: float) -> None:
+        self._source = source
+        self._numbers: Counter[str] = Counter()
+        self._due_s = now_s
+
+    @property
+    def due_s(self) -> float:
+        """When the next batch is: infinity after the last."""
+        return self._due_s
+
+    def rest(self, now_s: float) -> None:
+        """Nothing was wanted until now."""
+        self._due_s = max(self._due_s, now_s)
+
+    def due_batches(self, universe: Sequence[str], now_s: float) -> list[list[Trade]]:
+        """The batches of these symbols that are due, at most BURST_MESSAGES."""
+        self._due_s = max(self._due_s, now_s - ARREARS_S)
+        batches: list[list[Trade]] = []
+        while self._due_s <= now_s and len(batches) < BURST_MESSAGES:
+            batch = self._source.batch(universe, time.time_ns() // 1_000_000)
+            if batch is None:
+                self._due_s = math.inf
+                break
+            batches.append([])
+            for trade in batch.trades:
+                # Its place among all trades of its symbol here: Binance sends it as the trade's id.
+                self._numbers[trade.symbol] += 1
+                batches[-1].append(trade._replace(number=self._numbers[trade.symbol]))
+            self._due_s += batch.lasts_s
+        return batches
 
 
 class Venue:
@@ -48,10 +137,10 @@ class Venue:
         self._accepted = accepted
         self._truth = truth
         self._language = make_language(settings.protocol, settings.json_feed)
-        self._misbehaviour = Misbehaviour(settings.faults)
-        self._door = Door(settings, self._misbehaviour, truth)
-        self._desk = Desk(settings, self._language, self._misbehaviour)
-        self._tape = Tape(source, asyncio.get_running_loop().time())
+        self._injector = FaultInjector(settings.faults)
+        self._pacer = TradePacer(source, asyncio.get_running_loop().time())
+        self._handshakes = 0
+        self._by_key: dict[str, VenueConnection] = {}
         self._clients: dict[int, VenueConnection] = {}
         self._universe = settings.symbols
         self._wanted = asyncio.Event()
@@ -80,15 +169,20 @@ class Venue:
         """
         try:
             async with asyncio.TaskGroup() as tasks:
-                work = (self._accept(), self._trade(), self._flush_truth(), self._misbehaviour.keep_time())
+                work = (self._accept_clients(), self._trade(), self._flush_truth(), self._injector.keep_time())
                 chores = [tasks.create_task(chore) for chore in work]
                 await stop.wait()
+                # The close frames go out first: a cancelled task can't send them any more.
                 for client in self._clients.values():
                     client.close(CloseCode.GOING_AWAY, "")
                 for chore in chores:
                     chore.cancel()
         except BaseExceptionGroup as group:
-            raise _cause(group) from group
+            # The first of the errors in a group of groups is what broke the venue; the others followed from it.
+            cause: BaseException = group
+            while isinstance(cause, BaseExceptionGroup):
+                cause = cause.exceptions[0]
+            raise cause from group
         finally:
             self._server.close()
             while not self._accepted.empty():
@@ -98,7 +192,7 @@ class Venue:
 
     # Connections
 
-    async def _accept(self) -> None:
+    async def _accept_clients(self) -> None:
         async with asyncio.TaskGroup() as attended:
             while True:
                 attended.create_task(self._serve(*await self._accepted.get()))
@@ -106,39 +200,90 @@ class Venue:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One TCP connection, from accept to end."""
         try:
-            client = await self._door.greet(reader, writer)
+            client = await self._open_connection(reader, writer)
             if client is not None:
-                await self._attend(client, reader)
+                await self._attend_to(client, reader)
         except (ConnectionError, TimeoutError, ssl.SSLError) as error:
             log.debug("connection.broken", reason=type(error).__name__)
         finally:
-            await _hang_up(writer)
+            # What was written leaves first; a client that doesn't read it has HANG_UP_S.
+            writer.close()
+            try:
+                async with asyncio.timeout(HANG_UP_S):
+                    await writer.wait_closed()
+            except (TimeoutError, asyncio.CancelledError):
+                writer.transport.abort()
+            except (ConnectionError, ssl.SSLError) as error:
+                log.debug("connection.broken", reason=type(error).__name__)
 
-    async def _attend(self, client: VenueConnection, reader: asyncio.StreamReader) -> None:
+    async def _open_connection(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> VenueConnection | None:
+        """The handshake. None where it ends in no connection: the answer, if any, has been written."""
+        if self._injector.outage:
+            writer.transport.abort()
+            return None
+        protocol = make_protocol()
+        request = await read_handshake(protocol, reader)
+        if request is None:
+            return None
+        self._handshakes += 1
+        number = self._handshakes
+        active = self._injector.at_handshake(number)
+        await asyncio.sleep(active.handshake_delay_s())
+        if reader.at_eof() or writer.transport.is_closing():
+            return None
+        needs_key, key = self._settings.protocol == "finnhub", key_of(request)
+        if fault := active.answer():
+            response = http_answer(fault.status, fault.location)
+        elif needs_key and self._settings.keys is not None and key not in self._settings.keys:
+            response = http_answer(401)
+        else:
+            response = protocol.accept(request)
+        protocol.send_response(response)
+        writer.write(b"".join(protocol.data_to_send()))
+        if response.status_code != 101:
+            log.info("connection.refused", connection=number, status=response.status_code)
+            return None
+        opened_s, combined = self._injector.now_s, is_combined(request)
+        client = VenueConnection(number, opened_s, protocol, writer, self._truth, combined=combined)
+        log.info("connection.opened", connection=number)
+        if needs_key:
+            # One connection per key: a second one ends both. The key of one that was closed is free at once.
+            other = self._by_key.get(key)
+            if other is not None and not other.leaving:
+                log.warning("key.used_twice", connections=[other.number, client.number])
+                other.abort()
+                client.abort()
+                return None
+            self._by_key[key] = client
+        return client
+
+    async def _attend_to(self, client: VenueConnection, reader: asyncio.StreamReader) -> None:
         """An open connection until it ends: its subscriptions, its pings, its faults."""
         if self._settings.protocol in UNASKED:
             client.subscribed_s.update(dict.fromkeys(self._settings.symbols, client.opened_s))
         self._clients[client.number] = client
-        self._survey()
+        self._find_wanted_symbols()
         try:
             async with asyncio.TaskGroup() as tasks:
-                chores = [tasks.create_task(self._ping(client)), tasks.create_task(self._misbehaviour.befall(client))]
+                chores = [tasks.create_task(self._ping(client)), tasks.create_task(self._injector.inject(client))]
                 await self._listen(client, reader)
                 for chore in chores:
                     chore.cancel()
         finally:
             del self._clients[client.number]
-            self._door.see_off(client)
+            self._by_key = {key: other for key, other in self._by_key.items() if other is not client}
             self._trades_sent += client.trades_sent
-            self._survey()
+            self._find_wanted_symbols()
             log.info("connection.ended", connection=client.number, trades=client.trades_sent)
 
     async def _listen(self, client: VenueConnection, reader: asyncio.StreamReader) -> None:
         try:
             while data := await reader.read(READ_BYTES):
-                for text in client.hear(data, answering=not self._misbehaviour.of(client).silent()):
-                    self._desk.obey(client, text)
-                    self._survey()
+                for text in client.hear(data, answering=not self._injector.active(client).silent()):
+                    self._handle_message(client, text)
+                    self._find_wanted_symbols()
                 if self._settings.protocol == "binance" and client.hurried:
                     log.warning("client.hurried", connection=client.number)
                     client.close(CloseCode.POLICY_VIOLATION, "Too many requests")
@@ -149,14 +294,43 @@ class Venue:
         """Finnhub's pings are messages, Binance's are the protocol's own; the others have none."""
         while self._settings.protocol in {"finnhub", "binance"}:
             await asyncio.sleep(self._settings.ping_interval_s)
-            if self._misbehaviour.of(client).silent():
+            if self._injector.active(client).silent():
                 continue
             if self._settings.protocol == "binance":
                 client.write(PING)
             else:
                 client.say(type="ping")
 
-    def _survey(self) -> None:
+    def _handle_message(self, client: VenueConnection, text: str) -> None:
+        """A message of the client. What can't be understood gets no answer, as at Finnhub."""
+        request = self._language.read(text)
+        if request is None:
+            log.warning("message.ignored", connection=client.number, text=text[:200])
+            return
+        for answer in self._language.answer(request, self._change_subscriptions(client, request)):
+            client.say(**answer)
+
+    def _change_subscriptions(self, client: VenueConnection, request: SymbolRequest) -> list[SymbolRefusal]:
+        """Starts or stops sending these symbols; returns those that are refused."""
+        if not request.wanted:
+            for symbol in request.symbols:
+                client.subscribed_s.pop(symbol, None)
+            return []
+        limit = BINANCE_STREAMS if self._settings.protocol == "binance" else self._settings.limit
+        traded = self._settings.symbols
+        refusals = []
+        for symbol in request.symbols:
+            fault = self._injector.active(client).refusal(symbol)
+            is_traded = symbol in traded if traded else not symbol.startswith("INVALID")
+            if fault is not None or not is_traded:
+                refusals.append(SymbolRefusal("invalid", symbol, named=fault is None or fault.named))
+            elif len(client.subscribed_s) >= limit and symbol not in client.subscribed_s:
+                refusals.append(SymbolRefusal("too many", symbol))
+            else:
+                client.subscribed_s[symbol] = self._injector.now_s
+        return refusals
+
+    def _find_wanted_symbols(self) -> None:
         """What the market trades, and whether anybody wants it, after something there changed."""
         wanted = {symbol for client in self._clients.values() for symbol in client.subscribed_s}
         self._universe = self._settings.symbols or tuple(sorted(wanted))
@@ -170,23 +344,23 @@ class Venue:
     async def _trade(self) -> None:
         """Sends the source's trades, each batch when it is due, until there are no more."""
         clock = asyncio.get_running_loop().time
-        while self._tape.due_s < math.inf:
+        while self._pacer.due_s < math.inf:
             while not self._wanted.is_set():
                 await self._wanted.wait()
-                self._tape.rest(clock())
-            batches = self._tape.take_due(self._universe, clock())
+                self._pacer.rest(clock())
+            batches = self._pacer.due_batches(self._universe, clock())
             for client in self._clients.values():
                 self._deliver(client, batches)
             for client in list(self._clients.values()):
                 await client.drain()
-            pause_s = self._tape.due_s - clock()
+            pause_s = self._pacer.due_s - clock()
             if pause_s < math.inf:
                 await asyncio.sleep(max(pause_s, TICK_S) if pause_s > 0 else 0)
         log.info("replay.finished", trades=self.trades_sent)
 
     def _deliver(self, client: VenueConnection, batches: list[list[Trade]]) -> None:
         """To one client what it asked for, as its faults let it through."""
-        active = self._misbehaviour.of(client)
+        active = self._injector.active(client)
         if active.silent():
             return
         wanted = client.subscribed_s.keys() - active.muted(client.subscribed_s)
@@ -207,23 +381,38 @@ class Venue:
 
     def mute(self, seconds: float) -> None:
         """Sends nothing at all to anybody for so long."""
-        self._misbehaviour.mute(seconds)
+        self._injector.mute(seconds)
 
 
-def _cause(error: BaseException) -> BaseException:
-    """The first of the errors in a group of groups: what broke the venue; the others followed from it."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-async def _hang_up(writer: asyncio.StreamWriter) -> None:
-    """Ends the socket after what was written has left; a client that doesn't take it has HANG_UP_S."""
-    writer.close()
+async def open_venue(settings: VenueSettings) -> Venue:
+    """A venue that listens already; `Venue.run` attends to its clients. Raises ConfigError."""
+    if settings.truth is not None and settings.protocol == "bars":
+        raise ConfigError("the truth is about trades, and the protocol `bars` sends none")
+    if settings.protocol in UNASKED and not settings.symbols:
+        settings = replace(settings, symbols=STREAMED_SYMBOLS)
+    source: Source
+    if settings.replay is not None:
+        source = Replay(settings.replay, settings.speed)
+    else:
+        source = Intervals(settings.market) if settings.protocol == "bars" else Market(settings.market)
+    accepted: asyncio.Queue[Accepted] = asyncio.Queue()
+    context = None
+    if settings.certificate is not None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            context.load_cert_chain(*settings.certificate)
+        except OSError as error:  # ssl.SSLError is one
+            certificate, key = settings.certificate
+            raise ConfigError(f"{certificate}, {key}: no certificate and key (PEM) for TLS: {error}") from error
     try:
-        async with asyncio.timeout(HANG_UP_S):
-            await writer.wait_closed()
-    except (TimeoutError, asyncio.CancelledError):
-        writer.transport.abort()
-    except (ConnectionError, ssl.SSLError) as error:
-        log.debug("connection.broken", reason=type(error).__name__)
+        server = await asyncio.start_server(
+            lambda reader, writer: accepted.put_nowait((reader, writer)), settings.host, settings.port, ssl=context
+        )
+    except OSError as error:
+        raise ConfigError(f"can't listen on {settings.host}:{settings.port}: {error.strerror or error}") from error
+    try:
+        truth = None if settings.truth is None else TruthFile(settings.truth)
+    except OSError as error:
+        server.close()
+        raise ConfigError(f"{settings.truth}: the truth can't be written there: {error.strerror}") from error
+    return Venue(settings, server, accepted, source, truth)

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 from journals import one_by_one
 from requirements import of_tier, require
+from simulated_venues import read_truth
 
 import ingestor
 from ingestor.coverage import state_at
@@ -32,7 +33,6 @@ from ingestor.dataset.coverage import read_coverage
 from ingestor.journal.follower import Follower, Rows
 from ingestor.layout import Layout, list_segments
 from ingestor.schema import RUN_SHIFT, TRADES
-from ingestor.simulator.truth import read_truth
 
 T = TypeVar("T")
 

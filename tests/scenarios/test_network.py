@@ -33,17 +33,16 @@ from harness import (
 from harness import running_venue as running_venue_process
 from recorders import CRYPTO, KEY, Rig, make_rig, running
 from requirements import of_tier
+from simulated_venues import read_truth, running_venue
 from structlog.testing import capture_logs
 
 from ingestor.capture.attempts import Waits
 from ingestor.errors import FeedRefused
 from ingestor.layout import Layout
 from ingestor.metrics import Conservation
-from ingestor.simulator.faults import load_faults, preset_names
+from ingestor.simulator.faults import load_faults, read_presets
 from ingestor.simulator.market import MarketSettings
-from ingestor.simulator.running import running_venue
-from ingestor.simulator.settings import VenueSettings
-from ingestor.simulator.truth import read_truth
+from ingestor.simulator.venue import VenueSettings
 
 CONNECTION: dict[str, Any] = {"silence": "2s", "ping_interval": "1s", "backoff_max": "1s"}
 WAITS = Waits(refused_s=1.0, throttled_s=1.0, symbol_s=2.0)
@@ -254,7 +253,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 
 
 def test_every_preset_is_tested() -> None:
-    assert set(EXPECTED) == set(preset_names())
+    assert set(EXPECTED) == set(read_presets())
 
 
 @pytest.mark.parametrize("fault", RECORDED)

@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from recorders import CRYPTO, KEY, eventually, make_rig, running
+from simulated_venues import running_venue
 
 from ingestor.capture.attempts import Waits
 from ingestor.coverage import find_coverage
 from ingestor.simulator.faults import Mute, Schedule
 from ingestor.simulator.market import MarketSettings
-from ingestor.simulator.running import running_venue
-from ingestor.simulator.settings import VenueSettings
+from ingestor.simulator.venue import VenueSettings
 
 SILENCE_S, PING_S = 1.0, 0.3
 VENUE = VenueSettings(keys=frozenset({KEY}), market=MarketSettings(rate=300, seed=7), ping_interval_s=PING_S)

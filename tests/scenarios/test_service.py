@@ -13,9 +13,9 @@ from documents import read, shell_lines, split_sections
 from harness import read_parquet, wait_for
 from journals import one_by_one
 from machine import DEPENDENCIES, PREFIX, Machine, booted_machine
+from simulated_venues import read_truth
 
 from ingestor.layout import Layout
-from ingestor.simulator.truth import read_truth
 
 pytestmark = pytest.mark.needs("machine")
 

@@ -20,7 +20,7 @@ from servers import KafkaCluster, S3Server
 from sink_contract import TopicReader
 
 from ingestor.config import load_settings
-from ingestor.config.shard import symbols_of_shard
+from ingestor.config.tickers import symbols_of_shard
 from ingestor.config.yaml_file import read_yaml
 from ingestor.journal.cursor import Cursor
 from ingestor.layout import Layout

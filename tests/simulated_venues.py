@@ -1,17 +1,33 @@
-"""A venue in a thread of its own, beside whatever records from it."""
+"""Simulated venues for tests: one that runs in a thread of its own, and the truth file that it leaves."""
 
 import asyncio
+import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ingestor.simulator.opening import open_venue
-from ingestor.simulator.settings import VenueSettings
-from ingestor.simulator.venue import Venue
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pj
+
+from ingestor.schema import VENUE_TRADES
+from ingestor.simulator.venue import Venue, VenueSettings, open_venue
 
 T = TypeVar("T")
+
+_LINE_FIELDS: "tuple[pa.Field[Any], ...]" = (
+    pa.field("sent_us", pa.int64()),
+    pa.field("connection", pa.int64()),
+    pa.field("frame", pa.int64()),
+    pa.field("s", pa.string()),
+    pa.field("p", pa.float64()),
+    pa.field("t", pa.int64()),
+    pa.field("v", pa.float64()),
+    pa.field("c", pa.list_(pa.string())),
+)
+_LINE = pa.schema(_LINE_FIELDS)
 
 
 class RunningVenue:
@@ -60,8 +76,15 @@ class RunningVenue:
 def running_venue(settings: VenueSettings) -> Iterator[RunningVenue]:
     """A venue for the time of the block, at whose end the truth is complete. Raises what broke the venue."""
     started: Future[RunningVenue] = Future()
+
+    async def run() -> None:
+        opened = await open_venue(settings)
+        stop = asyncio.Event()
+        started.set_result(RunningVenue(opened, stop, settings.truth))
+        await opened.run(stop)
+
     with ThreadPoolExecutor(1, "venue") as executor:
-        ended = executor.submit(asyncio.run, _host(settings, started))
+        ended = executor.submit(asyncio.run, run())
         both: list[Future[Any]] = [started, ended]
         wait(both, return_when=FIRST_COMPLETED)
         if not started.done():
@@ -74,8 +97,20 @@ def running_venue(settings: VenueSettings) -> Iterator[RunningVenue]:
             ended.result()
 
 
-async def _host(settings: VenueSettings, started: Future[RunningVenue]) -> None:
-    venue = await open_venue(settings)
-    stop = asyncio.Event()
-    started.set_result(RunningVenue(venue, stop, settings.truth))
-    await venue.run(stop)
+def read_truth(path: Path) -> pa.Table:
+    """The truth file as columns: VENUE_TRADES, then `sent_us`, `connection`, `frame` (int64), as sent.
+
+    `conditions` is null where `c` was null or absent, a time where the protocol sends none. A last line that
+    a killed venue left unfinished is not read.
+    """
+    text = path.read_bytes()
+    text = text[: text.rfind(b"\n") + 1]
+    lines = _LINE.empty_table()
+    if text:
+        options = pj.ParseOptions(explicit_schema=_LINE, unexpected_field_behavior="error")
+        lines = pj.read_json(io.BytesIO(text), parse_options=options)
+    conditions: Any = pc.binary_join(lines["c"], ",")
+    timestamp = lines["t"].cast(VENUE_TRADES.field("timestamp").type)
+    sent = ("sent_us", "connection", "frame")
+    columns = [timestamp, lines["s"], lines["p"], lines["v"], conditions, *(lines[name] for name in sent)]
+    return pa.table(columns, [*VENUE_TRADES.names, *sent])

@@ -1,0 +1,234 @@
+"""Types of settings: sections, switches, paths, durations and sizes (`15m`, `64MB`), addresses without a secret."""
+
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
+
+from ingestor.config.addresses import find_host, split_address
+from ingestor.config.key import KEY_BELONGS
+
+KEY_PLACE = "{key}"
+"""Where the API key stands in an address or a message."""
+_SECRET = re.compile(r"token|secret|passw|auth|sign|api_?key|(^|_)key$", re.IGNORECASE)
+
+
+# Sections
+
+
+def _defaults_as_written(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """A JSON Schema for editors shows a default as the file would write it: `15m`, not 900.0."""
+    for key, default in model.model_construct().model_dump(mode="json").items():
+        schema["properties"][key]["default"] = default
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, json_schema_extra=_defaults_as_written
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_commented_out(cls, value: object) -> object:
+        """A section of which every line is a comment has no value: it is all defaults."""
+        return {} if value == "" else value
+
+
+def _parse_switch(value: object) -> object:
+    """YAML 1.1's `yes`, `on` and `off` are refused: the same words are tickers."""
+    if isinstance(value, str):
+        if value not in {"true", "false"}:
+            raise ValueError(f"must be true or false, not `{value}`")
+        return value == "true"
+    return value
+
+
+def _parse_path(value: object) -> object:
+    if isinstance(value, str):
+        if value in {"", "~", "null"} or not value.isprintable():
+            raise ValueError("must be a path")
+        try:
+            return Path(value).expanduser()
+        except RuntimeError:
+            raise ValueError(f"`{value}` names a home that doesn't exist") from None
+    return value
+
+
+def null_as_none(value: object) -> object:
+    return None if value in ("", "~", "null") else value
+
+
+Switch = Annotated[bool, BeforeValidator(_parse_switch)]
+PathText = Annotated[Path, BeforeValidator(_parse_path)]
+
+
+# Durations and sizes
+
+_SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
+_BYTES = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
+_DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,6})?) ?(ms|s|m|h|d)", re.ASCII)
+_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?) ?(B|KB|MB|GB|TB)", re.ASCII)
+
+_Number = TypeVar("_Number", int, float)
+
+
+def parse_duration(value: object) -> float:
+    """Seconds from `250ms`, `20s`, `15m`, `2h` or `365d`. Raises ValueError with a sentence."""
+    text = str(value).strip()
+    if match := _DURATION.fullmatch(text):
+        return float(Decimal(match[1]) * _SECONDS[match[2]])
+    if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
+        raise ValueError(f"`{text}` has no unit: write {text}s or {text}ms")
+    raise ValueError(f"`{text}` is no duration: write it like 250ms, 20s, 15m, 2h or 365d")
+
+
+def parse_size(value: object) -> int:
+    """Bytes from `512KB`, `64MB` or `2GB` (powers of 1024 as operators expect of buffers: 1 MB = 1,048,576).
+    Raises ValueError with a sentence.
+    """
+    text = str(value).strip()
+    if match := _SIZE.fullmatch(text):
+        return int(Decimal(match[1]) * _BYTES[match[2]])
+    if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
+        raise ValueError(f"`{text}` has no unit: write {text}MB or {text}B")
+    raise ValueError(f"`{text}` is no size: write it like 512KB, 64MB or 2GB")
+
+
+def format_duration(seconds: float) -> str:
+    """As `parse_duration` reads it, in the largest unit that needs no fraction: 900.0 is `15m`."""
+    exact = Decimal(repr(round(seconds, 6)))
+    unit = next((unit for unit in ("d", "h", "m", "s") if exact and exact % _SECONDS[unit] == 0), "ms")
+    return f"{(exact / _SECONDS[unit]).normalize():f}{unit}" if exact else "0s"
+
+
+def format_size(size: int) -> str:
+    """As `parse_size` reads it, in the largest unit that needs no fraction: 67,108,864 is `64MB`."""
+    unit = next((unit for unit in ("TB", "GB", "MB", "KB") if size and size % _BYTES[unit] == 0), "B")
+    return f"{size // _BYTES[unit]}{unit}"
+
+
+# YAML gives text, which is parsed; a number from a Python caller is seconds or bytes already.
+Duration = Annotated[
+    float,
+    BeforeValidator(lambda value: parse_duration(value) if isinstance(value, str) else value),
+    PlainSerializer(format_duration, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": f"^{_DURATION.pattern}$", "examples": ["250ms", "20s", "15m"]}),
+]
+Size = Annotated[
+    int,
+    BeforeValidator(lambda value: parse_size(value) if isinstance(value, str) else value),
+    PlainSerializer(format_size, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": f"^{_SIZE.pattern}$", "examples": ["512KB", "64MB", "2GB"]}),
+]
+
+
+def lasting(low: str, high: str) -> AfterValidator:
+    """A duration from `low` to `high`, both included."""
+    return AfterValidator(_between(low, high, parse_duration))
+
+
+def holding(low: str, high: str) -> AfterValidator:
+    """A size from `low` to `high`, both included."""
+    return AfterValidator(_between(low, high, parse_size))
+
+
+def _between(low: str, high: str, parse: Callable[[object], float]) -> Callable[[_Number], _Number]:
+    def check(value: _Number) -> _Number:
+        if not parse(low) <= value <= parse(high):
+            raise ValueError(f"must be from {low} to {high}")
+        return value
+
+    return check
+
+
+# Addresses
+
+
+def _check_url(url: str) -> str:
+    """A WebSocket address without a query."""
+    parts = _split_url(url)
+    if parts.query:
+        raise ValueError(f"must end before any `?`, `#` or `@`: {KEY_BELONGS}")
+    return url
+
+
+def _check_url_with_key(url: str) -> str:
+    """One that may have a query, in which `{key}` stands for the key."""
+    parts = _split_url(url)
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if _SECRET.search(name) and KEY_PLACE not in value:
+            raise ValueError(
+                f"holds a secret: write {name}={KEY_PLACE}, and the key itself into FEED_API_KEY or into .env beside "
+                "this file"
+            )
+    if KEY_PLACE in url.replace(parts.query, ""):
+        raise ValueError(f"{KEY_PLACE} has its place behind the `?`: wss://host/path?token={KEY_PLACE}")
+    return url
+
+
+def _split_url(url: str) -> SplitResult:
+    """The parts of a WebSocket address. The text never repeats the address: a key may be in it."""
+    try:
+        parts = urlsplit(url)
+        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        raise ValueError("is no address: write wss://host or wss://host:port") from None
+    if parts.scheme not in {"wss", "ws"} or not usable or not url.isprintable() or " " in url:
+        raise ValueError("must be an address that begins with wss:// (or ws:// on this machine)")
+    if parts.username is not None or parts.fragment:
+        raise ValueError(f"must end before any `?`, `#` or `@`: {KEY_BELONGS}")
+    return parts
+
+
+def _check_redis_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable or parts.scheme not in {"redis", "rediss"} or parts.query or parts.fragment or not url.isprintable():
+        raise ValueError("must be an address: redis://host:port/database, or rediss:// for TLS")
+    if parts.password is not None:
+        raise ValueError("the password belongs into REDIS_PASSWORD or into .env beside this file, never in here")
+    return url
+
+
+def _check_store(uri: str) -> str:
+    parts = urlsplit(uri)
+    if not uri or ("://" in uri and parts.scheme not in {"s3", "gs", "file"}) or not uri.isprintable():
+        raise ValueError("must be s3://bucket/path, gs://bucket/path, or a directory")
+    if parts.password is not None or "secret_key" in parts.query:
+        raise ValueError("credentials belong into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, never in here")
+    return uri
+
+
+def _check_address(text: str | None) -> str | None:
+    if text is not None:
+        split_address(text)
+    return text
+
+
+def _check_host_name(name: str) -> str:
+    if find_host(name) != name.lower().removesuffix("."):
+        raise ValueError(f"`{name[:64]}` is no name of a host: write it like recorder.example, without a port")
+    return name
+
+
+VenueUrl = Annotated[str, AfterValidator(_check_url)]
+VenueUrlWithKey = Annotated[str, AfterValidator(_check_url_with_key)]
+RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
+StoreUri = Annotated[str, AfterValidator(_check_store)]
+ListenAddress = Annotated[str | None, BeforeValidator(null_as_none), AfterValidator(_check_address)]
+HostName = Annotated[str, AfterValidator(_check_host_name)]

@@ -1,0 +1,292 @@
+"""Protocols of the venue, pure: requests and answers, trades as JSON, WebSocket frames, and some that break rules."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol
+
+import pyarrow as pa
+from websockets.frames import Frame, Opcode
+
+from ingestor.config.feeds import BinanceSettings, JsonSettings
+from ingestor.feeds import Feed
+from ingestor.feeds.binance import Binance
+from ingestor.feeds.json_map import JsonMap
+from ingestor.simulator.market import Trade, bars
+
+VenueProtocol = Literal["finnhub", "flat", "bars", "binance", "json"]
+
+BINANCE_STREAMS = 1024
+PLAIN_JSON = JsonSettings(type="json", url="wss://json", subscribe='{"type":"subscribe","symbol":"{symbol}"}')
+_SYMBOL = r"(?P<symbol>[^\"]*)"
+
+
+# Messages of trades
+
+
+class Message(NamedTuple):
+    """What one WebSocket message says, and the trades in it, each as the JSON text that the message holds."""
+
+    payload: bytes
+    trades: tuple[str, ...]
+
+
+def number_text(value: float) -> str:
+    """JSON of a finite number as Go and JavaScript write it: a whole number has no fraction (`26626`)."""
+    text = repr(value)
+    return text.removesuffix(".0")
+
+
+def trade_text(trade: Trade) -> str:
+    """One element of Finnhub's `data`. The keys are sorted, as Finnhub's are."""
+    conditions = "" if trade.conditions is None else f'"c":{trade.conditions},'
+    return (
+        f'{{{conditions}"p":{number_text(trade.price)},"s":{json.dumps(trade.symbol)},'
+        f'"t":{trade.time_ms},"v":{number_text(trade.volume)}}}'
+    )
+
+
+def finnhub_messages(trades: Sequence[Trade]) -> list[Message]:
+    """All trades in one message."""
+    texts = tuple(map(trade_text, trades))
+    return [Message(f'{{"data":[{",".join(texts)}],"type":"trade"}}'.encode(), texts)]
+
+
+def flat_messages(trades: Sequence[Trade]) -> list[Message]:
+    """`{"symbol","price","volume"}`, one message a trade; the truth has `s`, `p`, `v`, all that is sent."""
+    messages = []
+    for trade in trades:
+        symbol, price, volume = json.dumps(trade.symbol), number_text(trade.price), number_text(trade.volume)
+        payload = f'{{"symbol":{symbol},"price":{price},"volume":{volume}}}'.encode()
+        messages.append(Message(payload, (f'{{"p":{price},"s":{symbol},"v":{volume}}}',)))
+    return messages
+
+
+def bar_messages(trades: Sequence[Trade]) -> list[Message]:
+    """One bar a message and symbol; `timestamp` is the newest trade's, ms since 1970. Bars are no trades."""
+    timestamp = max(trade.time_ms for trade in trades)
+    facts = ({"symbol": bar.symbol, "timestamp": timestamp, **asdict(bar)} for bar in bars(trades))
+    return [Message(json.dumps(bar, separators=(",", ":")).encode(), ()) for bar in facts]
+
+
+# Requests and answers
+
+
+class SymbolRequest(NamedTuple):
+    """A client's request to subscribe or unsubscribe."""
+
+    wanted: bool
+    """False where it gives these symbols up."""
+    symbols: tuple[str, ...]
+    id: Any = None
+    """What the answer is to repeat."""
+
+
+class SymbolRefusal(NamedTuple):
+    """A symbol that the venue refuses, and whether its answer names the symbol."""
+
+    why: Literal["invalid", "too many"]
+    symbol: str
+    named: bool = True
+
+
+class VenueLanguage(Protocol):
+    """The messages of one protocol, in both directions."""
+
+    def read(self, text: str) -> SymbolRequest | None:
+        """What a client's message asks for; None where it can't be understood."""
+        ...
+
+    def answer(self, request: SymbolRequest, refusals: Sequence[SymbolRefusal]) -> list[dict[str, Any]]:
+        """What the venue says to it."""
+        ...
+
+    def say(self, trades: Sequence[Trade], *, combined: bool) -> list[Message]:
+        """Messages with these trades; `combined`: in the envelope of Binance's combined streams."""
+        ...
+
+
+class _Plain:
+    """Requests as Finnhub's, and a word only where one is refused."""
+
+    def __init__(self, messages: Callable[[Sequence[Trade]], list[Message]]) -> None:
+        self._messages = messages
+
+    def read(self, text: str) -> SymbolRequest | None:
+        try:
+            message = json.loads(text)
+            wanted = {"subscribe": True, "unsubscribe": False}[message["type"]]
+            return SymbolRequest(wanted, (str(message["symbol"]),))
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def answer(self, request: SymbolRequest, refusals: Sequence[SymbolRefusal]) -> list[dict[str, Any]]:  # noqa: ARG002  as every VenueLanguage
+        texts = {"too many": "Subscribing to too many symbols", "invalid": "Invalid symbol"}
+        return [
+            {"msg": f"{texts[why]} {symbol}" if why == "invalid" and named else texts[why], "type": "error"}
+            for why, symbol, named in refusals
+        ]
+
+    def say(self, trades: Sequence[Trade], *, combined: bool) -> list[Message]:  # noqa: ARG002  as every VenueLanguage
+        return self._messages(trades)
+
+
+class _Binance:
+    """Requests for streams by the list, each with one answer, and a frame a trade; an even trade is a sale."""
+
+    def __init__(self) -> None:
+        url = BinanceSettings(type="binance").url
+        self._bare, self._combined = Binance(url, "trade"), Binance(url.replace("/ws", "/stream"), "trade")
+
+    def read(self, text: str) -> SymbolRequest | None:
+        """`{"method":"SUBSCRIBE","params":["btcusdt@trade"],"id":1}`"""
+        try:
+            message = json.loads(text)
+            wanted = {"SUBSCRIBE": True, "UNSUBSCRIBE": False}[message["method"]]
+            names = [str(stream).partition("@")[0] for stream in message["params"]]
+            return SymbolRequest(wanted, tuple(name.upper() for name in names), message["id"])
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def answer(self, request: SymbolRequest, refusals: Sequence[SymbolRefusal]) -> list[dict[str, Any]]:
+        if refusals:
+            return [{"error": {"code": 2, "msg": f"Invalid request: {refusals[0].why}"}, "id": request.id}]
+        return [{"result": None, "id": request.id}]
+
+    def say(self, trades: Sequence[Trade], *, combined: bool) -> list[Message]:
+        return _encoded(self._combined if combined else self._bare, trades)
+
+
+class _Json:
+    """What the settings of a `json` feed describe; nothing is ever refused."""
+
+    def __init__(self, settings: JsonSettings) -> None:
+        self._feed = JsonMap(settings)
+        templates = ((True, settings.subscribe), (False, settings.unsubscribe))
+        self._patterns: list[tuple[bool, re.Pattern[str]]] = []
+        """What finds the symbol in a message that was made of a template."""
+        for wanted, template in templates:
+            if template:
+                first, *others = map(re.escape, template.split("{symbol}"))
+                holes = [_SYMBOL, *["(?P=symbol)"] * len(others)]
+                pattern = first + "".join(hole + text for hole, text in zip(holes, others, strict=False))
+                self._patterns.append((wanted, re.compile(pattern)))
+
+    def read(self, text: str) -> SymbolRequest | None:
+        for wanted, pattern in self._patterns:
+            if match := pattern.fullmatch(text):
+                return SymbolRequest(wanted, (match["symbol"],))
+        return None
+
+    def answer(self, request: SymbolRequest, refusals: Sequence[SymbolRefusal]) -> list[dict[str, Any]]:  # noqa: ARG002  as every VenueLanguage
+        return []
+
+    def say(self, trades: Sequence[Trade], *, combined: bool) -> list[Message]:  # noqa: ARG002  as every VenueLanguage
+        return _encoded(self._feed, trades)
+
+
+def make_language(protocol: VenueProtocol, settings: JsonSettings) -> VenueLanguage:
+    """The language of this protocol; the settings are those of `json`."""
+    if protocol == "binance":
+        return _Binance()
+    return _Json(settings) if protocol == "json" else _Plain(_MESSAGES[protocol])
+
+
+_MESSAGES: Mapping[str, Callable[[Sequence[Trade]], list[Message]]] = MappingProxyType(
+    {"finnhub": finnhub_messages, "flat": flat_messages, "bars": bar_messages}
+)
+
+
+def _encoded(feed: Feed, trades: Sequence[Trade]) -> list[Message]:
+    """A message a trade, by the recorder's own language."""
+    columns: Mapping[str, list[Any]] = {
+        "timestamp": [trade.time_ms for trade in trades],
+        "symbol": [trade.symbol for trade in trades],
+        "price": [trade.price for trade in trades],
+        "volume": [trade.volume for trade in trades],
+        "conditions": [None] * len(trades),
+        "trade_id": [trade.number for trade in trades],
+        "side": ["buy" if trade.number % 2 else "sell" for trade in trades],
+    }
+    arrays = [pa.array(columns[field.name], field.type) for field in feed.schema]
+    payloads = feed.encode(pa.record_batch(arrays, schema=feed.schema))
+    return [Message(payload, (_truth(trade),)) for payload, trade in zip(payloads, trades, strict=True)]
+
+
+def _truth(trade: Trade) -> str:
+    price, volume = number_text(trade.price), number_text(trade.volume)
+    return f'{{"p":{price},"s":{json.dumps(trade.symbol)},"t":{trade.time_ms},"v":{volume}}}'
+
+
+# WebSocket frames
+
+
+def text_frame(payload: bytes) -> bytes:
+    return Frame(Opcode.TEXT, payload).serialize(mask=False)
+
+
+def fragmented(payload: bytes) -> bytes:
+    """The message in three fragments with a ping and a pong between them, as RFC 6455 (5.4) allows."""
+    third = max(1, len(payload) // 3)
+    parts = (
+        Frame(Opcode.TEXT, payload[:third], fin=False),
+        Frame(Opcode.PING, b"between fragments"),
+        Frame(Opcode.CONT, payload[third : 2 * third], fin=False),
+        Frame(Opcode.PONG, b"unasked"),
+        Frame(Opcode.CONT, payload[2 * third :], fin=True),
+    )
+    return b"".join(part.serialize(mask=False) for part in parts)
+
+
+def padded(message: Message, size: int) -> Message:
+    """The same message, `size` bytes long: blanks before its last brace, which JSON allows."""
+    blanks = b" " * (size - len(message.payload))
+    return Message(message.payload[:-1] + blanks + message.payload[-1:], message.trades)
+
+
+PING = Frame(Opcode.PING, b"").serialize(mask=False)
+
+HALF_FRAME = text_frame(b'{"data":[{"c":null,"p":1.5,"s":"BINANCE:HALF","t":1700000000000,"v":1}],"type":"trade"}')[:40]
+"""The first bytes of a frame whose rest never comes."""
+
+ENDLESS_FRAME = Frame(Opcode.TEXT, b" " * (1 << 20)).serialize(mask=False)[:10]
+"""The header of a frame of 1 MB."""
+
+JUNK: Mapping[str, bytes] = MappingProxyType(
+    {
+        "garbage": b"".join(
+            text_frame(payload)
+            for payload in (
+                b"",
+                b"null",
+                b"not JSON",
+                b"[1,2",
+                b'{"data":[{"c":null,"p":1.5,"s":"BINANCE:HALF"',
+                b'{"data":[{"c":null,"p":NaN,"s":"BINANCE:NAN","t":1700000000000,"v":1}],"type":"trade"}',
+                b'{"data":[{"c":null,"p":"1","s":7,"t":null,"v":[]}],"type":"trade"}',
+                b'{"data":{},"type":"trade"}',
+                b"<html>502 Bad Gateway</html>",
+            )
+        ),
+        "binary": Frame(Opcode.BINARY, bytes(range(256))).serialize(mask=False),
+        "invalid_utf8": text_frame(
+            b'{"data":[{"c":null,"p":1.5,"s":"\xff\xfe\xc3","t":1700000000000,"v":1}],"type":"trade"}'
+        ),
+        "unknown_types": b"".join(
+            text_frame(payload)
+            for payload in (
+                b'{"type":"heartbeat","sequence":7}',
+                b'{"type":17}',
+                b'{"hello":"world"}',
+                (
+                    b'{"data":[{"category":"company","datetime":1679920200,"headline":"A headline",'
+                    b'"id":119440189,"image":"","related":"AAPL","source":"A source","summary":"",'
+                    b'"url":"https://example.com/"}],"type":"news"}'
+                ),
+            )
+        ),
+    }
+)
+"""Frames that hold no trade, by kind, ready to be written."""
