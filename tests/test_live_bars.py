@@ -49,7 +49,7 @@ def test_what_comes(recording: Recording, interval: str) -> None:
     bars = LiveBars(recording.layout.root, "AAPL", interval, 500, NOW_MS)
     for second in range(200):
         rows = recording.write(make_print(second, 20 + second % 5), make_print(second, 1, "MSFT"))
-        bars.take(rows, NOW_MS + second * 1000)
+        bars.add_trades(rows, NOW_MS + second * 1000)
     assert_same(bars, recording)
 
 
@@ -57,22 +57,22 @@ def test_what_was_read_already_is_not_counted_twice(recording: Recording) -> Non
     """Whoever follows from before the reading meets its rows again."""
     overlap = recording.write(make_print(0.1, 20), make_print(0.2, 21))
     bars = LiveBars(recording.layout.root, "AAPL", "1s", 500, NOW_MS + 1000)
-    bars.take(overlap, NOW_MS + 1000)
-    bars.take(recording.write(make_print(0.3, 22)), NOW_MS + 1000)
+    bars.add_trades(overlap, NOW_MS + 1000)
+    bars.add_trades(recording.write(make_print(0.3, 22)), NOW_MS + 1000)
     assert_same(bars, recording)
     assert bars.series([]).volume[-1] == 300
 
 
 def test_a_late_trade_finds_its_bar(recording: Recording) -> None:
     bars = LiveBars(recording.layout.root, "AAPL", "1s", 500, NOW_MS)
-    bars.take(recording.write(make_print(-30, 99)), NOW_MS)
+    bars.add_trades(recording.write(make_print(-30, 99)), NOW_MS)
     assert_same(bars, recording)
     assert bars.series([]).high.max() == 99
 
 
 def test_a_trade_told_too_late_waits_for_the_next_reading(recording: Recording) -> None:
     bars = LiveBars(recording.layout.root, "AAPL", "1s", 500, NOW_MS)
-    bars.take(recording.write(make_print(-90, 99)), NOW_MS)
+    bars.add_trades(recording.write(make_print(-90, 99)), NOW_MS)
     assert bars.series([]).high.max() < 99
     assert_same(LiveBars(recording.layout.root, "AAPL", "1s", 500, NOW_MS), recording)
 
@@ -83,7 +83,7 @@ def test_the_oldest_are_let_go(recording: Recording) -> None:
     assert len(bars.series([]).starts_ms) == 70, "ten, and those of the minute that may still change"
     for start in range(0, 4000, 100):
         rows = recording.write(*(make_print(start + at, 20) for at in range(100)))
-        bars.take(rows, NOW_MS + (start + 100) * 1000)
+        bars.add_trades(rows, NOW_MS + (start + 100) * 1000)
     assert len(bars.series([]).starts_ms) < 3800
 
 
@@ -91,5 +91,5 @@ def test_no_trade_yet(tmp_path: Path) -> None:
     recording = Recording(tmp_path, started="2026-11-20")
     bars = LiveBars(tmp_path, "AAPL", "1s", 500, NOW_MS)
     assert len(bars.series([]).starts_ms) == 0
-    bars.take(recording.write(make_print(0, 20)), NOW_MS)
+    bars.add_trades(recording.write(make_print(0, 20)), NOW_MS)
     assert_same(bars, recording)

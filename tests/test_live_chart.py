@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from numpy.testing import assert_allclose, assert_array_equal
 
 from ingestor.charts.live_chart import LiveChart, Rolling
-from ingestor.charts.look import LIGHT
 from ingestor.charts.series import Blind
+from ingestor.charts.theme import LIGHT
 from ingestor.schema import TRADES
 
 BEGAN_MS = int(datetime(2026, 11, 20, 14, 30, tzinfo=UTC).timestamp() * 1000)
@@ -38,7 +38,7 @@ def test_the_newest_points_and_their_mean() -> None:
     rolling = Rolling("A", points=4, average_over=3)
     prices = np.arange(10.0) ** 2
     for at, price in enumerate(prices):
-        rolling.take(make_batch(("A", price, at), ("B", 0, at)))
+        rolling.add_trades(make_batch(("A", price, at), ("B", 0, at)))
     found = rolling.points([])
     assert_array_equal(found.prices, prices[-4:])
     assert_array_equal(found.times_ms, BEGAN_MS + np.arange(6, 10))
@@ -47,14 +47,14 @@ def test_the_newest_points_and_their_mean() -> None:
 
 def test_few_points_have_no_mean_yet() -> None:
     rolling = Rolling("A", points=4, average_over=3)
-    rolling.take(make_batch(("A", 1, 0), ("A", 2, 1)))
+    rolling.add_trades(make_batch(("A", 1, 0), ("A", 2, 1)))
     assert np.isnan(rolling.points([]).average).all()
     assert len(Rolling("A", 4, 3).points([]).prices) == 0
 
 
 def test_neither_a_line_nor_a_mean_goes_across_blindness() -> None:
     chart, figure = make_chart("A", points=10, average_over=2)
-    chart.take(make_batch(*(("A", 10 + at, at * 1000) for at in (0, 1, 2, 8, 9))))
+    chart.add_trades(make_batch(*(("A", 10 + at, at * 1000) for at in (0, 1, 2, 8, 9))))
     blind = [Blind(BEGAN_MS + 2000, BEGAN_MS + 8000, "stall")]  # from the last trade to the next
     chart.draw({"A": blind}, BEGAN_MS + 9000)
     prices, average = figure.axes[0].lines
@@ -67,7 +67,7 @@ def test_neither_a_line_nor_a_mean_goes_across_blindness() -> None:
 
 def test_a_pane_a_symbol_says_its_newest_price() -> None:
     chart, figure = make_chart("A", "$B$")
-    chart.take(make_batch(("A", 1234.5, 0)))
+    chart.add_trades(make_batch(("A", 1234.5, 0)))
     chart.draw({}, BEGAN_MS)
     assert [axes.get_title("left") for axes in figure.axes] == ["A", "$B$"]
     assert [axes.get_title("right") for axes in figure.axes] == ["1,234.5", "no trade yet"]
@@ -75,7 +75,7 @@ def test_a_pane_a_symbol_says_its_newest_price() -> None:
 
 def test_blindness_that_lasts_is_said() -> None:
     chart, figure = make_chart("A")
-    chart.take(make_batch(("A", 5, 0), ("A", 6, 1000)))
+    chart.add_trades(make_batch(("A", 5, 0), ("A", 6, 1000)))
     blind = [Blind(BEGAN_MS + 1000, BEGAN_MS + 6000, "connection")]
     chart.draw({"A": blind}, BEGAN_MS + 6000)
     (axes,) = figure.axes

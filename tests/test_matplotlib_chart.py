@@ -14,9 +14,9 @@ from matplotlib.patches import Rectangle
 from numpy.testing import assert_allclose, assert_array_equal
 
 from ingestor.charts.indicators import bollinger, ema, macd, rsi, sma
-from ingestor.charts.look import DARK, LIGHT
-from ingestor.charts.matplotlib_chart import DAY_MS, draw_picture, save_picture, say_length
+from ingestor.charts.matplotlib_chart import DAY_MS, draw_picture, format_length, save_picture
 from ingestor.charts.series import Blind, Series
+from ingestor.charts.theme import DARK, LIGHT
 
 NEW_YORK = ZoneInfo("America/New_York")
 MINUTE_MS = 60_000
@@ -139,8 +139,8 @@ def test_the_file_is_whole_or_not_there(tmp_path: Path) -> None:
 
 def test_dark_is_dark(tmp_path: Path) -> None:
     means = []
-    for look in (LIGHT, DARK):
-        save_picture(draw_picture([make_series()], UTC, look), tmp_path / "x.png")
+    for theme in (LIGHT, DARK):
+        save_picture(draw_picture([make_series()], UTC, theme), tmp_path / "x.png")
         means.append(image.imread(tmp_path / "x.png")[:, :, :3].mean())
     assert means[0] > 0.85
     assert means[1] < 0.25
@@ -148,4 +148,4 @@ def test_dark_is_dark(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.25, "0.25 s"), (45, "45 s"), (450, "7.5 min"), (9000, "2.5 h")])
 def test_lengths(seconds: float, said: str) -> None:
-    assert say_length(seconds) == said
+    assert format_length(seconds) == said

@@ -1,37 +1,43 @@
-"""The dashboard: what one browser tab shows, kept up to date by what the journal holds that is new.
+"""Dashboard: what one browser tab shows, kept up to date from the journal, and Bokeh's server on this machine only.
 
 A tab has its own follower of the journal; nothing is shared between tabs, and the recorder knows of none.
 """
 
 import html
+import logging
+import secrets
+import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import structlog
+from bokeh.application import Application
+from bokeh.application.handlers import FunctionHandler
 from bokeh.document import Document
 from bokeh.layouts import column, row
-from bokeh.models import (
-    CustomJS,
-    Div,
-    InlineStyleSheet,
-    MultiChoice,
-    Range1d,
-    Select,
-    Toggle,
-)
+from bokeh.models import CustomJS, Div, InlineStyleSheet, MultiChoice, Range1d, Select, Toggle
+from bokeh.server.server import BaseServer
+from bokeh.server.tornado import BokehTornado
+from bokeh.server.views.doc_handler import DocHandler
 from jinja2 import Template
+from tornado.httpserver import HTTPServer
+from tornado.ioloop import IOLoop
+from tornado.netutil import bind_sockets
 
 from ingestor.charts.bokeh_chart import Chart
 from ingestor.charts.live_bars import LiveBars
-from ingestor.charts.look import Look
 from ingestor.charts.series import Blind, BlindTimes
+from ingestor.charts.theme import Theme
+from ingestor.config.addresses import is_loopback
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.coverage import read_coverage
 from ingestor.dataset.snapshot import open_recording
 from ingestor.dataset.times import Span
-from ingestor.errors import Lagged
+from ingestor.errors import ConfigError, Lagged
 from ingestor.journal.follower import Follower, Rows, find_journal_end
 from ingestor.layout import read_holder
 from ingestor.texts import escape
@@ -42,7 +48,7 @@ BARS = 28_800
 """Eight hours of seconds."""
 
 _TICK_MS = 250
-_LOOK_S = 1.0
+_BLIND_S = 1.0
 _SHOWN_BARS = 120
 _FEW_BARS = 2000
 """Of intervals longer than a minute: four weeks of quarters of an hour, without reading months of trades."""
@@ -78,7 +84,7 @@ class View:
     root: Path
     symbols: Sequence[str]
     interval: str
-    look: Look
+    theme: Theme
 
 
 class Dashboard:
@@ -89,22 +95,24 @@ class Dashboard:
         self._layout = open_recording(view.root)
         self._follower: Follower | None = None
         self._charts: list[Chart] = []
-        self._looked_s = 0.0
+        self._refreshed_s = 0.0
         self._blind_times = BlindTimes(view.root)
         self._blind: dict[str, list[Blind]] = {}
         self._x_range = self._newest_range = Range1d(0, 1)
         known = read_coverage(self._layout, span=Span(int((time.time() - _KNOWN_S) * 1000), None)).symbols
         chosen = list(view.symbols) or known[:1]
-        style = [_style_widgets(view.look)]
+        # Value and label of each. Bokeh shows a label as HTML: a symbol is the venue's text, and no markup.
+        options = [(symbol, html.escape(escape(symbol))) for symbol in sorted({*known, *chosen})]
+        style = [_style_widgets(view.theme)]
         self._symbols = MultiChoice(
-            options=_as_options({*known, *chosen}), value=chosen, max_items=MAX_SYMBOLS, stylesheets=style,
+            options=options, value=chosen, max_items=MAX_SYMBOLS, stylesheets=style,
             sizing_mode="stretch_width", min_width=240, max_width=480,
         )  # fmt: skip
         self._interval = Select(options=list(INTERVALS), value=view.interval, width=90, stylesheets=style)
         self._following = Toggle(
             label="Following the newest", active=True, button_type="primary", width=180, stylesheets=style
         )
-        self._newest = Div(text="", styles={"color": view.look.quiet, "font-size": "13px", "padding-top": "6px"})
+        self._newest = Div(text="", styles={"color": view.theme.quiet, "font-size": "13px", "padding-top": "6px"})
         self._columns = row([], sizing_mode="stretch_width", styles=_WRAPPED)
         self._lay_out(document)
         for chooser in (self._symbols, self._interval):
@@ -115,9 +123,9 @@ class Dashboard:
         self.reload()
 
     def _lay_out(self, document: Document) -> None:
-        look = self._view.look
+        theme = self._view.theme
         document.title = "finnhub-ingestor"
-        document.template = Template(_PAGE.replace("GROUND", look.ground).replace("SCHEME", look.scheme))
+        document.template = Template(_PAGE.replace("GROUND", theme.ground).replace("SCHEME", theme.scheme))
         widgets = row(
             [self._symbols, self._interval, self._following, self._newest], sizing_mode="stretch_width", styles=_WRAPPED
         )
@@ -139,44 +147,39 @@ class Dashboard:
         self._x_range = Range1d(*newest_range(self._now_ms(), interval_ms), **limits)
         now_ms = self._now_ms()
         made = [LiveBars(self._view.root, symbol, interval, bars, now_ms) for symbol in self._symbols.value]
-        self._charts = [Chart(one, self._x_range, self._view.look) for one in made]
+        self._charts = [Chart(one, self._x_range, self._view.theme) for one in made]
         self._move_in_the_browser()
         self._columns.children = [
             column(list(chart.panes), sizing_mode="stretch_width", min_width=_COLUMN_MIN) for chart in self._charts
         ]
-        self._looked_s = 0.0
+        self._refreshed_s = 0.0
         self._follow(active=True)
         self.tick()
 
     def tick(self) -> None:
-        """Take what is new, and send what that changes."""
+        """Read what is new, and send what that changes."""
+        now_ms = self._now_ms()
         try:
-            self._take()
+            for event in self._follower.read() if self._follower is not None else ():
+                if isinstance(event, Rows) and event.batch.num_rows:
+                    for chart in self._charts:
+                        chart.bars.add_trades(event.batch, now_ms)
         except Lagged:  # this process stood still for longer than the journal keeps segments
             log.warning("dashboard.lagged")
             self.reload()
             return
-        self._look()
+        self._refresh_blind()
         start, self._newest_range.end = newest_range(self._now_ms(), parse_interval(self._interval.value))
         self._newest_range.start = start
         seen = self._x_range.start, self._x_range.end
         for chart in self._charts:
             chart.update(chart.bars.series(self._blind.get(chart.bars.symbol, [])), seen)
 
-    def _take(self) -> None:
-        now_ms = self._now_ms()
-        if self._follower is None:
-            return
-        for event in self._follower.read():
-            if isinstance(event, Rows) and event.batch.num_rows:
-                for chart in self._charts:
-                    chart.bars.take(event.batch, now_ms)
-
-    def _look(self) -> None:
+    def _refresh_blind(self) -> None:
         """Once a second: where each symbol was blind."""
-        if time.monotonic() - self._looked_s < _LOOK_S:
+        if time.monotonic() - self._refreshed_s < _BLIND_S:
             return
-        self._looked_s, now_ms = time.monotonic(), self._now_ms()
+        self._refreshed_s, now_ms = time.monotonic(), self._now_ms()
         for chart in self._charts:
             symbol = chart.bars.symbol
             self._blind[symbol] = self._blind_times.find(symbol, now_ms - chart.bars.length_ms, now_ms)
@@ -208,15 +211,10 @@ class Dashboard:
         return int(time.time() * 1000)
 
 
-def _as_options(symbols: Iterable[str]) -> list[tuple[str, str]]:
-    """Value and label of each. Bokeh shows a label as HTML: a symbol is the venue's text, and no markup."""
-    return [(symbol, html.escape(escape(symbol))) for symbol in sorted(symbols)]
-
-
-def _style_widgets(look: Look) -> InlineStyleSheet:
+def _style_widgets(theme: Theme) -> InlineStyleSheet:
     """Bokeh's widgets are made for light ground."""
     css = _WIDGETS
-    for name, colour in (("GROUND", look.ground), ("INK", look.ink), ("QUIET", look.quiet), ("GRID", look.grid)):
+    for name, colour in (("GROUND", theme.ground), ("INK", theme.ink), ("QUIET", theme.quiet), ("GRID", theme.grid)):
         css = css.replace(name, colour)
     return InlineStyleSheet(css=css)
 
@@ -224,3 +222,66 @@ def _style_widgets(look: Look) -> InlineStyleSheet:
 def newest_range(now_ms: int, interval_ms: int) -> tuple[int, int]:
     """From when to when a chart shows that follows: 120 bars, and room for a few more."""
     return now_ms - interval_ms * _SHOWN_BARS, now_ms + interval_ms * 4
+
+
+class _Page(DocHandler):  # type: ignore[misc]  # Bokeh's handlers carry no types
+    """Bokeh's page, in which no script runs but its own: what a venue calls a symbol is never one.
+
+    The page itself says nothing of a venue; that comes through the WebSocket. Bokeh makes functions of text and styles
+    as it goes, so those are allowed.
+    """
+
+    def write(self, chunk: str | bytes | dict[str, Any]) -> None:
+        """Name the page's scripts, which are not known before."""
+        nonce = secrets.token_urlsafe(16)
+        self.set_header(
+            "Content-Security-Policy",
+            f"default-src 'self'; script-src 'self' 'nonce-{nonce}' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+            f"img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws://{self.request.host}; "
+            "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        )
+        super().write(chunk.replace("<script", f'<script nonce="{nonce}"') if isinstance(chunk, str) else chunk)
+
+
+def run_dashboard(view: View, host: str, port: int, started: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; `started` is given the URL when a browser can come. Port 0 takes a free one.
+
+    Any web page can make a browser call a loopback port: only pages that came from here may open the WebSocket. Raises
+    ConfigError where the address can't be had, or other machines could reach it: nobody would be asked who they are.
+    """
+    if not is_loopback(host):
+        raise ConfigError(
+            f"{host} can be reached from other machines, and the dashboard asks nobody who they are: listen on"
+            " 127.0.0.1, and come from elsewhere through `ssh -L`"
+        )
+    try:
+        sockets = bind_sockets(port, host)
+    except OSError as error:
+        raise ConfigError(f"can't listen on {host}:{port}: {error.strerror or error}") from None
+    place = f"{f'[{host}]' if ':' in host else host}:{sockets[0].getsockname()[1]}"
+    loop = IOLoop.current()
+    logging.getLogger("bokeh").setLevel(logging.WARNING)  # it would log each request, with its query string
+    logging.getLogger("tornado").setLevel(logging.WARNING)
+
+    def open_tab(document: Document) -> None:
+        Dashboard(document, view)
+
+    origins = [place, f"localhost:{sockets[0].getsockname()[1]}"]
+    pages = BokehTornado({"/": Application(FunctionHandler(open_tab))}, extra_websocket_origins=origins)
+    for rule in pages.wildcard_router.rules:
+        if rule.target is DocHandler:
+            rule.target = _Page
+    http = HTTPServer(pages)
+    http.add_sockets(sockets)
+    server = BaseServer(loop, pages, http)
+    server.start()
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        loop.add_callback_from_signal(loop.stop)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    started(f"http://{place}")
+    loop.start()
+    server.unlisten()
+    server.stop()

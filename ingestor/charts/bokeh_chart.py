@@ -1,7 +1,11 @@
-"""The panes of one symbol in the browser: candlesticks, volume, RSI and MACD over one axis of time, gaps shaded."""
+"""Chart of one symbol in the browser: candlesticks, volume, RSI and MACD over one axis of time, gaps shaded.
 
-from typing import Any
+A frame is what the browser holds of it; of the next one only the little that has changed is sent. Frames are pure.
+"""
 
+from typing import Any, NamedTuple
+
+import numpy as np
 from bokeh.models import (
     BasicTicker,
     ColumnDataSource,
@@ -15,23 +19,40 @@ from bokeh.models import (
     Span,
 )
 from bokeh.plotting import figure
+from numpy.typing import NDArray
 
-from ingestor.charts.bokeh_frame import Cut, Frame, choose_cut, find_delta, make_blind_frame, make_frame
+from ingestor.charts.indicators import bollinger, ema, macd, rsi, sma
 from ingestor.charts.live_bars import LiveBars
-from ingestor.charts.look import Look
 from ingestor.charts.series import Series
+from ingestor.charts.theme import Theme
 from ingestor.dataset.bar_grid import parse_interval
 
 _LET_SCROLL = "cb_context.index.find_one(cb_obj).canvas_view.events_el.style.touchAction = 'pan-y'"
 """A finger that moves up or down on a chart scrolls the page: Bokeh would take every gesture, and a phone be stuck."""
 
+Frame = dict[str, NDArray[Any]]
+"""Columns of one length; a row a bar, or a few bars merged into one."""
+
+_SEEN_BARS = 400
+"""So many, merged if need be, are between the edges of what is seen; as many again wait on either side."""
+_GROUPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 900, 3600)
+_SUMMED = {"high": np.fmax, "low": np.fmin, "volume": np.add}
+
+
+class Cut(NamedTuple):
+    """The part of a chart that the browser has: bars that begin in [start, end), `group` intervals merged into one."""
+
+    start_ms: float
+    end_ms: float
+    group: int
+
 
 class Chart:
     """The panes of one symbol."""
 
-    def __init__(self, bars: LiveBars, x_range: Range1d, look: Look) -> None:
+    def __init__(self, bars: LiveBars, x_range: Range1d, theme: Theme) -> None:
         self.bars = bars
-        self._look = look
+        self._theme = theme
         self._frame: Frame = {}
         self._blind_frame: Frame = {}
         self._source = ColumnDataSource()
@@ -47,7 +68,7 @@ class Chart:
     def update(self, series: Series, seen: tuple[float, float]) -> None:
         """Send what has changed of the stretch of time (ms) that is seen, and of some to its sides."""
         cut = choose_cut(self._cut, seen, self._interval_ms)
-        new = make_frame(series, cut, self._look)
+        new = make_frame(series, cut, self._theme)
         delta = find_delta(self._frame, new) if cut == self._cut else None
         if delta is None:
             self._source.data = dict(new)
@@ -57,34 +78,34 @@ class Chart:
             if delta.appended:
                 self._source.stream(delta.appended)
         self._frame, self._cut = new, cut
-        blind = make_blind_frame(series, self._look)
+        blind = make_blind_frame(series, self._theme)
         if not self._blind_frame or any(list(blind[name]) != list(self._blind_frame[name]) for name in blind):
             self._blind_frame = blind
             self._blind_source.data = dict(blind)
 
     def _draw_price(self, x_range: Range1d) -> figure:
         pane = self._make_pane(x_range, 360, self.bars.symbol)
-        look = self._look
+        theme = self._theme
         for name in ("upper", "lower"):
             pane.line(
-                "time", name, source=self._source, color=look.bands, line_width=0.8, legend_label="Bollinger 20, 2"
+                "time", name, source=self._source, color=theme.bands, line_width=0.8, legend_label="Bollinger 20, 2"
             )
         wicks = pane.segment("time", "low", "time", "high", source=self._source, color="colour")
         pane.rect("time", "body", "width", "body_height", source=self._source, color="colour", line_color=None)
         # A bar that stood still has neither wick nor body to see.
         pane.scatter("time", "close", marker="dash", size=4, source=self._source, color="colour")
-        pane.line("time", "sma", source=self._source, color=look.average, line_width=1.5, legend_label="SMA 20")
-        pane.line("time", "ema", source=self._source, color=look.exponential, line_width=1.5, legend_label="EMA 20")
+        pane.line("time", "sma", source=self._source, color=theme.average, line_width=1.5, legend_label="SMA 20")
+        pane.line("time", "ema", source=self._source, color=theme.exponential, line_width=1.5, legend_label="EMA 20")
         pane.y_range.renderers = [wicks]
         unseen = pane.line("time", "close", source=self._source, line_alpha=0)
-        self._tell(pane, unseen, ["open", "high", "low", "close", "sma", "ema", "volume"])
+        self._add_hover(pane, unseen, ["open", "high", "low", "close", "sma", "ema", "volume"])
         pane.add_layout(pane.legend[0], "above")
         pane.legend.location = "left"
         pane.legend.padding = pane.legend.margin = 0
         pane.legend.spacing = 14
         pane.legend.orientation = "horizontal"
         pane.legend.background_fill_alpha = pane.legend.border_line_alpha = 0
-        pane.legend.label_text_color = look.quiet
+        pane.legend.label_text_color = theme.quiet
         pane.legend.label_text_font_size = "11px"
         return pane
 
@@ -95,38 +116,38 @@ class Chart:
         pane.y_range.renderers = [unseen]
         pane.y_range.start = 0
         pane.yaxis.formatter = NumeralTickFormatter(format="0.[0]a")
-        self._tell(pane, unseen, ["volume"])
+        self._add_hover(pane, unseen, ["volume"])
         return pane
 
     def _draw_strength(self, x_range: Range1d) -> figure:
         pane = self._make_pane(x_range, 110, "RSI 14", small=True)
-        line = pane.line("time", "rsi", source=self._source, color=self._look.average, line_width=1.3)
+        line = pane.line("time", "rsi", source=self._source, color=self._theme.average, line_width=1.3)
         pane.y_range = Range1d(0, 100)
         pane.yaxis.ticker = [30, 50, 70]
         for level in (30, 70):
-            pane.add_layout(Span(location=level, line_color=self._look.quiet, line_dash=[4, 4], line_width=0.7))
-        self._tell(pane, line, ["rsi"])
+            pane.add_layout(Span(location=level, line_color=self._theme.quiet, line_dash=[4, 4], line_width=0.7))
+        self._add_hover(pane, line, ["rsi"])
         return pane
 
     def _draw_difference(self, x_range: Range1d) -> figure:
         """The lowest pane, which bears the time axis."""
-        pane, look = self._make_pane(x_range, 165, "MACD 12, 26, 9", small=True), self._look
+        pane, theme = self._make_pane(x_range, 165, "MACD 12, 26, 9", small=True), self._theme
         self._draw_boxes(pane, "histogram_middle", "histogram_height", "sign")
         unseen = pane.line("time", "histogram", source=self._source, line_alpha=0)
         # In sight also where there is no MACD yet: a pane without a range has no axis either.
-        zero = pane.hspan(y=[0], line_color=look.quiet, line_dash=[4, 4], line_width=0.7)
+        zero = pane.hspan(y=[0], line_color=theme.quiet, line_dash=[4, 4], line_width=0.7)
         pane.y_range.renderers = [
             zero,
             unseen,
-            pane.line("time", "macd", source=self._source, color=look.average, line_width=1.3),
-            pane.line("time", "signal", source=self._source, color=look.exponential, line_width=1.3),
+            pane.line("time", "macd", source=self._source, color=theme.average, line_width=1.3),
+            pane.line("time", "signal", source=self._source, color=theme.exponential, line_width=1.3),
         ]
         pane.xaxis.visible = True
         pane.xaxis.axis_label = "UTC"
-        self._tell(pane, unseen, ["macd", "signal", "histogram"])
+        self._add_hover(pane, unseen, ["macd", "signal", "histogram"])
         return pane
 
-    def _tell(self, pane: figure, line: "GlyphRenderer[Any]", names: list[str]) -> None:
+    def _add_hover(self, pane: figure, line: "GlyphRenderer[Any]", names: list[str]) -> None:
         """What the pointer says of the nearest bar, be it above or below: boxes are only hit from within.
 
         Right on a bar it hits the line on either side of it: once is enough.
@@ -148,18 +169,18 @@ class Chart:
         pane.rect("time", middle, "width", height, source=self._source, color=colour, line_color=None, alpha=0.65)
 
     def _make_pane(self, x_range: Range1d, height: int, title: str, *, small: bool = False) -> figure:
-        look = self._look
+        theme = self._theme
         pane = figure(
             x_axis_type="datetime", x_range=x_range, y_range=DataRange1d(), window_axis="x", height=height,
             sizing_mode="stretch_width", tools="xpan,xwheel_zoom", active_scroll="xwheel_zoom", y_axis_location="right",
-            title=title, background_fill_color=look.ground, border_fill_color=look.ground, outline_line_color=None,
+            title=title, background_fill_color=theme.ground, border_fill_color=theme.ground, outline_line_color=None,
             toolbar_location=None, min_border_left=10, min_border_right=70,
         )  # fmt: skip
         pane.title.text_font_size = "11px" if small else "16px"
-        pane.title.text_color = look.quiet if small else look.ink
-        pane.grid.grid_line_color = look.grid
+        pane.title.text_color = theme.quiet if small else theme.ink
+        pane.grid.grid_line_color = theme.grid
         pane.axis.axis_line_color = pane.axis.major_tick_line_color = pane.axis.minor_tick_line_color = None
-        pane.axis.major_label_text_color = pane.axis.axis_label_text_color = look.quiet
+        pane.axis.major_label_text_color = pane.axis.axis_label_text_color = theme.quiet
         pane.axis.axis_label_text_font_style = "normal"
         pane.xaxis.visible = False
         pane.xaxis.ticker = DatetimeTicker(desired_num_ticks=4)
@@ -174,3 +195,92 @@ class Chart:
             fill_alpha=0.3, line_alpha=0.3, level="underlay",
         )  # fmt: skip
         pane.add_tools(HoverTool(renderers=[shade], tooltips=[("blind", "@cause"), ("for", "@seconds{0,0.0} s")]))
+
+
+# Frames
+
+
+class Delta(NamedTuple):
+    """How one frame becomes the next: rows that are put in the place of others, then rows that are appended."""
+
+    patches: dict[str, list[tuple[slice, NDArray[Any]]]]
+    appended: Frame
+
+
+def choose_cut(before: Cut | None, seen: tuple[float, float], interval_ms: int) -> Cut:
+    """What a browser needs that shows this stretch of time (ms): what it has, where that is enough."""
+    width_ms = seen[1] - seen[0]
+    group = next((one for one in _GROUPS if width_ms <= one * interval_ms * _SEEN_BARS), _GROUPS[-1])
+    if before is not None and before.group == group and before.start_ms <= seen[0] and seen[1] <= before.end_ms:
+        return before
+    return Cut(seen[0] - width_ms, seen[1] + width_ms, group)
+
+
+def make_frame(series: Series, cut: Cut, theme: Theme) -> Frame:
+    """Bars and indicators of a cut: `time` is the middle of a bar in ms since 1970, NaN is nothing.
+
+    Merged bars bear the indicators of the last of them.
+    """
+    closes = series.closes
+    bands, difference = bollinger(closes), macd(closes)
+    columns = {
+        "start": series.starts_ms, "open": series.open, "high": series.high, "low": series.low, "close": series.close,
+        "volume": series.volume, "sma": sma(closes), "ema": ema(closes), "upper": bands.upper, "lower": bands.lower,
+        "rsi": rsi(closes), "macd": difference.line, "signal": difference.signal, "histogram": difference.histogram,
+    }  # fmt: skip
+    first, last = np.searchsorted(series.starts_ms, [cut.start_ms, cut.end_ms])
+    length_ms = series.interval_ms * cut.group
+    frame = merge_bars({name: column[first:last] for name, column in columns.items()}, length_ms)
+    return {
+        "time": frame.pop("start") + length_ms / 2,
+        **frame,
+        "body": (frame["open"] + frame["close"]) / 2,
+        "body_height": abs(frame["open"] - frame["close"]),
+        "volume_middle": frame["volume"] / 2,
+        "histogram_middle": frame["histogram"] / 2,
+        "histogram_height": abs(frame["histogram"]),
+        "width": np.full(len(frame["open"]), length_ms * 0.7),
+        "colour": np.where(frame["close"] >= frame["open"], theme.up, theme.down),
+        "sign": np.where(frame["histogram"] >= 0, theme.up, theme.down),
+    }
+
+
+def merge_bars(columns: Frame, length_ms: int) -> Frame:
+    """Bars that begin in the same `length_ms` as one."""
+    groups = columns["start"] // length_ms
+    firsts = np.flatnonzero(np.diff(groups, prepend=-1))
+    lasts = np.append(firsts[1:], len(groups))[: len(firsts)] - 1
+    merged = {name: column[lasts] for name, column in columns.items()}
+    if len(firsts):
+        merged |= {name: combine.reduceat(columns[name], firsts) for name, combine in _SUMMED.items()}
+    return merged | {"start": groups[firsts] * length_ms, "open": columns["open"][firsts]}
+
+
+def make_blind_frame(series: Series, theme: Theme) -> Frame:
+    """A row a stretch of blindness."""
+    colours = theme.gap_colours(one.cause for one in series.blind)
+    return {
+        "start": np.array([one.start_ms for one in series.blind], dtype=np.float64),
+        "end": np.array([one.end_ms for one in series.blind], dtype=np.float64),
+        "cause": np.array([one.cause for one in series.blind], dtype=np.str_),
+        "colour": np.array([colours[one.cause] for one in series.blind], dtype=np.str_),
+        "seconds": np.array([(one.end_ms - one.start_ms) / 1000 for one in series.blind], dtype=np.float64),
+    }
+
+
+def find_delta(old: Frame, new: Frame) -> Delta | None:
+    """What must be sent of the next frame of the same cut; None where bars are gone, and the whole must be."""
+    before, after = len(old["time"]), len(new["time"])
+    if after < before:
+        return None
+    first = min(first_difference(old[name], new[name][:before]) for name in new)
+    patches = {name: [(slice(first, before), new[name][first:before])] for name in new} if first < before else {}
+    return Delta(patches, {name: column[before:] for name, column in new.items()} if after > before else {})
+
+
+def first_difference(old: NDArray[Any], new: NDArray[Any]) -> int:
+    """The first row in which two columns of one length differ; their length where they are the same. NaN is NaN."""
+    different = old != new
+    if old.dtype.kind == "f":
+        different &= ~(np.isnan(old) & np.isnan(new))
+    return int(different.argmax()) if different.any() else len(old)

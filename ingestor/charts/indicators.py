@@ -65,7 +65,16 @@ def bollinger(closes: Closes, period: int = 20, deviations: float = 2.0) -> Band
 
 def rsi(closes: Closes, period: int = 14) -> Floats:
     """Wilder's relative strength index, 0 to 100."""
-    return _by_stretch(closes, lambda prices: (_rsi(prices, period),))[0]
+
+    def compute(prices: Floats) -> tuple[Floats]:
+        values = talib.RSI(prices, period)
+        rises = np.diff(prices, prepend=prices[0]) > 0
+        moved = np.maximum.accumulate(prices) > np.minimum.accumulate(prices)
+        # After a rise the average gain is above 0: an RSI of 0 can then only be TA-Lib's word for 0 / 0.
+        undefined = (values == 0) & (np.logical_or.accumulate(rises) | ~moved)
+        return (np.where(undefined, np.nan, values),)
+
+    return _by_stretch(closes, compute)[0]
 
 
 def macd(closes: Closes, fast: int = 12, slow: int = 26, signal: int = 9) -> Macd:
@@ -83,12 +92,3 @@ def _by_stretch(closes: Closes, compute: Callable[[Floats], tuple[Floats, ...]],
             for output, values in zip(found, compute(closes.prices[bars]), strict=True):
                 output[bars] = values
     return found
-
-
-def _rsi(prices: Floats, period: int) -> Floats:
-    values = talib.RSI(prices, period)
-    rises = np.diff(prices, prepend=prices[0]) > 0
-    moved = np.maximum.accumulate(prices) > np.minimum.accumulate(prices)
-    # After a rise the average gain is above 0: an RSI of 0 can then only be TA-Lib's word for 0 / 0.
-    undefined = (values == 0) & (np.logical_or.accumulate(rises) | ~moved)
-    return np.where(undefined, np.nan, values)

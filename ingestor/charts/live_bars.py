@@ -1,4 +1,4 @@
-"""The bars of one symbol, recorded and as they come, without a seam between the two."""
+"""Live bars: those of one symbol, recorded and as they come, without a seam between the two."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,8 +51,8 @@ class LiveBars:
         """The time that all bars take."""
         return self._bars * self._recipe.interval_ms
 
-    def take(self, batch: pa.RecordBatch, now_ms: int) -> None:
-        """Trades of any symbols (schema.TRADES) as they come."""
+    def add_trades(self, batch: pa.RecordBatch, now_ms: int) -> None:
+        """More trades of any symbols (schema.TRADES), as they come."""
         own = pc.and_(
             pc.equal(batch.column("symbol"), self.symbol), pc.greater(batch.column("sequence"), self._sequence)
         )
@@ -84,6 +84,7 @@ class LiveBars:
         self._tail_ms = start_ms
 
     def _changing(self) -> pa.Table:
+        """The bars that trades may still come to."""
         rows = self._tail.combine_chunks()
         for name in TEXTS:
             rows = rows.set_column(rows.column_names.index(name), name, rows.column(name).dictionary_encode())

@@ -1,4 +1,4 @@
-"""The last trades of some symbols as they come: a pane a symbol, with a moving average and blind time shaded."""
+"""Live chart in a window: a pane per symbol, with its last trades, their moving average, and blind time shaded."""
 
 from collections.abc import Mapping, Sequence
 from datetime import tzinfo
@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ingestor.charts.indicators import Closes, Floats, sma
-from ingestor.charts.look import Look
 from ingestor.charts.matplotlib_chart import DAY_MS, set_time_axis, shade_blind, show_plain_numbers, style_axes
 from ingestor.charts.series import Blind, find_blind_before
+from ingestor.charts.theme import Theme
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -41,7 +41,7 @@ class Rolling:
         self._times_ms: Floats = np.empty(0)
         self._prices: Floats = np.empty(0)
 
-    def take(self, batch: pa.RecordBatch) -> None:
+    def add_trades(self, batch: pa.RecordBatch) -> None:
         """Its trades in these rows (schema.TRADES)."""
         own = batch.filter(pc.equal(batch.column("symbol"), self.symbol))
         kept = self._points + self._average_over - 1
@@ -61,23 +61,23 @@ class LiveChart:
     """Panes on a figure, which the caller shows."""
 
     def __init__(
-        self, figure: Figure, symbols: Sequence[str], points: int, average_over: int, zone: tzinfo, look: Look
+        self, figure: Figure, symbols: Sequence[str], points: int, average_over: int, zone: tzinfo, theme: Theme
     ) -> None:
-        figure.set_facecolor(look.ground)
+        figure.set_facecolor(theme.ground)
         # A layout that is computed anew at each drawing would take most of its time.
         edge = 0.5 / figure.get_figheight()
         figure.subplots_adjust(left=0.03, right=0.9, bottom=1.3 * edge, top=1 - edge, hspace=0.32)
         self._figure = figure
         grid = figure.subplots(len(symbols), 1, squeeze=False)
         self._panes = [
-            _LivePane(axes, Rolling(symbol, points, average_over), average_over, zone, look)
+            _LivePane(axes, Rolling(symbol, points, average_over), average_over, zone, theme)
             for symbol, axes in zip(symbols, grid[:, 0], strict=True)
         ]
 
-    def take(self, batch: pa.RecordBatch) -> None:
+    def add_trades(self, batch: pa.RecordBatch) -> None:
         """More trades (schema.TRADES)."""
         for pane in self._panes:
-            pane.rolling.take(batch)
+            pane.rolling.add_trades(batch)
 
     def draw(self, blind: Mapping[str, Sequence[Blind]], now_ms: float) -> None:
         """Show what there is, and by symbol what was blind up to `now_ms`, when the ledger was looked at."""
@@ -87,22 +87,22 @@ class LiveChart:
 
 
 class _LivePane:
-    def __init__(self, axes: Axes, rolling: Rolling, average_over: int, zone: tzinfo, look: Look) -> None:
+    def __init__(self, axes: Axes, rolling: Rolling, average_over: int, zone: tzinfo, theme: Theme) -> None:
         self.rolling = rolling
         self._axes = axes
-        self._look = look
+        self._theme = theme
         self._shades: list[Artist] = []
-        style_axes(axes, look)
-        set_time_axis(axes, zone, look)
+        style_axes(axes, theme)
+        set_time_axis(axes, zone, theme)
         show_plain_numbers(axes)
-        title: dict[str, Any] = {"fontsize": 13, "fontweight": "bold", "color": look.ink, "parse_math": False}
+        title: dict[str, Any] = {"fontsize": 13, "fontweight": "bold", "color": theme.ink, "parse_math": False}
         axes.set_title(rolling.symbol, loc="left", **title)
         self._newest = axes.set_title("", loc="right", **title)
         (self._prices,) = axes.plot(
-            [], [], color=look.average, linewidth=1.2, marker="o", markersize=2.5, label="price"
+            [], [], color=theme.average, linewidth=1.2, marker="o", markersize=2.5, label="price"
         )
-        (self._average,) = axes.plot([], [], color=look.exponential, linewidth=1.5, label=f"mean of {average_over}")
-        axes.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=look.quiet, ncols=2)
+        (self._average,) = axes.plot([], [], color=theme.exponential, linewidth=1.5, label=f"mean of {average_over}")
+        axes.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=theme.quiet, ncols=2)
 
     def update(self, blind: Sequence[Blind], now_ms: float) -> None:
         points = self.rolling.points(blind)
@@ -112,13 +112,13 @@ class _LivePane:
         self._average.set_data(times, np.insert(points.average, breaks, np.nan))
         held = blind[-1].cause if blind and blind[-1].end_ms >= now_ms else None
         if len(points.prices):
-            self._frame(points, now_ms if held else points.times_ms[-1])
+            self._set_limits(points, now_ms if held else points.times_ms[-1])
         price = f"{points.prices[-1]:,.10g}" if len(points.prices) else "no trade yet"
         self._newest.set_text(f"blind: {held}" if held else price)
-        self._newest.set_color(self._look.down if held else self._look.ink)
+        self._newest.set_color(self._theme.down if held else self._theme.ink)
         self._shade(blind)
 
-    def _frame(self, points: Points, end_ms: float) -> None:
+    def _set_limits(self, points: Points, end_ms: float) -> None:
         """From side to side what is shown; a single point, and a price that stands still, need some room too."""
         first, last = points.times_ms[0] / DAY_MS, end_ms / DAY_MS
         margin = max((last - first) * 0.02, 100 / DAY_MS)
@@ -132,4 +132,4 @@ class _LivePane:
             shade.remove()
         first, last = (edge * DAY_MS for edge in self._axes.get_xlim())
         seen = [one for one in blind if one.start_ms < last and one.end_ms > first]
-        self._shades = shade_blind(self._axes, seen, self._look)
+        self._shades = shade_blind(self._axes, seen, self._theme)

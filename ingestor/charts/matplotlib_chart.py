@@ -1,4 +1,4 @@
-"""A picture of what was recorded: a column a symbol, with bars, volume, RSI and MACD, and blind time shaded.
+"""Picture of a recording: a column per symbol, with bars, volume, RSI and MACD, and blind time shaded.
 
 It needs no display: figures are drawn by Agg, and nothing of pyplot's state is touched.
 """
@@ -21,8 +21,8 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
 from numpy.typing import NDArray
 
 from ingestor.charts.indicators import Floats, bollinger, ema, macd, rsi, sma
-from ingestor.charts.look import Look
 from ingestor.charts.series import Blind, Series
+from ingestor.charts.theme import Theme
 from ingestor.layout import FILE_MODE, set_mode
 
 DAY_MS = 86_400_000
@@ -49,9 +49,9 @@ class Pane:
         return self.price, self.volume, self.rsi, self.macd
 
 
-def draw_picture(columns: Sequence[Series], zone: tzinfo, look: Look) -> Figure:
+def draw_picture(columns: Sequence[Series], zone: tzinfo, theme: Theme) -> Figure:
     """The picture of one or more symbols, side by side; each has bars or blind time, or its column is empty."""
-    figure = Figure(figsize=(3.0 + 9.0 * len(columns), 8.4), dpi=120, facecolor=look.ground)
+    figure = Figure(figsize=(3.0 + 9.0 * len(columns), 8.4), dpi=120, facecolor=theme.ground)
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", w_pad=0.18, h_pad=0.06)
     grid = figure.subplots(
@@ -59,13 +59,22 @@ def draw_picture(columns: Sequence[Series], zone: tzinfo, look: Look) -> Figure:
     )
     for series, axes in zip(columns, grid.T, strict=True):
         pane = Pane(*axes)
-        _style(pane, zone, look)
-        _draw_bars(pane, series, look)
-        _draw_indicators(pane, series, look)
         for each in pane.all:
-            shade_blind(each, series.blind, look)
+            style_axes(each, theme)
+        set_time_axis(pane.macd, zone, theme)
+        show_plain_numbers(pane.price)
+        pane.volume.yaxis.set_major_formatter(EngFormatter(sep=""))
+        pane.volume.yaxis.set_major_locator(MaxNLocator(2))
+        pane.macd.yaxis.set_major_locator(MaxNLocator(3))
+        for each, name in ((pane.volume, "Volume"), (pane.rsi, "RSI 14"), (pane.macd, "MACD 12, 26, 9")):
+            _write_caption(each, name, theme)
+        _draw_bars(pane, series, theme)
+        _draw_indicators(pane, series, theme)
+        for each in pane.all:
+            shade_blind(each, series.blind, theme)
+        # The limits come before the texts: a cause is written where its shade is wide enough on this axis.
         _set_limits(pane, series)
-        _write(pane, series, zone, look)
+        _write_texts(pane, series, zone, theme)
     return figure
 
 
@@ -80,12 +89,12 @@ def save_picture(figure: Figure, path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def style_axes(axes: Axes, look: Look) -> None:
+def style_axes(axes: Axes, theme: Theme) -> None:
     """Prices to the right, no frame, a grid that stays behind."""
-    axes.set_facecolor(look.ground)
+    axes.set_facecolor(theme.ground)
     axes.set_axisbelow(True)
-    axes.grid(visible=True, color=look.grid, linewidth=0.8)
-    axes.tick_params(length=0, labelsize=8.5, colors=look.quiet)
+    axes.grid(visible=True, color=theme.grid, linewidth=0.8)
+    axes.tick_params(length=0, labelsize=8.5, colors=theme.quiet)
     axes.yaxis.tick_right()
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -98,27 +107,27 @@ def show_plain_numbers(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(formatter)
 
 
-def set_time_axis(axes: Axes, zone: tzinfo, look: Look) -> None:
+def set_time_axis(axes: Axes, zone: tzinfo, theme: Theme) -> None:
     """Times of the wall clock in `zone`, which is named at the end of the axis."""
     # matplotlib.dates ships no types.
     locator = AutoDateLocator(tz=zone, minticks=4, maxticks=9)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=zone))  # type: ignore[no-untyped-call]
-    axes.xaxis.get_offset_text().set_color(look.quiet)
+    axes.xaxis.get_offset_text().set_color(theme.quiet)
     axes.xaxis.get_offset_text().set_fontsize(8.5)
-    axes.set_xlabel(str(zone), loc="left", fontsize=8.5, color=look.quiet)
+    axes.set_xlabel(str(zone), loc="left", fontsize=8.5, color=theme.quiet)
 
 
-def shade_blind(axes: Axes, blind: Sequence[Blind], look: Look) -> list[Artist]:
+def shade_blind(axes: Axes, blind: Sequence[Blind], theme: Theme) -> list[Artist]:
     """A shade over each stretch of blindness, in the colour of its cause; a short one is a hairline at least."""
-    colours = look.gap_colours(one.cause for one in blind)
+    colours = theme.gap_colours(one.cause for one in blind)
     return [
         axes.axvspan(one.start_ms / DAY_MS, one.end_ms / DAY_MS, color=colours[one.cause], alpha=0.28, linewidth=0.6)
         for one in blind
     ]
 
 
-def say_length(seconds: float) -> str:
+def format_length(seconds: float) -> str:
     """`3.2 s`, `12 min`, `2.5 h`."""
     for unit, length in (("h", 3600), ("min", 60)):
         if seconds >= length:
@@ -126,23 +135,11 @@ def say_length(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def _style(pane: Pane, zone: tzinfo, look: Look) -> None:
-    for axes in pane.all:
-        style_axes(axes, look)
-    set_time_axis(pane.macd, zone, look)
-    show_plain_numbers(pane.price)
-    pane.volume.yaxis.set_major_formatter(EngFormatter(sep=""))
-    pane.volume.yaxis.set_major_locator(MaxNLocator(2))
-    pane.macd.yaxis.set_major_locator(MaxNLocator(3))
-    for axes, name in ((pane.volume, "Volume"), (pane.rsi, "RSI 14"), (pane.macd, "MACD 12, 26, 9")):
-        _note(axes, name, look)
-
-
-def _draw_bars(pane: Pane, series: Series, look: Look) -> None:
+def _draw_bars(pane: Pane, series: Series, theme: Theme) -> None:
     """Candlesticks: the body from open to close, a wick from low to high; volume in the same colours."""
     starts, ends = _body_edges(series)
     middle = (starts + ends) / 2
-    colours = np.where(series.close >= series.open, look.up, look.down)
+    colours = np.where(series.close >= series.open, theme.up, theme.down)
     known = ~np.isnan(series.close)
     wicks = np.stack([np.column_stack([middle, series.low]), np.column_stack([middle, series.high])], axis=1)
     pane.price.add_collection(LineCollection(list(wicks[known]), colors=colours[known].tolist(), linewidths=0.9))
@@ -155,25 +152,25 @@ def _draw_bars(pane: Pane, series: Series, look: Look) -> None:
     pane.volume.add_collection(PolyCollection(list(boxes), facecolors=colours.tolist(), alpha=0.75))
 
 
-def _draw_indicators(pane: Pane, series: Series, look: Look) -> None:
+def _draw_indicators(pane: Pane, series: Series, theme: Theme) -> None:
     starts, ends = _body_edges(series)
     at = (starts + ends) / 2
     closes = series.closes
     bands, difference = bollinger(closes), macd(closes)
-    pane.price.fill_between(at, bands.lower, bands.upper, color=look.bands, alpha=0.10, linewidth=0)
-    pane.price.plot(at, bands.upper, color=look.bands, linewidth=0.7)
-    pane.price.plot(at, bands.lower, color=look.bands, linewidth=0.7, label="Bollinger 20, 2")
-    pane.price.plot(at, sma(closes), color=look.average, linewidth=1.2, label="SMA 20")
-    pane.price.plot(at, ema(closes), color=look.exponential, linewidth=1.2, label="EMA 20")
-    pane.rsi.plot(at, rsi(closes), color=look.average, linewidth=1.1)
+    pane.price.fill_between(at, bands.lower, bands.upper, color=theme.bands, alpha=0.10, linewidth=0)
+    pane.price.plot(at, bands.upper, color=theme.bands, linewidth=0.7)
+    pane.price.plot(at, bands.lower, color=theme.bands, linewidth=0.7, label="Bollinger 20, 2")
+    pane.price.plot(at, sma(closes), color=theme.average, linewidth=1.2, label="SMA 20")
+    pane.price.plot(at, ema(closes), color=theme.exponential, linewidth=1.2, label="EMA 20")
+    pane.rsi.plot(at, rsi(closes), color=theme.average, linewidth=1.1)
     for level in (30, 70):
-        pane.rsi.axhline(level, color=look.quiet, linewidth=0.7, linestyle=(0, (4, 4)))
+        pane.rsi.axhline(level, color=theme.quiet, linewidth=0.7, linestyle=(0, (4, 4)))
     histogram = np.nan_to_num(difference.histogram)
     boxes = _boxes(starts, ends, np.zeros_like(histogram), histogram)
-    signs = np.where(histogram >= 0, look.up, look.down)
+    signs = np.where(histogram >= 0, theme.up, theme.down)
     pane.macd.add_collection(PolyCollection(list(boxes), facecolors=signs.tolist(), alpha=0.55))
-    pane.macd.plot(at, difference.line, color=look.average, linewidth=1.1)
-    pane.macd.plot(at, difference.signal, color=look.exponential, linewidth=1.1)
+    pane.macd.plot(at, difference.line, color=theme.average, linewidth=1.1)
+    pane.macd.plot(at, difference.signal, color=theme.exponential, linewidth=1.1)
 
 
 def _set_limits(pane: Pane, series: Series) -> None:
@@ -192,57 +189,46 @@ def _set_limits(pane: Pane, series: Series) -> None:
     pane.rsi.set_yticks([30, 50, 70])
 
 
-def _write(pane: Pane, series: Series, zone: tzinfo, look: Look) -> None:
+def _write_texts(pane: Pane, series: Series, zone: tzinfo, theme: Theme) -> None:
     """Whose bars these are, and what the lines and the shades mean."""
     axes = pane.price
     # A symbol is the venue's text: a $ in it must not be read as mathematics.
-    axes.set_title(series.symbol, loc="left", fontsize=15, fontweight="bold", color=look.ink, parse_math=False, pad=24)
-    _note(axes, f"{series.interval} bars, {_name_span(axes, zone)}", look, above=True)
-    _add_legend(axes, *axes.get_legend_handles_labels(), 1.055, look)
+    axes.set_title(series.symbol, loc="left", fontsize=15, fontweight="bold", color=theme.ink, parse_math=False, pad=24)
+    left, right = axes.get_xlim()
+    first, last = (datetime.fromtimestamp(edge * DAY_MS / 1000, zone) for edge in (left, right))
+    days = f"{first:%d %B %Y} to {last:%d %B %Y}" if first.date() != last.date() else f"{first:%A, %d %B %Y}"
+    _write_caption(axes, f"{series.interval} bars, {days}", theme, above=True)
+    _add_legend(axes, *axes.get_legend_handles_labels(), 1.055, theme)
     blind_ms: dict[str, int] = {}
     for one in series.blind:
         blind_ms[one.cause] = blind_ms.get(one.cause, 0) + one.end_ms - one.start_ms
-    shades = [Patch(color=colour, alpha=0.45, linewidth=0) for colour in look.gap_colours(blind_ms).values()]
-    names = [f"blind: {cause}, {say_length(ms / 1000)}" for cause, ms in sorted(blind_ms.items())]
-    _add_legend(axes, shades, names, 1.0, look)
-    _name_causes(axes, series.blind, look)
+    shades = [Patch(color=colour, alpha=0.45, linewidth=0) for colour in theme.gap_colours(blind_ms).values()]
+    names = [f"blind: {cause}, {format_length(ms / 1000)}" for cause, ms in sorted(blind_ms.items())]
+    _add_legend(axes, shades, names, 1.0, theme)
+    for one in series.blind:
+        start, end = one.start_ms / DAY_MS, one.end_ms / DAY_MS
+        if end - start >= (right - left) * _LABEL_SHARE:  # wide enough to bear its cause
+            axes.text(
+                (start + end) / 2, 0.02, one.cause, transform=axes.get_xaxis_transform(),
+                ha="center", va="bottom", fontsize=8.5, color=theme.quiet, parse_math=False,
+            )  # fmt: skip
 
 
-def _add_legend(axes: Axes, handles: Sequence[Artist], names: list[str], above: float, look: Look) -> None:
+def _add_legend(axes: Axes, handles: Sequence[Artist], names: list[str], above: float, theme: Theme) -> None:
     """A line of keys over the right end of the pane, beside those that are there."""
     axes.add_artist(
         Legend(
             axes, handles, names, loc="lower right", bbox_to_anchor=(1, above), bbox_transform=axes.transAxes,
-            ncols=max(len(names), 1), frameon=False, fontsize=9, labelcolor=look.ink, handlelength=1.3,
+            ncols=max(len(names), 1), frameon=False, fontsize=9, labelcolor=theme.ink, handlelength=1.3,
             columnspacing=1.4, borderaxespad=0.1, borderpad=0.1,
         )
     )  # fmt: skip
 
 
-def _name_causes(axes: Axes, blind: Sequence[Blind], look: Look) -> None:
-    """The cause in each shade that is wide enough to bear it."""
-    first, last = axes.get_xlim()
-    for one in blind:
-        start, end = one.start_ms / DAY_MS, one.end_ms / DAY_MS
-        if end - start >= (last - first) * _LABEL_SHARE:
-            axes.text(
-                (start + end) / 2, 0.02, one.cause, transform=axes.get_xaxis_transform(),
-                ha="center", va="bottom", fontsize=8.5, color=look.quiet, parse_math=False,
-            )  # fmt: skip
-
-
-def _note(axes: Axes, text: str, look: Look, *, above: bool = False) -> None:
+def _write_caption(axes: Axes, text: str, theme: Theme, *, above: bool = False) -> None:
     """A few words in the upper left corner, or above it."""
     x, y, align, size = (0, 1.02, "bottom", 9.5) if above else (0.004, 0.94, "top", 8.5)
-    axes.text(x, y, text, transform=axes.transAxes, fontsize=size, color=look.quiet, va=align)
-
-
-def _name_span(axes: Axes, zone: tzinfo) -> str:
-    """The days that the axis shows, as the wall clock in the zone has them."""
-    first, last = (datetime.fromtimestamp(edge * DAY_MS / 1000, zone) for edge in axes.get_xlim())
-    if first.date() == last.date():
-        return f"{first:%A, %d %B %Y}"
-    return f"{first:%d %B %Y} to {last:%d %B %Y}"
+    axes.text(x, y, text, transform=axes.transAxes, fontsize=size, color=theme.quiet, va=align)
 
 
 def _body_edges(series: Series) -> tuple[Floats, Floats]:

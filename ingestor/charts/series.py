@@ -1,4 +1,4 @@
-"""What a chart shows of one symbol, as columns: its bars, and the time in which the recorder was blind."""
+"""Series for charts: the bars of one symbol as columns, and the time in which the recorder was blind."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -51,9 +51,8 @@ def dashboard(
     Prints the address when it can be opened.
     """
     require_extra("charts", "bokeh", "talib")
-    from ingestor.charts.bokeh_app import MAX_SYMBOLS, View
-    from ingestor.charts.bokeh_server import run_dashboard
-    from ingestor.charts.look import DARK, LIGHT
+    from ingestor.charts.bokeh_app import MAX_SYMBOLS, View, run_dashboard
+    from ingestor.charts.theme import DARK, LIGHT
     from ingestor.dataset.snapshot import open_recording
 
     if symbols is not None and len(symbols) > MAX_SYMBOLS:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ingestor.charts.live_chart import LiveChart
-    from ingestor.charts.look import Look
+    from ingestor.charts.theme import Theme
 
 _MAX_SYMBOLS = 6
 _REDRAW_S = 0.1
@@ -77,24 +77,24 @@ def plot(
     notice; close it to end.
     """
     require_extra("charts", "matplotlib", "talib")
-    from ingestor.charts.look import DARK, LIGHT
+    from ingestor.charts.theme import DARK, LIGHT
 
     if not symbols or len(symbols) > _MAX_SYMBOLS:
         raise click.UsageError(f"name the symbols to draw, up to {_MAX_SYMBOLS}: --symbols AAPL")
-    span, look, found_root = read_span(start, end, tz), DARK if dark else LIGHT, root_from(config, root)
+    span, theme, found_root = read_span(start, end, tz), DARK if dark else LIGHT, root_from(config, root)
     if png is not None:
-        bars = _write_picture(found_root, png, symbols, span, tz, interval, look)
+        bars = _write_picture(found_root, png, symbols, span, tz, interval, theme)
         size = png.stat().st_size
         told = f"{png}: {bars:,} bars, {format_bytes(size)}"
         click.echo(format_json({"file": str(png), "bars": bars, "bytes": size}) if as_json else told)
         return
     if span != Span(None, None) or interval is not None or as_json:
         raise click.UsageError("--start, --end, --interval and --json belong to a picture: add --png FILE")
-    _show_window(found_root, symbols, points, average, tz, look)
+    _show_window(found_root, symbols, points, average, tz, theme)
 
 
 def _write_picture(
-    root: Path, path: Path, symbols: Sequence[str], span: Span, tz: tzinfo, interval: str | None, look: "Look"
+    root: Path, path: Path, symbols: Sequence[str], span: Span, tz: tzinfo, interval: str | None, theme: "Theme"
 ) -> int:
     """How many bars it shows."""
     from ingestor.charts.matplotlib_chart import draw_picture, save_picture
@@ -110,13 +110,15 @@ def _write_picture(
             raise IngestorError(f"nothing to draw: no trade of {symbol!r} is recorded in that time")
         columns.append(series)
     try:
-        save_picture(draw_picture(columns, tz, look), path)
+        save_picture(draw_picture(columns, tz, theme), path)
     except OSError as error:
         raise IngestorError(f"{path}: can't be written: {error.strerror}") from None
     return sum(len(series.starts_ms) for series in columns)
 
 
-def _show_window(root: Path, symbols: Sequence[str], points: int, average_over: int, tz: tzinfo, look: "Look") -> None:
+def _show_window(
+    root: Path, symbols: Sequence[str], points: int, average_over: int, tz: tzinfo, theme: "Theme"
+) -> None:
     from matplotlib import pyplot as plt
 
     from ingestor.charts.live_chart import LiveChart
@@ -124,13 +126,13 @@ def _show_window(root: Path, symbols: Sequence[str], points: int, average_over: 
     figure = plt.figure("ingestor plot", figsize=(10, 1.2 + 3.6 * len(symbols)))
     if figure.canvas.required_interactive_framework is None:
         raise ConfigError("there is no display for a window here: write a picture with --png FILE")
-    chart = LiveChart(figure, symbols, points, average_over, tz, look)
+    chart = LiveChart(figure, symbols, points, average_over, tz, theme)
     figure.show()
     _follow(root, symbols, chart, figure)
 
 
 def _follow(root: Path, symbols: Sequence[str], chart: "LiveChart", figure: "Figure") -> None:
-    """Until the window is closed: a batch, a look at the ledger now and then, a drawing at most each 100 ms."""
+    """Until the window is closed: a batch, a check of the ledger now and then, a drawing at most each 100 ms."""
     from matplotlib import pyplot as plt
 
     from ingestor.charts.series import BlindTimes
@@ -139,19 +141,19 @@ def _follow(root: Path, symbols: Sequence[str], chart: "LiveChart", figure: "Fig
 
     signals = catch_signals()  # a KeyboardInterrupt inside a callback of the window would be printed, and forgotten
     began = datetime.now(UTC) - _BEFORE
-    looked_s = drawn_s = float("-inf")
-    times, blind, looked_ms = BlindTimes(root), {}, 0
+    checked_s = drawn_s = float("-inf")
+    times, blind, checked_ms = BlindTimes(root), {}, 0
     for batch in follow(root, symbols, from_=began, idle_s=_REDRAW_S):
         if signals.stop.is_set():
             raise click.Abort
         if not plt.fignum_exists(figure.number):
             return
-        chart.take(batch)
+        chart.add_trades(batch)
         now_s = time.monotonic()
-        if now_s - looked_s >= _COVERAGE_S:
-            looked_s, looked_ms = now_s, int(time.time() * 1000)
-            blind = {symbol: times.find(symbol, int(began.timestamp() * 1000), looked_ms) for symbol in symbols}
+        if now_s - checked_s >= _COVERAGE_S:
+            checked_s, checked_ms = now_s, int(time.time() * 1000)
+            blind = {symbol: times.find(symbol, int(began.timestamp() * 1000), checked_ms) for symbol in symbols}
         if now_s - drawn_s >= _REDRAW_S:
             drawn_s = now_s
-            chart.draw(blind, looked_ms)
+            chart.draw(blind, checked_ms)
             figure.canvas.flush_events()

@@ -1,11 +1,11 @@
-"""The colours of charts, on light and on dark ground."""
+"""Themes: the colours of charts, on light and on dark ground."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Theme:
     """Colours as `#rrggbb`."""
 
     scheme: str
@@ -30,13 +30,13 @@ class Look:
         return {cause: self.gaps[at % len(self.gaps)] for at, cause in enumerate(sorted(set(causes)))}
 
 
-LIGHT = Look(
+LIGHT = Theme(
     scheme="light",
     ground="#ffffff", ink="#1f2933", quiet="#6b7785", grid="#e8ebee", up="#2f8f7f", down="#c65d4a",
     average="#2f6db3", exponential="#c98a1b", bands="#8796a8",
     gaps=("#d9a441", "#b07aa1", "#7f9fbf", "#c77d6b", "#8fae7e"),
 )  # fmt: skip
-DARK = Look(
+DARK = Theme(
     scheme="dark",
     ground="#14181d", ink="#e3e8ed", quiet="#8b97a4", grid="#262d35", up="#4db6a2", down="#e07a65",
     average="#6ba6e8", exponential="#e0ad4f", bands="#708090",

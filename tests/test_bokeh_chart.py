@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from ingestor.charts.bokeh_frame import (
+from ingestor.charts.bokeh_chart import (
     Cut,
     Delta,
     Frame,
@@ -18,8 +18,8 @@ from ingestor.charts.bokeh_frame import (
     merge_bars,
 )
 from ingestor.charts.indicators import sma
-from ingestor.charts.look import LIGHT
 from ingestor.charts.series import Blind, Series
+from ingestor.charts.theme import LIGHT
 
 SECOND_MS = 1000
 ALL = Cut(0, 1e15, 1)
