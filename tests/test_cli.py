@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 import ingestor
 from ingestor.cli.main import COMMANDS, cli
 from ingestor.cli.options import (
-    Span,
+    TimeRange,
     config_option,
     parse_time,
     read_span,
@@ -128,7 +128,7 @@ def test_what_may_not_be_read_is_no_traceback(folder: Path) -> None:
     Layout(folder / "data").create()
     (folder / "data").chmod(0)
     program = (
-        "import os, ingestor.cli.head, ingestor.dataset.reader; from ingestor.cli.main import main;"
+        "import os, ingestor.cli.read, ingestor.dataset.reader; from ingestor.cli.main import main;"
         "os.geteuid() or os.setuid(65534); main(['head', '--root', 'data'])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -412,8 +412,8 @@ def test_what_is_no_time(text: str) -> None:
 
 def test_a_span_is_half_open_and_never_empty() -> None:
     day = datetime(2026, 11, 20, tzinfo=UTC)
-    assert read_span("2026-11-20", None, UTC) == Span(day, None)
-    assert read_span(None, "2026-11-20", UTC) == Span(None, day)
+    assert read_span("2026-11-20", None, UTC) == TimeRange(day, None)
+    assert read_span(None, "2026-11-20", UTC) == TimeRange(None, day)
     with pytest.raises(click.BadParameter, match="must be before --end"):
         read_span("2026-11-20", "2026-11-20", UTC)
 

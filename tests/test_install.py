@@ -72,7 +72,7 @@ def test_without_root_it_says_so(config: Path) -> None:
 def test_a_file_gets_its_mode_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
-        Write(tmp_path / "new" / "unit", b"text", 0o644).do()
+        Write(tmp_path / "new" / "unit", b"text", 0o644).apply()
     finally:
         os.umask(before)
     path = tmp_path / "new" / "unit"
@@ -84,19 +84,19 @@ def test_a_secret_is_never_readable_by_others_not_even_for_a_moment(tmp_path: Pa
     leftover = tmp_path / ".api-key.new"
     leftover.write_text("")
     leftover.chmod(0o644)
-    Write(tmp_path / "api-key", b"secret", 0o600).do()
+    Write(tmp_path / "api-key", b"secret", 0o600).apply()
     assert stat.S_IMODE((tmp_path / "api-key").stat().st_mode) == 0o600
 
 
 def test_what_a_person_wrote_stays_and_what_is_ours_is_written_anew(tmp_path: Path) -> None:
     path = tmp_path / "ingestor.yaml"
     path.write_text("mine")
-    Write(path, b"ours", 0o640, keep=True).do()
+    Write(path, b"ours", 0o640, keep=True).apply()
     assert path.read_text() == "mine"
-    Write(path, b"ours", 0o640).do()
+    Write(path, b"ours", 0o640).apply()
     assert path.read_text() == "ours"
 
 
 def test_a_command_that_fails_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
-        Run((str(tmp_path / "missing"),)).do()
+        Run((str(tmp_path / "missing"),)).apply()

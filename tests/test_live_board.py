@@ -11,8 +11,8 @@ NOW = 1_000_000.0
 
 def test_a_late_trade_is_counted_and_is_not_the_last_price() -> None:
     board = Board()
-    assert board.take(only((10.0, 1.0, 2000)), NOW)
-    assert not board.take(only((9.0, 1.0, 1000)), NOW)
+    assert board.add_trades(only((10.0, 1.0, 2000)), NOW)
+    assert not board.add_trades(only((9.0, 1.0, 1000)), NOW)
     assert board.quotes["A"].last == Price(10.0, 1.0, 2000)
     board.turn(NOW + 1)
     assert board.quotes["A"].rate == 0.2
@@ -46,7 +46,7 @@ def test_without_a_price_there_is_no_change() -> None:
 
 def test_the_rate_forgets_after_ten_seconds() -> None:
     board = Board()
-    board.take(only(*((1.0, 1.0, at) for at in range(50))), NOW)
+    board.add_trades(only(*((1.0, 1.0, at) for at in range(50))), NOW)
     rates = []
     for second in range(1, 13):
         board.turn(NOW + second)
@@ -56,11 +56,11 @@ def test_the_rate_forgets_after_ten_seconds() -> None:
 
 def test_a_course_has_a_point_each_ten_seconds_and_an_end() -> None:
     board = Board()
-    board.take(only((1.0, 1.0, 1)), NOW)
+    board.add_trades(only((1.0, 1.0, 1)), NOW)
     board.turn(NOW + 9)
     assert list(board.quotes["A"].course) == []
     board.turn(NOW + 10)
-    board.take(only((2.0, 1.0, 2)), NOW + 11)
+    board.add_trades(only((2.0, 1.0, 2)), NOW + 11)
     board.turn(NOW + 30)
     assert list(board.quotes["A"].course) == [1.0, 2.0, 2.0]
     board.turn(NOW + 1e6)
@@ -69,7 +69,7 @@ def test_a_course_has_a_point_each_ten_seconds_and_an_end() -> None:
 
 def test_a_clock_that_is_set_back_changes_nothing() -> None:
     board = Board()
-    board.take(only((1.0, 1.0, 1)), NOW)
+    board.add_trades(only((1.0, 1.0, 1)), NOW)
     board.turn(NOW - 3600)
     assert sum(board.quotes["A"].counts) == 1
     for second in range(1, 13):
@@ -90,14 +90,14 @@ def test_a_clock_that_is_set_back_changes_nothing() -> None:
 )
 def test_what_nobody_records_is_blind(recording: bool | None, claimed: State, shown: State) -> None:
     board = Board()
-    board.note({"A": claimed}, recording=recording)
+    board.set_state({"A": claimed}, recording=recording)
     assert board.quotes["A"].state == shown
 
 
 def test_what_is_no_longer_claimed_is_unknown() -> None:
     board = Board()
-    board.note({"A": State("recorded")}, recording=True)
-    board.note({}, recording=True)
+    board.set_state({"A": State("recorded")}, recording=True)
+    board.set_state({}, recording=True)
     assert board.quotes["A"].state == UNKNOWN
 
 

@@ -9,8 +9,8 @@ from recordings import Print, Recording, to_us
 
 from ingestor.layout import locked_root
 from ingestor.live.board import State
+from ingestor.live.hub import TradeBlock
 from ingestor.live.journal_source import JournalSource, read_quotes
-from ingestor.live.source import Block
 from ingestor.live.updates import Price
 
 NOON = datetime(2026, 1, 6, 12, tzinfo=UTC)
@@ -23,7 +23,7 @@ def recording(tmp_path: Path) -> Recording:
     return recording
 
 
-def told(block: Block | None) -> list[float]:
+def told(block: TradeBlock | None) -> list[float]:
     assert block is not None
     return [price.price for trades in block.trades for price in trades.prices]
 
@@ -54,22 +54,22 @@ def test_a_course_goes_back_a_quarter_of_an_hour(recording: Recording) -> None:
 def test_a_gap_that_is_open_is_blindness_now(recording: Recording) -> None:
     recording.write(Print("2026-01-05T10:00", "A", 1, 1))
     source = JournalSource(recording.layout)
-    assert source.look().states == {"A": State("recorded"), "B": State("recorded")}
+    assert source.state().states == {"A": State("recorded"), "B": State("recorded")}
     recording.fact(
         "gap.opened", "2026-01-05T11:00", gap="1", cause="stall", since=to_us("2026-01-05T11:00"), symbol=None
     )
-    assert source.look().states == {"A": State("blind", "stall"), "B": State("blind", "stall")}
+    assert source.state().states == {"A": State("blind", "stall"), "B": State("blind", "stall")}
     recording.fact(
         "gap.closed", "2026-01-05T12:00", gap="1", cause="stall", until=to_us("2026-01-05T12:00"), symbol=None
     )
-    assert source.look().states["A"] == State("recorded")
+    assert source.state().states["A"] == State("recorded")
 
 
 def test_who_holds_the_root_records(recording: Recording) -> None:
     source = JournalSource(recording.layout)
-    assert source.look().recording is False
+    assert source.state().recording is False
     with locked_root(recording.layout):
-        assert source.look().recording is True
+        assert source.state().recording is True
 
 
 def test_blocks_come_from_the_moment_it_was_made(recording: Recording) -> None:

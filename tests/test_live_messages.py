@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from ingestor.live.messages import (
     Authenticate,
     BadRequest,
-    Request,
+    ClientRequest,
     Subscribe,
     Unsubscribe,
     error_text,
     parse_request,
 )
-from ingestor.live.subscriptions import Language
+from ingestor.live.subscriptions import ClientLanguage
 
-PRICES, FINNHUB = Language.PRICES, Language.FINNHUB
+PRICES, FINNHUB = ClientLanguage.PRICES, ClientLanguage.FINNHUB
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ PRICES, FINNHUB = Language.PRICES, Language.FINNHUB
         ('{"action":"authenticate","token":"x.y.z"}', Authenticate("x.y.z")),
     ],
 )
-def test_the_price_api(text: str, request_: Request) -> None:
+def test_the_price_api(text: str, request_: ClientRequest) -> None:
     assert parse_request(PRICES, text) == request_
 
 
@@ -74,7 +74,7 @@ def test_what_the_price_api_refuses(text: str | bytes, reason: str) -> None:
         ('{"type":"unsubscribe","symbol":"BINANCE:BTCUSDT"}', Unsubscribe(("BINANCE:BTCUSDT",))),
     ],
 )
-def test_finnhub(text: str, request_: Request) -> None:
+def test_finnhub(text: str, request_: ClientRequest) -> None:
     assert parse_request(FINNHUB, text) == request_
 
 
@@ -96,14 +96,14 @@ _JSON = st.recursive(
 
 
 @given(
-    st.sampled_from(Language),
+    st.sampled_from(ClientLanguage),
     st.binary()
     | st.text()
     | st.dictionaries(st.sampled_from(["action", "type", "symbol", "symbols", "mode", "every", "token"]), _JSON).map(
         json.dumps
     ),
 )
-def test_whatever_comes_is_a_request_or_a_reason(language: Language, text: str | bytes) -> None:
+def test_whatever_comes_is_a_request_or_a_reason(language: ClientLanguage, text: str | bytes) -> None:
     try:
         parse_request(language, text)
     except BadRequest as refusal:

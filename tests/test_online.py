@@ -12,7 +12,7 @@ from time import time
 import pytest
 from pydantic import SecretStr
 
-from ingestor.cli.check_online import Finding, ask_venue, find_online
+from ingestor.cli.check import Finding, ask_venue, find_online
 from ingestor.config import Settings
 from ingestor.config.key import Key
 from ingestor.operations.online import Rest, VenueUnreachable, find_unknown, measure_disk

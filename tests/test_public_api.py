@@ -21,10 +21,9 @@ from ingestor.cli.main import COMMANDS, cli
 from ingestor.config import Settings
 from ingestor.feeds.binance import BINANCE_TRADES
 from ingestor.ledger import now_us
-from ingestor.live.exposition import HubCollector
+from ingestor.live.api import HubCollector, describe_api
 from ingestor.live.hub import Hub
 from ingestor.live.journal_source import JournalSource
-from ingestor.live.openapi import describe_api
 from ingestor.live.subscriptions import Limits
 from ingestor.operations.exposition import VitalsCollector
 from ingestor.operations.watch import Watch

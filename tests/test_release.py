@@ -50,7 +50,7 @@ USE = {
     "analysis": "import ingestor; assert len(ingestor.read_trades('data')) > 0",
     "charts": "from ingestor.cli.main import main; main(['plot', '--symbols', 'AAPL', '--png', 'aapl.png'])",
     "kafka": "import ingestor.sinks.kafka_topic",
-    "live": "from ingestor.live.server import run_service; from ingestor.live.auth import load_verifier",
+    "live": "from ingestor.live.server import run_service; from ingestor.live.access import load_verifier",
     "redis": "import ingestor.sinks.redis_db",
     "tui": "from ingestor.cli.top import render_rich; print(render_rich(('', '', [], 0.0), 24))",
 }

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from ingestor.cli.top import HEADINGS, UNASKED_MAX, Board, Row, cells, render_rich, render_text, sparkline
+from ingestor.cli.top import HEADINGS, UNASKED_MAX, SymbolBoard, SymbolRow, cells, render_rich, render_text, sparkline
 from ingestor.coverage import find_coverage
 from ingestor.schema import TRADES
 
@@ -37,10 +37,10 @@ def trades(*rows: tuple[str, float], received_at: float = NOW, delay_s: float = 
     )
 
 
-def board_after(*batches: tuple[float, pa.RecordBatch]) -> Board:
-    board = Board(None)
+def board_after(*batches: tuple[float, pa.RecordBatch]) -> SymbolBoard:
+    board = SymbolBoard(None)
     for now, batch in batches:
-        board.take(batch, now)
+        board.add_trades(batch, now)
     return board
 
 
@@ -59,9 +59,9 @@ def test_the_rate_is_over_the_last_ten_seconds() -> None:
     board = board_after(*((NOW + second, many) for second in range(5)))
     assert cells(board.rows["AAPL"], NOW + 4)[2] == "100.0"
     for second in range(5, 10):
-        board.take(trades(), NOW + second)
+        board.add_trades(trades(), NOW + second)
     assert cells(board.rows["AAPL"], NOW + 9)[2] == "50.0"
-    board.take(trades(), NOW + 500)
+    board.add_trades(trades(), NOW + 500)
     assert cells(board.rows["AAPL"], NOW + 500)[2:4] == ("0.0", "8.3 min")
 
 
@@ -96,8 +96,8 @@ def test_the_state_and_todays_gaps_come_from_the_ledger() -> None:
         {"at": NOW_US - 600 * SECOND_US, "fact": "gap.opened", "since": NOW_US - 600 * SECOND_US, **gap},
         {"at": NOW_US - 590 * SECOND_US, "fact": "gap.closed", "until": NOW_US - 590 * SECOND_US, **gap},
     )
-    board = Board(None)
-    board.note_coverage(find_coverage(story, None, NOW_US), NOW)
+    board = SymbolBoard(None)
+    board.set_coverage(find_coverage(story, None, NOW_US), NOW)
     aapl, msft = board.rows["AAPL"], board.rows["MSFT"]
     assert (aapl.state, aapl.gaps, aapl.blind_s) == ("recorded", 1, 10.0)
     assert msft.state == "unproven"
@@ -106,8 +106,8 @@ def test_the_state_and_todays_gaps_come_from_the_ledger() -> None:
 
 def test_a_blind_symbol_shows_the_cause() -> None:
     opened = {"at": NOW_US - SECOND_US, "fact": "gap.opened", "gap": "r1-1", "cause": "refused", "symbol": "MSFT"}
-    board = Board(["MSFT"])
-    board.note_coverage(find_coverage(facts({**opened, "since": NOW_US - SECOND_US}), None, NOW_US), NOW)
+    board = SymbolBoard(["MSFT"])
+    board.set_coverage(find_coverage(facts({**opened, "since": NOW_US - SECOND_US}), None, NOW_US), NOW)
     assert {row.symbol: row.state for row in board.rows.values()} == {"MSFT": "refused"}
 
 
@@ -115,25 +115,27 @@ def test_a_gap_that_is_open_lasts_until_now() -> None:
     """Also where the ledger has said nothing since."""
     opened = {"at": NOW_US - 40 * SECOND_US, "fact": "gap.opened", "gap": "r1-1", "cause": "connection", "symbol": None}
     story = facts(proven("AAPL", 7000), {**opened, "since": NOW_US - 40 * SECOND_US})
-    board = Board(["AAPL"])
-    board.note_coverage(find_coverage(story, None, NOW_US - 30 * SECOND_US), NOW)
+    board = SymbolBoard(["AAPL"])
+    board.set_coverage(find_coverage(story, None, NOW_US - 30 * SECOND_US), NOW)
     row = board.rows["AAPL"]
     assert (row.state, row.gaps, row.blind_s) == ("connection", 1, 40.0)
 
 
 def test_a_dropped_symbol_leaves_the_board() -> None:
-    board = Board(None)
-    board.take(trades(("MSFT", 1.0)), NOW)
+    board = SymbolBoard(None)
+    board.add_trades(trades(("MSFT", 1.0)), NOW)
     dropped = {"at": NOW_US - 60 * SECOND_US, "fact": "symbol.dropped", "symbol": "MSFT"}
-    board.note_coverage(find_coverage(facts(proven("AAPL", 7000), dropped), None, NOW_US), NOW)
+    board.set_coverage(find_coverage(facts(proven("AAPL", 7000), dropped), None, NOW_US), NOW)
     assert list(board.rows) == ["AAPL"]
 
 
 # What fits
 
 
-def widest() -> Row:
-    row = Row("BINANCE:BTCUSDT", price=97_123.45, traded_at=NOW - 100, delay_s=1.234, state="symbol_mute", gaps=12)
+def widest() -> SymbolRow:
+    row = SymbolRow(
+        "BINANCE:BTCUSDT", price=97_123.45, traded_at=NOW - 100, delay_s=1.234, state="symbol_mute", gaps=12
+    )
     row.counts.extend([50_000] * 10)
     row.prices.extend([1.0, 2.0] * 4)
     row.blind_s = 119.0
@@ -152,7 +154,7 @@ def test_the_widest_row_fits_eighty_columns_whole() -> None:
 
 
 def test_more_symbols_than_lines_are_counted() -> None:
-    rows = [Row(f"S{number}") for number in range(500)]
+    rows = [SymbolRow(f"S{number}") for number in range(500)]
     console = Console(width=80, height=24, file=StringIO())
     with console.capture() as captured:
         console.print(render_rich(("head", "trouble", rows, NOW), 24))
@@ -171,7 +173,7 @@ def test_plain_text_has_the_same_columns() -> None:
 def test_hostile_names_are_text_and_not_markup() -> None:
     console = Console(width=80, height=24, file=StringIO())
     with console.capture() as captured:
-        console.print(render_rich(("head", "", [Row("[red]X[/]")], NOW), 24))
+        console.print(render_rich(("head", "", [SymbolRow("[red]X[/]")], NOW), 24))
     assert "[red]X[/]" in captured.get()
 
 
@@ -185,8 +187,8 @@ def test_old_symbols_are_no_commands_for_the_terminal() -> None:
 
 
 def test_symbols_that_a_venue_invents_are_forgotten() -> None:
-    board = Board(None)
+    board = SymbolBoard(None)
     for thousand in range(12):
-        board.take(trades(("AAPL", 1.0), *((f"S{thousand}-{one}", 1.0) for one in range(1000))), NOW)
+        board.add_trades(trades(("AAPL", 1.0), *((f"S{thousand}-{one}", 1.0) for one in range(1000))), NOW)
     assert len(board.rows) == UNASKED_MAX
     assert {"AAPL", "S11-999"} <= board.rows.keys()

@@ -1,44 +1,54 @@
-"""`ingestor check`: everything that can be known before a recording starts, and what would run."""
+"""`ingestor check`: everything that can be known before a recording starts, and what would run.
 
+With --online also the preflight: the venue's REST API, the clock, the disk, permissions, the service.
+"""
+
+import json
 import os
 import shutil
 import ssl
+import stat
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
-from ingestor.cli.check_online import Finding, find_online
-from ingestor.cli.options import (
-    config_dir,
-    config_option,
-    example,
-    json_option,
-    root_option,
-    settings_from,
-    symbols_option,
-)
+from ingestor.capture.holidays import find_rest_base
+from ingestor.cli.options import config_dir, example, json_option, reading_options, settings_from
 from ingestor.cli.printing import format_bytes, format_json, format_seconds, format_table
 from ingestor.config import DEFAULT_PATH, Flags, Settings
 from ingestor.config.addresses import find_unused_proxy, is_loopback, split_address
 from ingestor.config.feeds import FREE_PLAN_SYMBOLS, FeedSettings, FinnhubSettings
-from ingestor.config.key import load_key
+from ingestor.config.key import Key, load_key
 from ingestor.config.types import format_size
 from ingestor.config.yaml_file import read_yaml
 from ingestor.errors import ConfigError
+from ingestor.layout import Layout, read_holder
+from ingestor.operations.online import Answer, Rest, VenueUnreachable, find_unknown, measure_disk
 from ingestor.texts import escape
 
-_NAMED = 5
+_LOWER_NAMED, _UNKNOWN_NAMED = 5, 8
+_CLOCK_S = 2.0
+_SLOW_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at."""
+
+    verdict: Literal["ok", "warning", "error"]
+    subject: str
+    text: str
+    """What was found; for a warning or an error also what to do."""
 
 
 @click.command(epilog=example("ingestor check --online"))
-@config_option
-@root_option
-@symbols_option
+@reading_options
 @json_option
 @click.option("--online", is_flag=True, help="Ask the venue and try the machine, too; opens no stream.")
 @click.option("--schema", is_flag=True, help="Print the settings' JSON Schema for editors, and check nothing.")
@@ -53,29 +63,32 @@ def check(
     if schema:
         click.echo(format_json(Settings.model_json_schema()))
         return
-    settings, findings = _settings_found(config, Flags(symbols=symbols, root=root))
-    if settings.feed.needs_key if settings else _speaks_finnhub(config):
-        findings += _key_found(config_dir(config), settings.feed if settings else FinnhubSettings())
+    directory = config_dir(config)
+    settings, findings = None, []
+    try:
+        settings = settings_from(config, Flags(symbols=symbols, root=root))
+    except ConfigError as error:
+        findings += [Finding("error", "settings", line) for line in str(error).splitlines()]
+    else:
+        source = config or (DEFAULT_PATH if DEFAULT_PATH.exists() else "the defaults")
+        findings.append(Finding("ok", "settings", f"{source}: {len(settings.tickers)} tickers"))
+    if settings or _speaks_finnhub(config):
+        findings += find_key(directory, settings.feed if settings else FinnhubSettings())
     if settings:
-        findings += [*_settings_findings(settings), *_sink_findings(settings, config_dir(config))]
-        findings += _disk_findings(settings)
+        for find in (find_oddities, find_sink_faults, find_disk_faults):
+            findings += find(settings, directory)
         if online:
-            findings += find_online(settings, load_key(config_dir(config)) if settings.feed.type == "finnhub" else None)
+            findings += find_online(settings, load_key(directory) if settings.feed.type == "finnhub" else None)
     resolved = settings.model_dump(mode="json") if settings else None
     if as_json:
         click.echo(format_json({"findings": [asdict(finding) for finding in findings], "settings": resolved}))
     else:
-        _print(findings, resolved)
+        for finding in findings:
+            click.echo(f"{finding.verdict:<7}  {finding.subject:<10}  {escape(finding.text)}")
+        if resolved is not None:
+            click.echo("\nWhat would run:\n")
+            click.echo(format_table(("setting", "value"), _flat(resolved)))
     sys.exit(2 if any(finding.verdict == "error" for finding in findings) else 0)
-
-
-def _settings_found(config: Path | None, flags: Flags) -> tuple[Settings | None, list[Finding]]:
-    try:
-        settings = settings_from(config, flags)
-    except ConfigError as error:
-        return None, [Finding("error", "settings", line) for line in str(error).splitlines()]
-    source = config or (DEFAULT_PATH if DEFAULT_PATH.exists() else "the defaults")
-    return settings, [Finding("ok", "settings", f"{source}: {len(settings.tickers)} tickers")]
 
 
 def _speaks_finnhub(config: Path | None) -> bool:
@@ -87,7 +100,10 @@ def _speaks_finnhub(config: Path | None) -> bool:
     return not isinstance(feed, dict) or feed.get("type", "finnhub") == "finnhub"
 
 
-def _key_found(directory: Path, feed: FeedSettings) -> list[Finding]:
+def find_key(directory: Path, feed: FeedSettings) -> list[Finding]:
+    """Where the key is found, or that it isn't; nothing where the venue needs none."""
+    if not feed.needs_key:
+        return []
     variable = feed.key_variable
     try:
         key = load_key(directory, variable=variable)
@@ -101,7 +117,7 @@ def _key_found(directory: Path, feed: FeedSettings) -> list[Finding]:
     return [*found, Finding("warning", "key", key.warning)] if key.warning else found
 
 
-def _settings_findings(settings: Settings) -> Iterator[Finding]:
+def find_oddities(settings: Settings, _directory: Path) -> Iterator[Finding]:
     """What is allowed and still worth a word."""
     if settings.shard:
         ours = f"{len(settings.symbols)} of {len(settings.tickers)} tickers: {', '.join(settings.symbols)}"
@@ -112,7 +128,7 @@ def _settings_findings(settings: Settings) -> Iterator[Finding]:
     if settings.feed.type == "finnhub" and (
         lower := [one for one in settings.symbols if ":" not in one and one.upper() != one]
     ):
-        named = ", ".join(lower[:_NAMED]) + (f" and {len(lower) - _NAMED} more" if len(lower) > _NAMED else "")
+        named = _name_some(lower, _LOWER_NAMED)
         yield Finding("warning", "tickers", f"{named}: Finnhub's US symbols are upper case: write {lower[0].upper()}")
     if (proxy := find_unused_proxy(settings.feed.url)) is not None:
         yield Finding("warning", "proxy", f"{proxy} is set and not used: the recorder connects to the venue directly")
@@ -133,8 +149,8 @@ def _settings_findings(settings: Settings) -> Iterator[Finding]:
     yield Finding("ok", "loss bound", bound)
 
 
-def _sink_findings(settings: Settings, directory: Path) -> Iterator[Finding]:
-    from ingestor.layout import Layout
+def find_sink_faults(settings: Settings, directory: Path) -> Iterator[Finding]:
+    """Why the destinations can't be opened as they are set."""
     from ingestor.recording import make_sink_process
 
     try:
@@ -143,10 +159,21 @@ def _sink_findings(settings: Settings, directory: Path) -> Iterator[Finding]:
         yield Finding("error", "sinks", str(error))
 
 
-def _disk_findings(settings: Settings) -> Iterator[Finding]:
+def find_disk_faults(settings: Settings, _directory: Path) -> Iterator[Finding]:
+    """Whether the recording can be written, and how much room there is for it."""
     root = settings.storage.root.absolute()
     base = next(path for path in (root, *root.parents) if path.exists())
-    fault = _fault_of_writing(base)
+    fault = None
+    if not base.is_dir():
+        fault = "not a directory"
+    elif not os.access(base, os.X_OK):
+        fault = "not accessible"
+    else:
+        try:  # a file that has no name and is gone at once
+            with tempfile.TemporaryFile(dir=base) as file:
+                file.write(b"x")
+        except OSError as error:
+            fault = error.strerror or str(error)
     if fault:
         yield Finding("error", "root", f"{root} can't be written: {fault} ({base}): mend that, or set storage.root")
         return
@@ -159,37 +186,121 @@ def _disk_findings(settings: Settings) -> Iterator[Finding]:
         yield Finding("ok", "free space", f"{format_bytes(free)}; {format_size(floor)} of it stays free")
 
 
-def _fault_of_writing(directory: Path) -> str | None:
-    """Why no file can be made here, by making one that has no name and is gone at once."""
-    if not directory.is_dir():
-        return "not a directory"
-    if not os.access(directory, os.X_OK):
-        return "not accessible"
-    try:
-        with tempfile.TemporaryFile(dir=directory) as file:
-            file.write(b"x")
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
-
-
-def _print(findings: list[Finding], resolved: dict[str, Any] | None) -> None:
-    for finding in findings:
-        click.echo(f"{finding.verdict:<7}  {finding.subject:<10}  {escape(finding.text)}")
-    if resolved is not None:
-        click.echo("\nWhat would run:\n")
-        click.echo(format_table(("setting", "value"), _flat(resolved)))
-
-
 def _flat(section: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
     """(`storage.rotate.age`, `15m`) of each setting, as the file would write it."""
     for key, value in section.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{above}{key}.")
         else:
-            yield f"{above}{key}", ", ".join(value) if isinstance(value, list) else _as_yaml(value)
+            text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+            yield f"{above}{key}", ", ".join(value) if isinstance(value, list) else text
 
 
-def _as_yaml(value: object) -> str:
-    words = {None: "null", True: "true", False: "false"}
-    return words[value] if value is None or isinstance(value, bool) else str(value)
+def _name_some(symbols: Sequence[str], count: int) -> str:
+    return ", ".join(symbols[:count]) + (f" and {len(symbols) - count} more" if len(symbols) > count else "")
+
+
+# The preflight
+
+
+def find_online(settings: Settings, key: Key | None) -> Iterator[Finding]:
+    """All of it; the venue only where there is a key, and an API to ask."""
+    base = find_rest_base(settings.feed.url)
+    if key is not None and base is not None:
+        yield from ask_venue(Rest(base, key.value.get_secret_value(), settings.connection.ca_file), settings.tickers)
+    elif base is None:
+        yield Finding("ok", "venue", f"{settings.feed.url} has no REST API: key, symbols and clock are not checked")
+    for find in (find_disk_speed, find_access, find_service):
+        yield from find(settings)
+
+
+def ask_venue(rest: Rest, tickers: Sequence[str]) -> Iterator[Finding]:
+    """Key, clock and symbols; one warning where nobody answers."""
+    try:
+        answer = rest.get("/quote?symbol=AAPL")
+        yield _judge_key(answer)
+        offset_s = answer.clock_offset_s
+        if offset_s is None:
+            yield Finding("warning", "clock", "the venue gave no time to compare with")
+        elif abs(offset_s) > _CLOCK_S:
+            by = f"{format_seconds(abs(offset_s))} {'ahead of' if offset_s > 0 else 'behind'}"
+            yield Finding("warning", "clock", f"{by} the venue's: turn time synchronisation on")
+        else:
+            yield Finding("ok", "clock", "within 2 s of the venue's")
+        for exchange, unknown in find_unknown(tickers, rest) if answer.status == 200 else ():
+            if unknown is None:
+                yield Finding("warning", "symbols", f"the venue has no list of {exchange}: not checked")
+            elif unknown:
+                text = f"unknown to the venue: {_name_some(unknown, _UNKNOWN_NAMED)}: it will send nothing of these"
+                yield Finding("error", "symbols", text)
+            else:
+                yield Finding("ok", "symbols", f"the venue knows those of {exchange}")
+    except VenueUnreachable as error:
+        yield Finding("warning", "venue", f"not reached ({error}): key, symbols and clock are not checked")
+
+
+def _judge_key(answer: Answer) -> Finding:
+    if answer.status in (401, 403):
+        return Finding("error", "key", f"the venue refuses it ({answer.status}): copy it anew from finnhub.io")
+    if answer.status == 429:
+        return Finding("warning", "key", "the venue says too many calls (429): somebody else uses it, or wait a minute")
+    if answer.status != 200:
+        return Finding("warning", "key", f"the venue answered {answer.status}: try again later")
+    return Finding("ok", "key", "the venue takes it")
+
+
+def find_disk_speed(settings: Settings) -> Iterator[Finding]:
+    """How long a sync takes where the recording goes."""
+    root = settings.storage.root.absolute()
+    base = next(path for path in (root, *root.parents) if path.exists())
+    try:
+        speed = measure_disk(base)
+    except OSError as error:
+        yield Finding("error", "disk speed", f"{base} can't be written: {error.strerror or error}")
+        return
+    text = (
+        f"a sync takes {format_seconds(speed.usual_s)}, {format_seconds(speed.worst_s)} at worst; "
+        f"{format_bytes(speed.bytes_per_s)} a second"
+    )
+    limit_s = min(_SLOW_S, settings.journal.sync_interval / 2)
+    if speed.usual_s > limit_s:
+        hint = f"set journal.sync_interval well above {format_seconds(speed.usual_s)}: see the SD card profile"
+        yield Finding("warning", "disk speed", f"{text}: {hint}")
+    else:
+        yield Finding("ok", "disk speed", text)
+
+
+def find_access(settings: Settings) -> Iterator[Finding]:
+    """Who may write into the recording, and who does now."""
+    layout = Layout(settings.storage.root.absolute())
+    if not layout.root.exists():
+        return
+    try:
+        mode = stat.S_IMODE(layout.root.stat().st_mode)
+        holder = read_holder(layout)
+    except OSError as error:
+        yield Finding("error", "access", f"{layout.root}: {error.strerror}: run as the user who records")
+        return
+    if mode & 0o002:
+        text = f"{layout.root} can be written by everybody ({mode:04o}): chmod o-w {layout.root}"
+        yield Finding("warning", "access", text)
+    else:
+        yield Finding("ok", "access", f"{layout.root} is {mode:04o}; new files are 0640, for owner and group")
+    if holder is not None:
+        yield Finding("ok", "recorder", f"process {holder.pid} records here now: `ingestor status` says how it is")
+
+
+def find_service(_settings: Settings) -> Iterator[Finding]:
+    """Whether the recorder comes back after a reboot."""
+    systemctl = shutil.which("systemctl")
+    if systemctl is None or not Path("/run/systemd/system").is_dir():
+        yield Finding("ok", "service", "no systemd on this machine: start `ingestor run` by other means")
+        return
+    asked = [systemctl, "is-enabled", "ingestor"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603  no user's words in it
+    state = done.stdout.strip() or "not installed"
+    if done.returncode == 0:
+        yield Finding("ok", "service", f"ingestor.service is {state}")
+    else:
+        text = f"ingestor.service is {state}: a reboot ends the recording; see `ingestor install`"
+        yield Finding("warning", "service", text)

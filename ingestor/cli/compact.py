@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import structlog
 
-from ingestor.cli.options import config_option, example, json_option, root_from, root_option
+from ingestor.cli.options import example, json_option, recording_options, root_from
 from ingestor.cli.printing import format_bytes, format_json
 from ingestor.logs import configure_logs
 
@@ -17,8 +17,7 @@ log = structlog.get_logger()
 
 
 @click.command(epilog=example("ingestor compact --root data"))
-@config_option
-@root_option
+@recording_options
 @json_option
 @click.option("--background", is_flag=True, help="At the lowest priority, as the recorder starts it after midnight.")
 def compact(config: Path | None, root: Path | None, as_json: bool, background: bool) -> None:

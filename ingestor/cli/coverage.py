@@ -1,4 +1,4 @@
-"""`ingestor coverage`: when the recorder could see, and when not."""
+"""`ingestor coverage`: when each symbol was recorded, and when not."""
 
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
@@ -6,18 +6,7 @@ from typing import Any
 
 import click
 
-from ingestor.cli.options import (
-    Span,
-    config_option,
-    example,
-    json_option,
-    read_span,
-    root_from,
-    root_option,
-    span_options,
-    symbols_option,
-    tell_of_unknown,
-)
+from ingestor.cli.options import example, query_options, read_span, root_from, warn_of_unknown_symbols
 from ingestor.cli.printing import format_json, format_table, format_time, percent, to_milliseconds
 from ingestor.coverage import Coverage, Gap, Interval, blind_by_cause, clip, sum_shares
 from ingestor.dataset import times
@@ -29,11 +18,7 @@ _FOREVER_US = 1 << 62
 
 
 @click.command(epilog=example("ingestor coverage --symbols AAPL --start 2026-11-20 --tz America/New_York"))
-@config_option
-@root_option
-@symbols_option
-@span_options
-@json_option
+@query_options
 def coverage(
     config: Path | None,
     root: Path | None,
@@ -50,10 +35,13 @@ def coverage(
 
     Prints a row a symbol, a row a gap, and the time blind by cause; --json has each interval, too.
     """
-    bounds = _bounds_us(read_span(start, end, tz))
-    span = times.Span(bounds[0] // 1000 if start else None, -(-bounds[1] // 1000) if end else None)
+    asked = read_span(start, end, tz)
+    start_us = 0 if asked.start is None else (asked.start - _EPOCH) // timedelta(microseconds=1)
+    end_us = _FOREVER_US if asked.end is None else (asked.end - _EPOCH) // timedelta(microseconds=1)
+    bounds = start_us, end_us
+    span = times.Span(start_us // 1000 if start else None, -(-end_us // 1000) if end else None)
     found = read_coverage(Layout(root_from(config, root)), symbols, span=span)
-    tell_of_unknown(root_from(config, root), symbols, found.symbols)
+    warn_of_unknown_symbols(root_from(config, root), symbols, found.symbols)
     click.echo(_as_json(found, bounds, tz) if as_json else _as_text(found, bounds, tz))
 
 
@@ -122,13 +110,6 @@ def _shown(row: dict[str, Any]) -> list[Any]:
         value if not isinstance(value, float) else seconds(value) if name == "seconds" else share(value)
         for name, value in row.items()
     ]
-
-
-def _bounds_us(span: Span) -> tuple[int, int]:
-    """The span in µs since 1970."""
-    start_us = 0 if span.start is None else (span.start - _EPOCH) // timedelta(microseconds=1)
-    end_us = _FOREVER_US if span.end is None else (span.end - _EPOCH) // timedelta(microseconds=1)
-    return start_us, end_us
 
 
 def _time(at_us: int, tz: tzinfo) -> str:

@@ -4,16 +4,7 @@ from pathlib import Path
 
 import click
 
-from ingestor.cli.options import (
-    config_option,
-    example,
-    json_option,
-    listen_options,
-    require_extra,
-    root_from,
-    root_option,
-    symbols_option,
-)
+from ingestor.cli.options import example, json_option, listen_options, reading_options, require_extra, root_from
 from ingestor.cli.printing import format_address
 
 
@@ -23,9 +14,7 @@ from ingestor.cli.printing import format_address
         "ingestor dashboard --symbols AAPL,MSFT",
     )
 )
-@config_option
-@root_option
-@symbols_option
+@reading_options
 @click.option(
     "--interval",
     type=click.Choice(["1s", "5s", "15s", "1m", "5m", "15m", "1h"]),

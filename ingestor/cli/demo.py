@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import click
 
-from ingestor.cli.options import Duration, example
+from ingestor.cli.options import DurationType, example
 from ingestor.config.types import format_duration
 from ingestor.errors import ConfigError, IngestorError
 
@@ -35,7 +35,7 @@ logging: {{format: json}}
 @click.option(
     "--for",
     "seconds",
-    type=Duration(),
+    type=DurationType(),
     metavar="DURATION",
     default="20s",
     show_default=True,
@@ -128,17 +128,12 @@ def _watch(root: Path, recorder: subprocess.Popen[str], seconds: float) -> None:
         if now_s - shown_s >= (0.25 if sys.stderr.isatty() else 2.0):
             shown_s = now_s
             blind = f"   blind for {now_s - heard_s:.1f} s" if now_s - heard_s >= 1 else ""
-            _print_progress(f"{now_s - started_s:5.1f} s  {trades:>8,} trades   {last}{blind}")
+            line = f"{now_s - started_s:5.1f} s  {trades:>8,} trades   {last}{blind}"
+            on_terminal = sys.stderr.isatty()
+            click.echo(f"\r\x1b[2K{line}" if on_terminal else line, err=True, nl=not on_terminal)
         if now_s - started_s >= seconds or recorder.poll() is not None:
             break
     click.echo("", err=True)
-
-
-def _print_progress(line: str) -> None:
-    if sys.stderr.isatty():
-        click.echo(f"\r\x1b[2K{line}", err=True, nl=False)
-    else:
-        click.echo(line, err=True)
 
 
 def _stop(recorder: subprocess.Popen[str]) -> None:
@@ -151,7 +146,22 @@ def _stop(recorder: subprocess.Popen[str]) -> None:
 def _show(folder: Path) -> None:
     """What there is now, by the means that a user has."""
     data = folder / "data"
-    rows = _show_frame(data / "trades")
+    trades = data / "trades"
+    if find_spec("pandas") is None:
+        import pyarrow.dataset as ds
+
+        table = ds.dataset(trades, partitioning="hive").to_table()
+        click.echo(f">>> pyarrow.dataset.dataset('{trades}').to_table()\n{table.slice(0, 5).to_pylist()}")
+        rows = int(table.num_rows)
+    else:
+        import pandas as pd
+
+        frame = pd.read_parquet(trades)
+        click.echo(f">>> pandas.read_parquet('{trades}')")
+        with pd.option_context("display.width", 120, "display.max_columns", None):
+            click.echo(frame.groupby("symbol", observed=True).head(1).drop(columns=["date"]).to_string(index=False))
+        click.echo(f"\n{frame['symbol'].value_counts().to_string()}")
+        rows = len(frame)
     size = sum(path.stat().st_size for path in data.glob("trades/**/*.parquet"))
     click.echo(f"\n{rows:,} rows; {size:,} bytes of Parquet, {size / max(rows, 1):.1f} a trade")
     for line in (folder / "recorder.log").read_text().splitlines():
@@ -162,21 +172,3 @@ def _show(folder: Path) -> None:
             click.echo(f"Gap:          blind for {fact['seconds']} s, cause: {fact['cause']}")
     click.echo(f"\nParquet:  {data / 'trades'}\nCSV:      {data / 'csv'}\nLedger:   {data / 'ledger'}")
     click.echo(f"Log:      {folder / 'recorder.log'}\nTruth:    {folder / 'truth.jsonl'} (what the venue really sent)")
-
-
-def _show_frame(trades: Path) -> int:
-    """The head of the dataset, and its number of rows; by pandas, or plain Arrow where that is missing."""
-    if find_spec("pandas") is None:
-        import pyarrow.dataset as ds
-
-        table = ds.dataset(trades, partitioning="hive").to_table()
-        click.echo(f">>> pyarrow.dataset.dataset('{trades}').to_table()\n{table.slice(0, 5).to_pylist()}")
-        return int(table.num_rows)
-    import pandas as pd
-
-    frame = pd.read_parquet(trades)
-    click.echo(f">>> pandas.read_parquet('{trades}')")
-    with pd.option_context("display.width", 120, "display.max_columns", None):
-        click.echo(frame.groupby("symbol", observed=True).head(1).drop(columns=["date"]).to_string(index=False))
-    click.echo(f"\n{frame['symbol'].value_counts().to_string()}")
-    return len(frame)

@@ -1,13 +1,13 @@
-"""`ingestor init`: the files to start from, written once and never over anything."""
+"""`ingestor init`: the files to start from, written once and never over anything; and where the package has them."""
 
 import os
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import click
 
 from ingestor.cli.options import config_option, example
-from ingestor.cli.packaged import read_packaged
 from ingestor.config import DEFAULT_PATH
 from ingestor.errors import ConfigError
 
@@ -64,3 +64,11 @@ def _write_new(path: Path, content: bytes, mode: int) -> bool:
         file.write(content)
     click.echo(f"wrote {path}")
     return True
+
+
+def read_packaged(packaged: str, in_checkout: str) -> bytes:
+    """A file that comes with the package: as the wheel carries it (`templates/…`), or as the source tree has it."""
+    resource = files("ingestor.cli").joinpath("templates", packaged)
+    if resource.is_file():
+        return resource.read_bytes()
+    return (Path(__file__).parents[2] / in_checkout).read_bytes()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 
+from ingestor.cli.init import read_packaged
 from ingestor.cli.options import config_dir, config_option, example
-from ingestor.cli.packaged import read_packaged
 from ingestor.config import load_settings
 from ingestor.config.key import load_key
 from ingestor.errors import ConfigError, IngestorError
@@ -34,7 +34,7 @@ class Write:
     def __str__(self) -> str:
         return f"write {self.path} ({self.mode:04o}{', unless it exists' if self.keep else ''})"
 
-    def do(self) -> None:
+    def apply(self) -> None:
         """Raises OSError."""
         if self.keep and self.path.exists():
             return
@@ -56,7 +56,7 @@ class Run:
     def __str__(self) -> str:
         return f"run   {shlex.join(self.command)}"
 
-    def do(self) -> None:
+    def apply(self) -> None:
         """Raises OSError, subprocess.CalledProcessError."""
         subprocess.run(self.command, check=True)  # noqa: S603  the commands below, no user's words
 
@@ -76,8 +76,14 @@ def install(config: Path | None, dry_run: bool) -> None:
     steps = list(_plan(prefix, config))
     for step in steps:
         click.echo(step)
-        if not dry_run:
-            _do(step)
+        if dry_run:
+            continue
+        try:
+            step.apply()
+        except OSError as error:
+            raise IngestorError(f"{step}: {error.strerror or error}") from None
+        except subprocess.CalledProcessError as error:
+            raise IngestorError(f"{step}: ended with {error.returncode}") from None
     if not (ETC / "api-key").exists() and not any("api-key" in str(step) for step in steps):
         click.echo(f"\nThe key is missing: write it, alone, to {ETC / 'api-key'} (chmod 600), then:")
     else:
@@ -112,7 +118,12 @@ def _plan(prefix: str, config: Path | None) -> Iterator[Write | Run]:
         name = "finnhub-ingestor.conf"
         yield Write(Path("/etc") / folder / name, _read(f"{folder}/{name}"), 0o644)
     yield Run(("systemd-sysusers", "finnhub-ingestor.conf"))
-    yield Write(ETC / "ingestor.yaml", _settings_text(config), 0o640, keep=True)
+    if config is None:
+        settings = read_packaged("ingestor.yaml", "config/ingestor.yaml")
+    else:
+        load_settings(config)  # a mistake in them is told now, not by the service
+        settings = config.read_bytes()
+    yield Write(ETC / "ingestor.yaml", settings, 0o640, keep=True)
     key = load_key(config_dir(config))
     if key is not None:
         yield Write(ETC / "api-key", key.value.get_secret_value().encode(), 0o600, keep=True)
@@ -120,22 +131,5 @@ def _plan(prefix: str, config: Path | None) -> Iterator[Write | Run]:
     yield Run(("systemctl", "daemon-reload"))
 
 
-def _settings_text(config: Path | None) -> bytes:
-    """The settings to install: these, checked, or those to start from. Raises ConfigError."""
-    if config is None:
-        return read_packaged("ingestor.yaml", "config/ingestor.yaml")
-    load_settings(config)
-    return config.read_bytes()
-
-
 def _read(name: str) -> bytes:
     return read_packaged(f"systemd/{name}", f"systemd/{name}")
-
-
-def _do(step: Write | Run) -> None:
-    try:
-        step.do()
-    except OSError as error:
-        raise IngestorError(f"{step}: {error.strerror or error}") from None
-    except subprocess.CalledProcessError as error:
-        raise IngestorError(f"{step}: ended with {error.returncode}") from None

@@ -31,12 +31,12 @@ COMMANDS = {
     "serve": ("ingestor.cli.serve:serve", "Serve live prices, history and a page to everybody here."),
     "coverage": ("ingestor.cli.coverage:coverage", "Say when the recorder could see, and when not."),
     "verify": ("ingestor.cli.verify:verify", "Recount every file against the ledger."),
-    "head": ("ingestor.cli.head:head", "Print the first trades of a recording."),
-    "bars": ("ingestor.cli.bars:bars", "Print bars, each with the share of it that was recorded."),
-    "describe": ("ingestor.cli.describe:describe", "Say what a recording holds, symbol by symbol."),
+    "head": ("ingestor.cli.read:head", "Print the first trades of a recording."),
+    "bars": ("ingestor.cli.read:bars", "Print bars, each with the share of it that was recorded."),
+    "describe": ("ingestor.cli.read:describe", "Say what a recording holds, symbol by symbol."),
     "plot": ("ingestor.cli.plot:plot", "Draw bars, indicators and gaps, or the newest trades in a window."),
     "dashboard": ("ingestor.cli.dashboard:dashboard", "Show candlesticks and indicators in the browser, live."),
-    "export": ("ingestor.cli.export:export", "Write trades to CSV, Parquet, JSON Lines or SQLite."),
+    "export": ("ingestor.cli.read:export", "Write trades to CSV, Parquet, JSON Lines or SQLite."),
     "compact": ("ingestor.cli.compact:compact", "Merge the files of each closed day into one."),
     "install": ("ingestor.cli.install:install", "Install the systemd service, or show what that would do."),
     "simulate": ("ingestor.cli.simulate:simulate", "Be a venue: serve simulated trades."),
@@ -81,7 +81,12 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its code; a warning or an error is one clear message on stderr."""
-    _prepare_stdout()
+    # A terminal or file that knows few letters gets the others escaped; one that is closed is an error when written to,
+    # and none to a command that prints nothing.
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")
+    elif isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():  # which puts back what shows them
         warnings.showwarning = _print_warning
         try:
@@ -93,16 +98,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except OSError as error:
             code = _end_of_output(error)
         sys.exit(code)
-
-
-def _prepare_stdout() -> None:
-    """A terminal or file that knows few letters gets the others escaped; one that is closed is an error when written
-    to, and none to a command that prints nothing.
-    """
-    if sys.stdout is None:
-        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")
-    elif isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _end_of_output(error: OSError) -> int:
@@ -119,7 +114,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         result = cli.main(arguments, prog_name="ingestor", standalone_mode=False)
     except click.ClickException as error:
-        _print_usage_error(error)
+        text = error.format_message().removesuffix(".")
+        told = escape(text[:1].lower() + text[1:], keep="\n")
+        click.echo(f"error: {told}", err=True)
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            click.echo(f"see {error.ctx.command_path} --help", err=True)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
@@ -137,15 +136,6 @@ def _refused(error: OSError) -> int:
     hint = ": become a user who may, such as one of the recording's group" if isinstance(error, PermissionError) else ""
     _print_error(f"{what}{hint}" if error.filename is None else f"{error.filename}: {what}{hint}")
     return 1
-
-
-def _print_usage_error(error: click.ClickException) -> None:
-    """`error: …` as of all errors, and where the command's help is."""
-    text = error.format_message().removesuffix(".")
-    told = escape(text[:1].lower() + text[1:], keep="\n")
-    click.echo(f"error: {told}", err=True)
-    if isinstance(error, click.UsageError) and error.ctx is not None:
-        click.echo(f"see {error.ctx.command_path} --help", err=True)
 
 
 def _print_error(text: str) -> None:

@@ -1,4 +1,4 @@
-"""The flags that several commands share, each written once."""
+"""Flags that several commands share, each written once."""
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, tzinfo
@@ -17,14 +17,14 @@ from ingestor.errors import ConfigError
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-class Span(NamedTuple):
+class TimeRange(NamedTuple):
     """A half-open interval of time: `start` is in it, `end` isn't. None is open. Both aware, in UTC."""
 
     start: datetime | None
     end: datetime | None
 
 
-class Duration(click.ParamType[float]):
+class DurationType(click.ParamType[float]):
     """`250ms` → 0.25. Nothing that a flag says may last no time at all."""
 
     name = "duration"
@@ -41,7 +41,7 @@ class Duration(click.ParamType[float]):
         return seconds
 
 
-class Size(click.ParamType[int]):
+class SizeType(click.ParamType[int]):
     """`4MB` → 4194304."""
 
     name = "size"
@@ -110,6 +110,16 @@ def symbols_option(command: _Command) -> _Command:
     )(command)
 
 
+def recording_options(command: _Command) -> _Command:
+    """`config: Path | None`, `root: Path | None`."""
+    return config_option(root_option(command))
+
+
+def reading_options(command: _Command) -> _Command:
+    """`config: Path | None`, `root: Path | None`, `symbols: tuple[str, ...] | None`."""
+    return config_option(root_option(symbols_option(command)))
+
+
 def json_option(command: _Command) -> _Command:
     """`as_json: bool`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(command)
@@ -125,6 +135,11 @@ def tz_option(command: _Command) -> _Command:
         show_default=True,
         help="Zone of the times shown, and of those given without one.",
     )(command)
+
+
+def query_options(command: _Command) -> _Command:
+    """`config`, `root`, `symbols`, `start`, `end`, `tz`, `as_json`: what is asked of a recording, for `read_span`."""
+    return reading_options(span_options(json_option(command)))
 
 
 def listen_options(port: int, where: str = "Address to listen on.") -> Callable[[_Command], _Command]:
@@ -155,9 +170,9 @@ def span_options(command: _Command) -> _Command:
     return command
 
 
-def read_span(start: str | None, end: str | None, tz: tzinfo) -> Span:
+def read_span(start: str | None, end: str | None, tz: tzinfo) -> TimeRange:
     """The interval that the flags name. Raises click.BadParameter."""
-    span = Span(
+    span = TimeRange(
         None if start is None else parse_time(start, tz, "--start"),
         None if end is None else parse_time(end, tz, "--end"),
     )
@@ -202,7 +217,7 @@ def root_from(config: Path | None, root: Path | None) -> Path:
     return load_settings(config or DEFAULT_PATH).storage.root
 
 
-def tell_of_unknown(root: Path, symbols: tuple[str, ...] | None, found: Iterable[str] = ()) -> None:
+def warn_of_unknown_symbols(root: Path, symbols: tuple[str, ...] | None, found: Iterable[str] = ()) -> None:
     """Name on stderr the symbols that are not recorded; of those in `found` it is known."""
     from ingestor.dataset.arguments import warn_of_unknown
     from ingestor.layout import Layout
@@ -210,7 +225,7 @@ def tell_of_unknown(root: Path, symbols: tuple[str, ...] | None, found: Iterable
     warn_of_unknown(Layout(root), symbols, found)
 
 
-def tell_of_nothing(root: Path, symbols: tuple[str, ...] | None, tz: tzinfo) -> None:
+def warn_of_nothing(root: Path, symbols: tuple[str, ...] | None, tz: tzinfo) -> None:
     """Say on stderr why there is nothing to print: the time that is recorded."""
     from ingestor.dataset.arguments import explain_nothing
 

@@ -8,25 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ingestor.cli.options import (
-    Span,
-    config_option,
-    example,
-    json_option,
-    read_span,
-    require_extra,
-    root_from,
-    root_option,
-    span_options,
-    symbols_option,
-)
+from ingestor.cli.options import TimeRange, example, query_options, read_span, require_extra, root_from
 from ingestor.cli.printing import format_bytes, format_json
 from ingestor.errors import ConfigError, IngestorError
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from ingestor.charts.live_chart import LiveChart
     from ingestor.charts.theme import Theme
 
 _MAX_SYMBOLS = 6
@@ -43,11 +29,7 @@ _BEFORE = timedelta(minutes=1)
         "ingestor plot --symbols AAPL",
     )
 )
-@config_option
-@root_option
-@symbols_option
-@span_options
-@json_option
+@query_options
 @click.option("--png", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write a picture here.")
 @click.option("--interval", metavar="INTERVAL", help="Bars of the picture.  [default: 400 or fewer from side to side]")
 @click.option(
@@ -88,13 +70,13 @@ def plot(
         told = f"{png}: {bars:,} bars, {format_bytes(size)}"
         click.echo(format_json({"file": str(png), "bars": bars, "bytes": size}) if as_json else told)
         return
-    if span != Span(None, None) or interval is not None or as_json:
+    if span != TimeRange(None, None) or interval is not None or as_json:
         raise click.UsageError("--start, --end, --interval and --json belong to a picture: add --png FILE")
     _show_window(found_root, symbols, points, average, tz, theme)
 
 
 def _write_picture(
-    root: Path, path: Path, symbols: Sequence[str], span: Span, tz: tzinfo, interval: str | None, theme: "Theme"
+    root: Path, path: Path, symbols: Sequence[str], span: TimeRange, tz: tzinfo, interval: str | None, theme: "Theme"
 ) -> int:
     """How many bars it shows."""
     from ingestor.charts.matplotlib_chart import draw_picture, save_picture
@@ -119,26 +101,19 @@ def _write_picture(
 def _show_window(
     root: Path, symbols: Sequence[str], points: int, average_over: int, tz: tzinfo, theme: "Theme"
 ) -> None:
+    """Until the window is closed: a batch, a check of the ledger now and then, a drawing at most each 100 ms."""
     from matplotlib import pyplot as plt
 
     from ingestor.charts.live_chart import LiveChart
+    from ingestor.charts.series import BlindTimes
+    from ingestor.dataset.follow import follow
+    from ingestor.operations.signals import catch_signals
 
     figure = plt.figure("ingestor plot", figsize=(10, 1.2 + 3.6 * len(symbols)))
     if figure.canvas.required_interactive_framework is None:
         raise ConfigError("there is no display for a window here: write a picture with --png FILE")
     chart = LiveChart(figure, symbols, points, average_over, tz, theme)
     figure.show()
-    _follow(root, symbols, chart, figure)
-
-
-def _follow(root: Path, symbols: Sequence[str], chart: "LiveChart", figure: "Figure") -> None:
-    """Until the window is closed: a batch, a check of the ledger now and then, a drawing at most each 100 ms."""
-    from matplotlib import pyplot as plt
-
-    from ingestor.charts.series import BlindTimes
-    from ingestor.dataset.follow import follow
-    from ingestor.operations.signals import catch_signals
-
     signals = catch_signals()  # a KeyboardInterrupt inside a callback of the window would be printed, and forgotten
     began = datetime.now(UTC) - _BEFORE
     checked_s = drawn_s = float("-inf")

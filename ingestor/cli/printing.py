@@ -1,4 +1,4 @@
-"""How commands print: one table, one JSON, and each kind of value in one way.
+"""Output of commands: one table, one JSON, and each kind of value in one way.
 
 What is measured is written for people, `4.2 s`, `73.3 GB`; what is set is written as the settings read it, `15m`,
 `1GB`. Times are ISO 8601 with their zone, `Z` where that is UTC. Shares are percentages in tables, 0 to 1 in JSON.
@@ -18,9 +18,21 @@ _UNITS = (("TB", 40), ("GB", 30), ("MB", 20), ("KB", 10))
 
 def format_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Aligned plain text: columns of numbers to the right, all else to the left; None is an empty cell."""
+
+    def is_number(value: object) -> bool:
+        return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+
+    def cell_text(value: object) -> str:
+        if value is None:
+            return ""
+        if isinstance(value, float):
+            return format_number(value)
+        return f"{value:,}" if is_number(value) else escape(str(value))
+
     cells = [list(row) for row in rows]
-    numeric = [all(_is_number(row[at]) for row in cells) and bool(cells) for at in range(len(columns))]
-    lines = [list(columns), *([_cell(value) for value in row] for row in cells)]
+    columnwise = [[row[at] for row in cells if row[at] is not None] for at in range(len(columns))]
+    numeric = [all(map(is_number, values)) and bool(cells) for values in columnwise]
+    lines = [list(columns), *([cell_text(value) for value in row] for row in cells)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
     return "\n".join(
         "  ".join(
@@ -93,15 +105,3 @@ def to_milliseconds(seconds: float) -> Decimal:
 
 def _as_json(value: object) -> str:
     return format_time(value, timespec="auto") if isinstance(value, datetime) else str(value)
-
-
-def _is_number(value: object) -> bool:
-    return value is None or (isinstance(value, int | float | Decimal) and not isinstance(value, bool))
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return format_number(value)
-    return f"{value:,}" if isinstance(value, int | Decimal) and not isinstance(value, bool) else escape(str(value))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ingestor.cli.options import config_option, example, json_option, root_option, settings_from
+from ingestor.cli.options import example, json_option, recording_options, settings_from
 from ingestor.cli.printing import format_json
 from ingestor.config import Flags
 from ingestor.errors import ConfigError, IngestorError
@@ -21,8 +21,7 @@ _OUTCOMES = ("settings.reloaded", "settings.refused")
 
 
 @click.command(epilog=example("ingestor reload"))
-@config_option
-@root_option
+@recording_options
 @json_option
 def reload(config: Path | None, root: Path | None, as_json: bool) -> None:
     """Subscribe and unsubscribe what has changed in `tickers`, on the open connection; wait until that is done.

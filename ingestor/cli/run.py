@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import structlog
 
-from ingestor.cli.options import config_dir, config_option, example, root_option, source_from, symbols_option
+from ingestor.cli.options import config_dir, example, reading_options, source_from
 from ingestor.config import Flags
 from ingestor.config.addresses import find_unused_proxy
 from ingestor.config.key import load_key
@@ -19,9 +19,7 @@ log = structlog.get_logger()
 
 
 @click.command(epilog=example("ingestor run --symbols AAPL,BINANCE:BTCUSDT"))
-@config_option
-@root_option
-@symbols_option
+@reading_options
 @click.option("--url", metavar="URL", help="The venue; stands above feed.url of the settings.")
 def run(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None, url: str | None) -> None:
     """Record trades until SIGTERM or SIGINT; a second signal leaves the sealing to the next start. SIGHUP takes a

@@ -8,14 +8,13 @@ import click
 from pydantic import ValidationError
 
 from ingestor.cli.options import (
-    Size,
-    config_option,
+    SizeType,
     example,
     json_option,
     listen_options,
+    recording_options,
     require_extra,
     root_from,
-    root_option,
 )
 from ingestor.cli.printing import format_address
 from ingestor.config.sinks import RedisSettings
@@ -24,8 +23,7 @@ from ingestor.layout import Layout
 from ingestor.logs import configure_logs
 
 if TYPE_CHECKING:
-    from ingestor.live.auth import Verifier
-    from ingestor.live.source import Source
+    from ingestor.live.hub import PriceSource
 
 _SECRETS = ("INGESTOR_JWT_SECRET", "REDIS_PASSWORD")
 
@@ -36,8 +34,7 @@ _SECRETS = ("INGESTOR_JWT_SECRET", "REDIS_PASSWORD")
         "ingestor serve",
     )
 )
-@config_option
-@root_option
+@recording_options
 @click.option("--redis", metavar="URL", help="Take prices from the Redis of a recorder elsewhere.")
 @listen_options(8766)
 @click.option("--allow-host", "allowed", multiple=True, metavar="NAME", help="A name it is called by; repeatable.")
@@ -60,7 +57,9 @@ _SECRETS = ("INGESTOR_JWT_SECRET", "REDIS_PASSWORD")
     show_default=True,
     help="Symbols a WebSocket may ask for.",
 )
-@click.option("--client-queue", type=Size(), default="4MB", show_default=True, help="What may wait for a WebSocket.")
+@click.option(
+    "--client-queue", type=SizeType(), default="4MB", show_default=True, help="What may wait for a WebSocket."
+)
 @json_option
 def serve(config: Path | None, root: Path | None, as_json: bool, **options: Any) -> None:
     """Serve live prices, history and a page, until Ctrl-C. The recorder does not notice.
@@ -70,33 +69,27 @@ def serve(config: Path | None, root: Path | None, as_json: bool, **options: Any)
     """
     require_extra("live", "starlette", "uvicorn", "jwt", "cryptography")
     from ingestor.config.addresses import allowed_hosts
-    from ingestor.live.server import Service, listen, run_service
+    from ingestor.live.access import load_verifier
+    from ingestor.live.server import PriceService, listen, run_service
     from ingestor.live.subscriptions import Limits
 
     configure_logs("info", "auto", [os.environ.get(name, "") for name in _SECRETS])
     host: str = options["host"]
-    verifier = _make_verifier(options)
+    if options["jwt"] is None and options["public_key"] is not None:
+        raise ConfigError("--public-key FILE belongs to --jwt RS256")
+    verifier = None  # nobody is asked for a token
+    if options["jwt"] is not None:
+        verifier = load_verifier(options["jwt"], options["audience"], options["public_key"], os.environ)
     limits = Limits(options["max_clients"], options["max_symbols"], options["client_queue"])
     with listen(host, options["port"], authenticated=verifier is not None) as listening:
         source, layout = _open_source(config, root, options["redis"])
         url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         line = format_address(url, as_json=as_json)
-        service = Service(source, layout, allowed_hosts(host, options["allowed"]), verifier, limits)
+        service = PriceService(source, layout, allowed_hosts(host, options["allowed"]), verifier, limits)
         run_service(service, listening, lambda: click.echo(line))
 
 
-def _make_verifier(options: dict[str, Any]) -> "Verifier | None":
-    """What checks tokens; None where nobody is asked for one. Raises ConfigError."""
-    from ingestor.live.auth import load_verifier
-
-    if options["jwt"] is None and options["public_key"] is not None:
-        raise ConfigError("--public-key FILE belongs to --jwt RS256")
-    if options["jwt"] is None:
-        return None
-    return load_verifier(options["jwt"], options["audience"], options["public_key"], os.environ)
-
-
-def _open_source(config: Path | None, root: Path | None, redis: str | None) -> "tuple[Source, Layout | None]":
+def _open_source(config: Path | None, root: Path | None, redis: str | None) -> "tuple[PriceSource, Layout | None]":
     """Where the prices come from, and the recording if it is here. Raises IngestorError, OSError."""
     if redis is None:
         from ingestor.live.journal_source import JournalSource

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from ingestor.cli.options import Duration, example, json_option, listen_options, symbols_option
+from ingestor.cli.options import DurationType, example, json_option, listen_options, symbols_option
 from ingestor.cli.printing import format_address, format_json
 from ingestor.config import load_settings
-from ingestor.config.feeds import JsonSettings
+from ingestor.config.feeds import FeedSettings, JsonSettings
 from ingestor.errors import ConfigError
 from ingestor.logs import configure_logs
 from ingestor.simulator.faults import Schedule, load_faults
@@ -21,7 +21,7 @@ from ingestor.simulator.protocols import PLAIN_JSON
 from ingestor.simulator.venue import Venue, VenueSettings, open_venue
 
 
-class _Pace(click.ParamType[float]):
+class PaceType(click.ParamType[float]):
     """A number above zero, or `max` → infinity."""
 
     name = "number|max"
@@ -61,8 +61,8 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     "--config", type=FILE, metavar="FILE", help="With `--protocol json`: speak the language of these settings' feed."
 )
 @symbols_option
-@click.option("--rate", type=_Pace(), help="Trades per second over all symbols; `max`: as fast as they are read.")
-@click.option("--interval", type=Duration(), default="50ms", show_default=True, help="A batch, or a bar, so often.")
+@click.option("--rate", type=PaceType(), help="Trades per second over all symbols; `max`: as fast as they are read.")
+@click.option("--interval", type=DurationType(), default="50ms", show_default=True, help="A batch, or a bar, so often.")
 @click.option("--seed", type=int, metavar="N", help="Makes the run repeatable.")
 @click.option("--start-price", type=POSITIVE, metavar="PRICE", help="Of every symbol; else about what is usual.")
 @click.option("--volatility", type=click.FloatRange(min=0), metavar="X", default=0.3, show_default=True, help="A year.")
@@ -75,7 +75,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     help="Send recorded trades: Parquet, CSV, JSON lines (a truth file), or a directory such as data/trades.",
 )
 @click.option(
-    "--speed", type=_Pace(), default="1", show_default=True, help="Of a replay, times its own pace, or `max`."
+    "--speed", type=PaceType(), default="1", show_default=True, help="Of a replay, times its own pace, or `max`."
 )
 @click.option(
     "--key", "keys", metavar="KEY", multiple=True, default=("demo",), show_default=True, help="A valid one; repeatable."
@@ -84,11 +84,11 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--limit", type=click.IntRange(0), metavar="N", default=50, show_default=True, help="Symbols a connection."
 )
-@click.option("--ping-interval", type=Duration(), default="60s", show_default=True, help="From ping to ping.")
+@click.option("--ping-interval", type=DurationType(), default="60s", show_default=True, help="From ping to ping.")
 @click.option("--faults", metavar="FILE|NAME[,NAME]", help="Misbehave: a fault script, or presets by name.")
 @click.option("--tls-cert", type=FILE, metavar="FILE", help="Serve wss:// with this certificate (PEM).")
 @click.option("--tls-key", type=FILE, metavar="FILE", help="Its key (PEM).")
-@click.option("--for", "run_s", type=Duration(), help="Stop after this time.")
+@click.option("--for", "run_s", type=DurationType(), help="Stop after this time.")
 @json_option
 def simulate(**options: Any) -> None:
     """Be a venue: speak Finnhub's protocol, or another, over a real WebSocket, with made-up trades.
@@ -124,34 +124,11 @@ def _venue_settings(options: dict[str, Any]) -> VenueSettings:
     certificate = (options["tls_cert"], options["tls_key"])
     if (certificate[0] is None) != (certificate[1] is None):
         raise ConfigError("TLS needs both --tls-cert and --tls-key")
-    return VenueSettings(
-        host=options["host"],
-        port=options["port"],
-        protocol=options["protocol"],
-        json_feed=PLAIN_JSON if options["config"] is None else _json_feed(options["config"]),
-        symbols=options["symbols"] or (),
-        keys=None if options["any_key"] else frozenset(options["keys"]),
-        limit=options["limit"],
-        ping_interval_s=options["ping_interval"],
-        market=_market_settings(options),
-        replay=options["replay"],
-        speed=options["speed"],
-        faults=Schedule() if options["faults"] is None else load_faults(options["faults"]),
-        truth=options["truth"],
-        certificate=None if certificate[0] is None else certificate,
-    )
-
-
-def _json_feed(config: Path) -> JsonSettings:
-    """Raises ConfigError."""
-    feed = load_settings(config).feed
-    if not isinstance(feed, JsonSettings):
-        raise ConfigError(f"{config}: its feed is `{feed.type}`: --config is for `--protocol json`")
-    return feed
-
-
-def _market_settings(options: dict[str, Any]) -> MarketSettings:
-    return MarketSettings(
+    json_feed: FeedSettings = PLAIN_JSON if options["config"] is None else load_settings(options["config"]).feed
+    if not isinstance(json_feed, JsonSettings):
+        text = f"{options['config']}: its feed is `{json_feed.type}`: --config is for `--protocol json`"
+        raise ConfigError(text)
+    market = MarketSettings(
         seed=secrets.randbits(32) if options["seed"] is None else options["seed"],
         rate=options["rate"],
         interval_s=options["interval"],
@@ -160,4 +137,20 @@ def _market_settings(options: dict[str, Any]) -> MarketSettings:
         tick_size=options["tick_size"],
         start_price=options["start_price"],
         start_prices=START_PRICES if options["start_price"] is None else {},
+    )
+    return VenueSettings(
+        host=options["host"],
+        port=options["port"],
+        protocol=options["protocol"],
+        json_feed=json_feed,
+        symbols=options["symbols"] or (),
+        keys=None if options["any_key"] else frozenset(options["keys"]),
+        limit=options["limit"],
+        ping_interval_s=options["ping_interval"],
+        market=market,
+        replay=options["replay"],
+        speed=options["speed"],
+        faults=Schedule() if options["faults"] is None else load_faults(options["faults"]),
+        truth=options["truth"],
+        certificate=None if certificate[0] is None else certificate,
     )

@@ -8,19 +8,18 @@ from pathlib import Path
 
 import click
 
-from ingestor.cli.options import config_option, example, json_option, root_from, root_option
+from ingestor.cli.options import example, json_option, recording_options, root_from
 from ingestor.cli.printing import format_bytes, format_json, format_seconds, format_time
 from ingestor.layout import Layout
 from ingestor.operations.status import Status, read_status
-from ingestor.operations.vitals import Disk, Flow, Link
+from ingestor.operations.vitals import Disk, Flow
 from ingestor.texts import escape
 
 _QUANTILE = 0.99
 
 
 @click.command(epilog=example("ingestor status --root data"))
-@config_option
-@root_option
+@recording_options
 @json_option
 def status(config: Path | None, root: Path | None, as_json: bool) -> None:
     """Say how the recorder of this root is: exit 0 healthy, 1 degraded (each line with ! says why), 3 not running."""
@@ -49,18 +48,15 @@ def describe(found: Status) -> Iterator[tuple[str, str]]:
     started = format_time(datetime.fromtimestamp(vitals.started_at, UTC), timespec="seconds")
     age = format_seconds(vitals.at - vitals.started_at)
     yield "process", f"{vitals.pid}, version {vitals.version}; run {vitals.run} since {started} ({age})"
-    yield from _describe_link(vitals.link)
-    yield from _describe_flow(vitals.flow)
-    yield from _describe_disk(vitals.disk, found)
-
-
-def _describe_link(link: Link) -> Iterator[tuple[str, str]]:
+    link = vitals.link
     state = "connected" if link.connected else "not connected"
     ticking = f"{link.ticking} of {link.symbols} symbols ticking"
     yield "venue", f"{state}, {ticking}, last heard {format_seconds(link.silence_s)} ago"
     lasted = {cause: link.blind_s.get(cause, 0.0) + link.gap_s * (cause == link.gap) for cause in link.gaps}
     gaps = [f"{count} {cause} ({format_seconds(lasted[cause])})" for cause, count in link.gaps.items()]
     yield "gaps", f"in this run: {', '.join(gaps) or 'none'}; connection {link.connections}"
+    yield from _describe_flow(vitals.flow)
+    yield from _describe_disk(vitals.disk, found)
 
 
 def _describe_flow(flow: Flow) -> Iterator[tuple[str, str]]:
@@ -72,7 +68,11 @@ def _describe_flow(flow: Flow) -> Iterator[tuple[str, str]]:
             f"{flow.strange.messages:,} messages fit nothing, such as ({flow.strange.reason}): {flow.strange.sample}",
         )
     if flow.delays.total:
-        yield "delay", f"{_QUANTILE:.0%} of the trades came within {_quantile(flow)} of the venue's time"
+        wanted, bounds = _QUANTILE * flow.delays.total, flow.delays.bounds
+        held = (bound for bound, within in zip(bounds, flow.delays.within, strict=True) if within >= wanted)
+        bound = next(held, None)
+        within = f"more than {format_seconds(bounds[-1])}" if bound is None else format_seconds(bound)
+        yield "delay", f"{_QUANTILE:.0%} of the trades came within {within} of the venue's time"
     used = flow.buffer_bytes / flow.buffer_max_bytes
     yield "recorder", f"lag {format_seconds(flow.lag_s)}, buffer {used:.0%} full, {flow.pauses} pauses"
 
@@ -93,11 +93,3 @@ def _describe_disk(disk: Disk, found: Status) -> Iterator[tuple[str, str]]:
     if found.days_left is not None:
         room += f": {found.days_left:,.0f} days left"
     yield "disk", room
-
-
-def _quantile(flow: Flow) -> str:
-    """The smallest bound that holds this share of the trades."""
-    wanted = _QUANTILE * flow.delays.total
-    bounds = zip(flow.delays.bounds, flow.delays.within, strict=True)
-    bound = next((bound for bound, within in bounds if within >= wanted), None)
-    return f"more than {format_seconds(flow.delays.bounds[-1])}" if bound is None else format_seconds(bound)

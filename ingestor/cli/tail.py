@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ingestor.cli.options import config_option, example, json_option, root_from, root_option, symbols_option, tz_option
+from ingestor.cli.options import example, json_option, reading_options, root_from, tz_option
 from ingestor.cli.printing import format_json, format_number, format_trade
 from ingestor.texts import escape
 
@@ -19,9 +19,7 @@ from ingestor.texts import escape
         "14:30:00.123  AAPL                       189.45           100  1,12",
     )
 )
-@config_option
-@root_option
-@symbols_option
+@reading_options
 @tz_option
 @json_option
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="Stop after N trades.")

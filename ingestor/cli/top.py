@@ -1,4 +1,4 @@
-"""`ingestor top`: a row a symbol, live. It follows the journal as any process can; the recorder does not notice."""
+"""`ingestor top`: a row per symbol, live. It follows the journal as any process can; the recorder does not notice."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ingestor.cli.options import config_option, example, root_from, root_option, symbols_option
+from ingestor.cli.options import example, reading_options, root_from
 from ingestor.cli.printing import format_seconds, format_table
 from ingestor.coverage import Coverage, state_at
 from ingestor.dataset.coverage import read_coverage
@@ -35,7 +35,7 @@ _PLAIN_LINES = 20
 
 
 @dataclass(slots=True)
-class Row:
+class SymbolRow:
     """What is known of one symbol."""
 
     symbol: str
@@ -55,15 +55,15 @@ class Row:
 UNASKED_MAX = 10_000
 
 
-class Board:
+class SymbolBoard:
     """The rows, fed with batches of trades. Pure: the clock is an argument."""
 
     def __init__(self, symbols: Sequence[str] | None) -> None:
         self._only = None if symbols is None else frozenset(symbols)
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, SymbolRow] = {}
         self._second = 0
 
-    def take(self, batch: "pa.RecordBatch", now: float) -> None:
+    def add_trades(self, batch: "pa.RecordBatch", now: float) -> None:
         """Count these trades (schema.TRADES); columns, not rows: it keeps up with any recorder."""
         self._turn(now)
         if not batch.num_rows:
@@ -89,7 +89,7 @@ class Board:
             for symbol in unasked[: max(len(unasked) - UNASKED_MAX, 0)]:
                 del self.rows[symbol]
 
-    def note_coverage(self, coverage: Coverage, now: float) -> None:
+    def set_coverage(self, coverage: Coverage, now: float) -> None:
         """The state of each symbol, and today's gaps (UTC)."""
         now_us, midnight_us = int(now * 1e6), int(now // 86_400 * 86_400 * 1e6)
         for symbol in coverage.symbols:
@@ -109,8 +109,8 @@ class Board:
             blind_us = sum(max(end - start, 0) for start, end in zip(starts_us, ends_us, strict=True))
             row.blind_s = round(blind_us / 1e6, 3)
 
-    def row(self, symbol: str) -> Row:
-        return self.rows.setdefault(symbol, Row(symbol))
+    def row(self, symbol: str) -> SymbolRow:
+        return self.rows.setdefault(symbol, SymbolRow(symbol))
 
     def _turn(self, now: float) -> None:
         """A new second begins a new count and a new point of each line of prices."""
@@ -126,7 +126,7 @@ class Board:
 HEADINGS = ("symbol", "price", "per s", "age", "delay", "course", "state", "gaps today")
 
 
-def cells(row: Row, now: float) -> tuple[str, ...]:
+def cells(row: SymbolRow, now: float) -> tuple[str, ...]:
     """What the board shows of a symbol."""
     rate = sum(row.counts) / len(row.counts)
     gaps = f"{row.gaps} ({format_seconds(row.blind_s)})" if row.gaps else ""
@@ -134,14 +134,11 @@ def cells(row: Row, now: float) -> tuple[str, ...]:
         return escape(row.symbol), "", "", "", "", "", row.state, gaps
     age, delay = format_seconds(max(now - row.traded_at, 0.0)), format_seconds(row.delay_s)
     per_s = f"{rate:,.1f}" if rate < 1000 else f"{rate:,.0f}"
-    return escape(row.symbol), _format_price(row.price), per_s, age, delay, sparkline(row.prices), row.state, gaps
-
-
-def _format_price(price: float) -> str:
-    """Five digits that matter, or all before the point."""
-    if price < 100:
-        return f"{price:,.5g}"
-    return f"{price:,.2f}" if price < 10_000 else f"{price:,.0f}"
+    # Five digits that matter, or all before the point.
+    price = (
+        f"{row.price:,.5g}" if row.price < 100 else f"{row.price:,.2f}" if row.price < 10_000 else f"{row.price:,.0f}"
+    )
+    return escape(row.symbol), price, per_s, age, delay, sparkline(row.prices), row.state, gaps
 
 
 def sparkline(prices: Iterable[float]) -> str:
@@ -166,9 +163,7 @@ def headline(vitals: Vitals | None, root: Path, now: float) -> tuple[str, str]:
 
 
 @click.command(epilog=example("pip install 'finnhub-ingestor[tui]'", "ingestor top"))
-@config_option
-@root_option
-@symbols_option
+@reading_options
 @click.option("--plain", is_flag=True, help="A screen of text every 2 s, as where rich or a terminal is missing.")
 def top(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None, plain: bool) -> None:
     """Watch a recording, a row a symbol, until Ctrl-C. The recorder does not notice.
@@ -187,33 +182,27 @@ def top(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None,
         return
 
 
-Screen = tuple[str, str, list[Row], float]
+Screen = tuple[str, str, list[SymbolRow], float]
 
 
 def watch(layout: Layout, symbols: Sequence[str] | None, refresh_s: float) -> Iterator[Screen]:
     """A screen every `refresh_s`, without end: headline, trouble, the rows by rate, the time. Raises NotARecording."""
-    board = Board(symbols)
+    board = SymbolBoard(symbols)
     shown_s = covered_s = float("-inf")
     for batch in follow(layout.root, symbols, idle_s=refresh_s / 2):
         now, now_s = time.time(), time.monotonic()
-        board.take(batch, now)
+        board.add_trades(batch, now)
         if now_s - covered_s >= _COVERAGE_S:
             covered_s = now_s
-            board.note_coverage(read_coverage(layout, symbols, span=_today(now)), now)
+            today = Span(day_start_ms(utc_date(int(now * 1000))), None)  # what was before need not be read again
+            board.set_coverage(read_coverage(layout, symbols, span=today), now)
         if now_s - shown_s >= refresh_s:
             shown_s = now_s
             line, trouble = headline(_ask(layout), layout.root, now)
-            yield line, trouble, sorted(board.rows.values(), key=_by_rate), now
-
-
-def _today(now: float) -> Span:
-    """From its midnight UTC on: what was before need not be read again and again."""
-    return Span(day_start_ms(utc_date(int(now * 1000))), None)
-
-
-def _by_rate(row: Row) -> tuple[bool, int, str]:
-    """The blind first, then the busiest."""
-    return row.state in {"recorded", "unproven", ""}, -sum(row.counts), row.symbol
+            # The blind first, then the busiest.
+            calm = {"recorded", "unproven", ""}
+            rows = sorted(board.rows.values(), key=lambda row: (row.state in calm, -sum(row.counts), row.symbol))
+            yield line, trouble, rows, now
 
 
 def _ask(layout: Layout) -> Vitals | None:
@@ -224,7 +213,7 @@ def _ask(layout: Layout) -> Vitals | None:
         return None
 
 
-def render_text(line: str, trouble: str, rows: list[Row], now: float) -> str:
+def render_text(line: str, trouble: str, rows: list[SymbolRow], now: float) -> str:
     shown = format_table(HEADINGS, [cells(row, now) for row in rows[:_PLAIN_LINES]])
     more = f"\n… and {len(rows) - _PLAIN_LINES} more symbols" if len(rows) > _PLAIN_LINES else ""
     return "\n".join([line, *([f"! {trouble}"] if trouble else []), f"{shown}{more}\n"])

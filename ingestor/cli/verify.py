@@ -6,15 +6,14 @@ from pathlib import Path
 
 import click
 
-from ingestor.cli.options import config_option, example, json_option, root_from, root_option
+from ingestor.cli.options import example, json_option, recording_options, root_from
 from ingestor.cli.printing import format_json
 from ingestor.layout import Layout
 from ingestor.texts import escape
 
 
 @click.command(epilog=example("ingestor verify --root data"))
-@config_option
-@root_option
+@recording_options
 @json_option
 def verify(config: Path | None, root: Path | None, as_json: bool) -> None:
     """Recount every file of a recording against its ledger, and name each difference.
@@ -39,14 +38,11 @@ def verify(config: Path | None, root: Path | None, as_json: bool) -> None:
         for difference in differences:
             click.echo(escape(str(difference)))
         click.echo(account)
-        click.echo(_verdict(len(differences), account.not_looked_at))
+        # Nothing is said of what was not read.
+        files = f"{account.not_looked_at:,} file{' was' if account.not_looked_at == 1 else 's were'}"
+        unseen = f"{files} not looked at: their segments are not finished yet" if account.not_looked_at else ""
+        if differences:
+            click.echo(f"Differences: {len(differences)}{unseen and f'; {unseen}'}")
+        else:
+            click.echo(f"No differences; {unseen}." if unseen else "Everything is there, once.")
     sys.exit(1 if differences else 0)
-
-
-def _verdict(differences: int, not_looked_at: int) -> str:
-    """Nothing is said of what was not looked at."""
-    files = f"{not_looked_at:,} file{' was' if not_looked_at == 1 else 's were'}"
-    unseen = f"{files} not looked at: their segments are not finished yet" if not_looked_at else ""
-    if differences:
-        return f"Differences: {differences}{unseen and f'; {unseen}'}"
-    return f"No differences; {unseen}." if unseen else "Everything is there, once."

@@ -1,4 +1,4 @@
-"""What is known of each symbol just now: last price, change, rate, course, and whether it is being recorded. Pure."""
+"""Board of quotes: each symbol's last price, change, rate, course, and whether it is being recorded. Pure."""
 
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -105,7 +105,7 @@ class Board:
         self._unasked = {quote.symbol: None for quote in self.quotes.values() if quote.state == UNKNOWN}
         """Of these nothing is claimed: the venue may invent as many as it likes. The one that traded last is last."""
 
-    def take(self, trades: SymbolTrades, now: float) -> bool:
+    def add_trades(self, trades: SymbolTrades, now: float) -> bool:
         """Count these; whether there is a new last price among them."""
         self.turn(now)
         quote = self.quotes.setdefault(trades.symbol, Quote(trades.symbol))
@@ -116,7 +116,7 @@ class Board:
         quote.counts[-1] += len(trades)
         return quote.move(trades.newest, now)
 
-    def note(self, states: Mapping[str, State], *, recording: bool | None) -> None:
+    def set_state(self, states: Mapping[str, State], recording: bool | None) -> None:
         """Take over what coverage says. What nobody records is blind, whatever it was before."""
         self.recording = recording
         for symbol in states:

@@ -1,27 +1,55 @@
-"""From a source to the clients: one thread follows, the event loop hands out."""
+"""Hub from a price source to the clients: one thread follows the source, the event loop hands its trades out."""
 
 import asyncio
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple, Protocol
 
-from ingestor.live.board import Board
-from ingestor.live.source import Block, Source
-from ingestor.live.subscriptions import Language, Limits, Subscriber, TooMany
-from ingestor.live.updates import json_frame, price_frame
+from ingestor.live.board import Board, Quote, State
+from ingestor.live.subscriptions import ClientLanguage, Limits, Subscriber, TooMany
+from ingestor.live.updates import SymbolTrades, json_frame, price_frame
 
-_LOOK_S = 2.0
+_STATE_S = 2.0
+
+
+class TradeBlock(NamedTuple):
+    """Trades that came together."""
+
+    trades: list[SymbolTrades]
+    received_at: float
+    """When the newest was received, in seconds since 1970."""
+
+
+class RecordingState(NamedTuple):
+    """How the recording stands."""
+
+    states: Mapping[str, State]
+    """Of each symbol that is claimed now."""
+    recording: bool | None
+    """Whether anybody records; None: unknown."""
+
+
+class PriceSource(Protocol):
+    """A recording on this machine, or Redis; open: what comes from then on is not missed."""
+
+    def quotes(self) -> list[Quote]: ...
+
+    def state(self) -> RecordingState: ...
+
+    def blocks(self, stop: threading.Event) -> Iterator[TradeBlock | None]:
+        """For a thread of its own: block by block until `stop`; None where some were missed."""
+        ...
 
 
 class Hub:
     """Knows the clients and the board. All of it in one event loop, but `follow`."""
 
-    def __init__(self, source: Source, limits: Limits) -> None:
+    def __init__(self, source: PriceSource, limits: Limits) -> None:
         """Asks for the last known prices. Raises what the source does."""
         self.limits = limits
         self.board = Board(source.quotes())
-        look = source.look()
-        self.board.note(look.states, recording=look.recording)
+        self.board.set_state(*source.state())
         self.clients: set[Subscriber] = set()
         self.trades = 0
         """Handed out, each once."""
@@ -35,7 +63,7 @@ class Hub:
 
     # The clients
 
-    def join(self, language: Language) -> Subscriber:
+    def join(self, language: ClientLanguage) -> Subscriber:
         """A new client. Raises TooMany."""
         if len(self.clients) >= self.limits.clients:
             raise TooMany(f"at most {self.limits.clients} connections")
@@ -61,8 +89,8 @@ class Hub:
             quote = self.board.quotes.get(symbol)
             if quote is None:
                 unknown.append(symbol)
-            elif quote.last is not None and subscriber.language is Language.PRICES:
-                subscriber.tell(price_frame(symbol, quote.last))
+            elif quote.last is not None and subscriber.language is ClientLanguage.PRICES:
+                subscriber.enqueue(price_frame(symbol, quote.last))
         return unknown
 
     def unsubscribe(self, subscriber: Subscriber, symbols: Collection[str]) -> None:
@@ -78,40 +106,40 @@ class Hub:
 
     # The trades
 
-    def publish(self, block: Block) -> None:
+    def publish(self, block: TradeBlock) -> None:
         """Hand a block of trades out."""
         now = time.time()
         self.behind_s = max(now - block.received_at, 0.0)
         for trades in block.trades:
             self.trades += len(trades)
-            newest = self.board.take(trades, now)
+            newest = self.board.add_trades(trades, now)
             for subscriber in self._by_symbol.get(trades.symbol, ()):
                 if not subscriber.fault:
                     subscriber.offer(trades, newest=newest)
 
-    def tell_missed(self) -> None:
+    def report_missed(self) -> None:
         """Say to whoever wanted every trade that some passed unseen."""
         for subscriber in self.clients:
-            if subscriber.language is Language.PRICES:
-                subscriber.tell(json_frame({"error": "trades were missed: this server fell behind"}))
+            if subscriber.language is ClientLanguage.PRICES:
+                subscriber.enqueue(json_frame({"error": "trades were missed: this server fell behind"}))
 
     def follow(self, loop: asyncio.AbstractEventLoop, stop: threading.Event) -> None:
         """Publish what comes, until `stop`. For a thread of its own. Raises what the source does.
 
         Block after block: while the loop is busy the next ones wait in the source, not in memory here.
         """
-        for block in self._source.blocks(stop):
-            asyncio.run_coroutine_threadsafe(self._take(block), loop).result()
 
-    async def _take(self, block: Block | None) -> None:
-        if block is None:
-            self.tell_missed()
-        else:
-            self.publish(block)
+        async def hand_out(block: TradeBlock | None) -> None:
+            if block is None:
+                self.report_missed()
+            else:
+                self.publish(block)
+
+        for block in self._source.blocks(stop):
+            asyncio.run_coroutine_threadsafe(hand_out(block), loop).result()
 
     async def watch_coverage(self) -> None:
         """Keep the board's states true, without end. Raises what the source does."""
         while True:
-            await asyncio.sleep(_LOOK_S)
-            look = await asyncio.to_thread(self._source.look)
-            self.board.note(look.states, recording=look.recording)
+            await asyncio.sleep(_STATE_S)
+            self.board.set_state(*await asyncio.to_thread(self._source.state))

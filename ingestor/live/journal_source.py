@@ -1,4 +1,4 @@
-"""What a server tells, taken from a recording on this machine: its trades as they come, and how it stands."""
+"""Price source that is a recording on this machine: its trades as they come, and whether somebody records."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ from ingestor.dataset.times import Span, day_start_ms
 from ingestor.errors import Lagged
 from ingestor.layout import Layout, read_holder
 from ingestor.live.board import DAY_MS, POINT_S, POINTS, Quote, State
-from ingestor.live.source import Block, Look
+from ingestor.live.hub import RecordingState, TradeBlock
 from ingestor.live.updates import Price, split_by_symbol
 
 _DAYS_MAX = 7
@@ -44,17 +44,21 @@ class JournalSource:
     def quotes(self) -> list[Quote]:
         """As recorded up to now. Raises FormatTooNew, OSError."""
         now = time.time()
-        return read_quotes(self._layout, self.look().states.keys(), now)
+        return read_quotes(self._layout, self.state().states.keys(), now)
 
-    def look(self) -> Look:
+    def state(self) -> RecordingState:
         """What the recorder claims now; without one, what it did at its end. Raises FormatTooNew, OSError."""
         coverage, recording = self._watch.look(), read_holder(self._layout) is not None
         if coverage is not self._coverage:
-            self._coverage, self._states = coverage, _last_states(coverage)
-        return Look(self._states, recording)
+            # As of the horizon: what holds there holds until the ledger says otherwise.
+            at_us = coverage.horizon_us - 1
+            last = {symbol: state_at(coverage.intervals(symbol), at_us) for symbol in coverage.symbols}
+            self._states = {symbol: State(held.state, held.cause) for symbol, held in last.items() if held is not None}
+            self._coverage = coverage
+        return RecordingState(self._states, recording)
 
-    def blocks(self, stop: threading.Event) -> Iterator[Block | None]:
-        """Block by block until `stop`; None where some were missed. Raises FormatTooNew, OSError."""
+    def blocks(self, stop: threading.Event) -> Iterator[TradeBlock | None]:
+        """TradeBlock by block until `stop`; None where some were missed. Raises FormatTooNew, OSError."""
         while not stop.is_set():
             try:
                 yield from self._follow(stop)
@@ -63,10 +67,10 @@ class JournalSource:
                 self._batches = _follow_from_now(self._layout)
                 yield None
 
-    def _follow(self, stop: threading.Event) -> Iterator[Block]:
+    def _follow(self, stop: threading.Event) -> Iterator[TradeBlock]:
         for batch in self._batches:
             if batch.num_rows:
-                yield Block(split_by_symbol(batch), pc.max(batch["received_at"]).value / 1e6)
+                yield TradeBlock(split_by_symbol(batch), pc.max(batch["received_at"]).value / 1e6)
             if stop.is_set():
                 return
 
@@ -78,45 +82,34 @@ def _follow_from_now(layout: Layout) -> Iterator[pa.RecordBatch]:
     return batches
 
 
-def _last_states(coverage: Coverage) -> dict[str, State]:
-    """As of its horizon: what holds now holds for ever."""
-    last = {symbol: state_at(coverage.intervals(symbol), coverage.horizon_us - 1) for symbol in coverage.symbols}
-    return {symbol: State(held.state, held.cause) for symbol, held in last.items() if held is not None}
-
-
 def read_quotes(layout: Layout, symbols: Collection[str], now: float) -> list[Quote]:
     """The quotes as recorded up to now: from the newest dates, up to seven, until each of `symbols` has a price.
 
     Raises FormatTooNew, OSError.
     """
-    quotes: dict[str, Quote] = {}
-    for start_ms in _newest_days(layout)[:_DAYS_MAX]:
-        prices: dict[str, tuple[Price, Price]] = {}
-        points: dict[str, dict[int, Price]] = {}
-        selection = Selection(Span(start_ms, start_ms + DAY_MS), _COLUMNS)
-        for _, rows in stream_rows(layout, selection):
-            _note_prices(prices, rows)
-            _note_points(points, rows, now)
-        quotes = {
-            symbol: Quote(symbol, last, first.price, course=_as_course(points.get(symbol, {})))
-            for symbol, (first, last) in prices.items()
-        } | quotes
-        if quotes.keys() >= set(symbols):
-            break
-    return list(quotes.values())
-
-
-def _newest_days(layout: Layout) -> list[int]:
-    """The starts (ms) of the UTC dates that have rows, newest first."""
     recent = list_days(layout)[-_DAYS_MAX:]
     snapshot = take_snapshot(layout, Span(day_start_ms(recent[0]) if recent else None, None))
     days = set(snapshot.files)
     for batch in snapshot.journaled:
         days.update(pc.unique(batch["timestamp"].cast(pa.date32())).to_pylist())
-    return [day_start_ms(day) for day in sorted(days, reverse=True)]
+    quotes: dict[str, Quote] = {}
+    for start_ms in [day_start_ms(day) for day in sorted(days, reverse=True)][:_DAYS_MAX]:
+        prices: dict[str, tuple[Price, Price]] = {}
+        points: dict[str, dict[int, Price]] = {}
+        selection = Selection(Span(start_ms, start_ms + DAY_MS), _COLUMNS)
+        for _, rows in stream_rows(layout, selection):
+            _merge_prices(prices, rows)
+            _merge_points(points, rows, now)
+        for symbol, (first, last) in prices.items():
+            if symbol not in quotes:
+                course = deque((price.price for _, price in sorted(points.get(symbol, {}).items())), maxlen=POINTS)
+                quotes[symbol] = Quote(symbol, last, first.price, course=course)
+        if quotes.keys() >= set(symbols):
+            break
+    return list(quotes.values())
 
 
-def _note_prices(prices: dict[str, tuple[Price, Price]], rows: pa.Table) -> None:
+def _merge_prices(prices: dict[str, tuple[Price, Price]], rows: pa.Table) -> None:
     """First and last of each symbol by the venue's clock. Each table is in order of (symbol, timestamp); a late trade
     may come in a later table than its neighbours.
     """
@@ -133,7 +126,7 @@ def _note_prices(prices: dict[str, tuple[Price, Price]], rows: pa.Table) -> None
         prices[row["symbol"]] = (min(earlier, first, key=_at), max(last, later, key=_at))
 
 
-def _note_points(points: dict[str, dict[int, Price]], rows: pa.Table, now: float) -> None:
+def _merge_points(points: dict[str, dict[int, Price]], rows: pa.Table, now: float) -> None:
     """The last price of each stretch of ten seconds, as far back as a course goes."""
     since_ms = (int(now) - POINTS * POINT_S) * 1000
     recent = rows.filter(pc.greater_equal(rows["timestamp"], pa.scalar(since_ms, rows.schema.field("timestamp").type)))
@@ -144,10 +137,6 @@ def _note_points(points: dict[str, dict[int, Price]], rows: pa.Table, now: float
         stretches = points.setdefault(row["symbol"], {})
         price = Price(row["price_last"], None, row["ms_last"])
         stretches[row["point"]] = max(price, stretches.get(row["point"], price), key=_at)
-
-
-def _as_course(points: dict[int, Price]) -> "deque[float]":
-    return deque((points[point].price for point in sorted(points)), maxlen=POINTS)
 
 
 def _at(price: Price) -> int:

@@ -1,11 +1,11 @@
-"""What clients say, in the two languages that the server understands. Pure."""
+"""Messages of clients, in the two languages that the server understands. Pure."""
 
 import json
 from dataclasses import dataclass
 from typing import Any
 
 from ingestor.config.types import parse_duration
-from ingestor.live.subscriptions import Language
+from ingestor.live.subscriptions import ClientLanguage
 
 _SYMBOL_MAX = 64
 _EVERY_MIN_S, _EVERY_MAX_S = 0.01, 3600.0
@@ -38,10 +38,10 @@ class Authenticate:
     token: str
 
 
-Request = Subscribe | Unsubscribe | Authenticate
+ClientRequest = Subscribe | Unsubscribe | Authenticate
 
 
-def parse_request(language: Language, text: str | bytes) -> Request:
+def parse_request(language: ClientLanguage, text: str | bytes) -> ClientRequest:
     """What the client asks for. Raises BadRequest."""
     try:
         message = json.loads(text)
@@ -49,15 +49,12 @@ def parse_request(language: Language, text: str | bytes) -> Request:
         raise BadRequest("not JSON") from None
     if not isinstance(message, dict):
         raise BadRequest("not a JSON object")
-    return _parse_finnhub(message) if language is Language.FINNHUB else _parse_prices(message)
-
-
-def error_text(language: Language, reason: str) -> str:
-    """A refusal, as the client's language has it."""
-    return json.dumps({"msg": reason, "type": "error"} if language is Language.FINNHUB else {"error": reason})
-
-
-def _parse_prices(message: dict[str, Any]) -> Request:
+    if language is ClientLanguage.FINNHUB:
+        kind = message.get("type")
+        if kind not in ("subscribe", "unsubscribe"):
+            raise BadRequest("`type` must be subscribe or unsubscribe")
+        symbols: tuple[str, ...] = (_check_symbol(_text(message, "symbol")),)
+        return Subscribe(symbols) if kind == "subscribe" else Unsubscribe(symbols)
     action = message.get("action")
     if not isinstance(action, str) or action not in _KEYS:
         raise BadRequest("`action` must be subscribe, unsubscribe or authenticate")
@@ -69,12 +66,9 @@ def _parse_prices(message: dict[str, Any]) -> Request:
     return Subscribe(symbols, _every_s(message)) if action == "subscribe" else Unsubscribe(symbols)
 
 
-def _parse_finnhub(message: dict[str, Any]) -> Request:
-    kind = message.get("type")
-    if kind not in ("subscribe", "unsubscribe"):
-        raise BadRequest("`type` must be subscribe or unsubscribe")
-    symbols = (_check_symbol(_text(message, "symbol")),)
-    return Subscribe(symbols) if kind == "subscribe" else Unsubscribe(symbols)
+def error_text(language: ClientLanguage, reason: str) -> str:
+    """A refusal, as the client's language has it."""
+    return json.dumps({"msg": reason, "type": "error"} if language is ClientLanguage.FINNHUB else {"error": reason})
 
 
 def _symbols(message: dict[str, Any]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What is asked of the dataset over HTTP: the parameters, and a page of the answer.
+"""Queries of the dataset over HTTP: the parameters, and a page of the answer.
 
 Rows are in order of (symbol, time). A page ends with a cursor, which names its last row: the next page begins behind
 that row, whatever was recorded meanwhile.
@@ -126,8 +126,9 @@ def find_trades(layout: Layout, query: HistoryQuery, symbols: Sequence[str], now
     missing = query.limit + 1
     for symbol in wanted:
         behind = after if after is not None and after[0] == symbol else None
-        for runs in _stream_symbol(layout, symbol, span, behind):
-            found.append(_first_rows(runs, missing))
+        rest = span if behind is None else Span(max(span.start_ms or 0, behind[1]), span.end_ms)
+        for _, runs in stream_runs(layout, Selection(rest, _TRADE_COLUMNS, (symbol,))):
+            found.append(_first_rows((_behind(run, behind) for run in runs), missing))
             missing -= found[-1].num_rows
             if not missing:
                 break
@@ -185,18 +186,6 @@ def as_arrow_stream(rows: pa.Table) -> bytes:
     with pa.ipc.new_stream(sink, rows.schema) as writer:
         writer.write_table(rows)
     return bytes(sink.getvalue())
-
-
-def _stream_symbol(
-    layout: Layout, symbol: str, span: Span, after: tuple[Any, ...] | None
-) -> Iterator[Iterator[Iterator[pa.Table]]]:
-    """Of each date the runs of one symbol's rows, each in order of (timestamp, sequence), behind the row that `after`
-    names.
-    """
-    if after is not None:
-        span = Span(max(span.start_ms or 0, after[1]), span.end_ms)
-    for _, runs in stream_runs(layout, Selection(span, _TRADE_COLUMNS, (symbol,))):
-        yield (_behind(run, after) for run in runs)
 
 
 def _behind(run: Iterator[pa.Table], after: tuple[Any, ...] | None) -> Iterator[pa.Table]:

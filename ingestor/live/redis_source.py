@@ -1,5 +1,6 @@
-"""What a server tells, taken from Redis: for machines that have no recording. There the sink `redis` publishes it."""
+"""Price source that is Redis, for machines that have no recording: the sink `redis` of a recorder publishes there."""
 
+import contextlib
 import json
 import math
 import threading
@@ -14,7 +15,7 @@ from redis.exceptions import RedisError
 from ingestor.config.sinks import RedisSettings
 from ingestor.errors import SinkUnavailable
 from ingestor.live.board import Quote, State
-from ingestor.live.source import Block, Look
+from ingestor.live.hub import RecordingState, TradeBlock
 from ingestor.live.updates import Price, split_by_symbol
 from ingestor.schema import VENUE_TRADES
 from ingestor.sinks.redis_db import connect
@@ -46,35 +47,42 @@ class RedisSource:
     def quotes(self) -> list[Quote]:
         """The last prices that it holds. Raises SinkUnavailable."""
         try:
-            prices = [found for texts in self._read_all() for text in texts if (found := _parse(text))]
+            keys = sorted(self._client.scan_iter(match=_CHANNELS, count=_KEYS_AT_ONCE, _type="string"))
+            some = (keys[start : start + _KEYS_AT_ONCE] for start in range(0, len(keys), _KEYS_AT_ONCE))
+            prices = [found for names in some for text in self._client.mget(names) if (found := _parse(text))]
         except RedisError as error:
             raise SinkUnavailable(f"redis: {error}") from error
         self._symbols.update(symbol for symbol, _ in prices)
         return [Quote(symbol, price) for symbol, price in prices]
 
-    def look(self) -> Look:
+    def state(self) -> RecordingState:
         """Nothing is known of coverage; but without a link, everybody is blind."""
-        return Look({} if self._lost is None else dict.fromkeys(self._lost, _NO_REDIS), None)
+        return RecordingState({} if self._lost is None else dict.fromkeys(self._lost, _NO_REDIS), None)
 
-    def blocks(self, stop: threading.Event) -> Iterator[Block | None]:
-        """Block by block until `stop`; None when the link stands again: what came meanwhile is lost here."""
+    def blocks(self, stop: threading.Event) -> Iterator[TradeBlock | None]:
+        """TradeBlock by block until `stop`; None when the link stands again: what came meanwhile is lost here."""
         while not stop.is_set():
             try:
-                yield from self._hear(stop)
+                yield from self._follow(stop)
             except RedisError as error:
                 log.warning("redis.lost", error=str(error))
                 self._lost = frozenset(self._symbols)
-                self._reconnect(stop)
+                # Subscribed first, and then said to stand again: until then everybody is blind.
+                while self._lost is not None and not stop.wait(_RETRY_S):
+                    with contextlib.suppress(RedisError):
+                        self._listener = self._listen()
+                        self._lost = None
+                        log.info("redis.connected")
                 yield None
 
-    def _hear(self, stop: threading.Event) -> Iterator[Block]:
+    def _follow(self, stop: threading.Event) -> Iterator[TradeBlock]:
         while not stop.is_set():
-            texts = list(self._take())
+            texts = list(self._receive())
             if prices := [found for text in texts if (found := _parse(text))]:
                 self._symbols.update(symbol for symbol, _ in prices)
-                yield Block(split_by_symbol(_as_batch(prices)), time.time())
+                yield TradeBlock(split_by_symbol(_as_batch(prices)), time.time())
 
-    def _take(self) -> Iterator[str]:
+    def _receive(self) -> Iterator[str]:
         """What waits, or the first that comes within a tenth of a second."""
         timeout_s = _POLL_S
         for _ in range(_BLOCK_MAX):
@@ -84,27 +92,12 @@ class RedisSource:
             timeout_s = 0.0
             yield message["data"]
 
-    def _reconnect(self, stop: threading.Event) -> None:
-        while not stop.wait(_RETRY_S):
-            try:
-                self._listener = self._listen()
-            except RedisError:
-                continue
-            self._lost = None
-            log.info("redis.connected")
-            return
-
     def _listen(self) -> Any:
         """The channels, subscribed. Raises RedisError."""
         listener = self._client.pubsub()
         listener.psubscribe(_CHANNELS)
         listener.get_message(timeout=_RETRY_S)  # its answer: until then nothing is sure
         return listener
-
-    def _read_all(self) -> Iterator[list[str | None]]:
-        keys = sorted(self._client.scan_iter(match=_CHANNELS, count=_KEYS_AT_ONCE, _type="string"))
-        for start in range(0, len(keys), _KEYS_AT_ONCE):
-            yield self._client.mget(keys[start : start + _KEYS_AT_ONCE])
 
 
 def _parse(text: str | None) -> tuple[str, Price] | None:

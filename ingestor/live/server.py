@@ -1,4 +1,4 @@
-"""`serve` from its socket to its end: uvicorn in the main thread, the follower of the journal beside it."""
+"""Server of live prices, from its socket to its end: uvicorn in the main thread, beside it the source's follower."""
 
 import asyncio
 import contextlib
@@ -17,12 +17,11 @@ import uvicorn
 from ingestor.config.addresses import Hosts, is_loopback
 from ingestor.errors import ConfigError
 from ingestor.layout import Layout
+from ingestor.live.access import Verifier
 from ingestor.live.api import make_app
-from ingestor.live.auth import Verifier
-from ingestor.live.hub import Hub
-from ingestor.live.source import Source
+from ingestor.live.hub import Hub, PriceSource
+from ingestor.live.protocols import FrameProtocol, RequestProtocol
 from ingestor.live.subscriptions import Limits
-from ingestor.live.wire import FrameProtocol, RequestProtocol
 
 _OTHER_CONNECTIONS = 256
 """For HTTP, beside the WebSockets."""
@@ -30,16 +29,16 @@ _OTHER_FILES = 512
 _PING_S = 20.0
 _STOP_S = 2.0
 _BACKLOG = 1024
-"""Connections that are taken at once, before the first of them is looked at."""
+"""Connections that are taken at once, before the first of them is answered."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class PriceService:
     """What is served, to whom."""
 
-    source: Source
+    source: PriceSource
     layout: Layout | None
     """The recording to answer questions from, where there is one."""
     hosts: Hosts
@@ -70,7 +69,7 @@ def listen(host: str, port: int, *, authenticated: bool) -> socket.socket:
     return listening
 
 
-def run_service(service: Service, listening: socket.socket, started: Callable[[], None]) -> None:
+def run_service(service: PriceService, listening: socket.socket, started: Callable[[], None]) -> None:
     """Serve until SIGTERM or SIGINT; `started` is called when clients can connect.
 
     Raises what the source does.
@@ -81,29 +80,9 @@ def run_service(service: Service, listening: socket.socket, started: Callable[[]
     asyncio.run(_serve(service, hub, listening, started))
 
 
-async def _serve(service: Service, hub: Hub, listening: socket.socket, started: Callable[[], None]) -> None:
-    server = _Server(_configure(service, hub))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stop)
-    stop = threading.Event()
-    follower = loop.create_task(_in_thread(hub.follow, loop, stop))
-    works = [loop.create_task(server.serve([listening])), follower, loop.create_task(hub.watch_coverage())]
-    started()
-    await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
-    server.stop()
-    stop.set()
-    await asyncio.gather(*works[:2], return_exceptions=True)
-    works[2].cancel()
-    for work in works:
-        if work.done():
-            work.result()
-
-
-def _configure(service: Service, hub: Hub) -> uvicorn.Config:
-    """The settings of uvicorn. It logs no request: people leave their key in a query string."""
+async def _serve(service: PriceService, hub: Hub, listening: socket.socket, started: Callable[[], None]) -> None:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    return uvicorn.Config(
+    config = uvicorn.Config(
         make_app(hub, service.layout, service.verifier, service.hosts),
         http=RequestProtocol,
         ws=FrameProtocol,
@@ -116,13 +95,31 @@ def _configure(service: Service, hub: Hub) -> uvicorn.Config:
         timeout_graceful_shutdown=int(_STOP_S),
         lifespan="off",
         log_config=None,
-        access_log=False,
+        access_log=False,  # it logs no request: people leave their key in a query string
         server_header=False,
         proxy_headers=False,
     )
+    server = _UvicornServer(config)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.stop)
+    stop = threading.Event()
+    follower = loop.create_task(_in_thread(hub.follow, loop, stop))
+    works = [loop.create_task(server.serve([listening])), follower, loop.create_task(hub.watch_coverage())]
+    started()
+    # Whichever ends first ends the others. Server and follower end by themselves, and are waited for; the watch of the
+    # coverage never does, so it is cancelled, last: until then the board is true.
+    await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
+    server.stop()
+    stop.set()
+    await asyncio.gather(*works[:2], return_exceptions=True)
+    works[2].cancel()
+    for work in works:
+        if work.done():
+            work.result()
 
 
-class _Server(uvicorn.Server):
+class _UvicornServer(uvicorn.Server):
     """Stops when it is told to; signals are its owner's."""
 
     def stop(self) -> None:

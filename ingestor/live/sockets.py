@@ -1,4 +1,4 @@
-"""One client's WebSocket, in either language: a task that reads and one that sends, until either ends."""
+"""WebSocket of one client, in either language: a task that reads and one that sends, until either ends."""
 
 import asyncio
 import contextlib
@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from ingestor.live.auth import EVERYTHING, Grant, Unauthorized, Verifier, bearer_token
+from ingestor.live.access import EVERYTHING, Grant, Unauthorized, Verifier, bearer_token
 from ingestor.live.hub import Hub
 from ingestor.live.messages import Authenticate, BadRequest, Subscribe, Unsubscribe, error_text, parse_request
-from ingestor.live.subscriptions import Language, Subscriber, TooMany
+from ingestor.live.subscriptions import ClientLanguage, Subscriber, TooMany
 from ingestor.live.updates import frame, json_frame
 
 _POLICY_VIOLATION = 1008
@@ -26,10 +26,14 @@ _NAMED_MAX = 20
 """Symbols that one error names."""
 
 
-async def converse(websocket: WebSocket, hub: Hub, verifier: Verifier | None, language: Language) -> None:
+async def converse(websocket: WebSocket, hub: Hub, verifier: Verifier | None, language: ClientLanguage) -> None:
     """Serve this client until it goes, or is given up and told why."""
     try:
-        grant = _read_grant(websocket, verifier)
+        # None: nothing is granted yet. Without authentication no token is read: people leave their Finnhub key there.
+        grant: Grant | None = EVERYTHING
+        if verifier is not None:
+            token = bearer_token(websocket.headers) or websocket.query_params.get("token")
+            grant = verifier.verify(token) if token else None
         subscriber = hub.join(language)
     except (Unauthorized, TooMany) as refusal:
         status = 401 if isinstance(refusal, Unauthorized) else 503
@@ -42,17 +46,6 @@ async def converse(websocket: WebSocket, hub: Hub, verifier: Verifier | None, la
             await _Conversation(websocket, hub, verifier, subscriber, grant).run()
         finally:
             hub.leave(subscriber)
-
-
-def _read_grant(websocket: WebSocket, verifier: Verifier | None) -> Grant | None:
-    """What the handshake grants; None: nothing yet. Raises Unauthorized.
-
-    Without authentication a token is not looked at: people leave their Finnhub key there.
-    """
-    if verifier is None:
-        return EVERYTHING
-    token = bearer_token(websocket.headers) or websocket.query_params.get("token")
-    return verifier.verify(token) if token else None
 
 
 class _Conversation:
@@ -92,7 +85,7 @@ class _Conversation:
     async def _send(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            if frames := self._subscriber.take(loop.time()):
+            if frames := self._subscriber.next_frames(loop.time()):
                 await self._websocket.send({"type": "websocket.send", "frames": frames})
                 continue
             with contextlib.suppress(TimeoutError):
@@ -104,26 +97,23 @@ class _Conversation:
         """Finnhub's own, which clients of it may wait for; WebSocket's are uvicorn's work."""
         while True:
             await asyncio.sleep(_PING_S)
-            if self._subscriber.language is Language.FINNHUB:
-                self._subscriber.tell(json_frame({"type": "ping"}))
+            if self._subscriber.language is ClientLanguage.FINNHUB:
+                self._subscriber.enqueue(json_frame({"type": "ping"}))
 
     async def _watch_grant(self) -> None:
         """Give the client up where no token came in time, or the last one has expired."""
         while True:
+            left_s: float | None = _PATIENCE_S
+            if self._grant is not None:
+                left_s = None if self._grant.expires_at is None else self._grant.expires_at - time.time()
             try:
-                async with asyncio.timeout(self._left_s()):
+                async with asyncio.timeout(left_s):
                     await self._granted.wait()
             except TimeoutError:
                 missing = f"no token within {_PATIENCE_S:.0f} s"
                 self._subscriber.give_up(missing if self._grant is None else "the token has expired")
                 return
             self._granted.clear()
-
-    def _left_s(self) -> float | None:
-        """What the present grant lasts; None: for ever."""
-        if self._grant is None:
-            return _PATIENCE_S
-        return None if self._grant.expires_at is None else self._grant.expires_at - time.time()
 
     # What it says
 
@@ -132,44 +122,36 @@ class _Conversation:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
                 return
-            wait_s = self._hear(message.get("text") or message.get("bytes") or b"")
+            wait_s = self._handle(message.get("text") or message.get("bytes") or b"")
             await asyncio.sleep(wait_s)  # messages that are here already don't make the others wait
 
-    def _hear(self, text: str | bytes) -> float:
-        """Do what it says. Returns how long its next message is to wait."""
+    def _handle(self, text: str | bytes) -> float:
+        """Handle one message. Returns how long the next one is to wait."""
+        named: tuple[str, ...] = ()
         try:
-            named = self._act(text)
+            match parse_request(self._subscriber.language, text):
+                case Authenticate(token):
+                    if self._verifier is not None:
+                        self._grant = self._verifier.verify(token)
+                        self._granted.set()
+                        refused = self._grant.refused(list(self._subscriber.symbols))
+                        self._hub.unsubscribe(self._subscriber, refused)
+                    self._subscriber.enqueue(json_frame({"authenticated": True}))
+                case Subscribe(named, every_s):
+                    self._subscribe(named, every_s)
+                case Unsubscribe(named):
+                    self._hub.unsubscribe(self._subscriber, named)
         except (BadRequest, TooMany, Unauthorized) as error:
             self._refuse(str(error))
             return _FAULT_S
         self._faults = 0
-        return named * _SYMBOL_S
+        return len(named) * _SYMBOL_S
 
     def _refuse(self, reason: str) -> None:
-        self._subscriber.tell(frame(self._error(reason)))
+        self._subscriber.enqueue(frame(self._error(reason)))
         self._faults += 1
         if self._faults == _FAULTS_MAX:
             self._subscriber.give_up(f"{_FAULTS_MAX} errors in a row; the last: {reason}")
-
-    def _act(self, text: str | bytes) -> int:
-        """How many symbols it names. Raises BadRequest, TooMany, Unauthorized."""
-        match parse_request(self._subscriber.language, text):
-            case Authenticate(token):
-                self._authenticate(token)
-                return 0
-            case Subscribe(symbols, every_s):
-                self._subscribe(symbols, every_s)
-                return len(symbols)
-            case Unsubscribe(symbols):
-                self._hub.unsubscribe(self._subscriber, symbols)
-                return len(symbols)
-
-    def _authenticate(self, token: str) -> None:
-        if self._verifier is not None:
-            self._grant = self._verifier.verify(token)
-            self._granted.set()
-            self._hub.unsubscribe(self._subscriber, self._grant.refused(list(self._subscriber.symbols)))
-        self._subscriber.tell(json_frame({"authenticated": True}))
 
     def _subscribe(self, symbols: Sequence[str], every_s: float | None) -> None:
         if self._grant is None:
@@ -177,12 +159,12 @@ class _Conversation:
         if refused := self._grant.refused(symbols):
             raise Unauthorized(f"the token doesn't allow {_named(refused)}")
         unknown = self._hub.subscribe(self._subscriber, symbols, every_s)
-        if unknown and self._subscriber.language is Language.FINNHUB:
+        if unknown and self._subscriber.language is ClientLanguage.FINNHUB:
             for symbol in unknown:  # in Finnhub's own words
-                self._subscriber.tell(frame(self._error(f"Invalid symbol {symbol}")))
+                self._subscriber.enqueue(frame(self._error(f"Invalid symbol {symbol}")))
         elif unknown:
             text = f"not recorded here, so far: {_named(unknown)}; the subscription stands"
-            self._subscriber.tell(frame(self._error(text)))
+            self._subscriber.enqueue(frame(self._error(text)))
 
     def _error(self, reason: str) -> bytes:
         return error_text(self._subscriber.language, reason).encode()

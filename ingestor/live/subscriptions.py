@@ -1,4 +1,4 @@
-"""What one client wants, and what waits for it: every trade, or the newest so often. The clock is an argument.
+"""Subscriptions of one client, and its queue: every trade, or the newest so often. The clock is an argument.
 
 What waits is bounded. Who wants every trade and falls behind is given up, and told so; who wants the newest skips.
 """
@@ -18,8 +18,8 @@ _REASON_BYTES = 123
 """Of a close frame (RFC 6455, 5.5)."""
 
 
-class Language(Enum):
-    """What a client speaks."""
+class ClientLanguage(Enum):
+    """The protocol of one client."""
 
     PRICES = "prices"
     FINNHUB = "finnhub"
@@ -54,7 +54,7 @@ class _Conflated:
 class Subscriber:
     """One client's subscriptions and its queue."""
 
-    def __init__(self, language: Language, limits: Limits) -> None:
+    def __init__(self, language: ClientLanguage, limits: Limits) -> None:
         self.language = language
         self.ready = asyncio.Event()
         """Set when there may be something to take sooner than `due_s` said."""
@@ -98,7 +98,7 @@ class Subscriber:
         """Trades of a subscribed symbol; `newest` unless all of them are older than one that came before."""
         every_s = self._every_s[trades.symbol]
         if every_s is None:
-            self.tell(trades.finnhub_frames if self.language is Language.FINNHUB else trades.price_frames)
+            self.enqueue(trades.finnhub_frames if self.language is ClientLanguage.FINNHUB else trades.price_frames)
         elif newest:
             conflated = self._conflated[every_s]
             if not conflated.pending:
@@ -106,7 +106,7 @@ class Subscriber:
             self.skipped += len(trades) - (trades.symbol not in conflated.pending)
             conflated.pending[trades.symbol] = trades
 
-    def tell(self, frames: bytes) -> None:
+    def enqueue(self, frames: bytes) -> None:
         """Queue finished frames. A client whose queue is full is given up."""
         if self.fault:
             return
@@ -127,7 +127,7 @@ class Subscriber:
             self._every_s.clear()
             self.over.set()
 
-    def take(self, now_s: float) -> bytes:
+    def next_frames(self, now_s: float) -> bytes:
         """The next frames to send, about 64 KB at most; empty where nothing is due."""
         taken = []
         size = 0
@@ -136,7 +136,11 @@ class Subscriber:
             size += len(taken[-1])
         self._queued_bytes -= size
         if not self._queue:
-            taken += [frames for one in self._conflated.values() for frames in _due(one, now_s)]
+            for one in self._conflated.values():
+                if one.pending and now_s >= one.next_s:
+                    taken += [trades.newest_frame for trades in one.pending.values()]
+                    one.pending.clear()
+                    one.next_s = now_s + one.every_s
         return b"".join(taken)
 
     def due_s(self) -> float | None:
@@ -144,12 +148,3 @@ class Subscriber:
         if self._queue:
             return 0.0
         return min((one.next_s for one in self._conflated.values() if one.pending), default=None)
-
-
-def _due(conflated: _Conflated, now_s: float) -> list[bytes]:
-    if not conflated.pending or now_s < conflated.next_s:
-        return []
-    frames = [trades.newest_frame for trades in conflated.pending.values()]
-    conflated.pending.clear()
-    conflated.next_s = now_s + conflated.every_s
-    return frames

@@ -1,4 +1,4 @@
-"""What a block of trades means to those who listen: bytes for the wire, made once and shared by all of them. Pure.
+"""Updates for clients: a block of trades as WebSocket frames, made once and shared by all of them. Pure.
 
 A WebSocket server sends its frames unmasked and, without compression, alike to everybody. So a frame is made once a
 trade, not once a client: to a client goes what is joined from finished pieces.

@@ -1,6 +1,4 @@
-"""What a fan-out needs of its connections beyond ASGI: requests that end, frames that are finished, and a last word
-that is heard.
-"""
+"""Overrides of uvicorn's two protocols: request time-outs, pre-encoded frames, close frames that arrive."""
 
 import asyncio
 from asyncio import BaseTransport
@@ -15,10 +13,10 @@ from websockets.frames import Frame
 
 _REQUEST_S = 5.0
 """For a whole request, as long as an idle connection is kept."""
-_LOOK_S = 1.0
-_LOOKS = 5
+_CHECK_S = 1.0
+_CHECKS = 5
 _UNREAD_BYTES = 128 << 10
-"""What must be read of a waiting answer in so many looks: after a machine's standstill the first comes too late."""
+"""What must be read of a waiting answer in so many checks: after a machine's standstill the first comes too late."""
 _UNREAD_MAX = 128 << 20
 """Of all answers together."""
 _SPARE = 64
@@ -48,7 +46,7 @@ class RequestProtocol(H11Protocol):
 
     _deadline: asyncio.TimerHandle | None = None
     """While a request is awaited that has not come in whole."""
-    _look: asyncio.TimerHandle | None = None
+    _reading_check: asyncio.TimerHandle | None = None
     """While an answer waits to be read."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base has it
@@ -64,43 +62,43 @@ class RequestProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._forget_deadline()
-        self._forget_look()
+        self._forget_check()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._look_again(self.unread, 1)
+        self._check_again(self.unread, 1)
         others = [one for one in self.connections if isinstance(one, RequestProtocol)]
         if sum(one.unread for one in others) > _UNREAD_MAX:
             max(others, key=lambda one: one.unread).transport.abort()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._forget_look()
+        self._forget_check()
 
     @property
     def unread(self) -> int:
         """Bytes of an answer that wait to be read."""
         return self.transport.get_write_buffer_size()
 
-    def _look_at_reading(self, before: int, looks: int) -> None:
+    def _check_reading(self, before: int, checks: int) -> None:
         if before - self.unread >= _UNREAD_BYTES:
-            self._look_again(self.unread, 1)
-        elif looks < _LOOKS:
-            self._look_again(before, looks + 1)
+            self._check_again(self.unread, 1)
+        elif checks < _CHECKS:
+            self._check_again(before, checks + 1)
         else:
             self.transport.abort()
 
-    def _look_again(self, before: int, looks: int) -> None:
-        self._look = self.loop.call_later(_LOOK_S, self._look_at_reading, before, looks)
+    def _check_again(self, before: int, checks: int) -> None:
+        self._reading_check = self.loop.call_later(_CHECK_S, self._check_reading, before, checks)
 
     def _watch(self) -> None:
         """The time runs from the request's first byte, or from the connection's first moment."""
         if self.transport.get_protocol() is not self or self.conn.their_state not in {h11.IDLE, h11.SEND_BODY}:
             self._forget_deadline()
         elif self._deadline is None:
-            self._deadline = self.loop.call_later(_REQUEST_S, self._give_up)
+            self._deadline = self.loop.call_later(_REQUEST_S, self._end_request)
 
-    def _give_up(self) -> None:
+    def _end_request(self) -> None:
         if self.conn.our_state is h11.IDLE:
             self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
             self.transport.close()
@@ -112,10 +110,10 @@ class RequestProtocol(H11Protocol):
             self._deadline.cancel()
             self._deadline = None
 
-    def _forget_look(self) -> None:
-        if self._look is not None:
-            self._look.cancel()
-            self._look = None
+    def _forget_check(self) -> None:
+        if self._reading_check is not None:
+            self._reading_check.cancel()
+            self._reading_check = None
 
 
 class FrameProtocol(WebSocketsSansIOProtocol):
@@ -207,7 +205,10 @@ class FrameProtocol(WebSocketsSansIOProtocol):
             super().handle_cont(event)
 
     def send_receive_event_to_app(self) -> None:
-        if self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):
+        try:
+            if self.curr_msg_data_type == "text":
+                b"".join(self.frames).decode()
+        except UnicodeDecodeError:
             self._refuse(_INVALID_DATA, "text that is not UTF-8")
         else:
             super().send_receive_event_to_app()
@@ -252,11 +253,3 @@ class FrameProtocol(WebSocketsSansIOProtocol):
     def _write(self, frames: bytes) -> None:
         if frames and not self.close_sent and not self.transport.is_closing():
             self.transport.write(frames)
-
-
-def _is_utf8(text: bytes) -> bool:
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

@@ -1,14 +1,23 @@
-"""Who may ask for what: tokens (JWT, RFC 7519) of one configured algorithm, checked by PyJWT."""
+"""Access to the server: tokens (JWT, RFC 7519) of one configured algorithm, and a guard of the host that is called.
 
+Any web page can make a browser call a loopback port, so whoever calls must name this server as it names itself.
+"""
+
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jwt
+import structlog
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ingestor.config.addresses import Hosts
 from ingestor.errors import ConfigError
 
 Algorithm = Literal["HS256", "RS256"]
@@ -24,6 +33,21 @@ _SENTENCES: tuple[tuple[type[jwt.PyJWTError], str], ...] = (
     (jwt.InvalidSignatureError, "the token's signature is wrong"),
     (jwt.InvalidAudienceError, "the token is for another audience"),
 )
+
+
+_ORIGIN = re.compile(r"https?://(?P<authority>.+)", re.ASCII | re.IGNORECASE)
+_SECURITY = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self';"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+log = structlog.get_logger()
 
 
 class Unauthorized(Exception):
@@ -73,8 +97,14 @@ class Verifier:
         except jwt.MissingRequiredClaimError as error:
             raise Unauthorized(f"the token lacks `{error.claim}`") from None
         except jwt.PyJWTError as error:
-            raise Unauthorized(_sentence(error)) from None
-        return Grant(_allowed_symbols(claims), float(claims["exp"]))
+            known = (text for kind, text in _SENTENCES if isinstance(error, kind))
+            raise Unauthorized(next(known, "this is no token, or a broken one")) from None
+        symbols = claims.get("symbols")
+        if symbols is not None:
+            if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
+                raise Unauthorized("the token's `symbols` must be a list of text")
+            symbols = frozenset(symbols)
+        return Grant(symbols, float(claims["exp"]))
 
 
 def bearer_token(headers: Mapping[str, str]) -> str | None:
@@ -93,21 +123,17 @@ def load_verifier(algorithm: Algorithm, audience: str, public_key: Path | None, 
     return Verifier(algorithm, key, audience)
 
 
-def _sentence(error: jwt.PyJWTError) -> str:
-    return next((text for kind, text in _SENTENCES if isinstance(error, kind)), "this is no token, or a broken one")
-
-
-def _allowed_symbols(claims: Mapping[str, Any]) -> frozenset[str] | None:
-    symbols = claims.get("symbols")
-    if symbols is None:
-        return None
-    if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
-        raise Unauthorized("the token's `symbols` must be a list of text")
-    return frozenset(symbols)
-
-
 def _read_secret(environ: Mapping[str, str]) -> str:
-    secret = environ.get(SECRET_NAME, "") or _read_credential(environ.get("CREDENTIALS_DIRECTORY"))
+    secret = environ.get(SECRET_NAME, "")
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    if not secret and directory is not None:
+        path = Path(directory, SECRET_NAME)
+        try:
+            secret = path.read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            pass  # told below, with what is to be done
+        except (OSError, UnicodeDecodeError):
+            raise ConfigError(f"{path}: can't be read as text") from None
     if len(secret.encode()) < _SECRET_MIN_BYTES:
         found = "is not set" if not secret else "is too short"
         raise ConfigError(
@@ -115,18 +141,6 @@ def _read_secret(environ: Mapping[str, str]) -> str:
             " environment or as a credential"
         )
     return secret
-
-
-def _read_credential(directory: str | None) -> str:
-    if directory is None:
-        return ""
-    path = Path(directory, SECRET_NAME)
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"{path}: can't be read as text") from None
 
 
 def _read_public_key(path: Path) -> RSAPublicKey:
@@ -139,3 +153,42 @@ def _read_public_key(path: Path) -> RSAPublicKey:
     if not isinstance(key, RSAPublicKey) or key.key_size < _RSA_MIN_BITS:
         raise ConfigError(f"{path}: RS256 needs an RSA key of {_RSA_MIN_BITS} bits or more")
     return key
+
+
+def find_refusal(headers: Headers, hosts: Hosts) -> str | None:
+    """Why these headers are refused: a host that isn't ours, or an origin that isn't that host; None where they
+    aren't.
+    """
+    named = headers.getlist("host")
+    if len(named) != 1 or not hosts.hold(named[0]):
+        return "unknown host: call this server by a name it was told of (--allow-host)"
+    for origin in headers.getlist("origin"):
+        match = _ORIGIN.fullmatch(origin)
+        if match is None or match["authority"].lower() != named[0].lower():
+            return "foreign origin: only pages of this server may call it from a browser"
+    return None
+
+
+class HostGuard:
+    """Refuses strangers with 403 before a request is read, and adds the headers that keep a browser strict."""
+
+    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_strictly(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_SECURITY)
+            await send(message)
+
+        headers = Headers(scope=scope)
+        if reason := find_refusal(headers, self._hosts):
+            log.warning("request.refused", reason=reason, host=headers.get("host"), origin=headers.get("origin"))
+            await JSONResponse({"error": reason}, 403)(scope, receive, send_strictly)
+        else:
+            await self._app(scope, receive, send_strictly)

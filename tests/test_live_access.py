@@ -17,8 +17,15 @@ from starlette.datastructures import Headers
 
 from ingestor.config.addresses import Hosts, allowed_hosts
 from ingestor.errors import ConfigError
-from ingestor.live.auth import EVERYTHING, SECRET_NAME, Unauthorized, Verifier, bearer_token, load_verifier
-from ingestor.live.gate import find_refusal
+from ingestor.live.access import (
+    EVERYTHING,
+    SECRET_NAME,
+    Unauthorized,
+    Verifier,
+    bearer_token,
+    find_refusal,
+    load_verifier,
+)
 
 SECRET = "a secret of a test, 32 bytes long"
 NOW = time.time()

@@ -1,0 +1,199 @@
+"""Commands that read a recording: `ingestor head`, `bars`, `describe` and `export`."""
+
+import sys
+import time
+from datetime import tzinfo
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from ingestor.cli.options import (
+    example,
+    json_option,
+    query_options,
+    read_span,
+    reading_options,
+    root_from,
+    tz_option,
+    warn_of_nothing,
+    warn_of_unknown_symbols,
+)
+from ingestor.cli.printing import format_bytes, format_json, format_table, format_time, format_trade, percent
+
+_HEAD = ("timestamp", "symbol", "price", "volume", "conditions")
+_SHARES = ("recorded", "blind", "unproven", "late")
+_Kind = Literal["csv", "parquet", "jsonl", "sqlite"]
+_ENDINGS: dict[str, _Kind] = {
+    ".csv": "csv", ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".sqlite": "sqlite", ".db": "sqlite",
+}  # fmt: skip
+_PROGRESS_S = 0.2
+
+
+@click.command(epilog=example("ingestor head --symbols AAPL --start 2026-11-20T09:30 --tz America/New_York"))
+@query_options
+@click.option(
+    "--count", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="How many trades."
+)
+def head(
+    config: Path | None,
+    root: Path | None,
+    symbols: tuple[str, ...] | None,
+    start: str | None,
+    end: str | None,
+    tz: tzinfo,
+    as_json: bool,
+    count: int,
+) -> None:
+    """Print the first trades of a span, a row each, in order of time; --json has all their columns."""
+    from ingestor.dataset.reader import first_trades
+    from ingestor.dataset.times import to_span
+
+    found = first_trades(root_from(config, root), to_span(read_span(start, end, tz)), symbols, count)
+    if not found.num_rows:
+        warn_of_nothing(root_from(config, root), symbols, tz)
+    rows = [format_trade(row, tz) for row in found.to_pylist()]
+    if as_json:
+        click.echo(format_json(rows))
+    else:
+        click.echo(format_table(_HEAD, ([row[name] for name in _HEAD] for row in rows)))
+
+
+@click.command(
+    epilog=example(
+        "ingestor bars 5m --symbols AAPL --start 2026-11-20 --tz America/New_York --session regular",
+    )
+)
+@click.argument("interval", metavar="INTERVAL")
+@query_options
+@click.option(
+    "--session",
+    type=click.Choice(["all", "regular", "extended"]),
+    default="all",
+    show_default=True,
+    help="Hours of US stocks: regular is 09:30 to 16:00 New York, extended 04:00 to 20:00.",
+)
+@click.option(
+    "--conditions",
+    type=click.Choice(["sip", "all"]),
+    default="sip",
+    show_default=True,
+    help="sip: the US rules on which prints move what. all: every print moves everything.",
+)
+@click.option("--fill", is_flag=True, help="Add the bars that were recorded and had no trade.")
+def bars(
+    interval: str,
+    config: Path | None,
+    root: Path | None,
+    symbols: tuple[str, ...] | None,
+    start: str | None,
+    end: str | None,
+    tz: tzinfo,
+    as_json: bool,
+    session: Literal["all", "regular", "extended"],
+    conditions: Literal["sip", "all"],
+    fill: bool,
+) -> None:
+    """Print bars of INTERVAL (1s, 1m, 5m, 1h, 1d), each with the share of it that was recorded.
+
+    A bar is named by its start. Without a trade there is no bar: --fill adds those that were recorded whole.
+    """
+    from ingestor.dataset.bars import read_bars
+
+    span = read_span(start, end, tz)
+    try:
+        table = read_bars(
+            root_from(config, root), interval, symbols, span.start, span.end, str(tz),
+            session=session, conditions=conditions, fill=fill, engine="arrow",
+        )  # fmt: skip
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="INTERVAL") from None
+    if not table.num_rows:
+        warn_of_nothing(root_from(config, root), symbols, tz)
+    rows = [row | {"start": format_time(row["start"], timespec="seconds")} for row in table.to_pylist()]
+    if as_json:
+        click.echo(format_json(rows))
+        return
+    heading = ["coverage %" if name == "coverage" else name for name in table.column_names]
+    shown = (
+        # Ten digits tell any price, and are short to read.
+        {name: float(f"{value:.10g}") if isinstance(value, float) else value for name, value in row.items()}
+        | {"coverage": percent(row["coverage"])}
+        for row in rows
+    )
+    click.echo(format_table(heading, ([*row.values()] for row in shown)))
+
+
+@click.command(epilog=example("ingestor describe --symbols AAPL"))
+@reading_options
+@tz_option
+@json_option
+def describe(
+    config: Path | None, root: Path | None, symbols: tuple[str, ...] | None, tz: tzinfo, as_json: bool
+) -> None:
+    """Print a row a symbol: first and last trade, how many, how well covered, how late they came.
+
+    Late is what came more than a minute after its time; delays are from the trade to its receipt.
+    """
+    from ingestor.dataset.describe import describe as describe_root
+
+    table = describe_root(root_from(config, root), symbols, str(tz), engine="arrow")
+    rows = [
+        row | {name: row[name] and format_time(row[name]) for name in ("first", "last")} for row in table.to_pylist()
+    ]
+    if as_json:
+        click.echo(format_json(rows))
+        return
+    heading = [f"{name} %" if name in _SHARES else name for name in table.column_names]
+    shown = (row | {name: percent(row[name]) for name in _SHARES} for row in rows)
+    click.echo(format_table(heading, ([*row.values()] for row in shown)))
+
+
+@click.command(epilog=example("ingestor export aapl.csv --symbols AAPL --start 2026-11-20 --end 2026-11-21"))
+@click.argument("file", type=click.Path(path_type=Path))
+@query_options
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["csv", "parquet", "jsonl", "sqlite"]),
+    help="What to write.  [default: what FILE ends in]",
+)
+def export(
+    file: Path,
+    config: Path | None,
+    root: Path | None,
+    symbols: tuple[str, ...] | None,
+    start: str | None,
+    end: str | None,
+    tz: tzinfo,
+    as_json: bool,
+    kind: _Kind | None,
+) -> None:
+    """Write trades to FILE: CSV, Parquet, JSON Lines, or a SQLite database with a table `trades`.
+
+    Any size in bounded memory. UTC date by date, within a date by symbol and time; times are in UTC. FILE must not
+    exist, and has its name only once it is whole. Prints how many trades went into it.
+    """
+    from ingestor.dataset.export import export_trades
+    from ingestor.dataset.times import to_span
+
+    chosen = kind or _ENDINGS.get(file.suffix.lower())
+    if chosen is None:
+        raise click.BadParameter("say what to write: --format csv, parquet, jsonl or sqlite", param_hint="FILE")
+    span = to_span(read_span(start, end, tz))
+    rows, shown_s = 0, 0.0
+    for progress in export_trades(root_from(config, root), file, chosen, span, symbols):
+        rows = progress.rows
+        if sys.stderr.isatty() and time.monotonic() - shown_s >= _PROGRESS_S:
+            shown_s = time.monotonic()
+            click.echo(f"\r\x1b[2K{progress.day}  {rows:,} trades", err=True, nl=False)
+    if shown_s:
+        click.echo("\r\x1b[2K", err=True, nl=False)
+    if not rows:
+        warn_of_unknown_symbols(root_from(config, root), symbols)
+        warn_of_nothing(root_from(config, root), symbols, tz)
+    size = file.stat().st_size
+    if as_json:
+        click.echo(format_json({"file": str(file), "format": chosen, "trades": rows, "bytes": size}))
+    else:
+        click.echo(f"{file}: {rows:,} trades, {format_bytes(size)}")
