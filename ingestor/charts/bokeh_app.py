@@ -103,7 +103,15 @@ class Dashboard:
         chosen = list(view.symbols) or known[:1]
         # Value and label of each. Bokeh shows a label as HTML: a symbol is the venue's text, and no markup.
         options = [(symbol, html.escape(escape(symbol))) for symbol in sorted({*known, *chosen})]
-        style = [_style_widgets(view.theme)]
+        theme, css = view.theme, _WIDGETS  # Bokeh's widgets are made for light ground
+        for name, colour in (
+            ("GROUND", theme.ground),
+            ("INK", theme.ink),
+            ("QUIET", theme.quiet),
+            ("GRID", theme.grid),
+        ):
+            css = css.replace(name, colour)
+        style = [InlineStyleSheet(css=css)]
         self._symbols = MultiChoice(
             options=options, value=chosen, max_items=MAX_SYMBOLS, stylesheets=style,
             sizing_mode="stretch_width", min_width=240, max_width=480,
@@ -112,24 +120,20 @@ class Dashboard:
         self._following = Toggle(
             label="Following the newest", active=True, button_type="primary", width=180, stylesheets=style
         )
-        self._newest = Div(text="", styles={"color": view.theme.quiet, "font-size": "13px", "padding-top": "6px"})
+        self._newest = Div(text="", styles={"color": theme.quiet, "font-size": "13px", "padding-top": "6px"})
         self._columns = row([], sizing_mode="stretch_width", styles=_WRAPPED)
-        self._lay_out(document)
-        for chooser in (self._symbols, self._interval):
-            chooser.on_change("value", lambda _name, _old, _new: self.reload())
-        self._following.on_change("active", lambda _name, _old, active: self._follow(active=active))
-        document.add_periodic_callback(self.tick, _TICK_MS)
-        document.on_session_destroyed(lambda _: self.close())
-        self.reload()
-
-    def _lay_out(self, document: Document) -> None:
-        theme = self._view.theme
         document.title = "finnhub-ingestor"
         document.template = Template(_PAGE.replace("GROUND", theme.ground).replace("SCHEME", theme.scheme))
         widgets = row(
             [self._symbols, self._interval, self._following, self._newest], sizing_mode="stretch_width", styles=_WRAPPED
         )
         document.add_root(column([widgets, self._columns], sizing_mode="stretch_width"))
+        for chooser in (self._symbols, self._interval):
+            chooser.on_change("value", lambda _name, _old, _new: self.reload())
+        self._following.on_change("active", lambda _name, _old, active: self._follow(active=active))
+        document.add_periodic_callback(self.tick, _TICK_MS)
+        document.on_session_destroyed(lambda _: self.close())
+        self.reload()
 
     def close(self) -> None:
         if self._follower is not None:
@@ -209,14 +213,6 @@ class Dashboard:
     @staticmethod
     def _now_ms() -> int:
         return int(time.time() * 1000)
-
-
-def _style_widgets(theme: Theme) -> InlineStyleSheet:
-    """Bokeh's widgets are made for light ground."""
-    css = _WIDGETS
-    for name, colour in (("GROUND", theme.ground), ("INK", theme.ink), ("QUIET", theme.quiet), ("GRID", theme.grid)):
-        css = css.replace(name, colour)
-    return InlineStyleSheet(css=css)
 
 
 def newest_range(now_ms: int, interval_ms: int) -> tuple[int, int]:

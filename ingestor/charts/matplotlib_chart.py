@@ -68,8 +68,7 @@ def draw_picture(columns: Sequence[Series], zone: tzinfo, theme: Theme) -> Figur
         pane.macd.yaxis.set_major_locator(MaxNLocator(3))
         for each, name in ((pane.volume, "Volume"), (pane.rsi, "RSI 14"), (pane.macd, "MACD 12, 26, 9")):
             _write_caption(each, name, theme)
-        _draw_bars(pane, series, theme)
-        _draw_indicators(pane, series, theme)
+        _draw_series(pane, series, theme)
         for each in pane.all:
             shade_blind(each, series.blind, theme)
         # The limits come before the texts: a cause is written where its shade is wide enough on this axis.
@@ -135,9 +134,11 @@ def format_length(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def _draw_bars(pane: Pane, series: Series, theme: Theme) -> None:
-    """Candlesticks: the body from open to close, a wick from low to high; volume in the same colours."""
-    starts, ends = _body_edges(series)
+def _draw_series(pane: Pane, series: Series, theme: Theme) -> None:
+    """Candlesticks (body from open to close, wick from low to high), volume in the same colours, and the indicators."""
+    margin = (1 - _BODY) / 2 * series.interval_ms
+    starts = (series.starts_ms + margin) / DAY_MS
+    ends = starts + series.interval_ms * _BODY / DAY_MS
     middle = (starts + ends) / 2
     colours = np.where(series.close >= series.open, theme.up, theme.down)
     known = ~np.isnan(series.close)
@@ -150,27 +151,22 @@ def _draw_bars(pane: Pane, series: Series, theme: Theme) -> None:
     volume = np.nan_to_num(series.volume)
     boxes = _boxes(starts, ends, np.zeros_like(volume), volume)
     pane.volume.add_collection(PolyCollection(list(boxes), facecolors=colours.tolist(), alpha=0.75))
-
-
-def _draw_indicators(pane: Pane, series: Series, theme: Theme) -> None:
-    starts, ends = _body_edges(series)
-    at = (starts + ends) / 2
     closes = series.closes
     bands, difference = bollinger(closes), macd(closes)
-    pane.price.fill_between(at, bands.lower, bands.upper, color=theme.bands, alpha=0.10, linewidth=0)
-    pane.price.plot(at, bands.upper, color=theme.bands, linewidth=0.7)
-    pane.price.plot(at, bands.lower, color=theme.bands, linewidth=0.7, label="Bollinger 20, 2")
-    pane.price.plot(at, sma(closes), color=theme.average, linewidth=1.2, label="SMA 20")
-    pane.price.plot(at, ema(closes), color=theme.exponential, linewidth=1.2, label="EMA 20")
-    pane.rsi.plot(at, rsi(closes), color=theme.average, linewidth=1.1)
+    pane.price.fill_between(middle, bands.lower, bands.upper, color=theme.bands, alpha=0.10, linewidth=0)
+    pane.price.plot(middle, bands.upper, color=theme.bands, linewidth=0.7)
+    pane.price.plot(middle, bands.lower, color=theme.bands, linewidth=0.7, label="Bollinger 20, 2")
+    pane.price.plot(middle, sma(closes), color=theme.average, linewidth=1.2, label="SMA 20")
+    pane.price.plot(middle, ema(closes), color=theme.exponential, linewidth=1.2, label="EMA 20")
+    pane.rsi.plot(middle, rsi(closes), color=theme.average, linewidth=1.1)
     for level in (30, 70):
         pane.rsi.axhline(level, color=theme.quiet, linewidth=0.7, linestyle=(0, (4, 4)))
     histogram = np.nan_to_num(difference.histogram)
     boxes = _boxes(starts, ends, np.zeros_like(histogram), histogram)
     signs = np.where(histogram >= 0, theme.up, theme.down)
     pane.macd.add_collection(PolyCollection(list(boxes), facecolors=signs.tolist(), alpha=0.55))
-    pane.macd.plot(at, difference.line, color=theme.average, linewidth=1.1)
-    pane.macd.plot(at, difference.signal, color=theme.exponential, linewidth=1.1)
+    pane.macd.plot(middle, difference.line, color=theme.average, linewidth=1.1)
+    pane.macd.plot(middle, difference.signal, color=theme.exponential, linewidth=1.1)
 
 
 def _set_limits(pane: Pane, series: Series) -> None:
@@ -229,13 +225,6 @@ def _write_caption(axes: Axes, text: str, theme: Theme, *, above: bool = False) 
     """A few words in the upper left corner, or above it."""
     x, y, align, size = (0, 1.02, "bottom", 9.5) if above else (0.004, 0.94, "top", 8.5)
     axes.text(x, y, text, transform=axes.transAxes, fontsize=size, color=theme.quiet, va=align)
-
-
-def _body_edges(series: Series) -> tuple[Floats, Floats]:
-    """From where to where each body reaches, in days."""
-    margin = (1 - _BODY) / 2 * series.interval_ms
-    starts = (series.starts_ms + margin) / DAY_MS
-    return starts, starts + series.interval_ms * _BODY / DAY_MS
 
 
 def _boxes(left: Floats, right: Floats, bottom: Floats, top: Floats) -> NDArray[np.float64]:

@@ -57,8 +57,24 @@ def demo(seconds: float, folder: Path | None) -> None:
         raise ConfigError(f"{folder} exists: name a new folder with --folder") from None
     click.echo(f"A simulated venue, a recorder, {format_duration(seconds)}. Everything is in {folder}/", err=True)
     with ExitStack() as stack:
-        url = _start_venue(stack, folder, seconds)
-        recorder = _start_recorder(stack, folder, url)
+        # A venue that drops its clients in the middle.
+        faults = folder / "faults.yaml"
+        faults.write_text(f"[{{at: {seconds / 2:.1f}s, do: outage, for: {min(_CUT_S, seconds / 4):.1f}s}}]\n")
+        arguments = ["simulate", "--port", "0", "--rate", str(_RATE), "--faults", str(faults)]
+        arguments += ["--truth", str(folder / "truth.jsonl")]
+        venue = _start(stack, arguments, subprocess.PIPE, folder / "venue.log")
+        line = venue.stdout.readline() if venue.stdout else ""
+        if not line.startswith("listening on "):
+            raise IngestorError(f"the simulated venue did not start: see {folder / 'venue.log'}")
+        url = line.removeprefix("listening on ").strip()
+        config = folder / "ingestor.yaml"
+        config.write_text(_CONFIG.format(url=url, tickers=", ".join(_SYMBOLS), root=folder / "data"))
+        recorder = _start(stack, ["run", "--config", str(config)], subprocess.DEVNULL, folder / "recorder.log")
+        deadline_s = time.monotonic() + _READY_S
+        while not any((folder / "data" / "journal").glob("*.journal")):
+            if recorder.poll() is not None or time.monotonic() > deadline_s:
+                raise IngestorError(f"the recorder did not start: see {folder / 'recorder.log'}")
+            time.sleep(0.05)
         try:
             _watch(folder / "data", recorder, seconds)
         except KeyboardInterrupt:
@@ -85,31 +101,6 @@ def _end(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:
         process.terminate()
         process.wait(_STOP_S)
-
-
-def _start_venue(stack: ExitStack, folder: Path, seconds: float) -> str:
-    """A venue that drops its clients in the middle; its URL."""
-    faults = folder / "faults.yaml"
-    faults.write_text(f"[{{at: {seconds / 2:.1f}s, do: outage, for: {min(_CUT_S, seconds / 4):.1f}s}}]\n")
-    arguments = ["simulate", "--port", "0", "--rate", str(_RATE), "--faults", str(faults)]
-    arguments += ["--truth", str(folder / "truth.jsonl")]
-    venue = _start(stack, arguments, subprocess.PIPE, folder / "venue.log")
-    line = venue.stdout.readline() if venue.stdout else ""
-    if not line.startswith("listening on "):
-        raise IngestorError(f"the simulated venue did not start: see {folder / 'venue.log'}")
-    return line.removeprefix("listening on ").strip()
-
-
-def _start_recorder(stack: ExitStack, folder: Path, url: str) -> subprocess.Popen[str]:
-    config = folder / "ingestor.yaml"
-    config.write_text(_CONFIG.format(url=url, tickers=", ".join(_SYMBOLS), root=folder / "data"))
-    recorder = _start(stack, ["run", "--config", str(config)], subprocess.DEVNULL, folder / "recorder.log")
-    deadline_s = time.monotonic() + _READY_S
-    while not any((folder / "data" / "journal").glob("*.journal")):
-        if recorder.poll() is not None or time.monotonic() > deadline_s:
-            raise IngestorError(f"the recorder did not start: see {folder / 'recorder.log'}")
-        time.sleep(0.05)
-    return recorder
 
 
 def _watch(root: Path, recorder: subprocess.Popen[str], seconds: float) -> None:

@@ -18,7 +18,7 @@ from ingestor.logs import configure_logs
 from ingestor.simulator.faults import Schedule, load_faults
 from ingestor.simulator.market import START_PRICES, MarketSettings
 from ingestor.simulator.protocols import PLAIN_JSON
-from ingestor.simulator.venue import Venue, VenueSettings, open_venue
+from ingestor.simulator.venue import VenueSettings, open_venue
 
 
 class PaceType(click.ParamType[float]):
@@ -97,26 +97,24 @@ def simulate(**options: Any) -> None:
     on stderr. Stops on Ctrl-C.
     """
     configure_logs("info", "auto", options["keys"])
-    asyncio.run(_simulate(_venue_settings(options), options["run_s"], as_json=options["as_json"]))
+    settings = _venue_settings(options)
 
+    async def serve() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        venue = await open_venue(settings)
+        if options["run_s"] is not None:
+            loop.call_later(options["run_s"], stop.set)
+        line = format_address(venue.url, as_json=False)
+        if options["as_json"]:
+            facts = {"url": venue.url, "protocol": settings.protocol, "seed": settings.market.seed}
+            line = format_json(facts, indent=None)
+        click.echo(line)
+        await venue.run(stop)
 
-async def _simulate(settings: VenueSettings, run_s: float | None, *, as_json: bool) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    venue = await open_venue(settings)
-    if run_s is not None:
-        loop.call_later(run_s, stop.set)
-    click.echo(_ready(venue, settings, as_json=as_json))
-    await venue.run(stop)
-
-
-def _ready(venue: Venue, settings: VenueSettings, *, as_json: bool) -> str:
-    if as_json:
-        facts = {"url": venue.url, "protocol": settings.protocol, "seed": settings.market.seed}
-        return format_json(facts, indent=None)
-    return format_address(venue.url, as_json=False)
+    asyncio.run(serve())
 
 
 def _venue_settings(options: dict[str, Any]) -> VenueSettings:

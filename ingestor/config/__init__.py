@@ -123,36 +123,31 @@ def _validate(file: YamlFile, flags: Flags) -> Settings:
     mistakes = list(file.mistakes)
     complaints: list[str] = []
     flag_of = {path: flag for flag, path, _ in flags.given()}
-    try:
-        settings = Settings.model_validate(_under(file.data, flags))
-    except ValidationError as error:
-        for detail in error.errors(include_url=False, include_input=False):
-            at = _path_in_file(detail["loc"])
-            flag = next((flag for path, flag in flag_of.items() if at[: len(path)] == path), None)
-            if flag:
-                complaints.append(f"{flag}: {_sentence(detail, Settings)}")
-            else:
-                mistakes.append(Mistake(file.place(at), _sentence(detail, Settings)))
-    complaints += [file.complaint(mistake) for mistake in sorted(mistakes)]
-    if complaints:
-        raise ConfigError("\n".join(complaints))
-    return settings
-
-
-def _under(data: Mapping[str, object], flags: Flags) -> dict[str, object]:
-    """`data` with the flags' values in their places. A section that is no mapping is refused later."""
-    merged = dict(data)
+    merged = dict(file.data)
     for _, path, value in flags.given():
         *above, last = (str(key) for key in path)
         at = merged
         for key in above:
             section = at.get(key) or {}
             if not isinstance(section, Mapping):
-                break
+                break  # it is refused below
             at[key] = at = dict(section)
         else:
             at[last] = value
-    return merged
+    try:
+        settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False, include_input=False):
+            place = _path_in_file(detail["loc"])
+            flag = next((flag for path, flag in flag_of.items() if place[: len(path)] == path), None)
+            if flag:
+                complaints.append(f"{flag}: {_sentence(detail, Settings)}")
+            else:
+                mistakes.append(Mistake(file.place(place), _sentence(detail, Settings)))
+    complaints += [file.complaint(mistake) for mistake in sorted(mistakes)]
+    if complaints:
+        raise ConfigError("\n".join(complaints))
+    return settings
 
 
 # What is said of a mistake

@@ -119,7 +119,16 @@ def load_verifier(algorithm: Algorithm, audience: str, public_key: Path | None, 
     """
     if (algorithm == "RS256") != (public_key is not None):
         raise ConfigError("--public-key FILE belongs to --jwt RS256, and to no other")
-    key = _read_secret(environ) if public_key is None else _read_public_key(public_key)
+    if public_key is None:
+        return Verifier(algorithm, _read_secret(environ), audience)
+    try:
+        key = load_pem_public_key(public_key.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{public_key}: can't be read: {error.strerror}") from None
+    except ValueError:
+        raise ConfigError(f"{public_key}: no public key in PEM format") from None
+    if not isinstance(key, RSAPublicKey) or key.key_size < _RSA_MIN_BITS:
+        raise ConfigError(f"{public_key}: RS256 needs an RSA key of {_RSA_MIN_BITS} bits or more")
     return Verifier(algorithm, key, audience)
 
 
@@ -141,18 +150,6 @@ def _read_secret(environ: Mapping[str, str]) -> str:
             " environment or as a credential"
         )
     return secret
-
-
-def _read_public_key(path: Path) -> RSAPublicKey:
-    try:
-        key = load_pem_public_key(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
-    except ValueError:
-        raise ConfigError(f"{path}: no public key in PEM format") from None
-    if not isinstance(key, RSAPublicKey) or key.key_size < _RSA_MIN_BITS:
-        raise ConfigError(f"{path}: RS256 needs an RSA key of {_RSA_MIN_BITS} bits or more")
-    return key
 
 
 def find_refusal(headers: Headers, hosts: Hosts) -> str | None:

@@ -116,7 +116,12 @@ class _Api:
         async def answer(request: Request, grant: Grant) -> Response:
             query = queries.parse_query(kind, request.query_params.multi_items())
             as_arrow = query.format == "arrow" or (not query.format and _ARROW in request.headers.get("accept", ""))
-            symbols = self._choose(query.symbols, grant)
+            if query.symbols is None:
+                symbols = [symbol for symbol in self._hub.board.quotes if grant.allows(symbol)]
+            elif refused := grant.refused(query.symbols):
+                raise Forbidden(f"the token doesn't allow {', '.join(refused[:20])}")
+            else:
+                symbols = list(query.symbols)
             if self._layout is None:
                 return JSONResponse({"error": "this server follows Redis: ask one that has the recording"}, 404)
             async with self._turns:
@@ -141,14 +146,6 @@ class _Api:
 
     async def metrics(self, _request: Request, _grant: Grant) -> Response:
         return Response(generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    def _choose(self, asked: Sequence[str] | None, grant: Grant) -> list[str]:
-        """The symbols asked for, else all that there are and that may be seen. Raises Forbidden."""
-        if asked is None:
-            return [symbol for symbol in self._hub.board.quotes if grant.allows(symbol)]
-        if refused := grant.refused(asked):
-            raise Forbidden(f"the token doesn't allow {', '.join(refused[:20])}")
-        return list(asked)
 
 
 def _asset(name: str, kind: str) -> _Answer:

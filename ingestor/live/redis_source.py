@@ -80,7 +80,15 @@ class RedisSource:
             texts = list(self._receive())
             if prices := [found for text in texts if (found := _parse(text))]:
                 self._symbols.update(symbol for symbol, _ in prices)
-                yield TradeBlock(split_by_symbol(_as_batch(prices)), time.time())
+                columns = {  # as VENUE_TRADES has it, without conditions: Redis isn't told them
+                    "timestamp": [price.timestamp_ms for _, price in prices],
+                    "symbol": [symbol for symbol, _ in prices],
+                    "price": [price.price for _, price in prices],
+                    "volume": [price.volume for _, price in prices],
+                    "conditions": [None] * len(prices),
+                }
+                batch = pa.RecordBatch.from_pydict(columns, schema=VENUE_TRADES)
+                yield TradeBlock(split_by_symbol(batch), time.time())
 
     def _receive(self) -> Iterator[str]:
         """What waits, or the first that comes within a tenth of a second."""
@@ -116,15 +124,3 @@ def _parse(text: str | None) -> tuple[str, Price] | None:
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, float) and math.isfinite(value)
-
-
-def _as_batch(prices: list[tuple[str, Price]]) -> pa.RecordBatch:
-    """As VENUE_TRADES has it, without conditions: Redis isn't told them."""
-    columns = {
-        "timestamp": [price.timestamp_ms for _, price in prices],
-        "symbol": [symbol for symbol, _ in prices],
-        "price": [price.price for _, price in prices],
-        "volume": [price.volume for _, price in prices],
-        "conditions": [None] * len(prices),
-    }
-    return pa.RecordBatch.from_pydict(columns, schema=VENUE_TRADES)

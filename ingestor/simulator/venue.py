@@ -167,9 +167,15 @@ class Venue:
 
         Raises what made going on impossible, such as a truth file that can't be written.
         """
+
+        async def accept_clients() -> None:
+            async with asyncio.TaskGroup() as attended:
+                while True:
+                    attended.create_task(self._serve(*await self._accepted.get()))
+
         try:
             async with asyncio.TaskGroup() as tasks:
-                work = (self._accept_clients(), self._trade(), self._flush_truth(), self._injector.keep_time())
+                work = (accept_clients(), self._trade(), self._flush_truth(), self._injector.keep_time())
                 chores = [tasks.create_task(chore) for chore in work]
                 await stop.wait()
                 # The close frames go out first: a cancelled task can't send them any more.
@@ -191,11 +197,6 @@ class Venue:
                 self._truth.close()
 
     # Connections
-
-    async def _accept_clients(self) -> None:
-        async with asyncio.TaskGroup() as attended:
-            while True:
-                attended.create_task(self._serve(*await self._accepted.get()))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One TCP connection, from accept to end."""

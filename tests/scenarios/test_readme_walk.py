@@ -38,7 +38,7 @@ ELSEWHERE = {
     r"…": "wants a secret of yours",
     r"^ingestor check --online": "asks Finnhub",
     r"^ingestor plot(?!.*--png)": "opens a window: tests/test_plot.py",
-    r"^ingestor serve .*--public-key": "wants keys of yours: tests/test_live_auth.py",
+    r"^ingestor serve .*--public-key": "wants keys of yours: tests/test_live_access.py",
     r"--symbols AAPL,MSFT,BINANCE:BTCUSDT": "a second venue on one port: tests/test_truth.py",
     r"^git pull": "wants a newer version",
     r"^sudo (?!/opt/finnhub-ingestor/bin/(ingestor|pip install --upgrade))": "tests/scenarios/test_service.py",
