@@ -109,12 +109,12 @@ def trade_of(symbol: str) -> SymbolTrades:
 
 def test_what_a_venue_invents_is_forgotten_and_what_was_asked_for_is_not() -> None:
     board = Board([Quote("old")])
-    board.note({"A": State("recorded")}, recording=True)
+    board.set_state({"A": State("recorded")}, recording=True)
     for number in range(UNASKED_MAX + 100):
-        board.take(trade_of(f"S{number}"), NOW)
-        board.take(trade_of("S0"), NOW)
+        board.add_trades(trade_of(f"S{number}"), NOW)
+        board.add_trades(trade_of("S0"), NOW)
     assert len(board.quotes) == UNASKED_MAX + 1
     assert {"A", "S0", f"S{UNASKED_MAX + 99}"} <= board.quotes.keys()
     assert board.quotes.keys().isdisjoint({"old", "S1"})
-    board.note({}, recording=True)
+    board.set_state({}, recording=True)
     assert len(board.quotes) == UNASKED_MAX

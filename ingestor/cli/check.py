@@ -72,8 +72,7 @@ def check(
     else:
         source = config or (DEFAULT_PATH if DEFAULT_PATH.exists() else "the defaults")
         findings.append(Finding("ok", "settings", f"{source}: {len(settings.tickers)} tickers"))
-    if settings or _speaks_finnhub(config):
-        findings += find_key(directory, settings.feed if settings else FinnhubSettings())
+    findings += find_key(directory, settings.feed if settings else _guess_feed(config))
     if settings:
         for find in (find_oddities, find_sink_faults, find_disk_faults):
             findings += find(settings, directory)
@@ -91,18 +90,19 @@ def check(
     sys.exit(2 if any(finding.verdict == "error" for finding in findings) else 0)
 
 
-def _speaks_finnhub(config: Path | None) -> bool:
-    """Whether settings that hold a mistake are at least Finnhub's: of another venue nothing is known of its key."""
+def _guess_feed(config: Path | None) -> FeedSettings | None:
+    """The feed of settings that hold a mistake, where it is Finnhub: of another venue nothing is known of its key."""
     try:
         feed = read_yaml(config or DEFAULT_PATH).data.get("feed")
     except ConfigError:
-        return True
-    return not isinstance(feed, dict) or feed.get("type", "finnhub") == "finnhub"
+        return FinnhubSettings()
+    other = isinstance(feed, dict) and feed.get("type", "finnhub") != "finnhub"
+    return None if other else FinnhubSettings()
 
 
-def find_key(directory: Path, feed: FeedSettings) -> list[Finding]:
+def find_key(directory: Path, feed: FeedSettings | None) -> list[Finding]:
     """Where the key is found, or that it isn't; nothing where the venue needs none."""
-    if not feed.needs_key:
+    if feed is None or not feed.needs_key:
         return []
     variable = feed.key_variable
     try:

@@ -74,7 +74,7 @@ class SymbolBoard:
             [("price", "last"), ("timestamp", "last"), ("received_at", "last"), ("sequence", "count")]
         )  # fmt: skip
         for found in last.to_pylist():
-            row = self.rows.pop(found["symbol"], None) or Row(found["symbol"])
+            row = self.rows.pop(found["symbol"], None) or SymbolRow(found["symbol"])
             self.rows[row.symbol] = row  # the one that traded last is last
             row.price = found["price_last"]
             row.traded_at = found["received_at_last"].timestamp()
