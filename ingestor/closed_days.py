@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import chain, groupby, pairwise, takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import structlog
 
@@ -29,7 +28,7 @@ from ingestor.errors import DamagedFile
 from ingestor.facts import Fact, encode_line
 from ingestor.layout import Layout, publish, sync_directory, write_whole
 from ingestor.ledger import DAY_US, LedgerFile, check_format, day_of, list_ledger_files, read_facts
-from ingestor.parquet import FORMAT_KEY, add_checksums, first_line, named_errors, read_whole
+from ingestor.parquet import FORMAT_KEY, add_checksums, check_pages, first_line, named_errors, read_whole
 from ingestor.run_state import RunState
 from ingestor.schema import FORMAT_VERSION, RECEIVED_AT
 
@@ -88,7 +87,7 @@ def list_closed_symbols(layout: Layout, days: Iterable[date]) -> set[str]:
     for day in days:
         path = layout.coverage_file(day)
         try:
-            found.update(pc.unique(read_whole(path, columns=["symbol"]).column(0)).to_pylist())
+            found.update(read_whole(path, columns=["symbol"]).column(0).unique().to_pylist())
         except FileNotFoundError:
             continue
     return found
@@ -112,18 +111,54 @@ def list_closed_days(layout: Layout, first: date = date.min, last: date = date.m
 
 def read_day(path: Path, symbols: Collection[str] | None = None) -> list[Row]:
     """The rows of a file of coverage as they lie in it. Raises DamagedFile naming it, FormatTooNew, OSError."""
-    chosen = None if symbols is None else pc.field("symbol").isin(sorted(symbols))
+    wanted = None if symbols is None else frozenset(symbols)
     try:
+        check_pages(path)
         with named_errors(path):
-            told = read_whole(path, filters=chosen)
-            check_format(path, {"format": int((told.schema.metadata or {}).get(FORMAT_KEY, b"0"))})
-            times = [pa.field(one.name, pa.int64()) if one.type == RECEIVED_AT else one for one in COVERAGE_FILE]
-            columns = told.select(COVERAGE_FILE.names).cast(COVERAGE_FILE).cast(pa.schema(times)).columns
+            # `read_table` and its filters would load pyarrow's dataset and compute modules: longer than this takes.
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                check_format(path, {"format": int((file.schema_arrow.metadata or {}).get(FORMAT_KEY, b"0"))})
+                told = file.read_row_groups(_list_groups(file.metadata, wanted), COVERAGE_FILE.names)
+            columns = _plain_columns(_between(told.select(COVERAGE_FILE.names), wanted))
     except FileNotFoundError as error:
         if not os.path.lexists(path):
             raise
         raise DamagedFile(f"{path}: can't be read: {first_line(error)}") from None
-    return [Row(*values) for values in zip(*(column.to_pylist() for column in columns), strict=True)]
+    return [Row(*values) for values in zip(*columns, strict=True) if wanted is None or values[0] in wanted]
+
+
+def _list_groups(metadata: pq.FileMetaData, wanted: Collection[str] | None) -> list[int]:
+    """The row groups that may hold one of these symbols."""
+    groups = range(metadata.num_row_groups)
+    if wanted is None:
+        return [*groups]
+    at = metadata.schema.names.index("symbol")
+    bounds = [metadata.row_group(group).column(at).statistics for group in groups]
+    return [
+        group
+        for group, found in zip(groups, bounds, strict=True)
+        if found is None or not found.has_min_max or any(found.min <= symbol <= found.max for symbol in wanted)
+    ]
+
+
+def _between(told: pa.Table, wanted: Collection[str] | None) -> pa.Table:
+    """The rows from the first of these symbols' to the last; the rows of a symbol lie together."""
+    if wanted is None:
+        return told
+    places = [at for at, symbol in enumerate(told.column("symbol").to_pylist()) if symbol in wanted]
+    return told.slice(places[0], places[-1] + 1 - places[0]) if places else told.slice(0, 0)
+
+
+def _plain_columns(told: pa.Table) -> list[list[Any]]:
+    """Python's values, times in µs since 1970."""
+    if told.schema.types != COVERAGE_FILE.types:
+        told = told.cast(COVERAGE_FILE)
+    return [
+        [at for chunk in column.chunks for at in chunk.view(pa.int64()).to_pylist()]
+        if column.type == RECEIVED_AT
+        else column.to_pylist()
+        for column in told.columns
+    ]
 
 
 def _to_interval(row: Row) -> Interval:

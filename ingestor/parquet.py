@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ingestor.errors import DamagedFile, IngestorError
@@ -224,6 +223,8 @@ def _order(symbols: pa.Array, times: pa.Array) -> pa.Array:
     Sorted by time, then by the symbol's rank: Arrow's sort of one array is stable, counts where it can, and takes a
     quarter of the time of its sort of a table.
     """
+    import pyarrow.compute as pc  # a reader of coverage or accounts needs none of it
+
     encoded = symbols.dictionary_encode()
     ranks = pc.sort_indices(pc.sort_indices(encoded.dictionary)).cast(pa.int32()).take(encoded.indices)
     by_time = pc.array_sort_indices(times.cast(pa.int64()))

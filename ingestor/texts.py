@@ -1,7 +1,11 @@
-"""What a venue says is data: no command for a terminal, no direction of the text around it, no invisible twin."""
+"""What a venue says is data: no command for a terminal, no direction of the text around it, no invisible twin.
+
+And durations and sizes, as a person writes them: `15m`, `64MB`.
+"""
 
 import json
 import re
+from decimal import Decimal
 
 _FILLERS = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U0001d159\U000e0100-\U000e01ef]"
@@ -30,3 +34,52 @@ def escape_json(text: str) -> str:
     return "".join(
         one if one == "\n" or is_visible(one) else json.dumps(one)[1:-1].replace("\x7f", "\\u007f") for one in text
     )
+
+
+# Durations and sizes
+
+_SECONDS = {
+    "ms": Decimal("0.001"),
+    "s": Decimal(1),
+    "m": Decimal(60),
+    "h": Decimal(3600),
+    "d": Decimal(86400),
+}
+_BYTES = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
+DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,6})?) ?(ms|s|m|h|d)", re.ASCII)
+SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?) ?(B|KB|MB|GB|TB)", re.ASCII)
+
+
+def parse_duration(value: object) -> float:
+    """Seconds from `250ms`, `20s`, `15m`, `2h` or `365d`. Raises ValueError with a sentence."""
+    text = str(value).strip()
+    if match := DURATION.fullmatch(text):
+        return float(Decimal(match[1]) * _SECONDS[match[2]])
+    if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
+        raise ValueError(f"`{text}` has no unit: write {text}s or {text}ms")
+    raise ValueError(f"`{text}` is no duration: write it like 250ms, 20s, 15m, 2h or 365d")
+
+
+def parse_size(value: object) -> int:
+    """Bytes from `512KB`, `64MB` or `2GB` (powers of 1024 as operators expect of buffers: 1 MB = 1,048,576).
+    Raises ValueError with a sentence.
+    """
+    text = str(value).strip()
+    if match := SIZE.fullmatch(text):
+        return int(Decimal(match[1]) * _BYTES[match[2]])
+    if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
+        raise ValueError(f"`{text}` has no unit: write {text}MB or {text}B")
+    raise ValueError(f"`{text}` is no size: write it like 512KB, 64MB or 2GB")
+
+
+def format_duration(seconds: float) -> str:
+    """As `parse_duration` reads it, in the largest unit that needs no fraction: 900.0 is `15m`."""
+    exact = Decimal(repr(round(seconds, 6)))
+    unit = next((unit for unit in ("d", "h", "m", "s") if exact and exact % _SECONDS[unit] == 0), "ms")
+    return f"{(exact / _SECONDS[unit]).normalize():f}{unit}" if exact else "0s"
+
+
+def format_size(size: int) -> str:
+    """As `parse_size` reads it, in the largest unit that needs no fraction: 67,108,864 is `64MB`."""
+    unit = next((unit for unit in ("TB", "GB", "MB", "KB") if size and size % _BYTES[unit] == 0), "B")
+    return f"{size // _BYTES[unit]}{unit}"

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 import click
 import pytest
 from click.testing import CliRunner, Result
+from recordings import make_sample
 
 import ingestor
 from ingestor.cli.main import COMMANDS, cli
@@ -70,6 +71,27 @@ def test_help_names_every_command_and_imports_none() -> None:
     loaded = set(done.stdout.split())
     assert "ingestor.cli.main" in loaded
     assert not loaded & {"pyarrow", "pandas", "pydantic", "structlog", "websockets", "websocket", "yaml"}
+
+
+@pytest.mark.parametrize(
+    ("command", "unused"),
+    [
+        ("coverage", {"numpy", "pandas", "rich", "pydantic", "yaml", "pyarrow.compute", "pyarrow.dataset"}),
+        ("status", {"numpy", "pandas", "rich", "pydantic", "yaml", "pyarrow.compute", "pyarrow.dataset"}),
+        ("head", {"numpy", "pandas", "rich", "pydantic", "yaml", "pyarrow.dataset"}),
+        ("bars 1m", {"numpy", "pandas", "rich", "pydantic", "yaml"}),
+    ],
+)
+def test_a_command_loads_what_it_needs(folder: Path, command: str, unused: set[str]) -> None:
+    make_sample(folder / "data")
+    program = (
+        "import atexit, sys; from ingestor.cli.main import main;"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr)); main()"
+    )
+    arguments = [sys.executable, "-c", program, *command.split(), "--root", "data"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == (3 if command == "status" else 0), done.stderr
+    assert not set(done.stderr.split()) & unused
 
 
 def test_version() -> None:

@@ -17,8 +17,8 @@ from dotenv import dotenv_values
 import ingestor
 from ingestor.cli.main import COMMANDS, cli
 from ingestor.config import Settings, load_settings
-from ingestor.config.types import parse_duration
 from ingestor.config.yaml_file import read_yaml
+from ingestor.texts import parse_duration
 
 EXAMPLE = REPOSITORY / "config/ingestor.yaml"
 OTHERS = ("enable.idempotence", "enable.gapless.guarantee", "message.timeout.ms", "security.protocol")

@@ -3,7 +3,7 @@
 import pytest
 
 from ingestor.config.recorder import JournalSettings
-from ingestor.config.types import format_duration, format_size, parse_duration, parse_size
+from ingestor.texts import format_duration, format_size, parse_duration, parse_size
 
 
 @pytest.mark.parametrize(

@@ -25,12 +25,11 @@ from ingestor.config import DEFAULT_PATH, Flags, Settings
 from ingestor.config.addresses import find_unused_proxy, is_loopback, split_address
 from ingestor.config.feeds import FREE_PLAN_SYMBOLS, FeedSettings, FinnhubSettings
 from ingestor.config.key import Key, load_key
-from ingestor.config.types import format_size
 from ingestor.config.yaml_file import read_yaml
 from ingestor.errors import ConfigError
 from ingestor.layout import Layout, read_holder
 from ingestor.operations.online import Answer, Rest, VenueUnreachable, find_unknown, measure_disk
-from ingestor.texts import escape
+from ingestor.texts import escape, format_size
 
 _LOWER_NAMED, _UNKNOWN_NAMED = 5, 8
 _CLOCK_S = 2.0

@@ -15,8 +15,8 @@ from typing import IO, Any
 import click
 
 from ingestor.cli.options import DurationType, example
-from ingestor.config.types import format_duration
 from ingestor.errors import ConfigError, IngestorError
+from ingestor.texts import format_duration
 
 _SYMBOLS = ("AAPL", "MSFT", "BRK.B", "BINANCE:BTCUSDT", "OANDA:EUR_USD")
 _RATE = 400

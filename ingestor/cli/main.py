@@ -18,6 +18,7 @@ import click
 
 import ingestor
 from ingestor.errors import IngestorError
+from ingestor.lean import refuse_unused
 from ingestor.texts import escape
 
 COMMANDS = {
@@ -44,6 +45,8 @@ COMMANDS = {
 }
 """Name, where it is, and its line in `--help`, which so needs no command's imports."""
 
+_WITH_NUMPY = frozenset({"plot", "dashboard", "demo"})
+"""The others work on columns alone."""
 
 _OF_OUTPUT = (errno.ENOSPC, errno.EBADF, errno.EPIPE, errno.EIO)
 """Where no file is named: how what stdout leads to refuses more."""
@@ -80,7 +83,13 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command and exits with its code; a warning or an error is one clear message on stderr."""
+    """Runs one command and exits with its code; a warning or an error is one clear message on stderr.
+
+    For a process of its own: where no argument is the name of a command that needs them, it can't import numpy and
+    pandas afterwards.
+    """
+    if not _WITH_NUMPY & set(sys.argv[1:] if arguments is None else arguments):
+        refuse_unused()
     # A terminal or file that knows few letters gets the others escaped; one that is closed is an error when written to,
     # and none to a command that prints nothing.
     if sys.stdout is None:

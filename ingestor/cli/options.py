@@ -1,19 +1,22 @@
-"""Flags that several commands share, each written once."""
+"""The flags that several commands share, each written once.
+
+What reads settings is imported where it is needed: a command that is told the root is done before that is loaded.
+"""
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, tzinfo
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
-from ingestor.config import DEFAULT_PATH, Flags, Settings, Source, load_settings
-from ingestor.config.recorder import StorageSettings
-from ingestor.config.types import parse_duration, parse_size
 from ingestor.errors import ConfigError
+from ingestor.texts import parse_duration, parse_size
 
+if TYPE_CHECKING:
+    from ingestor.config import Flags, Settings, Source
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -89,7 +92,7 @@ def config_option(command: _Command) -> _Command:
         "--config",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help=f"The settings.  [default: {DEFAULT_PATH}]",
+        help="The settings.  [default: config/ingestor.yaml]",
     )(command)
 
 
@@ -197,13 +200,15 @@ def parse_time(text: str, tz: tzinfo, flag: str) -> datetime:
 # Settings
 
 
-def source_from(config: Path | None, flags: Flags) -> Source:
+def source_from(config: Path | None, flags: "Flags") -> "Source":
     """Where the settings under these flags come from; `--symbols` needs no file."""
+    from ingestor.config import DEFAULT_PATH, Source
+
     needs_none = config is None and flags.symbols and not DEFAULT_PATH.exists()
     return Source(None if needs_none else config or DEFAULT_PATH, flags)
 
 
-def settings_from(config: Path | None, flags: Flags) -> Settings:
+def settings_from(config: Path | None, flags: "Flags") -> "Settings":
     """The settings under these flags. Raises ConfigError."""
     return source_from(config, flags).read()
 
@@ -212,6 +217,9 @@ def root_from(config: Path | None, root: Path | None) -> Path:
     """The recording to read: `--root`, else that of the settings, else the default. Raises ConfigError."""
     if root is not None:
         return root
+    from ingestor.config import DEFAULT_PATH, load_settings
+    from ingestor.config.recorder import StorageSettings
+
     if config is None and not DEFAULT_PATH.exists():
         return StorageSettings().root
     return load_settings(config or DEFAULT_PATH).storage.root
@@ -219,6 +227,8 @@ def root_from(config: Path | None, root: Path | None) -> Path:
 
 def warn_of_unknown_symbols(root: Path, symbols: tuple[str, ...] | None, found: Iterable[str] = ()) -> None:
     """Name on stderr the symbols that are not recorded; of those in `found` it is known."""
+    if not set(symbols or ()) - set(found):
+        return
     from ingestor.dataset.arguments import warn_of_unknown
     from ingestor.layout import Layout
 
@@ -235,6 +245,8 @@ def warn_of_nothing(root: Path, symbols: tuple[str, ...] | None, tz: tzinfo) -> 
 
 def config_dir(config: Path | None) -> Path:
     """The directory whose `.env` may hold the key."""
+    from ingestor.config import DEFAULT_PATH
+
     return (config or DEFAULT_PATH).parent
 
 

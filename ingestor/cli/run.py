@@ -11,7 +11,6 @@ from ingestor.config import Flags
 from ingestor.config.addresses import find_unused_proxy
 from ingestor.config.key import load_key
 from ingestor.errors import ConfigError
-from ingestor.lean import refuse_pandas
 from ingestor.logs import configure_logs
 from ingestor.operations.signals import catch_signals
 
@@ -44,7 +43,6 @@ def run(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None,
         log.warning("proxy.unused", variable=proxy, hint="the recorder connects to the venue directly")
     faulthandler.enable()  # where a watchdog's SIGABRT found each thread: places in the code, no values
     signals = catch_signals()
-    refuse_pandas()
     from ingestor.daemon import record  # heavy: a mistake in the settings is told first
 
     record(settings, source, secret, signals)

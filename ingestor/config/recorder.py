@@ -13,11 +13,11 @@ from ingestor.config.types import (
     Section,
     Size,
     Switch,
-    format_duration,
     holding,
     lasting,
     null_as_none,
 )
+from ingestor.texts import format_duration
 
 
 class RotateSettings(Section):

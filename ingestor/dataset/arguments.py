@@ -9,14 +9,14 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, date, datetime, tzinfo
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.closed_days import list_closed_days, list_closed_symbols, read_closed_coverage
+from ingestor.coverage import Interval
 from ingestor.dataset.coverage import read_known_coverage
 from ingestor.dataset.rows import Selection, plain_texts, read_dates
 from ingestor.dataset.snapshot import read_consistently
@@ -24,9 +24,6 @@ from ingestor.dataset.times import EVER, Span, day_start_ms
 from ingestor.errors import NotARecording
 from ingestor.layout import Layout
 from ingestor.ledger import list_ledgers
-
-if TYPE_CHECKING:
-    from ingestor.coverage import Interval
 
 Names = str | Sequence[str]
 """One name, or several in whatever holds text: a list, a set, a Series, an array."""
@@ -132,13 +129,11 @@ def explain_nothing(root: Path, symbols: Sequence[str] | None, tz: tzinfo) -> st
     """
     layout, chosen = Layout(root), None if symbols is None else tuple(symbols)
     days = list_closed_days(layout)
-    pieces: list[Interval] = []
-    if len(days) > _KNOWN_DAYS:  # the first and the last are told: what lies between need not be read
-        first = read_closed_coverage(layout, chosen, days[0], days[_KNOWN_DAYS - 1])
-        pieces += [piece for own in first.intervals.values() for piece in own]
-    span = Span(day_start_ms(days[-_KNOWN_DAYS:][0]) if days else None, None)
-    coverage = read_known_coverage(layout, chosen, span=span)
-    pieces += [piece for symbol in coverage.symbols for piece in coverage.intervals(symbol)]
+    first_days, last_days = days[:_KNOWN_DAYS], days[-_KNOWN_DAYS:]
+    coverage = read_known_coverage(layout, chosen, span=Span(day_start_ms(days[-1]) if days else None, None))
+    pieces = [piece for symbol in coverage.symbols for piece in coverage.intervals(symbol)]
+    pieces += _first_said(layout, chosen, [*first_days, *last_days])
+    pieces += _first_said(layout, chosen, last_days[::-1])
     if not pieces:
         return None
     start, end = (
@@ -146,3 +141,9 @@ def explain_nothing(root: Path, symbols: Sequence[str] | None, tz: tzinfo) -> st
         for at_us in (min(piece.start_us for piece in pieces), max(piece.end_us for piece in pieces))
     )
     return f"no trades in that time; recorded: {start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} {end.tzname()}"
+
+
+def _first_said(layout: Layout, symbols: tuple[str, ...] | None, days: Iterable[date]) -> list[Interval]:
+    """What the first of these closed days says that says anything of these symbols."""
+    told = (read_closed_coverage(layout, symbols, day, day) for day in days)
+    return next(([piece for own in one.intervals.values() for piece in own] for one in told if one.intervals), [])

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, tzinfo
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.config.types import parse_duration
+from ingestor.texts import parse_duration
 
 DAY_MS = 86_400_000
 _MARGIN_MS = 2 * DAY_MS

@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ingestor.config.types import parse_duration
 from ingestor.live.subscriptions import ClientLanguage
+from ingestor.texts import parse_duration
 
 _SYMBOL_MAX = 64
 _EVERY_MIN_S, _EVERY_MAX_S = 0.01, 3600.0

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from ingestor.config.addresses import split_address
 from ingestor.layout import Holder, Layout, read_holder
 from ingestor.ledger import list_closed_facts, list_ledgers, read_facts
 from ingestor.operations.vitals import Vitals, decode_vitals, find_ailments
@@ -61,6 +60,8 @@ def read_status(layout: Layout) -> Status:
 
 def ask_vitals(address: str) -> Vitals:
     """What the recorder at this address says of itself. Raises OSError, ValueError where nobody there says so."""
+    from ingestor.config.addresses import split_address  # heavy: not where nobody records
+
     host, port = split_address(address)
     connection = http.client.HTTPConnection(host, port, timeout=_PATIENCE_S)
     try:

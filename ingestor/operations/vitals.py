@@ -1,13 +1,16 @@
 """How a recording is, as plain values; and what of them is an ailment."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-from pydantic import TypeAdapter
-
-from ingestor.config.types import format_size
 from ingestor.metrics import Counts
+from ingestor.texts import format_size
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 _STILL_S = 10.0
 _FILES_STILL_S = 60.0  # sealing a large segment is one long step
@@ -152,17 +155,21 @@ class Vitals:
     clock: ClockState = ClockState()
 
 
-_AS_JSON = TypeAdapter(Vitals)
+@functools.cache
+def _as_json() -> "TypeAdapter[Vitals]":
+    from pydantic import TypeAdapter  # heavy: not where nobody records
+
+    return TypeAdapter(Vitals)
 
 
 def encode_vitals(vitals: Vitals) -> bytes:
     """As JSON."""
-    return _AS_JSON.dump_json(vitals)
+    return _as_json().dump_json(vitals)
 
 
 def decode_vitals(text: bytes) -> Vitals:
     """What `encode_vitals` made, of this or a later version. Raises ValueError on anything else."""
-    return _AS_JSON.validate_json(text)
+    return _as_json().validate_json(text)
 
 
 def find_ailments(vitals: Vitals) -> list[str]:

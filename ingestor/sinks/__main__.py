@@ -13,7 +13,7 @@ import structlog
 
 from ingestor.errors import DamagedFile
 from ingestor.layout import Layout, open_own, try_lock
-from ingestor.lean import refuse_pandas
+from ingestor.lean import refuse_unused
 from ingestor.logs import configure_logs
 from ingestor.sinks.destinations import make_carriers
 from ingestor.sinks.process import Handover
@@ -31,7 +31,7 @@ def main(pipe: BinaryIO) -> int:
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o027)
     os.nice(_NICE)
-    refuse_pandas()
+    refuse_unused()
     told = pipe.readline()
     if not told:
         return 0
