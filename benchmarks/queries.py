@@ -27,7 +27,7 @@ from processes import BenchmarkFailed
 from tape import SYMBOLS
 
 import ingestor
-from ingestor.dataset.files import list_days
+from ingestor.dataset.snapshot import list_days
 from ingestor.layout import Layout
 from ingestor.schema import TRADES
 

@@ -25,8 +25,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.dataset.files import Compacted
 from ingestor.dataset.rows import plain_texts, sort_rows
+from ingestor.dataset.snapshot import Compacted
 from ingestor.layout import Layout, SegmentId, make_folder
 from ingestor.ledger import Ledger
 from ingestor.parquet import write_parquet

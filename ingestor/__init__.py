@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from ingestor.dataset.coverage_frame import read_coverage
     from ingestor.dataset.describe import describe
     from ingestor.dataset.follow import follow
-    from ingestor.dataset.reader import read_trades
     from ingestor.dataset.rejects import read_rejects
+    from ingestor.dataset.trades import read_trades
 
 __all__ = ["__version__", "describe", "follow", "read_bars", "read_coverage", "read_rejects", "read_trades"]
 
@@ -25,7 +25,7 @@ _PLACES = {
     "read_bars": "ingestor.dataset.bars",
     "read_coverage": "ingestor.dataset.coverage_frame",
     "read_rejects": "ingestor.dataset.rejects",
-    "read_trades": "ingestor.dataset.reader",
+    "read_trades": "ingestor.dataset.trades",
 }
 
 

@@ -11,7 +11,7 @@ import structlog
 
 from ingestor import __version__
 from ingestor.config import DEFAULT_PATH, Settings, Source
-from ingestor.dataset.upkeep import UpkeepLoop
+from ingestor.dataset.maintenance import MaintenanceLoop
 from ingestor.errors import ConfigError, ConservationViolated, IngestorError, RootDeleted, RowsUnsaved
 from ingestor.layout import Layout, RootLock, locked_root, remove_tree
 from ingestor.metrics import Conservation, Counts
@@ -78,7 +78,7 @@ class Daemon:
         self._report = Report(recording)
         self._watch = Watch(recording)
         self._live_settings = LiveSettings(source, recording.settings, recording.subscriptions, recording.ledger)
-        self._upkeep = UpkeepLoop(
+        self._upkeep = MaintenanceLoop(
             recording.layout, recording.ledger, recording.settings.storage.retention, recording.clock.venue_now
         )
         self._upkeep_keeper = Worker("upkeep", self._upkeep.run, self._ended)

@@ -5,22 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingestor import __version__
-from ingestor.capture.attempts import Attempts, Waits
 from ingestor.capture.buffer import Buffer
-from ingestor.capture.gaps import Gaps, OpenGap
-from ingestor.capture.holidays import Holidays, find_rest_base
-from ingestor.capture.inherited import find_inherited_gaps
-from ingestor.capture.keeper import Keeper
-from ingestor.capture.known_key import KnownKey
-from ingestor.capture.lives import Lives
-from ingestor.capture.markets import Markets
-from ingestor.capture.observed import Observed
-from ingestor.capture.observer import Observer
-from ingestor.capture.recorder import Recorder
+from ingestor.capture.connection_log import ConnectionLog
+from ingestor.capture.connector import Backoff, Connector, KnownKey
+from ingestor.capture.gaps import Gaps, OpenGap, find_inherited_gaps
+from ingestor.capture.market_calendar import Holidays, Markets, find_rest_base
+from ingestor.capture.monitor import ConnectionMonitor
+from ingestor.capture.recorder import Keeper, Recorder
 from ingestor.capture.rejects import Rejects
 from ingestor.capture.session import Session
+from ingestor.capture.stream_state import Observed, Observer
 from ingestor.capture.subscriptions import Subscriptions
-from ingestor.capture.tending import Tending
 from ingestor.capture.venues import check_venue
 from ingestor.capture.wall_clock import Clock
 from ingestor.config import Settings
@@ -92,13 +87,13 @@ def prepare(
     gaps.drop_others(settings.symbols, now_us())
     observed = Observed()
     buffer = Buffer(settings.connection.buffer)
-    waits = Waits()
-    attempts = Attempts(feed, settings.connection, KnownKey(layout, key), waits, stop)
+    waits = Backoff()
+    attempts = Connector(feed, settings.connection, KnownKey(layout, key), waits, stop)
     subscriptions = Subscriptions(feed, settings.symbols, ledger, gaps, observed, waits.symbol_s)
     holidays = Holidays(layout, find_rest_base(settings.feed.url), key, settings.connection.ca_file)
     markets = Markets(holidays, never_close=feed.terms.never_closes)
-    tending = Tending(subscriptions, settings.connection, buffer, gaps, observed, markets, clock)
-    session = Session(feed.terms, attempts, tending, Lives(ledger, gaps, observed), gaps, buffer, clock, stop)
+    monitor = ConnectionMonitor(subscriptions, settings.connection, buffer, gaps, observed, markets, clock)
+    session = Session(feed.terms, attempts, monitor, ConnectionLog(ledger, gaps, observed), gaps, buffer, clock, stop)
     rejects = Rejects(layout, run, settings.storage.rejects_per_day)
     keeper = Keeper(journal, rejects, buffer, observed)
     observer = Observer(ledger, gaps, observed, may_replay=feed.terms.may_replay)

@@ -12,21 +12,17 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from journals import ledger_facts
 
-from ingestor.capture.attempts import Attempts, Waits
 from ingestor.capture.buffer import Buffer
+from ingestor.capture.connection_log import ConnectionLog
+from ingestor.capture.connector import Backoff, Connector, KnownKey
 from ingestor.capture.gaps import Gaps, OpenGap
-from ingestor.capture.holidays import Holidays
-from ingestor.capture.keeper import Keeper
-from ingestor.capture.known_key import KnownKey
-from ingestor.capture.lives import Lives
-from ingestor.capture.markets import Markets
-from ingestor.capture.observed import Observed
-from ingestor.capture.observer import Observer
-from ingestor.capture.recorder import Recorder
+from ingestor.capture.market_calendar import Holidays, Markets
+from ingestor.capture.monitor import ConnectionMonitor
+from ingestor.capture.recorder import Keeper, Recorder
 from ingestor.capture.rejects import Rejects
 from ingestor.capture.session import Session
+from ingestor.capture.stream_state import Observed, Observer
 from ingestor.capture.subscriptions import Subscriptions
-from ingestor.capture.tending import Tending
 from ingestor.capture.wall_clock import Clock
 from ingestor.config.recorder import ConnectionSettings, JournalSettings
 from ingestor.coverage import find_coverage, state_at
@@ -49,7 +45,7 @@ CRYPTO = ("BINANCE:BTCUSDT", "BINANCE:ETHUSDT", "BINANCE:SOLUSDT")
 """Their market never closes: what is expected of them doesn't hang on when the tests run."""
 KEY = "secret-key-of-a-test"
 LINGER_S = 0.02
-WAITS = Waits()
+WAITS = Backoff()
 
 
 def eventually(fact: Callable[[], T | None], what: str) -> T:
@@ -75,7 +71,7 @@ class Rig:
     journal: Journal
     recorder: Recorder
     subscriptions: Subscriptions
-    tending: Tending
+    monitor: ConnectionMonitor
     session: Session
     stop: threading.Event
     errors: list[BaseException] = field(default_factory=list)
@@ -111,7 +107,7 @@ def make_rig(
     url: str,
     symbols: Sequence[str] = CRYPTO,
     *,
-    waits: Waits = WAITS,
+    waits: Backoff = WAITS,
     inherited: Sequence[OpenGap] = (),
     run: int = 1,
     linger_s: float = LINGER_S,
@@ -136,12 +132,12 @@ def make_rig(
     keeper = Keeper(journal, rejects, buffer, observed)
     observer = Observer(ledger, gaps, observed, may_replay=feed.terms.may_replay)
     recorder = Recorder(feed, run, times, buffer, journal, keeper, observer, clock.venue)
-    attempts = Attempts(feed, settings, KnownKey(layout, KEY), waits, stop)
+    attempts = Connector(feed, settings, KnownKey(layout, KEY), waits, stop)
     subscriptions = Subscriptions(feed, symbols, ledger, gaps, observed, waits.symbol_s)
     markets = Markets(Holidays(layout, None, KEY), never_close=feed.terms.never_closes)
-    tending = Tending(subscriptions, settings, buffer, gaps, observed, markets, clock)
-    session = Session(feed.terms, attempts, tending, Lives(ledger, gaps, observed), gaps, buffer, clock, stop)
-    return Rig(layout, ledger, buffer, gaps, clock, observed, journal, recorder, subscriptions, tending, session, stop)
+    monitor = ConnectionMonitor(subscriptions, settings, buffer, gaps, observed, markets, clock)
+    session = Session(feed.terms, attempts, monitor, ConnectionLog(ledger, gaps, observed), gaps, buffer, clock, stop)
+    return Rig(layout, ledger, buffer, gaps, clock, observed, journal, recorder, subscriptions, monitor, session, stop)
 
 
 @contextmanager

@@ -10,13 +10,13 @@ from typing import Any
 from recorders import KEY, Rig, make_rig, running
 from simulated_venues import RunningVenue, running_venue
 
-from ingestor.capture.attempts import Waits
+from ingestor.capture.connector import Backoff
 from ingestor.simulator.faults import Lasting, Schedule, Sudden
 from ingestor.simulator.market import MarketSettings
 from ingestor.simulator.venue import VenueSettings
 
 VENUE = VenueSettings(keys=frozenset({KEY}), market=MarketSettings(rate=300, seed=7), ping_interval_s=3600.0)
-SOON = Waits(again_s=0.05, refused_s=0.2, throttled_s=0.2, symbol_s=0.5)
+SOON = Backoff(again_s=0.05, refused_s=0.2, throttled_s=0.2, symbol_s=0.5)
 
 
 @contextmanager

@@ -150,7 +150,7 @@ def test_what_may_not_be_read_is_no_traceback(folder: Path) -> None:
     Layout(folder / "data").create()
     (folder / "data").chmod(0)
     program = (
-        "import os, ingestor.cli.read, ingestor.dataset.reader; from ingestor.cli.main import main;"
+        "import os, ingestor.cli.read, ingestor.dataset.trades; from ingestor.cli.main import main;"
         "os.geteuid() or os.setuid(65534); main(['head', '--root', 'data'])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -13,7 +13,7 @@ from recordings import Print, Recording, add_trade_ids
 
 import ingestor
 from ingestor.dataset.compact import Compaction, clear_leftovers, compact_days, has_work, locked_upkeep
-from ingestor.dataset.files import Compacted, date_folder, list_names, read_origin
+from ingestor.dataset.snapshot import Compacted, date_folder, list_names, read_origin
 from ingestor.errors import CompactionRunning, ConservationViolated, DamagedFile, FormatTooNew
 from ingestor.layout import Layout
 from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY, ROW_GROUP

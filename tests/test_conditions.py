@@ -5,7 +5,7 @@ import itertools
 import pyarrow as pa
 import pytest
 
-from ingestor.dataset.conditions import Circumstance, Moves, judge, judge_rows
+from ingestor.dataset.market_rules import Circumstance, Moves, judge, judge_rows
 
 REGULAR = Circumstance(regular_hours=True, daily_bar=False)
 OUTSIDE = Circumstance(regular_hours=False, daily_bar=False)

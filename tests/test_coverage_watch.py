@@ -7,7 +7,7 @@ import pytest
 from recordings import Recording, to_us
 
 from ingestor.coverage import Coverage, Interval, clip, find_coverage
-from ingestor.dataset.coverage_watch import CoverageWatch
+from ingestor.dataset.coverage import CoverageWatch
 from ingestor.errors import FormatTooNew, NotARecording
 from ingestor.facts import encode_line
 from ingestor.layout import Layout

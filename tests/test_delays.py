@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from journals import trades
 from requirements import of_tier
 
-from ingestor.capture.delays import BOUNDS_S, Delays
+from ingestor.capture.stream_state import BOUNDS_S, Delays
 
 NEAR_BOUNDS = st.sampled_from(BOUNDS_S).flatmap(lambda s: st.integers(round(s * 1e6) - 1, round(s * 1e6) + 1))
 DELAYS_US = st.lists(NEAR_BOUNDS | st.integers(-5_000_000, 400_000_000), max_size=20)

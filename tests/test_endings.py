@@ -2,7 +2,7 @@
 
 import pytest
 
-from ingestor.capture.endings import describe_close, explain, read_close
+from ingestor.capture.connection import describe_close, explain, read_close
 
 
 @pytest.mark.parametrize(

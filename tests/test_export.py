@@ -16,8 +16,8 @@ import ingestor
 from ingestor.cli.main import cli
 from ingestor.dataset.compact import compact_days
 from ingestor.dataset.export import Kind, Progress, export_trades
-from ingestor.dataset.reader import first_trades
 from ingestor.dataset.times import Span, to_span
+from ingestor.dataset.trades import first_trades
 from ingestor.errors import ConfigError, IngestorError, NotARecording
 
 ALL = Span(None, None)

@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from ingestor.config import Settings
-from ingestor.dataset.reader import read_trades
+from ingestor.dataset.trades import read_trades
 from ingestor.errors import FormatTooNew
 from ingestor.facts import encode_line
 from ingestor.layout import Layout, list_segments

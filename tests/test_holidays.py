@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from ingestor.capture.holidays import Holidays, find_rest_base, parse_answer
+from ingestor.capture.market_calendar import Holidays, find_rest_base, parse_answer
 from ingestor.layout import Layout
 from ingestor.us_market import Calendar, hours_closing_at
 

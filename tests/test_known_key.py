@@ -7,7 +7,7 @@ import pytest
 from journals import make_root
 from structlog.testing import capture_logs
 
-from ingestor.capture.known_key import KnownKey
+from ingestor.capture.connector import KnownKey
 from ingestor.layout import Layout
 
 KEY = "abcdefghij0123456789"

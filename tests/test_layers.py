@@ -154,7 +154,7 @@ def test_no_circles() -> None:
         ("ingestor.daemon", "ingestor.simulator.venue", False),
         ("ingestor.cli.main", "ingestor", True),
         ("ingestor.daemon", "ingestor", False),
-        ("ingestor", "ingestor.dataset.reader", True),
+        ("ingestor", "ingestor.dataset.trades", True),
         ("ingestor", "ingestor.cli.main", False),
         ("ingestor.__main__", "ingestor.cli.main", True),
     ],

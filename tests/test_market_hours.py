@@ -4,7 +4,7 @@ from datetime import UTC, date, datetime
 
 import pytest
 
-from ingestor.capture.market_hours import NEW_YORK, Phase, find_phase
+from ingestor.capture.market_calendar import NEW_YORK, Phase, find_phase
 from ingestor.us_market import Calendar, hours_closing_at
 
 TOLD = Calendar({date(2026, 11, 20): None, date(2026, 11, 23): hours_closing_at(12 * 60)})

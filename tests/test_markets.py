@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from journals import make_root
 
-from ingestor.capture.holidays import Holidays
-from ingestor.capture.markets import Markets
+from ingestor.capture.market_calendar import Holidays, Markets
 from ingestor.us_market import Calendar
 
 CHRISTMAS = datetime(2026, 12, 25, 16, 0, tzinfo=UTC)

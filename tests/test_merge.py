@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from requirements import of_tier
 
-from ingestor.dataset.merge import merge_rows
 from ingestor.dataset.rows import plain_texts
+from ingestor.dataset.stream import merge_rows
 from ingestor.schema import TRADES
 
 Row = tuple[str, int]

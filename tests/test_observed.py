@@ -1,6 +1,6 @@
 """What the recorder tells the session."""
 
-from ingestor.capture.observed import Observed, Refusal
+from ingestor.capture.stream_state import Observed, Refusal
 
 
 def test_trades_by_symbol() -> None:

@@ -9,8 +9,8 @@ from recorders import Rig, make_rig
 from structlog.testing import capture_logs
 
 from ingestor.capture.gaps import OpenGap
-from ingestor.capture.observed import Unread
-from ingestor.capture.refused import make_sample
+from ingestor.capture.rejects import make_sample
+from ingestor.capture.stream_state import Unread
 from ingestor.config.feeds import JsonSettings
 from ingestor.feeds.json_map import JsonMap
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 import ingestor
-from ingestor.capture.refused import Refused
-from ingestor.capture.rejects import Rejects
+from ingestor.capture.rejects import Refused, Rejects
 from ingestor.errors import NotARecording
 from ingestor.layout import Layout
 

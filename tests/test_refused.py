@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from ingestor.capture.refused import Refused, find_refused
+from ingestor.capture.rejects import Refused, find_refused
 from ingestor.feeds import Decoded, Frames, Reject
 from ingestor.schema import VENUE_TRADES
 

@@ -10,8 +10,7 @@ import pytest
 from journals import make_root, no_file_beyond
 from structlog.testing import capture_logs
 
-from ingestor.capture.refused import Refused
-from ingestor.capture.rejects import Rejects
+from ingestor.capture.rejects import Refused, Rejects
 from ingestor.layout import Layout
 
 NOON_US = int(datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp() * 1e6)

@@ -9,7 +9,7 @@ import pytest
 from prepared import FRAME, prepared_recording, record_frames
 from structlog.testing import capture_logs
 
-from ingestor.capture.market_hours import NEW_YORK
+from ingestor.capture.market_calendar import NEW_YORK
 from ingestor.ledger import now_us
 from ingestor.recording import Recording
 from ingestor.report import Report

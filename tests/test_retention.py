@@ -9,8 +9,8 @@ from recordings import Print, Recording
 from structlog.testing import capture_logs
 
 import ingestor
-from ingestor.dataset.files import list_days
-from ingestor.dataset.retention import delete_expired
+from ingestor.dataset.maintenance import delete_expired
+from ingestor.dataset.snapshot import list_days
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 

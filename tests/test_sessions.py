@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 import pytest
 
-from ingestor.dataset.sessions import Session, in_session
+from ingestor.dataset.market_rules import Session, in_session
 
 NEW_YORK = ZoneInfo("America/New_York")
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from journals import trades
 
-from ingestor.dataset.tally import Tally
+from ingestor.dataset.compact import Tally
 
 ROWS = pa.Table.from_batches([trades(1, 1000)])
 

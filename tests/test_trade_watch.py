@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from ingestor.capture.market_hours import Phase
-from ingestor.capture.trade_watch import Doubt, TradeWatch
+from ingestor.capture.liveness import Doubt, TradeWatch
+from ingestor.capture.market_calendar import Phase
 
 SILENCE_S = 150.0
 HOUR_S = 3600.0

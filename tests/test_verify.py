@@ -16,12 +16,11 @@ from click.testing import CliRunner, Result
 from journals import NOON, Crash, Life, make_root
 
 from ingestor.accounts import read_accounts, write_account
-from ingestor.capture.refused import Refused
-from ingestor.capture.rejects import Rejects
+from ingestor.capture.rejects import Refused, Rejects
 from ingestor.cli.main import cli
 from ingestor.dataset.compact import compact_days
-from ingestor.dataset.files import read_origin
-from ingestor.dataset.retention import delete_expired
+from ingestor.dataset.maintenance import delete_expired
+from ingestor.dataset.snapshot import read_origin
 from ingestor.dataset.verify import Verification
 from ingestor.errors import NotARecording
 from ingestor.journal.rotation import Rotation

@@ -1,14 +1,63 @@
-"""One open WebSocket, until it closes. `run_forever` is not used: it swallows exceptions."""
+"""One WebSocket connection: its handshake, its messages, and what its end means.
+
+The socket is made by us: `WebSocket.connect` would honour proxy variables. The handshake runs in a thread of its own:
+a name server may take its time, and the library reads an answer byte by byte with a timeout for each, so that a server
+that trickles would hold its caller for ever.
+"""
 
 import contextlib
+import socket
+import ssl
+import threading
 import time
 from collections.abc import Collection, Iterator
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
-from websocket import ABNF, WebSocketException
+from websocket import ABNF, WebSocketBadStatusException, WebSocketException
 
-from ingestor.capture.endings import describe_close, explain, read_close
 from ingestor.capture.fast_frames import FrameStream, NothingYet
-from ingestor.errors import ConnectionLost
+from ingestor.errors import ConnectionLost, HandshakeRefused
+
+_NO_STATUS = 1005
+_CLOSE_NAMES = {
+    1000: "normal",
+    1001: "going away",
+    1005: "no code",
+    1008: "policy",
+    1011: "internal error",
+    1012: "restart",
+    1013: "try again later",
+}
+"""RFC 6455, 7.4."""
+
+
+def read_close(body: bytes, secrets: Collection[str]) -> tuple[int, str]:
+    """The code and the reason of a close frame; the library lets only whole ones pass: no body, or both.
+
+    A venue may quote the key that it dislikes: `secrets` are blotted out.
+    """
+    code = int.from_bytes(body[:2]) if body else _NO_STATUS
+    reason = body[2:].decode("utf-8", "replace")
+    for secret in secrets:
+        reason = reason.replace(secret, "***")
+    return code, reason
+
+
+def describe_close(code: int, reason: str) -> str:
+    """Both, or what the code means where there is no reason."""
+    return f"{code} {reason or _CLOSE_NAMES.get(code, '')}".rstrip()
+
+
+def explain(error: Exception) -> str:
+    """What happened, without the URL that an exception may carry."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the venue's certificate is not trusted ({error.verify_message})"
+    if isinstance(error, OSError):
+        return error.strerror or str(error) or type(error).__name__
+    text = str(error) or type(error).__name__
+    return type(error).__name__ if "://" in text or "token=" in text else text
+
 
 _TICK_S = 0.5
 _LEAVE_S = 1.0
@@ -96,3 +145,157 @@ class Connection:
     def _closed(self, body: bytes) -> ConnectionLost:
         self.close_code, reason = read_close(body, self._secrets)
         return ConnectionLost(f"the venue closed it: {describe_close(self.close_code, reason)}")
+
+
+_LOOK_S = 0.02
+_MAX_MESSAGE = 64 << 20
+
+
+def connect(
+    url: str, *, timeout_s: float, ca_file: Path | None, fast_frames: bool, stop: threading.Event
+) -> Connection:
+    """A new connection: TCP, TLS and the handshake, all within `timeout_s`; `stop` cuts it short.
+
+    Raises HandshakeRefused with the HTTP status where the venue says no, ConnectionLost on any other failure;
+    neither holds the key that is in the URL.
+    """
+    handshake = _Handshake(url, timeout_s, ca_file, fast_frames=fast_frames)
+    handshake.start()
+    deadline_s = time.monotonic() + timeout_s
+    while not handshake.ended.wait(_LOOK_S):
+        if stop.is_set() or time.monotonic() > deadline_s:
+            handshake.give_up()
+            raise ConnectionLost("told to stop" if stop.is_set() else f"no handshake within {timeout_s:g} s")
+    secrets = [value for _, value in parse_qsl(urlsplit(url).query)]
+    return Connection(handshake.result(), secrets)
+
+
+class _Handshake(threading.Thread):
+    """From an address to an open WebSocket, in a thread of its own, which nobody need wait for."""
+
+    def __init__(self, url: str, timeout_s: float, ca_file: Path | None, *, fast_frames: bool) -> None:
+        super().__init__(name="handshake", daemon=True)
+        self.ended = threading.Event()
+        self._url = url
+        self._timeout_s = timeout_s
+        self._ca_file = ca_file
+        self._fast_frames = fast_frames
+        self._lock = threading.Lock()
+        self._given_up = False
+        self._opened: FrameStream | None = None
+        self._error: ConnectionLost | None = None
+        self._socket: socket.socket | None = None
+
+    def run(self) -> None:
+        try:
+            opened = self._open()
+        except ConnectionLost as error:
+            self._error = error
+        except Exception as error:  # noqa: BLE001  nothing that a venue answers may end the recorder
+            self._error = ConnectionLost(f"the handshake failed: {explain(error)}")
+        else:
+            self._hand_over(opened)
+        self.ended.set()
+
+    def result(self) -> FrameStream:
+        """Once `ended`. Raises HandshakeRefused, ConnectionLost."""
+        if self._opened is None:
+            raise self._error or ConnectionLost("no handshake")
+        return self._opened
+
+    def give_up(self) -> None:
+        """Nobody will ask for the result: whatever comes of it is closed, by the thread that owns it."""
+        with self._lock:
+            self._given_up = True
+            if self._opened is not None:
+                self._opened.hang_up()
+            elif self._socket is not None:
+                _wake(self._socket)
+
+    def _hand_over(self, opened: FrameStream) -> None:
+        with self._lock:
+            if self._given_up:
+                opened.hang_up()
+            else:
+                self._opened = opened
+
+    def _open(self) -> FrameStream:
+        try:
+            tcp = self._open_socket()
+        except (OSError, ValueError) as error:
+            raise ConnectionLost(f"can't connect: {explain(error)}") from None
+        try:
+            return _shake_hands(tcp, self._url, fast_frames=self._fast_frames)
+        except BaseException:
+            tcp.close()
+            raise
+
+    def _open_socket(self) -> socket.socket:
+        """A connected socket, with verified TLS for wss. Raises OSError, ValueError."""
+        parts = urlsplit(self._url)
+        host = parts.hostname or ""
+        tcp = _connect_any(host, parts.port or (443 if parts.scheme == "wss" else 80), self._timeout_s)
+        try:
+            tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if parts.scheme == "wss":
+                context = ssl.create_default_context(cafile=self._ca_file)
+                tcp = context.wrap_socket(tcp, server_hostname=host, do_handshake_on_connect=False)
+            self._hold(tcp)
+            if isinstance(tcp, ssl.SSLSocket):
+                tcp.do_handshake()  # a server that trickles is ended by `give_up`
+        except BaseException:
+            tcp.close()
+            raise
+        return tcp
+
+    def _hold(self, tcp: socket.socket) -> None:
+        """From now on `give_up` ends what blocks on this socket."""
+        with self._lock:
+            self._socket = tcp
+            if self._given_up:
+                _wake(tcp)
+
+
+def _connect_any(host: str, port: int, timeout_s: float) -> socket.socket:
+    """Connected to the first address of this host that answers; each has its share of the time, so that one that
+    swallows what it is sent leaves some for the next. Raises OSError.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    failure = OSError("the host has no address")
+    for index, (family, kind, protocol, _, address) in enumerate(addresses):
+        tcp = socket.socket(family, kind, protocol)
+        try:
+            tcp.settimeout(max((deadline_s - time.monotonic()) / (len(addresses) - index), _LOOK_S))
+            tcp.connect(address)
+            tcp.settimeout(timeout_s)
+        except OSError as error:
+            tcp.close()
+            failure = error
+        else:
+            return tcp
+    raise failure
+
+
+def _shake_hands(tcp: socket.socket, url: str, *, fast_frames: bool) -> FrameStream:
+    """An open WebSocket on this socket. Raises HandshakeRefused, WebSocketException, OSError, ValueError."""
+    stream = FrameStream(tcp, fast=fast_frames, max_message=_MAX_MESSAGE)
+    try:
+        stream.connect(  # type: ignore[no-untyped-call]  # the library gives this one no types
+            url, socket=tcp, redirect_limit=0, suppress_origin=True
+        )
+    except WebSocketBadStatusException as error:
+        raise HandshakeRefused(error.status_code, f"the venue answered {error.status_code}") from None
+    except WebSocketException:
+        answer = stream.handshake_response
+        if answer is None or answer.status == 101:
+            raise
+        raise HandshakeRefused(answer.status, f"the venue sent us elsewhere ({answer.status}): not followed") from None
+    return stream
+
+
+def _wake(tcp: socket.socket) -> None:
+    """End what blocks on this socket. On the TCP socket: the library's own `abort` lets TLS go on with ciphertext."""
+    with contextlib.suppress(OSError):  # it ended before us
+        socket.socket.shutdown(tcp, socket.SHUT_RDWR)

@@ -1,11 +1,19 @@
-"""Is the connection alive? Pure decisions over counters and a monotonic clock.
+"""Judges when silence of a connection, or of a symbol, is no longer the market's. Pure: the clock is an argument.
 
-An application ping shows that the transport lives, not that data flows (that is `trade_watch`); a protocol ping may go
+An application ping shows that the transport lives, not that data flows (that is `TradeWatch`); a protocol ping may go
 unanswered by a venue that is well. So silence is judged by what came at all, and an unanswered ping counts only
 where nothing else came either, and only on a connection that has answered one before.
+
+A wrong guess must be cheap, and most silence is the market's: nothing is done before twice the silence that a
+connection is allowed, and nothing is called unusual before the stream's own pace is known and the silence is far
+beyond it. Pace is a market phase's own: what was usual at noon says nothing of the evening.
 """
 
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+from ingestor.capture.market_calendar import Phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +78,133 @@ class Liveness:
         if self._pinged_at_s is None:
             self._pinged_at_s = now_s
         return True
+
+
+_KNOWN = 4
+_MEMORY = 32
+_FAR_BEYOND = 30
+"""A silence 30 times the mean is chance once in 10^13 where trades are independent; real ones come in bursts."""
+_ASK_AGAIN_S = 600.0
+_RECONNECT_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """What the silence calls for."""
+
+    drought: Literal["resubscribe", "reconnect"] | None = None
+    """No trades of any symbol while some are to be expected."""
+    blind: bool = False
+    """The drought is far beyond the stream's own usual silence: the venue's word that nothing traded is not taken."""
+    silence_s: float = 0.0
+    mute: tuple[str, ...] = ()
+    """Symbols that are silent far beyond their own usual, while most others flow."""
+
+
+class _Pace:
+    """How often trades come: the mean of the silences between them, the latest weighing most.
+
+    Looked at twice a second, so that a burst counts as one trade.
+    """
+
+    def __init__(self, now_s: float) -> None:
+        self.since_s = now_s
+        """The last trade, or when listening for one began."""
+        self._phase: Hashable = None
+        self._silences = 0
+        self._mean_s = 0.0
+
+    @property
+    def known(self) -> bool:
+        return self._silences >= _KNOWN
+
+    def listen(self, phase: Hashable, trade_s: float, now_s: float) -> None:
+        """The last trade so far was at `trade_s`; it is `phase` now."""
+        if phase != self._phase:
+            self._phase, self._silences, self._mean_s = phase, 0, 0.0
+            self.since_s = now_s
+        if trade_s > self.since_s:
+            self._silences += 1
+            self._mean_s += (trade_s - self.since_s - self._mean_s) / min(self._silences, _MEMORY)
+            self.since_s = trade_s
+
+    def longest_s(self, at_least_s: float) -> float:
+        """The longest silence that is still usual."""
+        return max(at_least_s, _FAR_BEYOND * self._mean_s) if self.known else at_least_s
+
+
+class TradeWatch:
+    """Watches the trades of a session, over all of its connections."""
+
+    def __init__(self, symbols: Iterable[str], silence_s: float, now_s: float) -> None:
+        self._silence_s = silence_s
+        self._all = _Pace(now_s)
+        self._paces = {symbol: _Pace(now_s) for symbol in symbols}
+        self._resubscribed_s: float | None = None
+        self._may_reconnect_s = float("-inf")
+        self._asked_s: dict[str, float] = {}
+
+    def begin(self, now_s: float) -> None:
+        """A new connection, or a reader that was paused: what was silent until now says nothing."""
+        self._all.since_s = now_s
+        for pace in self._paces.values():
+            pace.since_s = now_s
+        self._resubscribed_s = None
+        self._asked_s.clear()
+
+    def skip(self, seconds: float) -> None:
+        """Nobody looked for so long, until now: that is no silence."""
+        for pace in (self._all, *self._paces.values()):
+            pace.since_s += seconds
+        if self._resubscribed_s is not None:
+            self._resubscribed_s += seconds
+
+    def change(self, symbols: Iterable[str], now_s: float) -> None:
+        """From now on these; what is known of the others' pace stays."""
+        self._paces = {symbol: self._paces.get(symbol) or _Pace(now_s) for symbol in symbols}
+
+    def judge(self, last_trade_s: Mapping[str, float], phases: Mapping[str, Phase], now_s: float) -> Doubt:
+        """What these last trades mean at this moment. `phases` has every symbol."""
+        for symbol, pace in self._paces.items():
+            pace.listen(phases[symbol], last_trade_s.get(symbol, float("-inf")), now_s)
+        last_s = max((last_trade_s.get(symbol, float("-inf")) for symbol in self._paces), default=float("-inf"))
+        self._all.listen(frozenset(phases.values()), last_s, now_s)
+        if set(phases.values()) == {"closed"}:
+            return Doubt()
+        return self._judge_all(now_s) or Doubt(mute=self._find_mute(phases, now_s))
+
+    def _judge_all(self, now_s: float) -> Doubt | None:
+        """Ask again for everything; where that helps nothing connect anew, at worst once an hour."""
+        silence_s = now_s - self._all.since_s
+        if silence_s < self._all.longest_s(2 * self._silence_s):
+            self._resubscribed_s = None
+            return None
+        if self._resubscribed_s is None:
+            self._resubscribed_s = now_s
+            return Doubt(drought="resubscribe", blind=self._all.known, silence_s=silence_s)
+        if now_s - self._resubscribed_s < self._silence_s or now_s < self._may_reconnect_s:
+            return Doubt(silence_s=silence_s)
+        self._may_reconnect_s = now_s + _RECONNECT_S
+        return Doubt(drought="reconnect", blind=self._all.known, silence_s=silence_s)
+
+    def _find_mute(self, phases: Mapping[str, Phase], now_s: float) -> tuple[str, ...]:
+        """One symbol's silence is its own affair only while most others flow; it is asked for again every ten minutes.
+
+        Half of them silent is a market that pauses, or a drought in the making.
+        """
+        known = [symbol for symbol, pace in self._paces.items() if pace.known and phases[symbol] != "closed"]
+        silent = [symbol for symbol in known if self._is_overdue(self._paces[symbol], now_s)]
+        self._asked_s = {symbol: at_s for symbol, at_s in self._asked_s.items() if symbol in silent}
+        if 2 * len(silent) > len(known):
+            return ()
+        alone = [symbol for symbol in silent if self._flowed_since(self._paces[symbol], now_s)]
+        due = [symbol for symbol in alone if now_s - self._asked_s.get(symbol, float("-inf")) >= _ASK_AGAIN_S]
+        self._asked_s |= dict.fromkeys(due, now_s)
+        return tuple(due)
+
+    def _flowed_since(self, pace: _Pace, now_s: float) -> bool:
+        """Something traded in the later half of its silence: else all of them fell silent together."""
+        return self._all.since_s > (pace.since_s + now_s) / 2
+
+    def _is_overdue(self, pace: _Pace, now_s: float) -> bool:
+        return now_s - pace.since_s >= pace.longest_s(2 * self._silence_s)

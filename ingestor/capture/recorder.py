@@ -1,6 +1,4 @@
-"""The recorder: frames out of the Buffer, decoded and validated as one block, into the journal. No Python object a
-trade.
-"""
+"""Takes blocks of frames from the buffer: decode, validate, refuse, keep, observe; and waits where the disk refuses."""
 
 import operator
 import time
@@ -9,21 +7,75 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import structlog
 
 from ingestor.capture.buffer import Buffer, FrameBlock
-from ingestor.capture.delays import Delays
-from ingestor.capture.keeper import Keeper
-from ingestor.capture.observer import Observer
-from ingestor.capture.refused import Refused, find_refused
-from ingestor.capture.twins import Twins
-from ingestor.capture.validate import AHEAD_US, Validated, validate
+from ingestor.capture.rejects import Refused, Rejects, find_refused
+from ingestor.capture.stream_state import Delays, Observed, Observer
+from ingestor.capture.validate import AHEAD_US, Deduplicator, Validated, validate
 from ingestor.capture.wall_clock import VenueTime
 from ingestor.config.recorder import JournalSettings
+from ingestor.errors import RowsUnsaved
 from ingestor.feeds import Decoded, Feed
 from ingestor.journal.segment import Header, Kind
 from ingestor.journal.writer import Block, Journal
 from ingestor.metrics import Counts
 from ingestor.schema import RECEIVED_AT, RUN_SHIFT, recorded
+
+log = structlog.get_logger()
+
+_RETRY_S = 1.0
+
+
+class Keeper:
+    """For the recorder's thread. A Buffer that is closed says that the process is to end. Nothing raises OSError."""
+
+    def __init__(self, journal: Journal, rejects: Rejects, buffer: Buffer, observed: Observed) -> None:
+        self._journal = journal
+        self._rejects = rejects
+        self._buffer = buffer
+        self._observed = observed
+
+    def keep(self, refused: list[Refused]) -> bool:
+        """Whether these are done with: written, or given up at a stop. Waits a second where the disk refuses."""
+        try:
+            self._rejects.write(refused)
+        except OSError as error:
+            log.error("rejects.failed", error=error.strerror)
+            self._observed.saw_disk(failing=True)
+            return self._buffer.wait_closed(_RETRY_S)
+        self._observed.saw_disk(failing=False)
+        return True
+
+    def sync(self) -> None:
+        """Make rejects and rows survive a power cut."""
+        try:
+            self._rejects.sync()
+        except OSError as error:
+            log.error("rejects.failed", error=error.strerror)
+        self._journal.sync()
+
+    def recover(self) -> None:
+        """The journal failed: wait a second, then try to go on. Rows stay in memory, and the Buffer fills.
+
+        Raises RowsUnsaved where the process must end and even the ballast's room is not enough.
+        """
+        self._observed.saw_disk(failing=True)
+        stopping = self._buffer.wait_closed(_RETRY_S)
+        if self._journal.recover(last_chance=stopping):
+            self._observed.saw_disk(failing=False)
+        elif stopping and (error := self._journal.failed):
+            rows, frames = self._journal.unsynced.rows, self._buffer.frames_waiting
+            raise RowsUnsaved(f"{rows} trades and {frames} frames could not be saved: {error.strerror}")
+
+    def close(self) -> None:
+        """Raises RowsUnsaved where no disk takes the rest."""
+        try:
+            self._rejects.close()
+        except OSError as error:  # the journal counts them, and its rows come first
+            log.error("rejects.failed", error=error.strerror)
+        self._journal.close()
+
 
 _IDLE_S = 0.25
 
@@ -50,7 +102,7 @@ class Recorder:
         self._keeper = keeper
         self._observer = observer
         self._venue = venue
-        self._twins = Twins(feed.schema)
+        self._deduplicator = Deduplicator(feed.schema)
         self._last = (0, b"")
         """The connection and the text of the frame before the next block."""
         self._linger_s = settings.linger
@@ -99,7 +151,7 @@ class Recorder:
             self.turned_at_s = time.monotonic()
         self._journal.append(Block(header, batch, dict(reasons)))
         self._next_sequence += rows.num_rows
-        self._twins.remember(block.connection, rows, frames.received_us[-1])
+        self._deduplicator.remember(block.connection, rows, frames.received_us[-1])
         self.counts += counts
         self.reasons.update(reasons)
         newest_us = self.delays.add(batch)
@@ -114,8 +166,8 @@ class Recorder:
         validated = validate(trades, now_us, signed_prices=self._feed.terms.signed_prices)
         if any(reason == "bad_time" for _, reason in validated.rejected):
             validated = self._validate_times(trades, now_us) or validated
-        twins = self._twins.find(block.connection, trades)
-        return validated if twins is None else validated.without(twins, "repeated_id")
+        repeated = self._deduplicator.find(block.connection, trades)
+        return validated if repeated is None else validated.without(repeated, "repeated_id")
 
     def _validate_times(self, trades: pa.RecordBatch, now_us: int) -> Validated | None:
         """The verdict where every trade is ahead of our clock because that is behind; None: it isn't, as far as the

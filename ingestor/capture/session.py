@@ -1,18 +1,93 @@
-"""The logical link to the venue: outlives connections."""
+"""Reads the venue's connection, opens the next one, and hands what comes to the buffer.
 
+An old connection is read on until its successor has received something.
+"""
+
+import contextlib
+import math
 import threading
 import time
 
-from ingestor.capture.attempts import Attempts
+import structlog
+
 from ingestor.capture.buffer import Buffer
 from ingestor.capture.connection import Connection
+from ingestor.capture.connection_log import ConnectionLog, ConnectionRecord
+from ingestor.capture.connector import Connector
 from ingestor.capture.gaps import Gaps
-from ingestor.capture.lives import Life, Lives
-from ingestor.capture.retiring import Retiring
-from ingestor.capture.tending import Tending
+from ingestor.capture.monitor import ConnectionMonitor
 from ingestor.capture.wall_clock import Clock
 from ingestor.errors import ConnectionLost, FeedRefused, Stalled
 from ingestor.feeds import Terms
+
+log = structlog.get_logger()
+
+
+class Handover(threading.Thread):
+    """Reads the old connection into the Buffer, in a thread of its own, and closes it in the end."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        number: int,
+        last_frame_us: int,
+        buffer: Buffer,
+        gaps: Gaps,
+        clock: Clock,
+        stop: threading.Event,
+        overlap_s: float,
+    ) -> None:
+        """`number` and `last_frame_us` are the connection's; `stop` ends it within two seconds."""
+        super().__init__(name="retiring", daemon=True)
+        self._connection = connection
+        self._number = number
+        self.last_frame_us = last_frame_us
+        self._buffer = buffer
+        self._gaps = gaps
+        self._clock = clock
+        self._stop_reading = stop
+        self._overlap_s = overlap_s
+        self._lock = threading.Lock()
+        self._ends_s = math.inf
+        self._ended = False
+
+    def succeed(self, received_us: int) -> None:
+        """The successor has its first frame: if there was any blindness it is over, and this one may go soon."""
+        with self._lock:
+            self._ends_s = time.monotonic() + self._overlap_s
+            if self._ended:
+                self._gaps.close(received_us)
+
+    def read_on(self) -> None:
+        """The successor is lost: unless this one has gone by now, it is read until the next one hears."""
+        with self._lock:
+            if not self._ended:
+                self._ends_s = math.inf
+
+    def run(self) -> None:
+        try:
+            with contextlib.suppress(ConnectionLost):  # the venue was faster; whether anybody else hears is seen below
+                while not self._stop_reading.is_set() and time.monotonic() < self._ends_s:
+                    self._take(self._connection.receive())
+            for payloads in self._connection.leave():
+                self._take(payloads)
+        finally:
+            self._connection.close()
+            self._end()
+
+    def _take(self, payloads: list[bytes]) -> None:
+        received_us = self._clock.now_us()
+        if payloads and self._buffer.put(self._number, payloads, received_us):
+            self.last_frame_us = received_us
+
+    def _end(self) -> None:
+        """Without a successor that hears, this is where blindness begins."""
+        with self._lock:
+            self._ended = True
+            if self._ends_s == math.inf:
+                self._gaps.open("shutdown" if self._stop_reading.is_set() else "connection", self.last_frame_us)
+        log.info("connection.replaced", connection=self._number, seen=self._ends_s != math.inf)
+
 
 _TEND_S = 0.5
 
@@ -25,9 +100,9 @@ class Session:
     def __init__(
         self,
         terms: Terms,
-        attempts: Attempts,
-        tending: Tending,
-        lives: Lives,
+        attempts: Connector,
+        monitor: ConnectionMonitor,
+        lives: ConnectionLog,
         gaps: Gaps,
         buffer: Buffer,
         clock: Clock,
@@ -35,14 +110,14 @@ class Session:
     ) -> None:
         self._terms = terms
         self._attempts = attempts
-        self._tending = tending
+        self._monitor = monitor
         self._lives = lives
         self._gaps = gaps
         self._buffer = buffer
         self._clock = clock
         self._stop = stop
         self._connection: Connection | None = None
-        self._retiring: Retiring | None = None
+        self._retiring: Handover | None = None
         self.connections = 0
         self.last_frame_us: int | None = None
         self.turned_at_s = time.monotonic()
@@ -105,13 +180,13 @@ class Session:
             if isinstance(lost, Stalled):
                 self._attempts.pause()
 
-    def _heard_us(self, life: Life) -> int:
+    def _heard_us(self, life: ConnectionRecord) -> int:
         """When the last frame was received, on this connection or on the one that it replaced."""
         return max(life.last_frame_us, self._retiring.last_frame_us if self._retiring else 0)
 
-    def _listen(self, connection: Connection, life: Life) -> bool:
+    def _listen(self, connection: Connection, life: ConnectionRecord) -> bool:
         """Ask for the symbols, and read: see `_read`."""
-        self._tending.begin(connection, life)
+        self._monitor.begin(connection, life)
         self.turned_at_s = time.monotonic()
         self._connection = connection
         try:
@@ -119,7 +194,7 @@ class Session:
         finally:
             self._connection = None
 
-    def _read(self, connection: Connection, life: Life) -> bool:
+    def _read(self, connection: Connection, life: ConnectionRecord) -> bool:
         """Frames into the Buffer until it is lost (raises ConnectionLost), too old (True), or `stop` (False): then
         also those that were on their way.
         """
@@ -135,7 +210,7 @@ class Session:
             now_s = time.monotonic()
             if now_s >= tend_at_s:
                 tend_at_s = now_s + _TEND_S
-                self._tending.tend(connection, life, now_s)
+                self._monitor.tend(connection, life, now_s)
                 if now_s - life.opened_s >= self._terms.max_age_s and not self._stop.is_set():
                     return True
         for payloads in connection.leave():
@@ -143,7 +218,7 @@ class Session:
                 self._take(life, payloads)
         return False
 
-    def _take(self, life: Life, payloads: list[bytes]) -> None:
+    def _take(self, life: ConnectionRecord, payloads: list[bytes]) -> None:
         received_us = self._clock.now_us()
         if not life.frames:
             self._gaps.close(received_us)
@@ -157,10 +232,10 @@ class Session:
             life.paused_s, life.paused_us = before_s, received_us
         life.last_frame_us = self.last_frame_us = received_us
 
-    def _retire(self, connection: Connection, life: Life) -> None:
+    def _retire(self, connection: Connection, life: ConnectionRecord) -> None:
         """It is read on, elsewhere, while the next one is opened: the venue would end it soon, at a time of its own."""
         self._lives.retire(life)
-        self._retiring = Retiring(
+        self._retiring = Handover(
             connection,
             life.number,
             life.last_frame_us,

@@ -7,7 +7,7 @@ import structlog
 
 from ingestor.capture.connection import Connection
 from ingestor.capture.gaps import Gaps
-from ingestor.capture.observed import Observed, Refusal
+from ingestor.capture.stream_state import Observed, Refusal
 from ingestor.feeds import Feed
 from ingestor.ledger import Ledger, now_us
 

@@ -12,8 +12,8 @@ from ingestor.dataset.arguments import no_warnings
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.bar_maker import COLUMNS, Recipe, bars_of
 from ingestor.dataset.bars import read_bars
-from ingestor.dataset.reader import read_trades
 from ingestor.dataset.rows import TEXTS, sort_rows
+from ingestor.dataset.trades import read_trades
 from ingestor.schema import TIMESTAMP
 
 _LATE_MS = 60_000

@@ -16,8 +16,7 @@ from ingestor.coverage import Coverage, Interval, clip, join_intervals
 from ingestor.dataset.arguments import no_warnings
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.bars import read_bars
-from ingestor.dataset.coverage import read_known_coverage
-from ingestor.dataset.coverage_watch import CoverageWatch
+from ingestor.dataset.coverage import CoverageWatch, read_known_coverage
 from ingestor.dataset.times import Span, to_span, utc_date
 from ingestor.layout import Layout
 

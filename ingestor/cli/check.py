@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import click
 
-from ingestor.capture.holidays import find_rest_base
+from ingestor.capture.market_calendar import find_rest_base
 from ingestor.cli.options import config_dir, example, json_option, reading_options, settings_from
 from ingestor.cli.printing import format_bytes, format_json, format_seconds, format_table
 from ingestor.config import DEFAULT_PATH, Flags, Settings

@@ -46,8 +46,8 @@ def head(
     count: int,
 ) -> None:
     """Print the first trades of a span, a row each, in order of time; --json has all their columns."""
-    from ingestor.dataset.reader import first_trades
     from ingestor.dataset.times import to_span
+    from ingestor.dataset.trades import first_trades
 
     found = first_trades(root_from(config, root), to_span(read_span(start, end, tz)), symbols, count)
     if not found.num_rows:

@@ -1,4 +1,7 @@
-"""Compaction: the files of a closed day become one (or a few of 128 MB), sorted, under the eyes of readers.
+"""Merges the files of each closed day into one, verified by a checksum over rows before it takes their place.
+
+A row's value counts multiplied by a number made of its sequence, so that a value which changed its row is found too. A
+null doesn't count, so that a column which older rows lack is as one of nulls.
 
 Nobody waits for it: the rows are merged beside the dataset, from committed segments only, whose files never change.
 What was written is read back and held against what was read, by number and by checksum. Then, under the date's lock,
@@ -8,24 +11,28 @@ removed at the next start.
 
 Where the file system can't exchange folders, the new files are moved into the date's folder and the old ones removed.
 Each new file names the segments that it holds and how many files it is one of, so that a reader at any moment knows
-which to read, and the next start what to remove (see `files`).
+which to read, and the next start what to remove (see `snapshot`).
 """
 
 import contextlib
+import ctypes
 import errno
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import structlog
 
-from ingestor.dataset.exchange import exchange
-from ingestor.dataset.files import (
+from ingestor.dataset.rows import concat_rows, plain_texts, with_columns
+from ingestor.dataset.snapshot import (
     Compacted,
     current_files,
     date_folder,
@@ -37,9 +44,7 @@ from ingestor.dataset.files import (
     whole_compactions,
     without_unsealed,
 )
-from ingestor.dataset.merge import AT_ONCE, HELD_ROWS, merge_rows, open_rows
-from ingestor.dataset.rows import plain_texts, with_columns
-from ingestor.dataset.tally import Tally
+from ingestor.dataset.stream import AT_ONCE, HELD_ROWS, merge_rows, open_rows
 from ingestor.errors import CompactionRunning, ConservationViolated, DamagedFile
 from ingestor.layout import (
     DIRECTORY_MODE,
@@ -65,9 +70,96 @@ from ingestor.parquet import (
     writer_options,
 )
 
-FILE_BYTES = 128 << 20
-
 log = structlog.get_logger()
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_CANNOT = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let these two paths of one file system change places; False where that can't be done in one step. Raises
+    OSError.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _CANNOT:
+        return False
+    raise OSError(code, os.strerror(code), str(one), None, str(other))
+
+
+_MIX = -7046029254386353131  # 2^64 over the golden ratio, odd, as a signed number
+_SALT = 0x5BD1E995  # so that nothing but a null counts nothing
+_AT_ONCE = 1 << 15
+
+
+@dataclass(slots=True)
+class Tally:
+    """Grows with every table added. Its total is equal for equal rows."""
+
+    rows: int = 0
+    _sums: dict[str, int] = field(default_factory=dict)
+    """Of what is counted, by column."""
+    _held: list[pa.Table] = field(default_factory=list)
+    """Yet to be counted: to count many rows at once takes half the time."""
+    _held_rows: int = 0
+
+    def add(self, table: pa.Table) -> None:
+        """Count these rows."""
+        self.rows += table.num_rows
+        self._held_rows += table.num_rows
+        self._held.append(table)
+        if self._held_rows >= _AT_ONCE:
+            self._count_held()
+
+    def total(self) -> tuple[int, dict[str, int]]:
+        """How many rows, and a checksum of each column."""
+        self._count_held()
+        return self.rows, self._sums
+
+    def _count_held(self) -> None:
+        table = concat_rows([table for table in self._held if table.num_rows])
+        self._held, self._held_rows = [], 0
+        if table is not None:
+            weight = pc.bit_wise_or(_mixed(table.column("sequence")), 1)
+            for name in table.column_names:
+                product = pc.multiply(_mixed(_bits(table.column(name))), weight)  # wraps around, as is meant
+                if (counted := pc.sum(product).as_py()) is not None:
+                    self._sums[name] = (self._sums.get(name, 0) + counted) % (1 << 64)
+
+
+def _bits(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """An integer for each value; the same for the same value."""
+    return pa.chunked_array([_chunk_bits(chunk) for chunk in column.chunks], pa.int64())
+
+
+def _chunk_bits(chunk: pa.Array) -> pa.Array:
+    if pa.types.is_floating(chunk.type):
+        return chunk.cast(pa.float64()).view(pa.int64())
+    if pa.types.is_dictionary(chunk.type):
+        return pa.array([_text_bits(text) for text in chunk.dictionary.to_pylist()], pa.int64()).take(chunk.indices)
+    if pa.types.is_string(chunk.type):
+        return _chunk_bits(chunk.dictionary_encode())
+    return chunk.cast(pa.int64())
+
+
+@lru_cache(1 << 14)
+def _text_bits(text: str | None) -> int:
+    """A few texts are in every chunk again."""
+    return int.from_bytes(hashlib.blake2b(str(text).encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def _mixed(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Bits spread over the whole number, so that sums of neighbours differ."""
+    once = pc.multiply(pc.bit_wise_xor(values, _SALT), _MIX)
+    return pc.multiply(pc.bit_wise_xor(once, pc.shift_right(once, 29)), _MIX)
+
+
+FILE_BYTES = 128 << 20
 
 
 class Compaction(NamedTuple):

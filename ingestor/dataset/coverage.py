@@ -1,8 +1,9 @@
-"""Coverage of a root, as it is now: closed days, the ledger's facts, and how far the journal has come since."""
+"""Coverage of a recording's days, read once or kept up to date."""
 
 import contextlib
 from collections.abc import Collection
 from datetime import date
+from typing import TYPE_CHECKING
 
 from ingestor.closed_days import list_closed_days, read_closed_coverage
 from ingestor.coverage import IRRELEVANT, Coverage, find_coverage
@@ -10,7 +11,12 @@ from ingestor.dataset.times import EVER, Span
 from ingestor.errors import NotARecording
 from ingestor.journal.scan import last_received_us
 from ingestor.layout import Layout, list_segments
-from ingestor.ledger import list_ledgers, read_open_facts
+from ingestor.ledger import list_ledgers, read_new_facts, read_open_facts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ingestor.facts import Fact
 
 
 def read_coverage(
@@ -65,3 +71,37 @@ def _newest_frame_us(layout: Layout) -> int:
             if received_us := last_received_us(file.path):
                 return received_us
     return 0
+
+
+_FOREVER_US = 1 << 60
+
+
+class CoverageWatch:
+    """What the facts of days that are not closed say, as if what holds now held for ever: clip it to what has passed.
+
+    All of them are read when a file of the ledger begins; then, of that one, what it has told since the last look.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._ledgers: list[Path] = []
+        self._facts: list[Fact] = []
+        self._offset = 0
+        """Up to where the newest ledger is read."""
+        self._coverage = find_coverage([])
+
+    def look(self) -> Coverage:
+        """The same object as long as nothing has changed. Raises NotARecording, FormatTooNew, OSError."""
+        ledgers = list_ledgers(self._layout)
+        if not ledgers:
+            raise NotARecording(f"{self._layout.root} holds no recording: there is no ledger in its folder `ledger`")
+        begun = ledgers != self._ledgers or ledgers[-1].stat().st_size < self._offset
+        if begun:
+            self._facts = [fact for path in ledgers[:-1] for fact in read_new_facts(path, 0, IRRELEVANT)[0]]
+            self._offset = 0
+        news, self._offset = read_new_facts(ledgers[-1], self._offset, IRRELEVANT)
+        self._facts += news
+        self._ledgers = ledgers
+        if begun or any(not fact["fact"].startswith("segment.") for fact in news):
+            self._coverage = find_coverage(self._facts, None, _FOREVER_US)
+        return self._coverage

@@ -8,7 +8,7 @@ import pyarrow as pa
 from ingestor.coverage import clip
 from ingestor.dataset.arguments import Names, find_names, find_root, warn_of_unknown
 from ingestor.dataset.coverage import read_coverage as find_root_coverage
-from ingestor.dataset.frames import Engine, as_frame, check_engine
+from ingestor.dataset.rows import Engine, as_frame, check_engine
 from ingestor.dataset.times import Time, find_span
 from ingestor.layout import Layout
 from ingestor.schema import RECEIVED_AT

@@ -1,21 +1,126 @@
-"""Trades into one file of another kind, as a stream: any size in bounded memory."""
+"""Writes trades to CSV, Parquet, JSON Lines or SQLite."""
 
 import contextlib
+import json
 import sqlite3
 from collections.abc import Callable, Generator
 from datetime import date
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
 
-from ingestor.dataset.export_files import CsvFile, ExportFile, JsonLinesFile, ParquetFile, SqliteFile
 from ingestor.dataset.rows import Selection, known_schema, with_columns
 from ingestor.dataset.snapshot import open_recording, take_snapshot
 from ingestor.dataset.stream import stream_rows
 from ingestor.dataset.times import Span
 from ingestor.errors import ConfigError, IngestorError
 from ingestor.layout import FILE_MODE, set_mode
+from ingestor.parquet import ROW_GROUP, writer_options
+
+_SLICE = 1 << 14
+"""Rows that are Python objects at a time."""
+
+
+class ExportFile(Protocol):
+    """A file that takes rows until it is closed."""
+
+    def write(self, table: pa.Table) -> None:
+        """Append these rows. Raises OSError."""
+        ...
+
+    def close(self) -> None:
+        """Finish the file. Raises OSError."""
+        ...
+
+
+class CsvFile:
+    """A heading, then a line a trade: ISO times in UTC; null and empty conditions read alike."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._sink = pa.OSFile(str(path), "wb")
+        self._sink.write(",".join(schema.names).encode() + b"\n")
+
+    def write(self, table: pa.Table) -> None:
+        pacsv.write_csv(with_iso_times(table), self._sink, pacsv.WriteOptions(include_header=False))
+
+    def close(self) -> None:
+        self._sink.close()
+
+
+class ParquetFile:
+    """One Parquet file with the encodings of the dataset."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(str(path), schema, **writer_options(schema))
+
+    def write(self, table: pa.Table) -> None:
+        self._writer.write_table(table, row_group_size=ROW_GROUP)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class JsonLinesFile:
+    """An object a line; times as ISO text in UTC."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:  # noqa: ARG002  each line names its columns
+        self._file = path.open("w", encoding="utf-8")
+
+    def write(self, table: pa.Table) -> None:
+        for batch in with_iso_times(table).to_batches(_SLICE):
+            self._file.write("".join(_json_line(row) for row in batch.to_pylist()))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class SqliteFile:
+    """A database with one table, `trades`, by `sequence`, indexed by (symbol, timestamp); times as ISO text in UTC."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._database = sqlite3.connect(path, isolation_level=None)
+        self._database.execute("PRAGMA journal_mode = OFF")  # a file that isn't whole is thrown away
+        self._database.execute("PRAGMA synchronous = OFF")
+        columns = ", ".join(f'"{field.name}" {_sqlite_type(field)}' for field in schema)
+        self._database.execute(f"CREATE TABLE trades ({columns})")
+        self._database.execute("BEGIN")
+        self._insert = f"INSERT INTO trades VALUES ({', '.join('?' * len(schema.names))})"  # noqa: S608  places only
+
+    def write(self, table: pa.Table) -> None:
+        for batch in with_iso_times(table).to_batches(_SLICE):
+            columns = [column.to_pylist() for column in batch.columns]
+            self._database.executemany(self._insert, zip(*columns, strict=True))
+
+    def close(self) -> None:
+        self._database.execute("COMMIT")
+        self._database.execute("CREATE INDEX trades_by_time ON trades (symbol, timestamp)")
+        self._database.close()
+
+
+def with_iso_times(table: pa.Table) -> pa.Table:
+    """The rows with `2026-11-20T14:30:00.123Z` for each time."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_timestamp(field.type):
+            text = pc.binary_replace_slice(table.column(index).cast(pa.string()), 10, 11, "T")
+            table = table.set_column(index, field.name, text)
+    return table
+
+
+def _json_line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def _sqlite_type(field: pa.Field) -> str:
+    if field.name == "sequence":
+        return "INTEGER PRIMARY KEY"
+    if pa.types.is_floating(field.type):
+        return "REAL"
+    return "INTEGER" if pa.types.is_integer(field.type) or pa.types.is_boolean(field.type) else "TEXT"
+
 
 Kind = Literal["csv", "parquet", "jsonl", "sqlite"]
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pydantic import BaseModel, Field, ValidationError
 
 from ingestor.dataset.arguments import find_root
-from ingestor.dataset.frames import Engine, as_frame, check_engine
+from ingestor.dataset.rows import Engine, as_frame, check_engine
 from ingestor.dataset.times import Span, Time, find_span
 from ingestor.errors import NotARecording
 from ingestor.layout import Layout, read_lines

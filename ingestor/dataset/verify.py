@@ -18,18 +18,20 @@ from typing import Any
 
 from ingestor.accounts import read_accounts, read_seals
 from ingestor.closed_days import Row, list_closed_days, read_day
-from ingestor.dataset.files import date_folder, list_days, parse_days
-from ingestor.dataset.recount import Recount, recount_csv, recount_parquet
-from ingestor.dataset.stock import (
+from ingestor.dataset.inventory import (
     CompactedDay,
     Journaled,
+    Recount,
     list_compactions,
     list_compactions_of,
     list_csv,
     list_parts,
     read_deleted,
     read_journal,
+    recount_csv,
+    recount_parquet,
 )
+from ingestor.dataset.snapshot import date_folder, list_days, parse_days
 from ingestor.errors import DamagedFile
 from ingestor.facts import DAMAGED, Fact
 from ingestor.layout import Layout, SegmentId, list_segments, read_lines, read_small

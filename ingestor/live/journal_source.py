@@ -10,11 +10,10 @@ import pyarrow.compute as pc
 import structlog
 
 from ingestor.coverage import Coverage, state_at
-from ingestor.dataset.coverage_watch import CoverageWatch
-from ingestor.dataset.files import list_days
+from ingestor.dataset.coverage import CoverageWatch
 from ingestor.dataset.follow import follow
 from ingestor.dataset.rows import Selection
-from ingestor.dataset.snapshot import take_snapshot
+from ingestor.dataset.snapshot import list_days, take_snapshot
 from ingestor.dataset.stream import stream_rows
 from ingestor.dataset.times import Span, day_start_ms
 from ingestor.errors import Lagged

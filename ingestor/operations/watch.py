@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ingestor import __version__
-from ingestor.capture.delays import BOUNDS_S
+from ingestor.capture.stream_state import BOUNDS_S
 from ingestor.operations.vitals import ClockState, Disk, Flow, Histogram, Link, SinkLag, Strange, Vitals
 from ingestor.recording import Recording
 from ingestor.sinks.destinations import configured_sinks

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from ingestor.dataset.reader import read_trades
+from ingestor.dataset.trades import read_trades
 from ingestor.schema import FORMAT_VERSION
 
 PLACE = Path(__file__).parent

@@ -17,8 +17,8 @@ from requirements import of_tier
 
 import ingestor
 from ingestor.dataset.compact import clear_leftovers, compact_days, locked_upkeep
-from ingestor.dataset.files import list_days, list_names
-from ingestor.dataset.retention import delete_expired
+from ingestor.dataset.maintenance import delete_expired
+from ingestor.dataset.snapshot import list_days, list_names
 from ingestor.layout import Layout
 from ingestor.ledger import Ledger
 
@@ -40,7 +40,7 @@ list(compact_days(Layout(Path(sys.argv[1])), datetime.date(2026, 11, 19), 30_000
 RETAIN = """
 import datetime, sys
 from pathlib import Path
-from ingestor.dataset.retention import delete_expired
+from ingestor.dataset.maintenance import delete_expired
 from ingestor.layout import Layout
 from ingestor.ledger import Ledger
 layout = Layout(Path(sys.argv[1]))

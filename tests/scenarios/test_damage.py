@@ -23,8 +23,7 @@ from harness import environ, running_venue
 from journals import FAST_DISK, NOON, Clock, Life, make_root
 from requirements import of_tier
 
-from ingestor.capture.refused import Refused
-from ingestor.capture.rejects import Rejects
+from ingestor.capture.rejects import Refused, Rejects
 from ingestor.closed_days import close_days
 from ingestor.dataset.compact import compact_days
 from ingestor.layout import Layout, list_segments

@@ -36,7 +36,7 @@ from requirements import of_tier
 from simulated_venues import read_truth, running_venue
 from structlog.testing import capture_logs
 
-from ingestor.capture.attempts import Waits
+from ingestor.capture.connector import Backoff
 from ingestor.errors import FeedRefused
 from ingestor.layout import Layout
 from ingestor.metrics import Conservation
@@ -45,7 +45,7 @@ from ingestor.simulator.market import MarketSettings
 from ingestor.simulator.venue import VenueSettings
 
 CONNECTION: dict[str, Any] = {"silence": "2s", "ping_interval": "1s", "backoff_max": "1s"}
-WAITS = Waits(refused_s=1.0, throttled_s=1.0, symbol_s=2.0)
+WAITS = Backoff(refused_s=1.0, throttled_s=1.0, symbol_s=2.0)
 AT_ONCE = 8
 """Each syncs several times a second, which a slow disk does one after the other."""
 FLOWS = 100

@@ -6,7 +6,7 @@ from pathlib import Path
 from recorders import CRYPTO, KEY, eventually, make_rig, running
 from simulated_venues import running_venue
 
-from ingestor.capture.attempts import Waits
+from ingestor.capture.connector import Backoff
 from ingestor.coverage import find_coverage
 from ingestor.simulator.faults import Mute, Schedule
 from ingestor.simulator.market import MarketSettings
@@ -14,7 +14,7 @@ from ingestor.simulator.venue import VenueSettings
 
 SILENCE_S, PING_S = 1.0, 0.3
 VENUE = VenueSettings(keys=frozenset({KEY}), market=MarketSettings(rate=300, seed=7), ping_interval_s=PING_S)
-WAITS = Waits(again_s=0.05)
+WAITS = Backoff(again_s=0.05)
 
 
 def test_no_trades_at_all_cost_one_connection_an_hour(tmp_path: Path) -> None:

@@ -2,12 +2,12 @@
 
 import pytest
 
-from ingestor.capture.attention import Attention
+from ingestor.capture.monitor import PauseDetector
 
 
 def regained(times_s: list[float]) -> list[bool]:
     """Of looks at these times, from a beginning at 0."""
-    attention = Attention(0.0)
+    attention = PauseDetector(0.0)
     told = []
     for time_s in times_s:
         attention.look(time_s)
@@ -31,7 +31,7 @@ def test_a_silence_is_told_from_an_absence(times_s: list[float], told: list[bool
 
 
 def test_an_absence_is_told_by_the_look_after_it() -> None:
-    attention = Attention(0.0)
+    attention = PauseDetector(0.0)
     away_s = []
     for time_s in (0.5, 9.5, 10.0):
         attention.look(time_s)

@@ -1,10 +1,13 @@
-"""What a journaled block shows, told to the session and the ledger: who ticks, what is proven, what the venue says."""
+"""What is known of the stream: symbols proven, refusals, delays, what fits nothing."""
 
 import math
+import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -13,10 +16,142 @@ import structlog
 
 from ingestor.capture.buffer import FrameBlock
 from ingestor.capture.gaps import Gaps
-from ingestor.capture.observed import Observed, Refusal, Unread
-from ingestor.capture.refused import Refused, make_sample
+from ingestor.capture.rejects import Refused, make_sample
 from ingestor.feeds import Frames, Notice
 from ingestor.ledger import Ledger
+
+log = structlog.get_logger()
+
+BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_BOUNDS_US = tuple(round(bound * 1e6) for bound in BOUNDS_S)
+_ZERO = pa.scalar(0)
+_US_PER_MS = pa.scalar(1000)
+
+
+class Delays:
+    """Of `received_at` less `timestamp`. Written by the recorder's thread, read by any."""
+
+    def __init__(self) -> None:
+        self.within = [0] * len(BOUNDS_S)
+        """How many trades took at most BOUNDS_S[i]."""
+        self.count = 0
+        self.sum_s = 0.0
+
+    def add(self, trades: pa.RecordBatch) -> int | None:
+        """Count these trades, and tell the least delay (µs), negative where a trade is ahead of our clock; None without
+        trades. What is ahead counts as a delay of zero.
+        """
+        if not trades.num_rows:
+            return None
+        sent_ms: Any = trades.column("timestamp").view(pa.int64())
+        received_us: Any = trades.column("received_at").view(pa.int64())
+        delays_us: Any = pc.subtract(received_us, pc.multiply(sent_ms, _US_PER_MS))
+        least_us, most_us = pc.min_max(delays_us).as_py().values()
+        if least_us < 0:
+            delays_us = pc.max_element_wise(delays_us, _ZERO)
+        for at, bound_us in enumerate(_BOUNDS_US):  # most bounds have all of a block on one side
+            if least_us <= bound_us:
+                all_within = most_us <= bound_us
+                counted = trades.num_rows if all_within else pc.less_equal(delays_us, pa.scalar(bound_us)).true_count
+                self.within[at] += counted
+        self.sum_s += pc.sum(delays_us).as_py() / 1e6
+        self.count += trades.num_rows
+        return int(least_us)
+
+
+_INVENTED_MAX = 10_000
+_REFUSALS_MAX = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The venue refused a subscription; `symbol` is None where it doesn't say which."""
+
+    symbol: str | None
+    text: str
+    received_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Messages that were read as no trade, and as nothing else that this feed knows."""
+
+    messages: int
+    """So many in this run."""
+    reason: str
+    """Of the last one that there is a sample of."""
+    sample: str
+    rejected: bool
+    """It should have been a trade; else it was passed over as something else."""
+
+
+class Observed:
+    """Written by the recorder's thread, read by any. What a venue invents is bounded: symbols and refusals."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._refusals: dict[str | None, Refusal] = {}
+        self._unproven: set[str] = set()
+        self._invented: set[str] = set()
+        self.asked: frozenset[str] = frozenset()
+        """The symbols that are asked for: all others are the venue's invention, and bounded."""
+        self.last_trade_s: dict[str, float] = {}
+        """By symbol, on the monotonic clock: when its last trade was decoded."""
+        self.last_trade_us: dict[str, int] = {}
+        """By symbol: when its last trade was received, in µs since 1970."""
+        self.last_received_us = 0
+        """When the last trade of any symbol was received."""
+        self.trades = 0
+        self.unread: Unread | None = None
+        self.disk_failing = False
+        """The disk refuses what is to be recorded just now."""
+        self.disk_failed_s = float("-inf")
+        """Up to when it last did, on the monotonic clock."""
+
+    def saw_trades(self, symbols: dict[str, int], received_us: int) -> None:
+        """Trades were decoded: how many, by symbol; the last of them was received then."""
+        now_s = time.monotonic()
+        known = symbols.keys() & self.asked
+        others = symbols.keys() - known
+        if others:
+            self._invented.update(islice(others - self._invented, _INVENTED_MAX - len(self._invented)))
+            known |= others & self._invented
+        self.last_trade_us.update(dict.fromkeys(known, received_us))
+        self.last_trade_s.update(dict.fromkeys(known, now_s))
+        if symbols:
+            self.last_received_us = received_us
+        self.trades += sum(symbols.values())
+
+    def asked_anew(self, symbols: Iterable[str]) -> None:
+        """These are added on a connection that is open: what was proven on it before counts no more."""
+        with self._lock:
+            self._unproven.update(symbols)
+
+    def take_unproven(self) -> set[str]:
+        """Those symbols since the last call."""
+        if not self._unproven:
+            return set()
+        with self._lock:
+            taken, self._unproven = self._unproven, set()
+        return taken
+
+    def saw_disk(self, *, failing: bool) -> None:
+        """The disk refused, or works again."""
+        if failing or self.disk_failing:
+            self.disk_failed_s = time.monotonic()
+        self.disk_failing = failing
+
+    def saw_refusal(self, refusal: Refusal) -> None:
+        with self._lock:
+            if len(self._refusals) < _REFUSALS_MAX:
+                self._refusals[refusal.symbol] = refusal
+
+    def take_refusals(self) -> Iterable[Refusal]:
+        """The refusals since the last call, the last one of each symbol."""
+        with self._lock:
+            taken, self._refusals = self._refusals, {}
+        return taken.values()
+
 
 _EARLY_US = 10_000_000
 _REPLAYED_US = 60_000_000
@@ -24,8 +159,6 @@ _SAMPLE_S = 60.0
 _NEVER = Unread(0, "", "", rejected=False)
 _UNKNOWN_MAX = 100
 """Of what a venue invents, so many kinds are told apart."""
-
-log = structlog.get_logger()
 
 
 class Observer:

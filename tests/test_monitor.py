@@ -11,7 +11,7 @@ import pytest
 from recorders import Rig, make_rig
 from sessions import recording
 
-from ingestor.capture.lives import Life
+from ingestor.capture.connection_log import ConnectionRecord
 from ingestor.errors import Stalled
 from ingestor.ledger import now_us
 from ingestor.simulator.faults import Mute, Trickle
@@ -63,18 +63,18 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
         yield rig
 
 
-def begin(rig: Rig) -> Life:
-    life = Life(1, time.monotonic(), now_us(), 0, now_us())
-    rig.tending.begin(CONNECTION, life)
+def begin(rig: Rig) -> ConnectionRecord:
+    life = ConnectionRecord(1, time.monotonic(), now_us(), 0, now_us())
+    rig.monitor.begin(CONNECTION, life)
     return life
 
 
 def test_the_silence_of_a_machine_that_stood_still_is_judged_once_it_has_listened(rig: Rig) -> None:
     life = begin(rig)
     for second in (0.5, 1.0, 11.0, 11.5, 12.0):
-        rig.tending.tend(CONNECTION, life, life.opened_s + second)
+        rig.monitor.tend(CONNECTION, life, life.opened_s + second)
     with pytest.raises(Stalled, match="nothing came"):
-        rig.tending.tend(CONNECTION, life, life.opened_s + 12.5)
+        rig.monitor.tend(CONNECTION, life, life.opened_s + 12.5)
 
 
 def test_time_in_which_the_machine_stood_still_is_no_drought(rig: Rig) -> None:
@@ -83,6 +83,6 @@ def test_time_in_which_the_machine_stood_still_is_no_drought(rig: Rig) -> None:
     asked_again: list[float] = []
     for second in (0.5, 1.0, *(11 + half / 2 for half in range(20))):
         life.frames += 1
-        rig.tending.tend(CONNECTION, life, life.opened_s + second)
+        rig.monitor.tend(CONNECTION, life, life.opened_s + second)
         asked_again += [second] * (len(rig.facts("symbols.retried")) - len(asked_again))
     assert asked_again == [18.5]

@@ -11,8 +11,8 @@ from recordings import Print, Recording
 
 from ingestor.closed_days import close_days
 from ingestor.dataset.compact import locked_upkeep
-from ingestor.dataset.files import date_folder, list_days, list_names
-from ingestor.dataset.upkeep import GRACE, Upkeep, UpkeepLoop
+from ingestor.dataset.maintenance import GRACE, Maintenance, MaintenanceLoop
+from ingestor.dataset.snapshot import date_folder, list_days, list_names
 from ingestor.layout import locked_date
 from ingestor.ledger import read_all_facts
 
@@ -38,7 +38,7 @@ def names(recording: Recording, day: date = DAY) -> tuple[str, ...]:
     return list_names(date_folder(recording.layout, day))
 
 
-def tick_until_compacted(upkeep: Upkeep, recording: Recording, now: datetime) -> None:
+def tick_until_compacted(upkeep: Maintenance, recording: Recording, now: datetime) -> None:
     """While its child works; the child ends by itself."""
     upkeep.tick(now)
     assert upkeep.child is not None
@@ -49,12 +49,12 @@ def tick_until_compacted(upkeep: Upkeep, recording: Recording, now: datetime) ->
 
 
 def test_a_child_compacts_what_is_due(recording: Recording) -> None:
-    tick_until_compacted(Upkeep(recording.layout, recording.ledger, None), recording, LONG_AGO)
+    tick_until_compacted(Maintenance(recording.layout, recording.ledger, None), recording, LONG_AGO)
 
 
 def test_once_a_day_after_the_grace(recording: Recording) -> None:
     close_ledger(recording)
-    upkeep = Upkeep(recording.layout, recording.ledger, None)
+    upkeep = Maintenance(recording.layout, recording.ledger, None)
     midnight = datetime(2026, 1, 20, tzinfo=UTC)
     upkeep.tick(midnight + GRACE - timedelta(seconds=1))
     assert upkeep.child is None
@@ -71,13 +71,13 @@ def test_once_a_day_after_the_grace(recording: Recording) -> None:
 
 def test_no_child_where_nothing_is_to_be_done(recording: Recording) -> None:
     close_ledger(recording)
-    upkeep = Upkeep(recording.layout, recording.ledger, None)
+    upkeep = Maintenance(recording.layout, recording.ledger, None)
     upkeep.tick(datetime(2026, 1, 19, 23, tzinfo=UTC))
     assert upkeep.child is None
 
 
 def test_retention(recording: Recording) -> None:
-    upkeep = Upkeep(recording.layout, recording.ledger, 86400.0)
+    upkeep = Maintenance(recording.layout, recording.ledger, 86400.0)
     upkeep.tick(LONG_AGO)
     assert list_days(recording.layout) == [DAY]
     upkeep.close()
@@ -90,15 +90,15 @@ def test_a_start_clears_what_a_crash_left_unless_somebody_is_at_work(recording: 
     left = recording.layout.staging / "date=2026-01-19.compacted"
     left.mkdir()
     with locked_upkeep(recording.layout):
-        Upkeep(recording.layout, recording.ledger, None)
+        Maintenance(recording.layout, recording.ledger, None)
         assert left.exists()
-    Upkeep(recording.layout, recording.ledger, None)
+    Maintenance(recording.layout, recording.ledger, None)
     assert not left.exists()
 
 
 def test_each_file_that_goes_is_progress(recording: Recording) -> None:
     turns: list[None] = []
-    upkeep = Upkeep(recording.layout, recording.ledger, 86400.0, turned=lambda: turns.append(None))
+    upkeep = Maintenance(recording.layout, recording.ledger, 86400.0, turned=lambda: turns.append(None))
     before = len(turns)
     files = len(names(recording))
     upkeep.tick(LONG_AGO + timedelta(days=1))
@@ -109,7 +109,7 @@ def test_each_file_that_goes_is_progress(recording: Recording) -> None:
 
 def test_a_date_that_cannot_be_had_holds_up_its_own_thread_only(recording: Recording) -> None:
     """Whoever asks it to stop goes on, and its last turn is seen to grow old."""
-    loop = UpkeepLoop(recording.layout, recording.ledger, 86400.0)
+    loop = MaintenanceLoop(recording.layout, recording.ledger, 86400.0)
     thread = threading.Thread(target=loop.run)
     with locked_date(recording.layout, DAY):
         thread.start()

@@ -7,19 +7,19 @@ import structlog
 
 from ingestor.capture.connection import Connection
 from ingestor.capture.gaps import Cause, Gaps
-from ingestor.capture.observed import Observed
+from ingestor.capture.stream_state import Observed
 from ingestor.errors import ConnectionLost, Stalled
 from ingestor.ledger import Ledger, now_us
+
+log = structlog.get_logger()
 
 _SHORT_S = 1.0
 _LONG_S = 30.0
 _SHORT_LIVES_OF_A_SHARED_KEY = 3
 
-log = structlog.get_logger()
-
 
 @dataclass(slots=True)
-class Life:
+class ConnectionRecord:
     """One connection's life as the session sees it."""
 
     number: int
@@ -41,7 +41,7 @@ class Life:
         return self.last_frame_us if self.paused_s is None else self.paused_us
 
 
-class Lives:
+class ConnectionLog:
     """Writes down the lives of a session's connections, and the gaps that they leave."""
 
     def __init__(self, ledger: Ledger, gaps: Gaps, observed: Observed) -> None:
@@ -50,28 +50,28 @@ class Lives:
         self._observed = observed
         self._short_lives = 0
 
-    def begin(self, number: int) -> Life:
+    def begin(self, number: int) -> ConnectionRecord:
         opened_us = now_us()
         self._ledger.record("connection.opened", connection=number)
         log.info("connection.opened", connection=number)
-        return Life(number, time.monotonic(), opened_us, self._observed.trades, opened_us)
+        return ConnectionRecord(number, time.monotonic(), opened_us, self._observed.trades, opened_us)
 
-    def was_of_use(self, life: Life) -> bool:
+    def was_of_use(self, life: ConnectionRecord) -> bool:
         """Whether the next connection may be tried at once: trades came on this one, or it lasted."""
         age_s = time.monotonic() - life.opened_s
         return age_s >= _LONG_S or (age_s >= _SHORT_S and self._observed.trades > life.trades_before)
 
-    def retire(self, life: Life) -> None:
+    def retire(self, life: ConnectionRecord) -> None:
         """It is too old, and read on elsewhere."""
         self._ledger.record("connection.retired", connection=life.number, frames=life.frames)
         log.info("connection.retired", connection=life.number)
 
-    def close(self, life: Life, heard_us: int) -> None:
+    def close(self, life: ConnectionRecord, heard_us: int) -> None:
         """It was ended by a stop; the last frame, of whichever connection, was received at `heard_us`."""
         self._ledger.record("connection.closed", connection=life.number, frames=life.frames)
         self._gaps.open("shutdown", life.seen_until_us, heard_us=heard_us)
 
-    def lose(self, life: Life, connection: Connection, error: ConnectionLost, heard_us: int) -> None:
+    def lose(self, life: ConnectionRecord, connection: Connection, error: ConnectionLost, heard_us: int) -> None:
         """It ended in this way, without our asking; the last frame was received, here or elsewhere, at `heard_us`."""
         self._ledger.record(
             "connection.lost",
@@ -87,7 +87,7 @@ class Lives:
         if self._short_lives >= _SHORT_LIVES_OF_A_SHARED_KEY:
             log.error("key.shared", hint="connections close as soon as they open: somebody else uses this API key")
 
-    def _cause(self, life: Life, error: ConnectionLost) -> Cause:
+    def _cause(self, life: ConnectionRecord, error: ConnectionLost) -> Cause:
         if life.paused_s is not None:
             return "disk" if self._observed.disk_failed_s >= life.paused_s else "backpressure"
         return "stall" if isinstance(error, Stalled) else "connection"

@@ -11,8 +11,8 @@ import pytest
 from recorders import PATIENCE_S, Rig, eventually, make_rig, running
 from simulated_venues import RunningVenue, running_venue
 
-from ingestor.capture.handshake import connect
-from ingestor.capture.retiring import Retiring
+from ingestor.capture.connection import connect
+from ingestor.capture.session import Handover
 from ingestor.coverage import find_coverage
 from ingestor.feeds.binance import Binance
 from ingestor.journal.follower import Follower, Rows
@@ -80,7 +80,7 @@ def test_the_new_connection_proves_its_symbols_once(tmp_path: Path) -> None:
 
 
 @contextmanager
-def retiring(tmp_path: Path) -> Iterator[tuple[RunningVenue, Rig, Retiring, threading.Event]]:
+def retiring(tmp_path: Path) -> Iterator[tuple[RunningVenue, Rig, Handover, threading.Event]]:
     """A connection that is read on, and no successor yet."""
     stop = threading.Event()
     with running_venue(VENUE) as venue:
@@ -88,7 +88,7 @@ def retiring(tmp_path: Path) -> Iterator[tuple[RunningVenue, Rig, Retiring, thre
         connection = connect(venue.url, timeout_s=5.0, ca_file=None, fast_frames=True, stop=stop)
         for message in Ageing(venue.url, "trade").subscribe(SYMBOLS):
             connection.send(message)
-        thread = Retiring(connection, 1, 1_000_000, rig.buffer, rig.gaps, rig.clock, stop, overlap_s=0.1)
+        thread = Handover(connection, 1, 1_000_000, rig.buffer, rig.gaps, rig.clock, stop, overlap_s=0.1)
         thread.start()
         try:
             eventually(lambda: rig.buffer.frames_put, "frames of the old connection")

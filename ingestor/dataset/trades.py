@@ -8,10 +8,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.dataset.arguments import Names, find_names, find_root, warn_of_unknown
-from ingestor.dataset.conditions import judge_rows
-from ingestor.dataset.frames import Engine, as_frame, check_engine, check_word
+from ingestor.dataset.market_rules import are_abroad, in_session, judge_rows
 from ingestor.dataset.rows import (
+    Engine,
     Selection,
+    as_frame,
+    check_engine,
+    check_word,
     concat_rows,
     known_schema,
     per_text,
@@ -20,7 +23,6 @@ from ingestor.dataset.rows import (
     sort_rows,
     with_columns,
 )
-from ingestor.dataset.sessions import are_abroad, in_session
 from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
 from ingestor.dataset.times import Span, Time, find_span
 from ingestor.us_market import Calendar, read_calendar

@@ -1,30 +1,61 @@
-"""What an open connection needs besides being read: is it alive, do trades come, is there something to ask for?"""
+"""Watches the connection and the symbols between two reads: pings, silence, pauses of this process, what to ask for
+again.
+"""
 
 import time
 from datetime import UTC, datetime
 
 import structlog
 
-from ingestor.capture.attention import Attention
 from ingestor.capture.buffer import Buffer
 from ingestor.capture.connection import Connection
+from ingestor.capture.connection_log import ConnectionRecord
 from ingestor.capture.gaps import Gaps
-from ingestor.capture.liveness import Counters, Liveness
-from ingestor.capture.lives import Life
-from ingestor.capture.markets import Markets
-from ingestor.capture.observed import Observed
+from ingestor.capture.liveness import Counters, Liveness, TradeWatch
+from ingestor.capture.market_calendar import Markets
+from ingestor.capture.stream_state import Observed
 from ingestor.capture.subscriptions import Subscriptions
-from ingestor.capture.trade_watch import TradeWatch
 from ingestor.capture.wall_clock import Clock
 from ingestor.config.recorder import ConnectionSettings
 from ingestor.errors import Stalled
 
-_LAG_S = 1.0
-
 log = structlog.get_logger()
 
+_AWAY_S = 1.5
+"""Looks are half a second apart, and a read takes as long again at most."""
+_LOOKS = 4
 
-class Tending:
+
+class PauseDetector:
+    """Counts the looks at one connection. Pure: the monotonic clock is an argument."""
+
+    def __init__(self, now_s: float) -> None:
+        self._looked_s = now_s
+        self._looks = _LOOKS
+        self.away_s = 0.0
+        """How long nobody looked, until now: what seems silent may wait, or have been held up as well."""
+
+    @property
+    def regained(self) -> bool:
+        """It has looked often enough since it was away to tell whose the silence is."""
+        return self._looks >= _LOOKS
+
+    def look(self, now_s: float) -> None:
+        """Somebody looks. Where that is always late, the first time alone counts as having been away."""
+        late_s = now_s - self._looked_s
+        if late_s <= _AWAY_S:
+            late_s = 0.0
+        elif not self.away_s:
+            self._looks = 0
+        self.away_s = late_s
+        self._looks += 1
+        self._looked_s = now_s
+
+
+_LAG_S = 1.0
+
+
+class ConnectionMonitor:
     """Looks after one connection after the other, in the reader's thread."""
 
     def __init__(
@@ -45,30 +76,30 @@ class Tending:
         self._observed = observed
         self._markets = markets
         self._clock = clock
-        self._attention = Attention(now_s)
+        self._pauses = PauseDetector(now_s)
         self._liveness = Liveness(settings.silence, settings.ping_interval, now_s)
         self._trade_watch = TradeWatch(subscriptions.symbols, settings.silence, now_s)
 
-    def begin(self, connection: Connection, life: Life) -> None:
+    def begin(self, connection: Connection, life: ConnectionRecord) -> None:
         """A connection has opened: ask for every symbol. Raises ConnectionLost."""
         self._trade_watch.begin(life.opened_s)
         self._adopt_changes(None)
         self._subscriptions.request_all(connection, life.number, life.opened_s)
         connection.ping()  # its answer shows that the socket works, where no trade does
         now_s = time.monotonic()
-        self._attention = Attention(now_s)
+        self._pauses = PauseDetector(now_s)
         self._liveness = Liveness(self._settings.silence, self._settings.ping_interval, now_s)
 
-    def tend(self, connection: Connection, life: Life, now_s: float) -> None:
+    def tend(self, connection: Connection, life: ConnectionRecord, now_s: float) -> None:
         """Twice a second: is it alive, is there something to ask for again? Raises ConnectionLost."""
         self._clock.now_us()
         self._clock.doubt()
-        self._attention.look(now_s)
-        self._trade_watch.skip(self._attention.away_s)
+        self._pauses.look(now_s)
+        self._trade_watch.skip(self._pauses.away_s)
         if life.paused_s is not None:  # what waits in the socket says nothing of when it came
             self._liveness.suspend(now_s)
         verdict = self._liveness.judge(Counters(life.frames, connection.bytes_received, connection.pongs), now_s)
-        if verdict.lost and self._attention.regained:
+        if verdict.lost and self._pauses.regained:
             raise Stalled(verdict.lost)
         if verdict.ping:
             connection.ping()
@@ -81,7 +112,7 @@ class Tending:
         if self._subscriptions.adopt_changes(connection):
             self._trade_watch.change(self._subscriptions.symbols, time.monotonic())
 
-    def _watch_trades(self, life: Life, now_s: float) -> None:
+    def _watch_trades(self, life: ConnectionRecord, now_s: float) -> None:
         """Ask again for what has gone silent; call it blindness where that is the likelier reading.
 
         A silence is called blindness, from the last trade to the next, once it is far beyond what was usual in this
@@ -93,7 +124,7 @@ class Tending:
         if life.paused_s is not None or self._buffer.lag_s() > _LAG_S:  # trades wait that nobody has seen yet
             self._trade_watch.begin(now_s)
             return
-        if not self._attention.regained:
+        if not self._pauses.regained:
             return
         now = datetime.now(UTC)
         phases = {symbol: self._markets.phase(symbol, now) for symbol in self._subscriptions.symbols}

@@ -12,8 +12,8 @@ from recordings import Print, Recording, to_us
 
 import ingestor
 from ingestor.dataset.compact import compact_days
-from ingestor.dataset.reader import first_trades
 from ingestor.dataset.times import Span
+from ingestor.dataset.trades import first_trades
 from ingestor.errors import DamagedFile, FormatTooNew, NotARecording
 from ingestor.ledger import Ledger
 from ingestor.schema import TRADES

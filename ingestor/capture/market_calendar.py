@@ -1,4 +1,4 @@
-"""The US market's holidays and early closes, from Finnhub's free REST endpoint, kept in the root; else by rule.
+"""When each market trades: hours by kind of symbol, holidays and early closes as the venue tells them.
 
 Asked in a short-lived thread of its own: nothing of this can hold up, or end, a recording.
 """
@@ -6,23 +6,60 @@ Asked in a short-lived thread of its own: nothing of this can hold up, or end, a
 import json
 import ssl
 import threading
-from datetime import date
+from collections.abc import Iterable
+from datetime import date, datetime, time
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
+from zoneinfo import ZoneInfo
 
 import structlog
 
 from ingestor.layout import Layout, write_whole
-from ingestor.us_market import Calendar, parse_hours, read_calendar
+from ingestor.us_market import Calendar, is_us_symbol, parse_hours, read_calendar
+
+log = structlog.get_logger()
+
+Phase = Literal["closed", "extended", "regular"]
+"""Of a market's day. Trades come at another pace in each: what is usual in one says nothing of the next."""
+
+NEW_YORK = ZoneInfo("America/New_York")
+_FOREX = frozenset({"OANDA", "FXCM", "FX", "FOREX.COM", "IC MARKETS", "ICM", "FXPRO", "PEPPERSTONE", "SAXO", "FXPIG"})
+_RULES = Calendar()
+
+
+def find_phase(symbol: str, now: datetime, calendar: Calendar = _RULES) -> Phase:
+    """The phase of this symbol's market at `now` (aware).
+
+    A US stock (`AAPL`, `BRK.B`): New York, by the calendar. Currencies (a broker's prefix, such as `OANDA:`): Sunday
+    17:00 to Friday 17:00 New York. A prefix that names a crypto venue, or one that is unknown here, and a suffix of
+    another exchange (`7203.T`): always.
+    """
+    local = now.astimezone(NEW_YORK)
+    if is_us_symbol(symbol):
+        return _stock_phase(local, calendar)
+    return "closed" if symbol.partition(":")[0] in _FOREX and _is_forex_weekend(local) else "regular"
+
+
+def _stock_phase(local: datetime, calendar: Calendar) -> Phase:
+    hours, minute = calendar.hours(local.date()), local.hour * 60 + local.minute
+    if hours is None or not hours.early <= minute < hours.late:
+        return "closed"
+    return "regular" if hours.opens <= minute < hours.closes else "extended"
+
+
+def _is_forex_weekend(local: datetime) -> bool:
+    friday, saturday, sunday = 4, 5, 6
+    evening = local.time() >= time(17, 0)
+    day = local.weekday()
+    return day == saturday or (day == friday and evening) or (day == sunday and not evening)
+
 
 _TIMEOUT_S = 10.0
 _AGAIN_S = 86_400.0
 _ANSWER_MAX = 1 << 20
-
-log = structlog.get_logger()
 
 
 def find_rest_base(feed_url: str) -> str | None:
@@ -92,3 +129,24 @@ def parse_answer(answer: bytes) -> dict[str, str]:
         return dict(sorted(told.items()))
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a list of holidays: {type(error).__name__}") from None
+
+
+class Markets:
+    """The markets of one venue."""
+
+    def __init__(self, holidays: Holidays, *, never_close: bool) -> None:
+        """`never_close`: they all trade around the clock, whatever their symbols look like."""
+        self.holidays = holidays
+        self._never_close = never_close
+
+    def phase(self, symbol: str, now: datetime) -> Phase:
+        """Of this symbol's market, by the holidays that are known so far."""
+        return "regular" if self._never_close else find_phase(symbol, now, self.holidays.calendar)
+
+    def any_open(self, symbols: Iterable[str], now: datetime) -> bool:
+        """Whether trades of one of these are to be expected."""
+        return any(self.phase(symbol, now) != "closed" for symbol in symbols)
+
+    def refresh(self, now_s: float) -> None:
+        """Have the holidays fetched again where they are due."""
+        self.holidays.refresh(now_s)

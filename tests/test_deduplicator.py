@@ -1,0 +1,77 @@
+"""Which trades two connections have both brought."""
+
+import pyarrow as pa
+
+from ingestor.capture.validate import Deduplicator, Validated
+from ingestor.feeds.binance import BINANCE_TRADES
+from ingestor.schema import VENUE_TRADES
+
+SECOND_US = 1_000_000
+
+
+def trades(*keys: tuple[str, int]) -> pa.RecordBatch:
+    values = {"symbol": [symbol for symbol, _ in keys], "trade_id": [number for _, number in keys]}
+    columns = [pa.array(values.get(field.name, [None] * len(keys)), field.type) for field in BINANCE_TRADES]
+    return pa.record_batch(columns, schema=BINANCE_TRADES)
+
+
+def found(known: Deduplicator, connection: int, *keys: tuple[str, int]) -> list[bool] | None:
+    mask = known.find(connection, trades(*keys))
+    return None if mask is None else list(mask.to_pylist())
+
+
+def test_what_another_connection_brought_is_found_again() -> None:
+    known = Deduplicator(BINANCE_TRADES)
+    known.remember(1, trades(("A", 1), ("A", 3), ("B", 1)), SECOND_US)
+    known.remember(2, trades(("A", 4)), SECOND_US)
+    assert found(known, 2, ("A", 1), ("A", 2), ("B", 1), ("B", 3), ("A", 4)) == [True, False, True, False, False]
+    assert found(known, 1, ("A", 4), ("A", 5)) == [True, False]
+
+
+def test_an_id_is_its_symbols() -> None:
+    known = Deduplicator(BINANCE_TRADES)
+    known.remember(1, trades(("A", 11), ("A 1", 1), ("", 5)), SECOND_US)
+    assert found(known, 2, ("A 1", 1), ("A", 1), ("A1", 1), ("A", 11), ("", 5)) == [
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert found(known, 2, ("A 1", 11), ("A 1 1", 1)) is None
+
+
+def test_one_connection_repeats_what_it_will() -> None:
+    known = Deduplicator(BINANCE_TRADES)
+    known.remember(1, trades(("A", 1)), SECOND_US)
+    assert found(known, 1, ("A", 1), ("A", 1)) is None
+
+
+def test_it_forgets_after_some_seconds() -> None:
+    known = Deduplicator(BINANCE_TRADES)
+    known.remember(1, trades(("A", 1)), SECOND_US)
+    known.remember(2, trades(("A", 2)), 10 * SECOND_US)
+    assert found(known, 3, ("A", 1), ("A", 2)) == [True, True]
+    known.remember(2, trades(("A", 3)), 20 * SECOND_US)
+    assert found(known, 3, ("A", 1), ("A", 2)) == [False, True]
+
+
+def test_without_ids_there_are_no_twins() -> None:
+    known = Deduplicator(VENUE_TRADES)
+    empty = VENUE_TRADES.empty_table().to_batches() or [pa.RecordBatch.from_pylist([], schema=VENUE_TRADES)]
+    known.remember(1, empty[0], SECOND_US)
+    assert known.find(2, empty[0]) is None
+
+
+# What the recorder makes of it
+
+
+def test_a_twin_is_rejected_and_what_was_rejected_before_keeps_its_reason() -> None:
+    known = pa.array([True, True, False, False])
+    assert Validated(None, []).without(known, "repeated_id") == Validated(
+        pa.array([False, False, True, True]), [(0, "repeated_id"), (1, "repeated_id")]
+    )
+    before = Validated(pa.array([True, False, False, True]), [(1, "bad_time"), (2, "bad_price")])
+    assert before.without(known, "repeated_id") == Validated(
+        pa.array([False, False, False, True]), [(0, "repeated_id"), (1, "bad_time"), (2, "bad_price")]
+    )
