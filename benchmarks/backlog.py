@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import ingestor
-from ingestor.journal.open_segment import Segments
+from ingestor.journal.writer import Segments
 from ingestor.layout import Layout
 from ingestor.schema import TRADES
 

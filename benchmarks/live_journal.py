@@ -13,10 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 from trade_load import SYMBOLS
 
-from ingestor.journal.open_segment import Segments
-from ingestor.journal.rotation import Rotation
 from ingestor.journal.segment import Header, Kind
-from ingestor.journal.writer import Block, Journal
+from ingestor.journal.writer import Block, Journal, Rotation, Segments
 from ingestor.layout import Layout
 from ingestor.ledger import Ledger
 from ingestor.metrics import Counts

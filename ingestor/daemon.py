@@ -15,12 +15,12 @@ from ingestor.dataset.maintenance import MaintenanceLoop
 from ingestor.errors import ConfigError, ConservationViolated, IngestorError, RootDeleted, RowsUnsaved
 from ingestor.layout import Layout, RootLock, locked_root, remove_tree
 from ingestor.metrics import Conservation, Counts
+from ingestor.operations.collector import Watch
 from ingestor.operations.health import HealthServer, open_health
 from ingestor.operations.key_lock import locked_key
-from ingestor.operations.live_settings import LiveSettings
+from ingestor.operations.reload import LiveSettings
 from ingestor.operations.signals import Signals
 from ingestor.operations.systemd import Notifier, Service
-from ingestor.operations.watch import Watch
 from ingestor.recording import Recording, make_sink_process, prepare
 from ingestor.report import Report
 from ingestor.sinks.process import SinkProcess

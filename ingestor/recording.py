@@ -24,19 +24,17 @@ from ingestor.errors import ConfigError
 from ingestor.facts import Fact
 from ingestor.feeds import Feed, make_feed
 from ingestor.history import History, next_segment, read_history
-from ingestor.journal.open_segment import Segments
-from ingestor.journal.rotation import Rotation
-from ingestor.journal.writer import Journal
+from ingestor.journal.writer import Journal, Rotation, Segments
 from ingestor.layout import Layout
 from ingestor.ledger import Ledger, day_of, now_us, take_over_format_1
 from ingestor.schema import FORMAT_VERSION, recorded
-from ingestor.sinks.accounts import SegmentAccounts
-from ingestor.sinks.claims import Claims
 from ingestor.sinks.csv_files import CsvFiles
 from ingestor.sinks.destinations import SECRETS, check_options, claiming_sinks, configured_sinks
 from ingestor.sinks.parquet_files import ParquetFiles
-from ingestor.sinks.process import Handover, SinkProcess
+from ingestor.sinks.process import SinkProcess, SinkSetup
+from ingestor.sinks.retention_slots import Claims
 from ingestor.sinks.runner import Runner
+from ingestor.sinks.segment_accounts import SegmentAccounts
 
 FileSink = ParquetFiles | CsvFiles
 
@@ -162,7 +160,7 @@ def make_sink_process(settings: Settings, layout: Layout, config_dir: Path) -> S
     found = {sink: load_secret(name, config_dir) for sink, name in SECRETS.items() if sink in asked}
     passwords = {sink: password for sink, password in found.items() if password is not None}
     check_options(settings.sinks, passwords)
-    handover = Handover(
+    handover = SinkSetup(
         root=layout.root,
         feed=settings.feed.type,
         sinks=settings.sinks,

@@ -18,20 +18,18 @@ from ingestor.facts import Fact
 from ingestor.history import next_segment, read_history
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Event, Follower, Rows, SegmentEnd
-from ingestor.journal.open_segment import Segments
-from ingestor.journal.rotation import Rotation
 from ingestor.journal.segment import Header, Kind, encode_record
-from ingestor.journal.writer import Block, Journal
+from ingestor.journal.writer import Block, Journal, Rotation, Segments
 from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.ledger import Ledger, day_of, list_ledgers, now_us, read_facts
 from ingestor.metrics import Counts
 from ingestor.run_state import proofs
 from ingestor.schema import FORMAT_VERSION, RUN_SHIFT, TRADES
 from ingestor.sinks import Sink
-from ingestor.sinks.accounts import SegmentAccounts
 from ingestor.sinks.csv_files import CsvFiles
 from ingestor.sinks.parquet_files import ParquetFiles
 from ingestor.sinks.runner import Runner
+from ingestor.sinks.segment_accounts import SegmentAccounts
 
 NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 NEVER = Rotation(age_s=1e9, size=1 << 40)

@@ -30,9 +30,7 @@ from ingestor.facts import Fact
 from ingestor.feeds import Feed
 from ingestor.feeds.finnhub import Finnhub
 from ingestor.journal.follower import Follower, Rows
-from ingestor.journal.open_segment import Segments
-from ingestor.journal.rotation import Rotation
-from ingestor.journal.writer import Journal
+from ingestor.journal.writer import Journal, Rotation, Segments
 from ingestor.layout import Layout
 from ingestor.ledger import Ledger, list_ledger_files, now_us, read_facts
 from ingestor.schema import recorded

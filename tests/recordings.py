@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from journals import Clock, block, drain, make_journal, make_root
 
-from ingestor.journal.rotation import Rotation
+from ingestor.journal.writer import Rotation
 from ingestor.ledger import Ledger
 from ingestor.schema import FORMAT_VERSION, RUN_SHIFT, TRADES
-from ingestor.sinks.accounts import SegmentAccounts
 from ingestor.sinks.parquet_files import ParquetFiles
+from ingestor.sinks.segment_accounts import SegmentAccounts
 
 _EMPTY_SEGMENT: dict[str, Any] = {
     "segment": "000000000001-20260101T000000Z-r000001",

@@ -42,12 +42,12 @@ from ingestor.journal.follower import Follower
 from ingestor.layout import Layout
 from ingestor.schema import TRADES
 from ingestor.sinks import Sink
-from ingestor.sinks.carrier import Carrier, deliver
 from ingestor.sinks.csv_files import CsvFiles
+from ingestor.sinks.cursors import read_place
+from ingestor.sinks.external_worker import Carrier, deliver
 from ingestor.sinks.kafka_topic import KafkaTopic
 from ingestor.sinks.object_store import ObjectStore
 from ingestor.sinks.parquet_files import ParquetFiles
-from ingestor.sinks.places import read_place
 from ingestor.sinks.redis_db import RedisStreams
 from ingestor.sinks.runner import Runner
 from ingestor.sinks.sqlite_db import SqliteDatabase

@@ -25,7 +25,7 @@ from ingestor.journal.cursor import Cursor
 from ingestor.journal.writer import Block
 from ingestor.layout import Layout
 from ingestor.metrics import Counts
-from ingestor.sinks.accounts import SegmentAccounts
+from ingestor.sinks.segment_accounts import SegmentAccounts
 
 
 def account(layout: Layout, *blocks: Block) -> SegmentAccounts:

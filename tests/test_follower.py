@@ -28,11 +28,10 @@ from journals import (
 )
 
 from ingestor.errors import Lagged
-from ingestor.journal.backlog import Backlogs
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Event, Follower, Rows, find_journal_end
-from ingestor.journal.open_segment import Segments
-from ingestor.journal.scan import JournalFolder
+from ingestor.journal.scan import Backlogs, JournalFolder
+from ingestor.journal.writer import Segments
 from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.schema import TRADES
 

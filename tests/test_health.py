@@ -14,9 +14,9 @@ from prepared import prepared_recording
 
 from ingestor.config.addresses import split_address
 from ingestor.config.recorder import HealthSettings
+from ingestor.operations.collector import Watch
 from ingestor.operations.health import HealthServer, open_health
-from ingestor.operations.vitals import decode_vitals, find_ailments
-from ingestor.operations.watch import Watch
+from ingestor.operations.recorder_status import decode_vitals, find_ailments
 from ingestor.recording import Recording
 
 PATIENCE_S = 10.0

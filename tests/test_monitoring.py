@@ -10,8 +10,8 @@ import pytest
 from prepared import prepared_recording
 from requirements import require
 
-from ingestor.operations.exposition import expose
-from ingestor.operations.watch import Watch
+from ingestor.operations.collector import Watch
+from ingestor.operations.prometheus import expose
 
 MONITORING = Path(__file__).parents[1] / "config/monitoring"
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}

@@ -25,22 +25,22 @@ from ingestor.errors import ConfigError
 from ingestor.layout import Layout
 from ingestor.recording import make_sink_process
 from ingestor.sinks.destinations import claiming_sinks, configured_sinks
-from ingestor.sinks.process import Handover, SinkProcess
+from ingestor.sinks.process import SinkProcess, SinkSetup
 
 PACKAGE = str(Path(ingestor.__file__).parents[1])
 
 
-def handover_of(layout: Layout, folder: Path, **more: object) -> Handover:
+def handover_of(layout: Layout, folder: Path, **more: object) -> SinkSetup:
     sqlite = SqliteSettings(path=folder / "trades.sqlite")
     told = {
         "root": layout.root, "feed": "finnhub", "sinks": SinkSettings(sqlite=sqlite),
         "secrets": {}, "logging": LoggingSettings(format="json"), "stop_timeout": 20.0, **more,
     }  # fmt: skip
-    return Handover.model_validate(told)
+    return SinkSetup.model_validate(told)
 
 
 @contextmanager
-def keeping(handover: Handover) -> Iterator[SinkProcess]:
+def keeping(handover: SinkSetup) -> Iterator[SinkProcess]:
     """A process for the time of the block, which is then stopped in order."""
     sinks = SinkProcess(handover)
     thread = threading.Thread(target=sinks.run)

@@ -25,8 +25,8 @@ from ingestor.live.api import HubCollector, describe_api
 from ingestor.live.hub import Hub
 from ingestor.live.journal_source import JournalSource
 from ingestor.live.subscriptions import Limits
-from ingestor.operations.exposition import VitalsCollector
-from ingestor.operations.watch import Watch
+from ingestor.operations.collector import Watch
+from ingestor.operations.prometheus import VitalsCollector
 from ingestor.schema import FORMAT_VERSION, TRADES, recorded
 
 GOLDEN = Path(__file__).with_name("public_api.txt")

@@ -18,7 +18,7 @@ from ingestor.errors import SinkUnavailable
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Rows
 from ingestor.layout import Layout
-from ingestor.sinks.carrier import Carrier
+from ingestor.sinks.external_worker import Carrier
 from ingestor.sinks.redis_db import RedisLive, RedisStreams
 
 pytestmark = pytest.mark.needs("redis-server")

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from journals import NOON
 
-from ingestor.journal.rotation import Rotation
+from ingestor.journal.writer import Rotation
 
 RULE = Rotation(age_s=900, size=1000)
 

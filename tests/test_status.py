@@ -18,11 +18,11 @@ from ingestor.cli.main import cli
 from ingestor.cli.status import describe
 from ingestor.layout import Layout, RootLock, locked_root
 from ingestor.ledger import now_us
+from ingestor.operations.collector import Watch
 from ingestor.operations.health import HealthServer
+from ingestor.operations.recorder_status import SinkLag, Vitals
 from ingestor.operations.status import Status, measure_growth, read_status
 from ingestor.operations.systemd import summarize
-from ingestor.operations.vitals import SinkLag, Vitals
-from ingestor.operations.watch import Watch
 from ingestor.recording import Recording
 
 DAY_S = 86_400.0

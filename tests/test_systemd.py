@@ -14,9 +14,9 @@ from prepared import prepared_recording
 from requirements import require
 
 from ingestor.cli.install import PREFIX, Write, _plan
+from ingestor.operations.collector import Watch
+from ingestor.operations.recorder_status import Vitals
 from ingestor.operations.systemd import Notifier, Service, summarize
-from ingestor.operations.vitals import Vitals
-from ingestor.operations.watch import Watch
 
 UNITS = Path(__file__).parents[1] / "systemd"
 BOTH = pytest.mark.parametrize("unit", ["ingestor.service", "ingestor@.service"])

@@ -1,6 +1,6 @@
 """The records that no fsync has covered."""
 
-from ingestor.journal.unsynced import Unsynced
+from ingestor.journal.writer import Unsynced
 
 
 def test_records_are_kept_in_order_until_they_are_synced() -> None:

@@ -23,7 +23,7 @@ from ingestor.dataset.maintenance import delete_expired
 from ingestor.dataset.snapshot import read_origin
 from ingestor.dataset.verify import Verification
 from ingestor.errors import NotARecording
-from ingestor.journal.rotation import Rotation
+from ingestor.journal.writer import Rotation
 from ingestor.layout import Layout
 from ingestor.ledger import Ledger, list_ledgers
 from ingestor.parquet import file_schema, writer_options

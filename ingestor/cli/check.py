@@ -28,7 +28,7 @@ from ingestor.config.key import Key, load_key
 from ingestor.config.yaml_file import read_yaml
 from ingestor.errors import ConfigError
 from ingestor.layout import Layout, read_holder
-from ingestor.operations.online import Answer, Rest, VenueUnreachable, find_unknown, measure_disk
+from ingestor.operations.preflight import Answer, Rest, VenueUnreachable, find_unknown, measure_disk
 from ingestor.texts import escape, format_size
 
 _LOWER_NAMED, _UNKNOWN_NAMED = 5, 8

@@ -11,8 +11,8 @@ import click
 from ingestor.cli.options import example, json_option, recording_options, root_from
 from ingestor.cli.printing import format_bytes, format_json, format_seconds, format_time
 from ingestor.layout import Layout
+from ingestor.operations.recorder_status import Disk, Flow
 from ingestor.operations.status import Status, read_status
-from ingestor.operations.vitals import Disk, Flow
 from ingestor.texts import escape
 
 _QUANTILE = 0.99

@@ -19,8 +19,8 @@ from ingestor.dataset.coverage import read_coverage
 from ingestor.dataset.follow import follow
 from ingestor.dataset.times import Span, day_start_ms, utc_date
 from ingestor.layout import Layout, read_holder
+from ingestor.operations.recorder_status import Vitals, find_ailments
 from ingestor.operations.status import ask_vitals
-from ingestor.operations.vitals import Vitals, find_ailments
 from ingestor.texts import escape
 
 if TYPE_CHECKING:

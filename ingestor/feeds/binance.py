@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 
 from ingestor.feeds import Decoded, Frames, Notice, Terms
 from ingestor.feeds.json_blocks import decode_blocks, no_false, read_table
-from ingestor.feeds.reading import Reading
 from ingestor.feeds.strict_json import (
     DECIMAL,
     JsonObject,
+    Reading,
     RefusedError,
     notice_text,
     read_json,

@@ -18,10 +18,10 @@ import pyarrow as pa
 from ingestor.config.feeds import JsonSettings
 from ingestor.config.types import KEY_PLACE
 from ingestor.feeds import Decoded, Frames, Notice, Terms
-from ingestor.feeds.reading import Reading
 from ingestor.feeds.strict_json import (
     ANY_DECIMAL,
     JsonObject,
+    Reading,
     RefusedError,
     notice_text,
     read_json,

@@ -1,4 +1,4 @@
-"""The journal's writing end: appends records, syncs, rotates, and steps over a disk that fails.
+"""Appends records, syncs, rotates, and steps over a disk that fails: the journal's writing end.
 
 Rows stay in memory until an fsync has covered them. After a failed write or fsync the segment is abandoned at its
 synced offset, and that fsync is never retried (the kernel may have dropped the pages and call the next one good); the
@@ -9,7 +9,7 @@ numbers.
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,16 +18,198 @@ import pyarrow as pa
 import structlog
 
 from ingestor.errors import RowsUnsaved
-from ingestor.journal.ballast import fill_ballast, release_ballast
 from ingestor.journal.cursor import Cursor, encode_synced
-from ingestor.journal.open_segment import OpenSegment, Segments
-from ingestor.journal.rotation import Rotation
 from ingestor.journal.scan import blames_file, open_file
-from ingestor.journal.segment import Header, Pieces, encode_reasons, encode_record
-from ingestor.journal.unsynced import Unsynced
-from ingestor.layout import Layout, SegmentId, list_segments, open_own
+from ingestor.journal.segment import Header, Kind, Pieces, encode_reasons, encode_record, encode_schema, encode_start
+from ingestor.layout import FILE_MODE, Layout, SegmentId, list_segments, open_own, sync_directory
+from ingestor.schema import FORMAT_VERSION
 
 log = structlog.get_logger()
+
+_FIRST_AGES_S = (10.0, 60.0, 300.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """By age, by size, at midnight. Pure: the clock is an argument."""
+
+    age_s: float
+    size: int
+
+    def due(self, now: datetime, first_row_at: datetime, size: int, index: int) -> bool:
+        """Whether the run's segment number `index` (from 0), whose first row came at `first_row_at`, is to close.
+
+        A run's first segments close early, so that a new user sees files at once; midnight parts the days.
+        """
+        age_s = min(self.age_s, _FIRST_AGES_S[index]) if index < len(_FIRST_AGES_S) else self.age_s
+        # A wall clock that stepped back must not keep a segment open: its age counts either way.
+        aged = abs((now - first_row_at).total_seconds()) >= age_s
+        return aged or size >= self.size or now.date() != first_row_at.date()
+
+
+_SIZE = 16 << 20
+
+
+def fill_ballast(layout: Layout) -> None:
+    """Set it aside. Without it the recording still starts, and says so."""
+    try:
+        fd = open_own(layout.ballast, os.O_WRONLY)
+    except OSError as error:
+        log.warning("ballast.refused", file=str(layout.ballast), error=error.strerror)
+        return
+    try:
+        os.ftruncate(fd, min(os.fstat(fd).st_size, _SIZE))
+        os.posix_fallocate(fd, 0, _SIZE)
+    except OSError as error:
+        log.warning("ballast.refused", file=str(layout.ballast), error=error.strerror)
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, 0)  # it may have taken what room there was
+    finally:
+        os.close(fd)
+
+
+def release_ballast(layout: Layout) -> None:
+    """Give its room back, where there is any."""
+    with contextlib.suppress(OSError):
+        layout.ballast.unlink(missing_ok=True)
+
+
+_MAX = 16 << 20
+
+
+class Unsynced:
+    """The records, in order, each with the number of its rows."""
+
+    def __init__(self) -> None:
+        self._records: list[tuple[int, Pieces]] = []
+        self._bytes = 0
+        self._since_s = 0.0
+
+    def __iter__(self) -> Iterator[tuple[int, Pieces]]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def rows(self) -> int:
+        return sum(rows for rows, _ in self._records)
+
+    @property
+    def age_s(self) -> float:
+        """How long the oldest of them has been waiting."""
+        return time.monotonic() - self._since_s if self._records else 0.0
+
+    @property
+    def full(self) -> bool:
+        """Whether this is more than should be held in memory: sync now, whatever the interval."""
+        return self._bytes >= _MAX
+
+    def add(self, rows: int, pieces: Pieces) -> None:
+        if not self._records:
+            self._since_s = time.monotonic()
+        self._records.append((rows, pieces))
+        self._bytes += sum(len(piece) for piece in pieces)
+
+    def clear(self) -> None:
+        self._records.clear()
+        self._bytes = 0
+
+
+class OpenSegment:
+    """The segment that is being written."""
+
+    def __init__(self, layout: Layout, segment: SegmentId) -> None:
+        self.id = segment
+        self.size = 0
+        self.first_row_at: datetime | None = None
+        self._path = layout.open_segment(segment)
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+
+    @property
+    def end(self) -> Cursor:
+        """The place behind what is written."""
+        return Cursor(self.id.number, self.size)
+
+    def write(self, pieces: Pieces) -> None:
+        """Append a record. Raises OSError; the file may then end in a part of it."""
+        left = [memoryview(piece) for piece in pieces if len(piece)]
+        while left:
+            written = os.writev(self._fd, left)
+            self.size += written
+            while left and written >= len(left[0]):
+                written -= len(left.pop(0))
+            if written:
+                left[0] = left[0][written:]
+
+    def write_end(self) -> None:
+        """Append the record that says that nothing follows. Raises OSError."""
+        self.write(encode_record(Header(Kind.END), b""))
+
+    def sync(self) -> None:
+        """Make what is written survive a power cut. Raises OSError."""
+        os.fdatasync(self._fd)
+
+    def sync_whole(self) -> None:
+        """Make the file itself survive one, too. Raises OSError."""
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def discard(self) -> None:
+        """Give up a segment that holds no synced row. Where its file stays, it is empty or the next one voids it."""
+        with contextlib.suppress(OSError):
+            self.close()
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
+
+class Segments:
+    """Opens a run's segments, one after the other."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        run: int,
+        first: int,
+        feed: str,
+        schema: pa.Schema,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`first`: the number of the first; the others follow."""
+        self._layout = layout
+        self._run = run
+        self._number = first
+        self._feed = feed
+        self._schema = schema
+        self._clock = clock
+
+    def open(self, previous: SegmentId | None, continues: Cursor | None) -> OpenSegment:
+        """A new segment: created, synced and its directory synced before the first row. Raises OSError.
+
+        `previous` is this run's segment before it. Its number is not taken twice, even where it is given up: a reader
+        may have seen it.
+        """
+        segment = SegmentId(self._number, self._clock().replace(microsecond=0), self._run)
+        self._number += 1
+        opened = OpenSegment(self._layout, segment)
+        identity = {
+            "format": FORMAT_VERSION,
+            "segment": str(segment),
+            "feed": self._feed,
+            "previous": segment.number - 1 if previous is None else previous.number,
+            "continues": None if continues is None else [continues.segment, continues.offset],
+        }
+        try:
+            opened.write(encode_start(identity))
+            opened.write(encode_schema(self._schema))
+            opened.sync_whole()
+            sync_directory(self._layout.journal)
+        except OSError:
+            opened.discard()
+            raise
+        return opened
 
 
 @dataclass(frozen=True, slots=True)

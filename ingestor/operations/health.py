@@ -22,9 +22,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCol
 
 from ingestor.config.addresses import Hosts, allowed_hosts, is_loopback, split_address
 from ingestor.config.recorder import HealthSettings
-from ingestor.operations.exposition import VitalsCollector
-from ingestor.operations.vitals import encode_vitals, find_ailments
-from ingestor.operations.watch import Watch
+from ingestor.operations.collector import Watch
+from ingestor.operations.prometheus import VitalsCollector
+from ingestor.operations.recorder_status import encode_vitals, find_ailments
 
 _ANYWHERE = "127.0.0.1:0"
 _REQUEST_S = 3.0

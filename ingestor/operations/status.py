@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ingestor.layout import Holder, Layout, read_holder
 from ingestor.ledger import list_closed_facts, list_ledgers, read_facts
-from ingestor.operations.vitals import Vitals, decode_vitals, find_ailments
+from ingestor.operations.recorder_status import Vitals, decode_vitals, find_ailments
 
 _PATIENCE_S = 5.0
 _DAY_S = 86_400.0

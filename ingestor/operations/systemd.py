@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from ingestor.operations.vitals import Vitals
+from ingestor.operations.recorder_status import Vitals
 
 _STATUS_S = 5.0
 _WAITING_S = 0.5

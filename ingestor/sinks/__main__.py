@@ -16,7 +16,7 @@ from ingestor.layout import Layout, open_own, try_lock
 from ingestor.lean import refuse_unused
 from ingestor.logs import configure_logs
 from ingestor.sinks.destinations import make_carriers
-from ingestor.sinks.process import Handover
+from ingestor.sinks.process import SinkSetup
 
 _NICE = 10
 _LOOK_S = 0.2
@@ -35,7 +35,7 @@ def main(pipe: BinaryIO) -> int:
     told = pipe.readline()
     if not told:
         return 0
-    handover = Handover.model_validate(json.loads(told))  # as YAML is: the settings' parsers take Python's values
+    handover = SinkSetup.model_validate(json.loads(told))  # as YAML is: the settings' parsers take Python's values
     configure_logs(handover.logging.level, handover.logging.format, list(handover.secrets.values()))
     layout = Layout(handover.root)
     if not _lock(layout, pipe):

@@ -32,7 +32,7 @@ from ingestor.layout import (
     sync_directory,
     write_whole,
 )
-from ingestor.sinks.places import Whole
+from ingestor.sinks.cursors import Whole
 
 _COMMIT_S = 1.0
 _UNSYNCED_MAX = 16 << 20

@@ -10,8 +10,8 @@ from ingestor.errors import ConfigError
 from ingestor.journal.cursor import Cursor
 from ingestor.layout import Layout
 from ingestor.sinks import Sink
-from ingestor.sinks.carrier import Carrier
-from ingestor.sinks.places import name_root
+from ingestor.sinks.cursors import name_root
+from ingestor.sinks.external_worker import Carrier
 
 SECRETS = {"redis": "REDIS_PASSWORD", "kafka": "KAFKA_PASSWORD"}
 """By sink: where its password is looked for, as the API key is."""

@@ -36,7 +36,7 @@ _NOT_ITS_BUSINESS = ("FINNHUB_API_KEY", "API_KEY", "REDIS_PASSWORD", "KAFKA_PASS
 log = structlog.get_logger()
 
 
-class Handover(BaseModel):
+class SinkSetup(BaseModel):
     """What the process is told: one line of JSON."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
@@ -56,7 +56,7 @@ class _Died(Exception):
 class SinkProcess:
     """`run` is a thread's work: it keeps the process alive until `stop`."""
 
-    def __init__(self, handover: Handover) -> None:
+    def __init__(self, handover: SinkSetup) -> None:
         self.handover = handover
         self._backoff = wait_exponential(_PAUSE_S, _PAUSE_MAX_S) + wait_random(0, _PAUSE_S)
         self.stop = threading.Event()

@@ -16,7 +16,7 @@ from ingestor.journal.follower import Damage, Event, Follower, Rows
 from ingestor.journal.scan import blames_file, open_file
 from ingestor.layout import Layout, list_segments
 from ingestor.sinks import Sink
-from ingestor.sinks.claims import Claims
+from ingestor.sinks.retention_slots import Claims
 
 _POLL_S = 0.5  # what is synced grows once in `journal.sync_interval`
 _RETRY_S = 1.0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from journals import Clock, Life, make_root
 
-from ingestor.journal.rotation import Rotation
+from ingestor.journal.writer import Rotation
 
 
 def main(root: Path, blocks: int) -> None:

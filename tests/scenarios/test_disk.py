@@ -25,7 +25,7 @@ from journals import (
 from requirements import require, small_disk
 from structlog.testing import capture_logs
 
-from ingestor.journal.rotation import Rotation
+from ingestor.journal.writer import Rotation
 
 HERE = Path(__file__).parent
 BLOCKS = 40

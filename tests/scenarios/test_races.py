@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from ingestor.errors import Lagged
 from ingestor.journal.follower import Follower
-from ingestor.journal.rotation import Rotation
+from ingestor.journal.writer import Rotation
 from ingestor.layout import Layout, list_segments
 
 BLOCKS = 8 * max(of_tier(60, 10), rounds())

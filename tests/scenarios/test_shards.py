@@ -25,7 +25,7 @@ from ingestor.config.yaml_file import read_yaml
 from ingestor.journal.cursor import Cursor
 from ingestor.layout import Layout
 from ingestor.schema import TRADES
-from ingestor.sinks.places import Lags, name_root, read_place
+from ingestor.sinks.cursors import Lags, name_root, read_place
 
 EXAMPLE = REPOSITORY / "config/shards.yaml"
 SHARDS = 3

@@ -18,7 +18,7 @@ from sink_contract import Destination, Kafka, Redis, Sqlite, check, read_store
 from ingestor.journal.cursor import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.operations.status import read_status
-from ingestor.sinks.places import Lags, read_place
+from ingestor.sinks.cursors import Lags, read_place
 
 TRADES_SENT = 200_000
 RATE = 40_000

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from prepared import prepared_recording
 
-from ingestor.operations.vitals import SinkLag, Vitals, decode_vitals, encode_vitals, find_ailments
-from ingestor.operations.watch import Watch
+from ingestor.operations.collector import Watch
+from ingestor.operations.recorder_status import SinkLag, Vitals, decode_vitals, encode_vitals, find_ailments
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The metrics: each name once, filled from the vitals when Prometheus asks. Nothing is counted here."""
+"""The metrics: each name once, filled from the recorder's status when Prometheus asks. Nothing is counted here."""
 
 import platform
 from collections.abc import Callable, Iterable, Iterator
@@ -14,8 +14,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from ingestor.operations.vitals import Histogram, Vitals
-from ingestor.operations.watch import Watch
+from ingestor.operations.collector import Watch
+from ingestor.operations.recorder_status import Histogram, Vitals
 
 
 class _Number(NamedTuple):

@@ -8,9 +8,9 @@ from prepared import FRAME, prepared_recording, record_frames
 
 from ingestor.journal.cursor import read_synced
 from ingestor.ledger import now_us
-from ingestor.operations.vitals import SinkLag
-from ingestor.operations.watch import Watch
-from ingestor.sinks.places import write_place
+from ingestor.operations.collector import Watch
+from ingestor.operations.recorder_status import SinkLag
+from ingestor.sinks.cursors import write_place
 
 
 def test_what_was_recorded_is_seen(tmp_path: Path) -> None:

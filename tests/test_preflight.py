@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from ingestor.cli.check import Finding, ask_venue, find_online
 from ingestor.config import Settings
 from ingestor.config.key import Key
-from ingestor.operations.online import Rest, VenueUnreachable, find_unknown, measure_disk
+from ingestor.operations.preflight import Rest, VenueUnreachable, find_unknown, measure_disk
 
 KEY = "c0ffee"
 LISTS = {

@@ -1,4 +1,4 @@
-"""The eyes on a recording: its live parts are looked up as vitals when somebody asks."""
+"""Reads the recorder's live parts into one frozen status when somebody asks."""
 
 import math
 import os
@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from ingestor import __version__
 from ingestor.capture.stream_state import BOUNDS_S
-from ingestor.operations.vitals import ClockState, Disk, Flow, Histogram, Link, SinkLag, Strange, Vitals
+from ingestor.operations.recorder_status import ClockState, Disk, Flow, Histogram, Link, SinkLag, Strange, Vitals
 from ingestor.recording import Recording
+from ingestor.sinks.cursors import Lag, Lags
 from ingestor.sinks.destinations import configured_sinks
-from ingestor.sinks.places import Lag, Lags
 
 _SYMBOLS_MAX = 1000
 _RATE_S = 10.0

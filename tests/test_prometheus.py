@@ -10,8 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from requirements import require
 
 from ingestor.ledger import now_us
-from ingestor.operations.exposition import VitalsCollector
-from ingestor.operations.watch import Watch
+from ingestor.operations.collector import Watch
+from ingestor.operations.prometheus import VitalsCollector
 
 HOSTILE = 'A"\\\n{}'
 

@@ -14,8 +14,8 @@ from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Event, Rows, SegmentEnd, find_journal_end
 from ingestor.layout import Layout
 from ingestor.sinks import Sink
-from ingestor.sinks.carrier import Carrier
-from ingestor.sinks.places import read_losses, read_place, write_place
+from ingestor.sinks.cursors import read_losses, read_place, write_place
+from ingestor.sinks.external_worker import Carrier
 
 
 class Memory(Holder):

@@ -1,5 +1,5 @@
-"""What can be asked of the venue and of this machine before a recording, without opening a stream: the key's one
-connection may be in use.
+"""Asks the venue and this machine before a recording, without opening a stream: the key's one connection may be
+in use.
 """
 
 import contextlib

@@ -17,9 +17,9 @@ from ingestor.layout import FILE_MODE, Layout, SegmentId, publish, set_mode
 from ingestor.ledger import Ledger
 from ingestor.metrics import Counts
 
-_COUNT_ROWS = 1 << 13
-
 log = structlog.get_logger()
+
+_COUNT_ROWS = 1 << 13
 
 
 @dataclass(slots=True)

@@ -15,14 +15,14 @@ import structlog
 from pydantic import BaseModel, Field
 
 from ingestor.errors import DamagedFile
-from ingestor.journal.backlog import Backlogs
 from ingestor.journal.cursor import Cursor
+from ingestor.journal.scan import Backlogs
 from ingestor.layout import Layout, read_small, set_aside, write_whole
+
+log = structlog.get_logger()
 
 _NAME_LETTERS = 14  # 65 bits
 _NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)

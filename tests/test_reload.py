@@ -10,7 +10,7 @@ from prepared import prepared_recording
 
 from ingestor.config import Flags, Settings, Source
 from ingestor.ledger import list_ledgers, read_facts
-from ingestor.operations.live_settings import LiveSettings
+from ingestor.operations.reload import LiveSettings
 from ingestor.recording import Recording
 
 NO_FLAGS = Flags()

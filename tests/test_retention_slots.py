@@ -8,9 +8,9 @@ from structlog.testing import capture_logs
 from ingestor.journal.cursor import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.ledger import Ledger
-from ingestor.sinks.accounts import SegmentAccounts
-from ingestor.sinks.claims import Claims
-from ingestor.sinks.places import note_loss, read_losses, write_place
+from ingestor.sinks.cursors import note_loss, read_losses, write_place
+from ingestor.sinks.retention_slots import Claims
+from ingestor.sinks.segment_accounts import SegmentAccounts
 
 PLENTY = 1 << 40
 

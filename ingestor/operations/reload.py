@@ -1,4 +1,6 @@
-"""Settings that change while it records: the tickers. Whatever else changed in the file is named, and waits."""
+"""Takes over settings that change while it records: the tickers. Whatever else changed in the file is named, and
+waits.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +13,9 @@ from ingestor.config import Settings, Source
 from ingestor.errors import ConfigError
 from ingestor.ledger import Ledger
 
-_LOOK_S = 1.0
-
 log = structlog.get_logger()
+
+_LOOK_S = 1.0
 
 
 class LiveSettings:

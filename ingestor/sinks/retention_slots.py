@@ -1,4 +1,4 @@
-"""What the sinks of the other process still need of the journal, and when that is no longer kept for them."""
+"""Keeps what external sinks still need of the journal, and says when that is no longer kept for them."""
 
 import shutil
 import time
@@ -8,15 +8,15 @@ from collections.abc import Iterable, Sequence
 import structlog
 
 from ingestor.accounts import count_trades
-from ingestor.journal.backlog import Backlogs
 from ingestor.journal.cursor import Cursor
+from ingestor.journal.scan import Backlogs
 from ingestor.layout import Layout, SegmentFile
 from ingestor.ledger import Ledger, now_us, read_all_facts
-from ingestor.sinks.places import read_losses, read_place
-
-_LOOK_S = 1.0
+from ingestor.sinks.cursors import read_losses, read_place
 
 log = structlog.get_logger()
+
+_LOOK_S = 1.0
 
 
 class Claims:

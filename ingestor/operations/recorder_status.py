@@ -1,4 +1,4 @@
-"""How a recording is, as plain values; and what of them is an ailment."""
+"""The state of a recording as plain values, and the problems in it."""
 
 import functools
 from collections.abc import Iterable

@@ -26,14 +26,14 @@ from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Event, Follower, Rows, find_journal_end
 from ingestor.layout import Layout, list_segments
 from ingestor.sinks import Sink
-from ingestor.sinks.places import note_loss, read_place, write_place
+from ingestor.sinks.cursors import note_loss, read_place, write_place
+
+log = structlog.get_logger()
 
 _POLL_S = 0.05
 _TICK_S = 0.5
 _PAUSE_S = 0.5
 _PAUSE_MAX_S = 30.0
-
-log = structlog.get_logger()
 
 
 class Carrier:
