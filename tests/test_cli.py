@@ -77,9 +77,13 @@ def test_help_names_every_command_and_imports_none() -> None:
     ("command", "unused"),
     [
         ("coverage", {"numpy", "pandas", "rich", "pydantic", "yaml", "pyarrow.compute", "pyarrow.dataset"}),
-        ("status", {"numpy", "pandas", "rich", "pydantic", "yaml", "pyarrow.compute", "pyarrow.dataset"}),
+        pytest.param(
+            "status",
+            {"numpy", "pandas", "rich", "pydantic", "yaml", "pyarrow.compute", "pyarrow.dataset"},
+            marks=pytest.mark.long,
+        ),
         ("head", {"numpy", "pandas", "rich", "pydantic", "yaml", "pyarrow.dataset"}),
-        ("bars 1m", {"numpy", "pandas", "rich", "pydantic", "yaml"}),
+        pytest.param("bars 1m", {"numpy", "pandas", "rich", "pydantic", "yaml"}, marks=pytest.mark.long),
     ],
 )
 def test_a_command_loads_what_it_needs(folder: Path, command: str, unused: set[str]) -> None:

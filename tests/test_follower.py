@@ -26,6 +26,7 @@ from journals import (
     sequences,
     trades,
 )
+from requirements import of_tier
 
 from ingestor.errors import Lagged
 from ingestor.journal.cursor import Cursor
@@ -472,7 +473,7 @@ class TestAnyDamage:
         assert sequences(self.read_after_the_next_start(layout, synced_only=synced_only)) == numbers
         for file in list_segments(layout):
             content = file.path.read_bytes()
-            for offset in range(0, len(content), 11):
+            for offset in range(0, len(content), of_tier(11, 37)):
                 bit = 1 << offset % 8
                 file.path.write_bytes(content[:offset] + bytes([content[offset] ^ bit]) + content[offset + 1 :])
                 found = sequences(self.read_after_the_next_start(layout, synced_only=synced_only))

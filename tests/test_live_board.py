@@ -107,6 +107,7 @@ def trade_of(symbol: str) -> SymbolTrades:
     return trade
 
 
+@pytest.mark.long
 def test_what_a_venue_invents_is_forgotten_and_what_was_asked_for_is_not() -> None:
     board = Board([Quote("old")])
     board.set_state({"A": State("recorded")}, recording=True)

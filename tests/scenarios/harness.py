@@ -103,7 +103,7 @@ class Tally:
 
 def rounds() -> int:
     """CHAOS_ROUNDS, or what is enough for every run of this tier."""
-    return int(os.environ.get("CHAOS_ROUNDS", of_tier(20, 5)))
+    return int(os.environ.get("CHAOS_ROUNDS", of_tier(20, 3)))
 
 
 def wait_for(fact: Callable[[], T | None], what: str, process: "subprocess.Popen[Any] | None" = None) -> T:

@@ -160,7 +160,7 @@ def test_ledger(place: Path, tally: Tally) -> None:
 @pytest.mark.parametrize("name", ["cursors/csv.json", "journal/synced"])
 def test_cursor(place: Path, tally: Tally, name: str) -> None:
     left = leave(place, more=2)
-    for cut in range((left.original / name).stat().st_size):
+    for cut in range(0, (left.original / name).stat().st_size, of_tier(1, 5)):
         layout = left.restore()
         os.truncate(layout.root / name, cut)
         check(layout, left.rows, cut, tally)
