@@ -12,8 +12,8 @@ from certificates import Certificate
 from websockets.frames import Frame, Opcode
 from websockets.server import ServerProtocol
 
-from ingestor.capture import handshake
 from ingestor.capture.connection import Connection
+from ingestor.capture.connection import connect as open_connection
 
 KEY = "key-in-the-url"
 
@@ -83,4 +83,4 @@ def venue(behave: Callable[[socket.socket], None], certificate: Certificate | No
 
 def connect(url: str, **changes: Any) -> Connection:
     options: dict[str, Any] = {"timeout_s": 10.0, "ca_file": None, "fast_frames": True, "stop": threading.Event()}
-    return handshake.connect(url, **(options | changes))
+    return open_connection(url, **(options | changes))

@@ -10,6 +10,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 from recordings import Print, Recording
+from requirements import of_tier
 
 import ingestor
 from ingestor.schema import TRADES
@@ -391,7 +392,7 @@ BUCKETS = {
 }
 
 
-@pytest.mark.parametrize("interval", BUCKETS)
+@pytest.mark.parametrize("interval", of_tier(list(BUCKETS), ["1h"]))
 def test_bars_are_what_sql_makes_of_the_same_files(around_the_change: Recording, interval: str) -> None:
     root = around_the_change.layout.root
     query = SQL.format(

@@ -65,7 +65,13 @@ class TestRecovery:
         destination.carry(layout)
         assert check(destination, truth) == 0
 
-    @pytest.mark.parametrize("ticked", [False, True], ids=["in mid-batch", "between write and cursor"])
+    @pytest.mark.parametrize(
+        "ticked",
+        [
+            pytest.param(False, id="in mid-batch", marks=pytest.mark.long),
+            pytest.param(True, id="between write and cursor"),
+        ],
+    )
     def test_crashes(self, place: Place, ticked: bool) -> None:
         destination, layout = place
         truth = fill_journal(layout, segments=3, records=5, rows=40)
