@@ -29,10 +29,10 @@ from ingestor.layout import Layout
 from ingestor.ledger import Ledger, day_of, now_us, take_over_format_1
 from ingestor.schema import FORMAT_VERSION, recorded
 from ingestor.sinks.csv_files import CsvFiles
-from ingestor.sinks.destinations import SECRETS, check_options, claiming_sinks, configured_sinks
+from ingestor.sinks.destinations import SECRETS, check_options, configured_sinks, sinks_with_slots
 from ingestor.sinks.parquet_files import ParquetFiles
 from ingestor.sinks.process import SinkProcess, SinkSetup
-from ingestor.sinks.retention_slots import Claims
+from ingestor.sinks.retention_slots import RetentionSlots
 from ingestor.sinks.runner import Runner
 from ingestor.sinks.segment_accounts import SegmentAccounts
 
@@ -59,7 +59,7 @@ class Recording:
     recorder: Recorder
     accounts: SegmentAccounts
     files: list[FileSink]
-    claims: Claims
+    claims: RetentionSlots
     runner: Runner
 
 
@@ -98,8 +98,8 @@ def prepare(
     recorder = Recorder(feed, run, settings.journal, buffer, journal, keeper, observer, clock.venue)
     accounts = SegmentAccounts(layout, ledger, history.closed)
     files = _make_file_sinks(settings, layout, ledger)
-    claimants = claiming_sinks(settings.sinks)
-    claims = Claims(layout, claimants, settings.journal.max_bytes, settings.storage.min_free, ledger)
+    claimants = sinks_with_slots(settings.sinks)
+    claims = RetentionSlots(layout, claimants, settings.journal.max_bytes, settings.storage.min_free, ledger)
     runner = Runner(layout, [accounts, *files], sinks_stop, claims)
     return Recording(
         settings, layout, run, ledger, gaps, clock, observed, buffer, subscriptions, markets, session, journal, rejects,

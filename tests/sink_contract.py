@@ -44,7 +44,7 @@ from ingestor.schema import TRADES
 from ingestor.sinks import Sink
 from ingestor.sinks.csv_files import CsvFiles
 from ingestor.sinks.cursors import read_place
-from ingestor.sinks.external_worker import Carrier, deliver
+from ingestor.sinks.external_worker import ExternalWorker, deliver
 from ingestor.sinks.kafka_topic import KafkaTopic
 from ingestor.sinks.object_store import ObjectStore
 from ingestor.sinks.parquet_files import ParquetFiles
@@ -121,9 +121,9 @@ class Destination(ABC):
         stop.set()
         self.carrier(layout, stop).run()
 
-    def carrier(self, layout: Layout, stop: threading.Event) -> Carrier | Runner:
+    def carrier(self, layout: Layout, stop: threading.Event) -> ExternalWorker | Runner:
         """What carries to it until `stop`."""
-        return Carrier(layout, self.name, lambda start: self.open(layout, start), stop)
+        return ExternalWorker(layout, self.name, lambda start: self.open(layout, start), stop)
 
     def crash(self, layout: Layout, events: int, *, ticked: bool) -> None:
         """A life that ends after so many events without another word: before the destination was told to keep them, or
@@ -153,7 +153,7 @@ class FileDestination(Destination):
     def carry(self, layout: Layout) -> None:
         drain(layout, [self.open(layout, Cursor(0, 0))])
 
-    def carrier(self, layout: Layout, stop: threading.Event) -> Carrier | Runner:
+    def carrier(self, layout: Layout, stop: threading.Event) -> ExternalWorker | Runner:
         return Runner(layout, [self.open(layout, Cursor(0, 0))], stop)
 
     def crash(self, layout: Layout, events: int, *, ticked: bool) -> None:
@@ -318,7 +318,7 @@ class Mirror(Destination):
         seal(layout, self._parquet)
         super().carry(layout)
 
-    def carrier(self, layout: Layout, stop: threading.Event) -> Carrier | Runner:
+    def carrier(self, layout: Layout, stop: threading.Event) -> ExternalWorker | Runner:
         seal(layout, self._parquet)
         return super().carrier(layout, stop)
 

@@ -15,7 +15,7 @@ from ingestor.journal.follower import Event, Rows, SegmentEnd, find_journal_end
 from ingestor.layout import Layout
 from ingestor.sinks import Sink
 from ingestor.sinks.cursors import read_losses, read_place, write_place
-from ingestor.sinks.external_worker import Carrier
+from ingestor.sinks.external_worker import ExternalWorker
 
 
 class Memory(Holder):
@@ -61,7 +61,7 @@ def carrying(
 ) -> Iterator[threading.Event]:
     """A carrier for the time of the block, which then ends in order."""
     stop = threading.Event()
-    thread = threading.Thread(target=Carrier(layout, "memory", open_sink, stop, view=view, claims=claims).run)
+    thread = threading.Thread(target=ExternalWorker(layout, "memory", open_sink, stop, view=view, claims=claims).run)
     thread.start()
     try:
         yield stop

@@ -16,7 +16,7 @@ from ingestor.config.addresses import split_address
 from ingestor.config.recorder import HealthSettings
 from ingestor.operations.collector import Watch
 from ingestor.operations.health import HealthServer, open_health
-from ingestor.operations.recorder_status import decode_vitals, find_ailments
+from ingestor.operations.recorder_status import decode_status, find_problems
 from ingestor.recording import Recording
 
 PATIENCE_S = 10.0
@@ -65,10 +65,10 @@ def test_metrics_hold_the_recording_and_the_process(server: HealthServer) -> Non
 
 def test_status_is_the_vitals_as_json(server: HealthServer, recording: Recording) -> None:
     status, kind, text = get(server, "/status")
-    told = decode_vitals(text.encode())
+    told = decode_status(text.encode())
     assert (status, kind) == (200, "application/json")
     assert told.root == str(recording.layout.root)
-    assert find_ailments(told) == ["not connected to the venue"]
+    assert find_problems(told) == ["not connected to the venue"]
     assert json.loads(text)["disk"]["sinks"][0] == {
         "name": "parquet",
         "rows": 0,

@@ -24,7 +24,7 @@ from ingestor.config.sinks import RedisSettings, SinkSettings, SqliteSettings
 from ingestor.errors import ConfigError
 from ingestor.layout import Layout
 from ingestor.recording import make_sink_process
-from ingestor.sinks.destinations import claiming_sinks, configured_sinks
+from ingestor.sinks.destinations import configured_sinks, sinks_with_slots
 from ingestor.sinks.process import SinkProcess, SinkSetup
 
 PACKAGE = str(Path(ingestor.__file__).parents[1])
@@ -213,7 +213,7 @@ class TestExtras:
     def test_what_is_asked_for(self) -> None:
         settings = SinkSettings.model_validate({"sqlite": {}, "kafka": {}, "object_store": {"uri": "there"}})
         assert configured_sinks(settings) == ["sqlite", "kafka", "object_store"]
-        assert claiming_sinks(settings) == ["sqlite", "kafka"]
+        assert sinks_with_slots(settings) == ["sqlite", "kafka"]
         assert configured_sinks(SinkSettings()) == []
 
     def test_a_mirror_needs_files_to_mirror(self, tmp_path: Path) -> None:

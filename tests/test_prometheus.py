@@ -11,7 +11,7 @@ from requirements import require
 
 from ingestor.ledger import now_us
 from ingestor.operations.collector import Watch
-from ingestor.operations.prometheus import VitalsCollector
+from ingestor.operations.prometheus import StatusMetrics
 
 HOSTILE = 'A"\\\n{}'
 
@@ -25,7 +25,7 @@ def scrape(folder: Path, symbols: int = 2) -> str:
         recording.gaps.close(now_us())
         recording.recorder.reasons["bad_price"] += 3
         registry = CollectorRegistry()
-        registry.register(VitalsCollector(Watch(recording)))
+        registry.register(StatusMetrics(Watch(recording)))
         return generate_latest(registry).decode()
 
 

@@ -26,7 +26,7 @@ from ingestor.live.hub import Hub
 from ingestor.live.journal_source import JournalSource
 from ingestor.live.subscriptions import Limits
 from ingestor.operations.collector import Watch
-from ingestor.operations.prometheus import VitalsCollector
+from ingestor.operations.prometheus import StatusMetrics
 from ingestor.schema import FORMAT_VERSION, TRADES, recorded
 
 GOLDEN = Path(__file__).with_name("public_api.txt")
@@ -141,7 +141,7 @@ def collect_metrics(folder: Path) -> list[Metric]:
         recording.gaps.close(now_us())
         recording.recorder.reasons["bad_price"] += 1
         hub = Hub(JournalSource(recording.layout), Limits(1, 1, 1))
-        collectors = (VitalsCollector(Watch(recording)), HubCollector(hub))
+        collectors = (StatusMetrics(Watch(recording)), HubCollector(hub))
         return [family for collector in collectors for family in collector.collect()]
 
 

@@ -8,19 +8,19 @@ import pytest
 from prepared import prepared_recording
 
 from ingestor.operations.collector import Watch
-from ingestor.operations.recorder_status import SinkLag, Vitals, decode_vitals, encode_vitals, find_ailments
+from ingestor.operations.recorder_status import RecorderStatus, SinkLag, decode_status, encode_status, find_problems
 
 
 @pytest.fixture
-def healthy(tmp_path: Path) -> Vitals:
+def healthy(tmp_path: Path) -> RecorderStatus:
     """A recording that was just prepared, as if its venue had answered."""
     with prepared_recording(tmp_path) as recording:
         vitals = Watch(recording).look()
     return replace(vitals, link=replace(vitals.link, connected=True, answered=True))
 
 
-def test_a_healthy_recording_has_no_ailment(healthy: Vitals) -> None:
-    assert find_ailments(healthy) == []
+def test_a_healthy_recording_has_no_ailment(healthy: RecorderStatus) -> None:
+    assert find_problems(healthy) == []
 
 
 @pytest.mark.parametrize(
@@ -39,9 +39,9 @@ def test_a_healthy_recording_has_no_ailment(healthy: Vitals) -> None:
         ("disk", {"sinks": (SinkLag("csv", 7, 2101.0),)}, "csv is far behind: 7 rows, 2101 s"),
     ],
 )
-def test_each_ailment_is_a_sentence(healthy: Vitals, part: str, change: dict[str, Any], says: str) -> None:
+def test_each_ailment_is_a_sentence(healthy: RecorderStatus, part: str, change: dict[str, Any], says: str) -> None:
     ill = replace(healthy, **{part: replace(getattr(healthy, part), **change)})
-    assert find_ailments(ill) == [says]
+    assert find_problems(ill) == [says]
 
 
 @pytest.mark.parametrize(
@@ -52,11 +52,11 @@ def test_each_ailment_is_a_sentence(healthy: Vitals, part: str, change: dict[str
         ("disk", {"sinks": (SinkLag("parquet", 100_000, 1000.0),)}),  # an open segment is not a lag
     ],
 )
-def test_what_is_usual_is_no_ailment(healthy: Vitals, part: str, change: dict[str, Any]) -> None:
-    assert find_ailments(replace(healthy, **{part: replace(getattr(healthy, part), **change)})) == []
+def test_what_is_usual_is_no_ailment(healthy: RecorderStatus, part: str, change: dict[str, Any]) -> None:
+    assert find_problems(replace(healthy, **{part: replace(getattr(healthy, part), **change)})) == []
 
 
-def test_vitals_arrive_as_they_were_sent(healthy: Vitals) -> None:
-    assert decode_vitals(encode_vitals(healthy)) == healthy
+def test_vitals_arrive_as_they_were_sent(healthy: RecorderStatus) -> None:
+    assert decode_status(encode_status(healthy)) == healthy
     with pytest.raises(ValueError, match="validation error"):
-        decode_vitals(b"{}")
+        decode_status(b"{}")

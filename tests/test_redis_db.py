@@ -18,7 +18,7 @@ from ingestor.errors import SinkUnavailable
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Rows
 from ingestor.layout import Layout
-from ingestor.sinks.external_worker import Carrier
+from ingestor.sinks.external_worker import ExternalWorker
 from ingestor.sinks.redis_db import RedisLive, RedisStreams
 
 pytestmark = pytest.mark.needs("redis-server")
@@ -231,7 +231,7 @@ class TestLive:
             opened.set()
             return RedisLive(place.settings, None)
 
-        thread = threading.Thread(target=Carrier(layout, "redis_live", open_live, stop, view=True).run)
+        thread = threading.Thread(target=ExternalWorker(layout, "redis_live", open_live, stop, view=True).run)
         thread.start()
         assert opened.wait(30)
         eventually(lambda: _follows(writer, client), "a price of what is not synced")

@@ -9,7 +9,7 @@ from ingestor.journal.cursor import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.ledger import Ledger
 from ingestor.sinks.cursors import note_loss, read_losses, write_place
-from ingestor.sinks.retention_slots import Claims
+from ingestor.sinks.retention_slots import RetentionSlots
 from ingestor.sinks.segment_accounts import SegmentAccounts
 
 PLENTY = 1 << 40
@@ -24,11 +24,11 @@ def journal_of(layout: Layout, segments: int) -> None:
         writer.rotate()
 
 
-def claims_of(layout: Layout, ledger: Ledger, *sinks: str, max_bytes: int = PLENTY, min_free: int = 0) -> Claims:
-    return Claims(layout, sinks, max_bytes, min_free, ledger)
+def slots_of(layout: Layout, ledger: Ledger, *sinks: str, max_bytes: int = PLENTY, min_free: int = 0) -> RetentionSlots:
+    return RetentionSlots(layout, sinks, max_bytes, min_free, ledger)
 
 
-def freed(layout: Layout, claims: Claims, passed: int) -> list[int]:
+def freed(layout: Layout, claims: RetentionSlots, passed: int) -> list[int]:
     """What is to be freed where the files have passed the segments up to this number."""
     return [file.id.number for file in claims.settle([one for one in list_segments(layout) if one.id.number <= passed])]
 
@@ -37,25 +37,25 @@ class TestBasic:
     def test_where_nobody_claims_all_that_is_passed_is_freed(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path)
         journal_of(layout, 3)
-        assert freed(layout, claims_of(layout, make_ledger(layout)), 3) == [1, 2, 3]
+        assert freed(layout, slots_of(layout, make_ledger(layout)), 3) == [1, 2, 3]
 
     def test_a_sink_claims_what_it_has_not_passed(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path)
         journal_of(layout, 3)
         write_place(layout, "a", Cursor(3, 0))
         write_place(layout, "b", Cursor(2, 100))
-        assert freed(layout, claims_of(layout, make_ledger(layout), "a", "b"), 3) == [1]
+        assert freed(layout, slots_of(layout, make_ledger(layout), "a", "b"), 3) == [1]
 
     def test_a_sink_that_has_no_place_yet_claims_everything(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path)
         journal_of(layout, 3)
         write_place(layout, "a", Cursor(4, 0))
-        assert freed(layout, claims_of(layout, make_ledger(layout), "a", "new"), 3) == []
+        assert freed(layout, slots_of(layout, make_ledger(layout), "a", "new"), 3) == []
 
     def test_the_files_keep_their_own_claim(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path)
         journal_of(layout, 3)
-        claims = claims_of(layout, make_ledger(layout), "a", max_bytes=0)
+        claims = slots_of(layout, make_ledger(layout), "a", max_bytes=0)
         drain(layout, [Holder()])
         assert freed(layout, claims, 0) == []
         assert unsealed(layout) == [1, 2, 3, 4]
@@ -68,7 +68,7 @@ class TestBounds:
         write_place(layout, "ahead", Cursor(3, 0))
         ledger = make_ledger(layout)
         size = list_segments(layout)[1].path.stat().st_size
-        claims = claims_of(layout, ledger, "ahead", "behind", max_bytes=2 * size)
+        claims = slots_of(layout, ledger, "ahead", "behind", max_bytes=2 * size)
         with capture_logs() as logs:
             assert freed(layout, claims, 3) == [1]
         assert [(one["event"], one["log_level"], one["sink"]) for one in logs] == [("sink.skipped", "error", "behind")]
@@ -85,14 +85,14 @@ class TestBounds:
         writer.append(4)
         writer.rotate()
         write_place(layout, "behind", place)
-        claims = claims_of(layout, make_ledger(layout), "behind", max_bytes=0)
+        claims = slots_of(layout, make_ledger(layout), "behind", max_bytes=0)
         assert freed(layout, claims, 1) == [1]
         assert claims.skipped == {"behind": 4}
 
     def test_below_min_free_too(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path)
         journal_of(layout, 2)
-        claims = claims_of(layout, make_ledger(layout), "behind", min_free=1 << 60)
+        claims = slots_of(layout, make_ledger(layout), "behind", min_free=1 << 60)
         assert freed(layout, claims, 2) == [1, 2]
         assert claims.skipped == {"behind": 12}
 
@@ -102,7 +102,7 @@ class TestLosses:
 
     def test_the_ledger_gets_it_with_the_rows_that_the_segments_held(self, tmp_path: Path) -> None:
         layout, ledger = accounted(tmp_path, 3)
-        claims = claims_of(layout, ledger, "a", "b")
+        claims = slots_of(layout, ledger, "a", "b")
         note_loss(layout, "b", Cursor(1, 0), Cursor(3, 0))
         with capture_logs() as logs:
             claims.settle([])
@@ -115,23 +115,23 @@ class TestLosses:
 
     def test_what_the_ledger_has_told_is_not_told_again(self, tmp_path: Path) -> None:
         layout, ledger = accounted(tmp_path, 3)
-        claims = claims_of(layout, ledger, "a", max_bytes=0)
+        claims = slots_of(layout, ledger, "a", max_bytes=0)
         assert freed(layout, claims, 2) == [1, 2]
         assert claims.skipped == {"a": 12}
         note_loss(layout, "a", Cursor(1, 8), Cursor(3, 0))
-        claims_of(layout, ledger, "a").settle([])
+        slots_of(layout, ledger, "a").settle([])
         assert sum(one["rows"] for one in ledger_facts(layout, "sink.skipped")) == 12
         note_loss(layout, "a", Cursor(1, 8), Cursor(4, 0))
-        claims_of(layout, ledger, "a").settle([])
+        slots_of(layout, ledger, "a").settle([])
         assert sum(one["rows"] for one in ledger_facts(layout, "sink.skipped")) == 18
         assert read_losses(layout, "a") == []
 
     def test_what_another_has_lost_is_its_own(self, tmp_path: Path) -> None:
         """What was told of one sink says nothing of another that has lost the same segments."""
         layout, ledger = accounted(tmp_path, 3)
-        assert freed(layout, claims_of(layout, ledger, "a", max_bytes=0), 2) == [1, 2]
+        assert freed(layout, slots_of(layout, ledger, "a", max_bytes=0), 2) == [1, 2]
         note_loss(layout, "b", Cursor(1, 0), Cursor(3, 0))
-        claims_of(layout, ledger, "b").settle([])
+        slots_of(layout, ledger, "b").settle([])
         facts = [(one["sink"], one["rows"]) for one in ledger_facts(layout, "sink.skipped")]
         assert facts == [("a", 6), ("a", 6), ("b", 12)]
 

@@ -20,7 +20,7 @@ from ingestor.layout import Layout, RootLock, locked_root
 from ingestor.ledger import now_us
 from ingestor.operations.collector import Watch
 from ingestor.operations.health import HealthServer
-from ingestor.operations.recorder_status import SinkLag, Vitals
+from ingestor.operations.recorder_status import RecorderStatus, SinkLag
 from ingestor.operations.status import Status, measure_growth, read_status
 from ingestor.operations.systemd import summarize
 from ingestor.recording import Recording
@@ -146,7 +146,7 @@ def test_programs_get_all_of_it(recording: Recording, server: HealthServer) -> N
 # In a terminal
 
 
-def lively(vitals: Vitals) -> Vitals:
+def lively(vitals: RecorderStatus) -> RecorderStatus:
     """The same, as large as it gets."""
     link = replace(vitals.link, connected=True, answered=True, ticking=498, symbols=500, gaps={"connection": 12})
     counts = replace(vitals.flow.counts, trades=12_345_678_901)

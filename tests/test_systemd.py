@@ -15,7 +15,7 @@ from requirements import require
 
 from ingestor.cli.install import PREFIX, Write, _plan
 from ingestor.operations.collector import Watch
-from ingestor.operations.recorder_status import Vitals
+from ingestor.operations.recorder_status import RecorderStatus
 from ingestor.operations.systemd import Notifier, Service, summarize
 
 UNITS = Path(__file__).parents[1] / "systemd"
@@ -23,14 +23,14 @@ BOTH = pytest.mark.parametrize("unit", ["ingestor.service", "ingestor@.service"]
 
 
 @pytest.fixture
-def waiting(tmp_path: Path) -> Vitals:
+def waiting(tmp_path: Path) -> RecorderStatus:
     """A recording that is not connected yet."""
     with prepared_recording(tmp_path) as recording:
         return Watch(recording).look()
 
 
 @pytest.fixture
-def recording(waiting: Vitals) -> Vitals:
+def recording(waiting: RecorderStatus) -> RecorderStatus:
     link = replace(waiting.link, connected=True, answered=True, ticking=1)
     return replace(waiting, link=link, flow=replace(waiting.flow, trades_per_s=57.13, lag_s=0.012))
 
@@ -104,7 +104,7 @@ def test_the_watchdog_that_is_meant_for_us(environ: dict[str, str], watchdog_s: 
 
 
 def test_ready_only_once_the_venue_has_answered(
-    tmp_path: Path, manager: Manager, waiting: Vitals, recording: Vitals
+    tmp_path: Path, manager: Manager, waiting: RecorderStatus, recording: RecorderStatus
 ) -> None:
     ours = service(tmp_path)
     ours.tell(waiting)
@@ -117,19 +117,19 @@ def test_ready_only_once_the_venue_has_answered(
     assert after == {"STATUS": summarize(recording)}
 
 
-def test_it_looks_twice_a_second_while_it_waits_and_then_every_five(tmp_path: Path, recording: Vitals) -> None:
+def test_it_looks_twice_a_second_while_it_waits_and_then_every_five(tmp_path: Path, recording: RecorderStatus) -> None:
     ours = service(tmp_path)
     assert [ours.due(now_s) for now_s in (10.0, 10.2, 10.5)] == [True, False, True]
     ours.tell(recording)
     assert [ours.due(now_s) for now_s in (11.0, 15.9, 16.0)] == [True, False, True]
 
 
-def test_the_status_is_one_line_with_rates(waiting: Vitals, recording: Vitals) -> None:
+def test_the_status_is_one_line_with_rates(waiting: RecorderStatus, recording: RecorderStatus) -> None:
     assert summarize(waiting) == "not connected to the venue (0 connections so far)"
     assert summarize(recording) == "recording 57.1 trades/s; 1 of 2 symbols ticking; lag 12 ms"
 
 
-def test_reloading_ends_in_ready(tmp_path: Path, manager: Manager, recording: Vitals) -> None:
+def test_reloading_ends_in_ready(tmp_path: Path, manager: Manager, recording: RecorderStatus) -> None:
     ours = service(tmp_path)
     ours.tell(recording)
     manager.told()
@@ -151,7 +151,7 @@ def test_a_reload_while_it_waits_for_the_venue_does_not_make_it_ready(tmp_path: 
 # Proof of progress
 
 
-def test_only_progress_feeds_the_watchdog(tmp_path: Path, manager: Manager, recording: Vitals) -> None:
+def test_only_progress_feeds_the_watchdog(tmp_path: Path, manager: Manager, recording: RecorderStatus) -> None:
     ours = service(tmp_path, WATCHDOG_USEC="120000000")
     ours.tell(recording)
     manager.told()
@@ -164,7 +164,9 @@ def test_only_progress_feeds_the_watchdog(tmp_path: Path, manager: Manager, reco
     assert manager.told() == [{"WATCHDOG": "1"}]
 
 
-def test_progress_is_told_four_times_as_often_as_needed(tmp_path: Path, manager: Manager, recording: Vitals) -> None:
+def test_progress_is_told_four_times_as_often_as_needed(
+    tmp_path: Path, manager: Manager, recording: RecorderStatus
+) -> None:
     ours = service(tmp_path, WATCHDOG_USEC="120000000")
     ours.tell(recording)
     manager.told()
@@ -181,7 +183,7 @@ def test_a_start_that_waits_for_the_venue_gets_time_while_it_gets_on(tmp_path: P
     assert manager.told() == [{"EXTEND_TIMEOUT_USEC": "60000000"}] * 2
 
 
-def test_a_stop_gets_time_while_it_seals(tmp_path: Path, manager: Manager, recording: Vitals) -> None:
+def test_a_stop_gets_time_while_it_seals(tmp_path: Path, manager: Manager, recording: RecorderStatus) -> None:
     ours = service(tmp_path)
     ours.tell(recording)
     ours.prove(turned_at_s=2.0, now_s=2.0)

@@ -19,8 +19,8 @@ from ingestor.dataset.coverage import read_coverage
 from ingestor.dataset.follow import follow
 from ingestor.dataset.times import Span, day_start_ms, utc_date
 from ingestor.layout import Layout, read_holder
-from ingestor.operations.recorder_status import Vitals, find_ailments
-from ingestor.operations.status import ask_vitals
+from ingestor.operations.recorder_status import RecorderStatus, find_problems
+from ingestor.operations.status import ask_status
 from ingestor.texts import escape
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def sparkline(prices: Iterable[float]) -> str:
     return "".join(_BARS[round((value - low) * scale)] for value in values)
 
 
-def headline(vitals: Vitals | None, root: Path, now: float) -> tuple[str, str]:
+def headline(vitals: RecorderStatus | None, root: Path, now: float) -> tuple[str, str]:
     """(what flows, what is wrong): two lines."""
     clock = f"{datetime.fromtimestamp(now, UTC):%H:%M:%S} UTC"
     if vitals is None:
@@ -159,7 +159,7 @@ def headline(vitals: Vitals | None, root: Path, now: float) -> tuple[str, str]:
         f"{clock}  {flow.trades_per_s:,.1f} trades/s  {link.ticking}/{link.symbols} ticking  "
         f"lag {format_seconds(flow.lag_s)}  {flow.counts.trades:,} trades in run {vitals.run}"
     )
-    return text, escape("; ".join(find_ailments(vitals)))
+    return text, escape("; ".join(find_problems(vitals)))
 
 
 @click.command(epilog=example("pip install 'finnhub-ingestor[tui]'", "ingestor top"))
@@ -205,10 +205,10 @@ def watch(layout: Layout, symbols: Sequence[str] | None, refresh_s: float) -> It
             yield line, trouble, rows, now
 
 
-def _ask(layout: Layout) -> Vitals | None:
+def _ask(layout: Layout) -> RecorderStatus | None:
     try:
         holder = read_holder(layout)
-        return ask_vitals(holder.health) if holder and holder.health else None
+        return ask_status(holder.health) if holder and holder.health else None
     except (OSError, ValueError):  # it ended, or is busy starting: the headline says that nobody answers
         return None
 

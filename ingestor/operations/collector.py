@@ -12,7 +12,16 @@ from typing import NamedTuple
 
 from ingestor import __version__
 from ingestor.capture.stream_state import BOUNDS_S
-from ingestor.operations.recorder_status import ClockState, Disk, Flow, Histogram, Link, SinkLag, Strange, Vitals
+from ingestor.operations.recorder_status import (
+    ClockState,
+    Disk,
+    Flow,
+    Histogram,
+    Link,
+    RecorderStatus,
+    SinkLag,
+    Strange,
+)
 from ingestor.recording import Recording
 from ingestor.sinks.cursors import Lag, Lags
 from ingestor.sinks.destinations import configured_sinks
@@ -61,10 +70,10 @@ class Watch:
         while self._uncommitted and self._uncommitted[0].trades <= committed:
             self._uncommitted.popleft()
 
-    def look(self) -> Vitals:
+    def look(self) -> RecorderStatus:
         """How it is now. Raises OSError where the disk can't be asked."""
         recording, now, now_s = self._recording, time.time(), time.monotonic()
-        return Vitals(
+        return RecorderStatus(
             at=now,
             version=__version__,
             pid=os.getpid(),

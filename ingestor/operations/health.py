@@ -23,8 +23,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCol
 from ingestor.config.addresses import Hosts, allowed_hosts, is_loopback, split_address
 from ingestor.config.recorder import HealthSettings
 from ingestor.operations.collector import Watch
-from ingestor.operations.prometheus import VitalsCollector
-from ingestor.operations.recorder_status import encode_vitals, find_ailments
+from ingestor.operations.prometheus import StatusMetrics
+from ingestor.operations.recorder_status import encode_status, find_problems
 
 _ANYWHERE = "127.0.0.1:0"
 _REQUEST_S = 3.0
@@ -124,7 +124,7 @@ class _Server(ThreadingHTTPServer):
         self.hosts = hosts
         self._watch = watch
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(VitalsCollector(watch))
+        self._registry.register(StatusMetrics(watch))
         ProcessCollector(registry=self._registry)
         self.answers: dict[str, Callable[[], _Answer]] = {
             "/metrics": _Fresh(self._tell_metrics),
@@ -184,12 +184,12 @@ class _Server(ThreadingHTTPServer):
         return _Answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(self._registry))
 
     def _tell_readiness(self) -> _Answer:
-        ailments = find_ailments(self._watch.look())
+        ailments = find_problems(self._watch.look())
         status = HTTPStatus.SERVICE_UNAVAILABLE if ailments else HTTPStatus.OK
         return _text(status, "".join(f"{line}\n" for line in ailments or ["recording"]))
 
     def _tell_status(self) -> _Answer:
-        return _Answer(HTTPStatus.OK, "application/json", encode_vitals(self._watch.look()))
+        return _Answer(HTTPStatus.OK, "application/json", encode_status(self._watch.look()))
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -15,13 +15,13 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from ingestor.operations.collector import Watch
-from ingestor.operations.recorder_status import Histogram, Vitals
+from ingestor.operations.recorder_status import Histogram, RecorderStatus
 
 
 class _Number(NamedTuple):
     name: str
     help: str
-    read: Callable[[Vitals], float]
+    read: Callable[[RecorderStatus], float]
 
 
 _COUNTERS = (
@@ -66,7 +66,7 @@ _GAUGES = (
 )
 
 
-class VitalsCollector(Collector):
+class StatusMetrics(Collector):
     """What Prometheus asks for, looked up when it asks."""
 
     def __init__(self, watch: Watch) -> None:
@@ -76,7 +76,7 @@ class VitalsCollector(Collector):
         return expose(self._watch.look())
 
 
-def expose(vitals: Vitals) -> Iterator[Metric]:
+def expose(vitals: RecorderStatus) -> Iterator[Metric]:
     """The metrics that say these vitals."""
     for number in _COUNTERS:
         yield CounterMetricFamily(number.name, number.help, number.read(vitals))
@@ -97,7 +97,7 @@ def expose(vitals: Vitals) -> Iterator[Metric]:
     yield build
 
 
-def _labelled(vitals: Vitals) -> Iterator[Metric]:
+def _labelled(vitals: RecorderStatus) -> Iterator[Metric]:
     link, flow, disk = vitals.link, vitals.flow, vitals.disk
     last_trades: dict[str, float] = link.last_trade_at
     loss = {"kill": disk.killed_loss_s, "power_cut": disk.unpowered_loss_s}

@@ -140,7 +140,7 @@ class ClockState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Vitals:
+class RecorderStatus:
     """A recording at one moment. Durations are in seconds, times in seconds since 1970."""
 
     at: float
@@ -156,33 +156,33 @@ class Vitals:
 
 
 @functools.cache
-def _as_json() -> "TypeAdapter[Vitals]":
+def _as_json() -> "TypeAdapter[RecorderStatus]":
     from pydantic import TypeAdapter  # heavy: not where nobody records
 
-    return TypeAdapter(Vitals)
+    return TypeAdapter(RecorderStatus)
 
 
-def encode_vitals(vitals: Vitals) -> bytes:
+def encode_status(vitals: RecorderStatus) -> bytes:
     """As JSON."""
     return _as_json().dump_json(vitals)
 
 
-def decode_vitals(text: bytes) -> Vitals:
-    """What `encode_vitals` made, of this or a later version. Raises ValueError on anything else."""
+def decode_status(text: bytes) -> RecorderStatus:
+    """What `encode_status` made, of this or a later version. Raises ValueError on anything else."""
     return _as_json().validate_json(text)
 
 
-def find_ailments(vitals: Vitals) -> list[str]:
+def find_problems(vitals: RecorderStatus) -> list[str]:
     """What is wrong, the worst first, as sentences; none where trades are being recorded as they come."""
     return [
-        *_link_ailments(vitals.link),
-        *_clock_ailments(vitals.clock),
-        *_flow_ailments(vitals.flow),
-        *_disk_ailments(vitals.disk),
+        *_link_problems(vitals.link),
+        *_clock_problems(vitals.clock),
+        *_flow_problems(vitals.flow),
+        *_disk_problems(vitals.disk),
     ]
 
 
-def _link_ailments(link: Link) -> Iterable[str]:
+def _link_problems(link: Link) -> Iterable[str]:
     if not link.connected:
         yield "not connected to the venue"
     elif not link.answered:
@@ -193,7 +193,7 @@ def _link_ailments(link: Link) -> Iterable[str]:
         yield f"blind: frames come, but no trades (a gap of cause {link.gap})"
 
 
-def _clock_ailments(clock: ClockState) -> Iterable[str]:
+def _clock_problems(clock: ClockState) -> Iterable[str]:
     if clock.wrong_s:
         where = "behind" if clock.wrong_s < 0 else "ahead of"
         yield (
@@ -205,7 +205,7 @@ def _clock_ailments(clock: ClockState) -> Iterable[str]:
         yield f"the venue's trades are {timedelta(seconds=round(abs(clock.trades_s)))} h {where} this computer's clock"
 
 
-def _flow_ailments(flow: Flow) -> Iterable[str]:
+def _flow_problems(flow: Flow) -> Iterable[str]:
     if flow.turned_s > _STILL_S:
         yield f"not writing: the recorder has stood still for {flow.turned_s:.0f} s"
     elif flow.lag_s > _LATE_S:
@@ -222,7 +222,7 @@ def _flow_ailments(flow: Flow) -> Iterable[str]:
         yield f"conservation was violated {flow.conservation_violations} times: see the log"
 
 
-def _disk_ailments(disk: Disk) -> Iterable[str]:
+def _disk_problems(disk: Disk) -> Iterable[str]:
     if disk.failing:
         yield "not writing: the disk refuses the journal"
     if disk.free_bytes < disk.floor_bytes:

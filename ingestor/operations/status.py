@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ingestor.layout import Holder, Layout, read_holder
 from ingestor.ledger import list_closed_facts, list_ledgers, read_facts
-from ingestor.operations.recorder_status import Vitals, decode_vitals, find_ailments
+from ingestor.operations.recorder_status import RecorderStatus, decode_status, find_problems
 
 _PATIENCE_S = 5.0
 _DAY_S = 86_400.0
@@ -24,7 +24,7 @@ class Status:
     root: str
     holder: Holder | None
     """None: nothing records here."""
-    vitals: Vitals | None
+    vitals: RecorderStatus | None
     """None where it doesn't answer: `unanswered` says why."""
     unanswered: str | None
     ailments: list[str]
@@ -50,7 +50,7 @@ def read_status(layout: Layout) -> Status:
     ailments = [unanswered] if unanswered else []
     rate, days_left = measure_growth(layout, time.time()), None
     if vitals is not None:
-        ailments = find_ailments(vitals)
+        ailments = find_problems(vitals)
         if vitals.link.blind_symbols:
             ailments.append(f"blind for {', '.join(vitals.link.blind_symbols[:5])}: see `ingestor coverage`")
         if rate:
@@ -58,7 +58,7 @@ def read_status(layout: Layout) -> Status:
     return Status(str(layout.root), holder, vitals, unanswered, ailments, rate, days_left)
 
 
-def ask_vitals(address: str) -> Vitals:
+def ask_status(address: str) -> RecorderStatus:
     """What the recorder at this address says of itself. Raises OSError, ValueError where nobody there says so."""
     from ingestor.config.addresses import split_address  # heavy: not where nobody records
 
@@ -66,19 +66,19 @@ def ask_vitals(address: str) -> Vitals:
     connection = http.client.HTTPConnection(host, port, timeout=_PATIENCE_S)
     try:
         connection.request("GET", "/status")
-        return decode_vitals(connection.getresponse().read())
+        return decode_status(connection.getresponse().read())
     except http.client.HTTPException as error:
         raise ValueError(f"no answer that can be read: {error!r}") from None
     finally:
         connection.close()
 
 
-def _ask(address: str | None) -> tuple[Vitals | None, str | None]:
+def _ask(address: str | None) -> tuple[RecorderStatus | None, str | None]:
     """(vitals, None) or (None, why not)."""
     if address is None:
         return None, "nobody can say how it is: health.listen is off, or its port was taken"
     try:
-        return ask_vitals(address), None
+        return ask_status(address), None
     except (OSError, ValueError) as error:
         return None, f"it does not answer at {address}: {error}"
 

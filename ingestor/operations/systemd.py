@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from ingestor.operations.recorder_status import Vitals
+from ingestor.operations.recorder_status import RecorderStatus
 
 _STATUS_S = 5.0
 _WAITING_S = 0.5
@@ -59,7 +59,7 @@ class Service:
         self._due_s = now_s + (_STATUS_S if self._ready else _WAITING_S)
         return True
 
-    def tell(self, vitals: Vitals) -> None:
+    def tell(self, vitals: RecorderStatus) -> None:
         """How it goes; and that it is ready, once the venue has answered to the first subscription."""
         if self._ready or not vitals.link.answered:
             self._notifier.tell(STATUS=summarize(vitals))
@@ -96,7 +96,7 @@ class Service:
         self._notifier.tell(STOPPING=1, STATUS="stopping: what was received is being sealed")
 
 
-def summarize(vitals: Vitals) -> str:
+def summarize(vitals: RecorderStatus) -> str:
     """One line: `recording 57.1 trades/s; 48 of 50 symbols ticking; lag 12 ms`."""
     link, flow = vitals.link, vitals.flow
     if not link.connected:

@@ -15,7 +15,7 @@ from ingestor.errors import DamagedFile
 from ingestor.layout import Layout, open_own, try_lock
 from ingestor.lean import refuse_unused
 from ingestor.logs import configure_logs
-from ingestor.sinks.destinations import make_carriers
+from ingestor.sinks.destinations import make_external_workers
 from ingestor.sinks.process import SinkSetup
 
 _NICE = 10
@@ -42,7 +42,7 @@ def main(pipe: BinaryIO) -> int:
         return 0
     stop = threading.Event()
     try:
-        carriers = make_carriers(handover.sinks, layout, handover.feed, handover.secrets, stop)
+        carriers = make_external_workers(handover.sinks, layout, handover.feed, handover.secrets, stop)
     except (OSError, DamagedFile) as error:  # by another name the destinations would take all of it for new
         log.error("sinks.refused", error=str(error), hint="put the root's name back, or remove the file for a new one")
         return 1

@@ -11,7 +11,7 @@ from ingestor.journal.cursor import Cursor
 from ingestor.layout import Layout
 from ingestor.sinks import Sink
 from ingestor.sinks.cursors import name_root
-from ingestor.sinks.external_worker import Carrier
+from ingestor.sinks.external_worker import ExternalWorker
 
 SECRETS = {"redis": "REDIS_PASSWORD", "kafka": "KAFKA_PASSWORD"}
 """By sink: where its password is looked for, as the API key is."""
@@ -39,18 +39,18 @@ def check_options(settings: SinkSettings, passwords: Mapping[str, str]) -> None:
         check_kafka_options(settings.kafka, passwords.get("kafka"))
 
 
-def claiming_sinks(settings: SinkSettings) -> list[str]:
+def sinks_with_slots(settings: SinkSettings) -> list[str]:
     """Those for which the journal is kept."""
     return [name for name in _RECORDS if getattr(settings, name) is not None]
 
 
-def make_carriers(
+def make_external_workers(
     settings: SinkSettings, layout: Layout, feed: str, secrets: dict[str, str], stop: threading.Event
-) -> list[Carrier]:
+) -> list[ExternalWorker]:
     """One for each sink that is asked for; Redis has two, a record and a view. Nothing is open yet. Raises OSError."""
     root = name_root(layout)
     carriers = [
-        Carrier(
+        ExternalWorker(
             layout,
             name,
             partial(_open, name, settings, layout, feed, secrets.get(name), root),
@@ -61,7 +61,7 @@ def make_carriers(
     ]
     if settings.redis is not None:
         live = partial(_open, "redis_live", settings, layout, feed, secrets.get("redis"), root)
-        carriers.append(Carrier(layout, "redis_live", live, stop, view=True))
+        carriers.append(ExternalWorker(layout, "redis_live", live, stop, view=True))
     return carriers
 
 

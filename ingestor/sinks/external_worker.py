@@ -36,7 +36,7 @@ _PAUSE_S = 0.5
 _PAUSE_MAX_S = 30.0
 
 
-class Carrier:
+class ExternalWorker:
     """One sink's way. `run` is a thread's work.
 
     A record sink gets what is synced, and its place is kept in `cursors/`; a view gets everything as it comes, and

@@ -19,7 +19,7 @@ log = structlog.get_logger()
 _LOOK_S = 1.0
 
 
-class Claims:
+class RetentionSlots:
     """Each sink claims the segments that it has not passed, within bounds. Beyond them the one that is furthest behind
     loses its claim on the oldest segment first: loudly, and in the ledger.
     """

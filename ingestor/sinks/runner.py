@@ -16,7 +16,7 @@ from ingestor.journal.follower import Damage, Event, Follower, Rows
 from ingestor.journal.scan import blames_file, open_file
 from ingestor.layout import Layout, list_segments
 from ingestor.sinks import Sink
-from ingestor.sinks.retention_slots import Claims
+from ingestor.sinks.retention_slots import RetentionSlots
 
 _POLL_S = 0.5  # what is synced grows once in `journal.sync_interval`
 _RETRY_S = 1.0
@@ -28,7 +28,7 @@ class Runner:
     """Some sinks that share one reading of the journal. `run` is a thread's work."""
 
     def __init__(
-        self, layout: Layout, sinks: Sequence[Sink], stop: threading.Event, claims: Claims | None = None
+        self, layout: Layout, sinks: Sequence[Sink], stop: threading.Event, claims: RetentionSlots | None = None
     ) -> None:
         """`stop`: nothing more will be journaled; run to the journal's end, then return. `claims`: what others need."""
         self._layout = layout
@@ -144,7 +144,7 @@ def _first_place(layout: Layout, places: Iterable[Cursor]) -> Cursor:
     return max(min(places), oldest)
 
 
-def free_segments(layout: Layout, sinks: Sequence[Sink], claims: Claims | None) -> None:
+def free_segments(layout: Layout, sinks: Sequence[Sink], claims: RetentionSlots | None) -> None:
     """Delete the segments that every sink has passed, and that nobody else claims. Raises OSError."""
     place = min(sink.committed() for sink in sinks)
     passed = [file for file in list_segments(layout) if file.id.number < place.segment]
