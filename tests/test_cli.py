@@ -1,5 +1,6 @@
 """The command line: commands by name, errors as one message and an exit code, flags alike everywhere."""
 
+import importlib
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from click.testing import CliRunner, Result
 from recordings import make_sample
 
 import ingestor
-from ingestor.cli.main import COMMANDS, cli
+from ingestor.cli.main import COMMANDS, WITH_NUMPY, cli
 from ingestor.cli.options import (
     TimeRange,
     config_option,
@@ -71,6 +72,15 @@ def test_help_names_every_command_and_imports_none() -> None:
     loaded = set(done.stdout.split())
     assert "ingestor.cli.main" in loaded
     assert not loaded & {"pyarrow", "pandas", "pydantic", "structlog", "websockets", "websocket", "yaml"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_draws_may_import_what_it_draws_with(name: str) -> None:
+    source = Path(importlib.import_module(COMMANDS[name][0].partition(":")[0]).__file__ or "").read_text()
+    draws = re.search(
+        r'find_spec\("(rich|pandas|numpy)"\)|^ +(import|from) (rich|pandas|numpy)\b', source, re.MULTILINE
+    )
+    assert name in WITH_NUMPY or draws is None
 
 
 @pytest.mark.parametrize(

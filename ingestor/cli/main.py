@@ -45,8 +45,8 @@ COMMANDS = {
 }
 """Name, where it is, and its line in `--help`, which so needs no command's imports."""
 
-_WITH_NUMPY = frozenset({"plot", "dashboard", "demo"})
-"""The others work on columns alone."""
+WITH_NUMPY = frozenset({"plot", "dashboard", "demo", "top"})
+"""These also draw, with numpy, pandas or rich. The others work on columns alone."""
 
 _OF_OUTPUT = (errno.ENOSPC, errno.EBADF, errno.EPIPE, errno.EIO)
 """Where no file is named: how what stdout leads to refuses more."""
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     For a process of its own: where no argument is the name of a command that needs them, it can't import numpy and
     pandas afterwards.
     """
-    if not _WITH_NUMPY & set(sys.argv[1:] if arguments is None else arguments):
+    if not WITH_NUMPY & set(sys.argv[1:] if arguments is None else arguments):
         refuse_unused()
     # A terminal or file that knows few letters gets the others escaped; one that is closed is an error when written to,
     # and none to a command that prints nothing.
