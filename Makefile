@@ -7,7 +7,7 @@ FOR ?= 20s
 # What the tests of a file share is made once, by one worker; files go out in order, the scenarios, which take longest, first.
 BY_FILE := --dist loadfile --no-loadscope-reorder
 QUICK := $(BIN)/pytest -n 3 $(BY_FILE) --quick
-# Most tests wait for something more than they compute: twice as many as there are cores.
+# Tests also wait: the quick tier runs one worker more than the two cores that it is meant for.
 # Under coverage, and in long form, scenarios hold times to their bounds: they have the machine to themselves.
 UNITS := $(BIN)/pytest -n 2 $(BY_FILE) --ignore tests/scenarios
 SCENARIOS := $(BIN)/pytest tests/scenarios

@@ -59,7 +59,7 @@ class Recording:
     recorder: Recorder
     accounts: SegmentAccounts
     files: list[FileSink]
-    claims: RetentionSlots
+    slots: RetentionSlots
     runner: Runner
 
 
@@ -98,12 +98,12 @@ def prepare(
     recorder = Recorder(feed, run, settings.journal, buffer, journal, keeper, observer, clock.venue)
     accounts = SegmentAccounts(layout, ledger, history.closed)
     files = _make_file_sinks(settings, layout, ledger)
-    claimants = sinks_with_slots(settings.sinks)
-    claims = RetentionSlots(layout, claimants, settings.journal.max_bytes, settings.storage.min_free, ledger)
-    runner = Runner(layout, [accounts, *files], sinks_stop, claims)
+    slot_holders = sinks_with_slots(settings.sinks)
+    slots = RetentionSlots(layout, slot_holders, settings.journal.max_bytes, settings.storage.min_free, ledger)
+    runner = Runner(layout, [accounts, *files], sinks_stop, slots)
     return Recording(
         settings, layout, run, ledger, gaps, clock, observed, buffer, subscriptions, markets, session, journal, rejects,
-        recorder, accounts, files, claims, runner,
+        recorder, accounts, files, slots, runner,
     )  # fmt: skip
 
 

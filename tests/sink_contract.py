@@ -119,9 +119,9 @@ class Destination(ABC):
         """All that is synced, in a life that ends in order."""
         stop = threading.Event()
         stop.set()
-        self.carrier(layout, stop).run()
+        self.worker(layout, stop).run()
 
-    def carrier(self, layout: Layout, stop: threading.Event) -> ExternalWorker | Runner:
+    def worker(self, layout: Layout, stop: threading.Event) -> ExternalWorker | Runner:
         """What carries to it until `stop`."""
         return ExternalWorker(layout, self.name, lambda start: self.open(layout, start), stop)
 
@@ -153,7 +153,7 @@ class FileDestination(Destination):
     def carry(self, layout: Layout) -> None:
         drain(layout, [self.open(layout, Cursor(0, 0))])
 
-    def carrier(self, layout: Layout, stop: threading.Event) -> ExternalWorker | Runner:
+    def worker(self, layout: Layout, stop: threading.Event) -> ExternalWorker | Runner:
         return Runner(layout, [self.open(layout, Cursor(0, 0))], stop)
 
     def crash(self, layout: Layout, events: int, *, ticked: bool) -> None:
@@ -318,9 +318,9 @@ class Mirror(Destination):
         seal(layout, self._parquet)
         super().carry(layout)
 
-    def carrier(self, layout: Layout, stop: threading.Event) -> ExternalWorker | Runner:
+    def worker(self, layout: Layout, stop: threading.Event) -> ExternalWorker | Runner:
         seal(layout, self._parquet)
-        return super().carrier(layout, stop)
+        return super().worker(layout, stop)
 
     def rows(self) -> pa.Table:
         return _pick(read_store(self.uri).sort_by("sequence"))

@@ -48,7 +48,7 @@ def test_a_sink_of_the_other_process_lags_by_its_cursor(tmp_path: Path) -> None:
     with prepared_recording(tmp_path, sinks={"sqlite": {"path": tmp_path / "trades.sqlite"}}) as recording:
         received_us = now_us() - 50_000_000
         record_frames(recording, [FRAME % (b"AAPL", received_us // 1000)] * 5, received_us)
-        recording.claims.skipped["sqlite"] += 7
+        recording.slots.skipped["sqlite"] += 7
         lag = next(sink for sink in Watch(recording).look().disk.sinks if sink.name == "sqlite")
         assert (lag.rows, lag.skipped_rows) == (5, 7)
         assert 50 <= lag.seconds < 110

@@ -1,4 +1,4 @@
-"""The carrier: one way to begin, whatever ended the life before; nobody waits, nothing is passed over in silence."""
+"""The worker: one way to begin, whatever ended the life before; nobody waits, nothing is passed over in silence."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -57,11 +57,13 @@ class Memory(Holder):
 
 @contextmanager
 def carrying(
-    layout: Layout, open_sink: Callable[[Cursor], Sink], *, view: bool = False, claims: bool = True
+    layout: Layout, open_sink: Callable[[Cursor], Sink], *, view: bool = False, keeps_slot: bool = True
 ) -> Iterator[threading.Event]:
-    """A carrier for the time of the block, which then ends in order."""
+    """A worker for the time of the block, which then ends in order."""
     stop = threading.Event()
-    thread = threading.Thread(target=ExternalWorker(layout, "memory", open_sink, stop, view=view, claims=claims).run)
+    thread = threading.Thread(
+        target=ExternalWorker(layout, "memory", open_sink, stop, view=view, keeps_slot=keeps_slot).run
+    )
     thread.start()
     try:
         yield stop
@@ -70,8 +72,8 @@ def carrying(
         thread.join()
 
 
-def carry(layout: Layout, memory: Memory, *, claims: bool = True) -> None:
-    with carrying(layout, memory.open, claims=claims) as stop:
+def carry(layout: Layout, memory: Memory, *, keeps_slot: bool = True) -> None:
+    with carrying(layout, memory.open, keeps_slot=keeps_slot) as stop:
         stop.set()
 
 
@@ -194,7 +196,7 @@ class TestLagged:
         write_place(layout, "memory", Cursor(1, 8))
         min(layout.journal.glob("*.journal")).unlink()
         with capture_logs() as logs:
-            carry(layout, memory, claims=False)
+            carry(layout, memory, keeps_slot=False)
         assert sequences(memory.kept) == later
         assert [one["event"] for one in logs if one["log_level"] == "error"] == []
         assert read_losses(layout, "memory") == []

@@ -28,9 +28,9 @@ def slots_of(layout: Layout, ledger: Ledger, *sinks: str, max_bytes: int = PLENT
     return RetentionSlots(layout, sinks, max_bytes, min_free, ledger)
 
 
-def freed(layout: Layout, claims: RetentionSlots, passed: int) -> list[int]:
+def freed(layout: Layout, slots: RetentionSlots, passed: int) -> list[int]:
     """What is to be freed where the files have passed the segments up to this number."""
-    return [file.id.number for file in claims.settle([one for one in list_segments(layout) if one.id.number <= passed])]
+    return [file.id.number for file in slots.settle([one for one in list_segments(layout) if one.id.number <= passed])]
 
 
 class TestBasic:
@@ -55,9 +55,9 @@ class TestBasic:
     def test_the_files_keep_their_own_claim(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path)
         journal_of(layout, 3)
-        claims = slots_of(layout, make_ledger(layout), "a", max_bytes=0)
+        slots = slots_of(layout, make_ledger(layout), "a", max_bytes=0)
         drain(layout, [Holder()])
-        assert freed(layout, claims, 0) == []
+        assert freed(layout, slots, 0) == []
         assert unsealed(layout) == [1, 2, 3, 4]
 
 
@@ -68,13 +68,13 @@ class TestBounds:
         write_place(layout, "ahead", Cursor(3, 0))
         ledger = make_ledger(layout)
         size = list_segments(layout)[1].path.stat().st_size
-        claims = slots_of(layout, ledger, "ahead", "behind", max_bytes=2 * size)
+        slots = slots_of(layout, ledger, "ahead", "behind", max_bytes=2 * size)
         with capture_logs() as logs:
-            assert freed(layout, claims, 3) == [1]
+            assert freed(layout, slots, 3) == [1]
         assert [(one["event"], one["log_level"], one["sink"]) for one in logs] == [("sink.skipped", "error", "behind")]
         facts = [(one["sink"], one["rows"], one["from"], one["to"]) for one in ledger_facts(layout, "sink.skipped")]
         assert facts == [("behind", 6, [1, 0], [2, 0])]
-        assert claims.skipped == {"behind": 6}
+        assert slots.skipped == {"behind": 6}
 
     def test_the_rows_that_it_had_passed_are_not_counted(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path)
@@ -85,16 +85,16 @@ class TestBounds:
         writer.append(4)
         writer.rotate()
         write_place(layout, "behind", place)
-        claims = slots_of(layout, make_ledger(layout), "behind", max_bytes=0)
-        assert freed(layout, claims, 1) == [1]
-        assert claims.skipped == {"behind": 4}
+        slots = slots_of(layout, make_ledger(layout), "behind", max_bytes=0)
+        assert freed(layout, slots, 1) == [1]
+        assert slots.skipped == {"behind": 4}
 
     def test_below_min_free_too(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path)
         journal_of(layout, 2)
-        claims = slots_of(layout, make_ledger(layout), "behind", min_free=1 << 60)
-        assert freed(layout, claims, 2) == [1, 2]
-        assert claims.skipped == {"behind": 12}
+        slots = slots_of(layout, make_ledger(layout), "behind", min_free=1 << 60)
+        assert freed(layout, slots, 2) == [1, 2]
+        assert slots.skipped == {"behind": 12}
 
 
 class TestLosses:
@@ -102,22 +102,22 @@ class TestLosses:
 
     def test_the_ledger_gets_it_with_the_rows_that_the_segments_held(self, tmp_path: Path) -> None:
         layout, ledger = accounted(tmp_path, 3)
-        claims = slots_of(layout, ledger, "a", "b")
+        slots = slots_of(layout, ledger, "a", "b")
         note_loss(layout, "b", Cursor(1, 0), Cursor(3, 0))
         with capture_logs() as logs:
-            claims.settle([])
+            slots.settle([])
         assert [(one["sink"], one["rows"], one["from"], one["to"]) for one in ledger_facts(layout, "sink.skipped")] == [
             ("b", 12, [1, 0], [3, 0])
         ]
         assert [(one["event"], one["log_level"], one["sink"]) for one in logs] == [("sink.skipped", "error", "b")]
-        assert claims.skipped == {"b": 12}
+        assert slots.skipped == {"b": 12}
         assert read_losses(layout, "b") == []
 
     def test_what_the_ledger_has_told_is_not_told_again(self, tmp_path: Path) -> None:
         layout, ledger = accounted(tmp_path, 3)
-        claims = slots_of(layout, ledger, "a", max_bytes=0)
-        assert freed(layout, claims, 2) == [1, 2]
-        assert claims.skipped == {"a": 12}
+        slots = slots_of(layout, ledger, "a", max_bytes=0)
+        assert freed(layout, slots, 2) == [1, 2]
+        assert slots.skipped == {"a": 12}
         note_loss(layout, "a", Cursor(1, 8), Cursor(3, 0))
         slots_of(layout, ledger, "a").settle([])
         assert sum(one["rows"] for one in ledger_facts(layout, "sink.skipped")) == 12

@@ -88,7 +88,7 @@ class TestRecovery:
         destination.kill()
         stop = threading.Event()
         with capture_logs() as logs:
-            thread = threading.Thread(target=destination.carrier(layout, stop).run)
+            thread = threading.Thread(target=destination.worker(layout, stop).run)
             thread.start()
             eventually(lambda: "sink.failed" in [one["event"] for one in logs], "its failure told")
             destination.start()

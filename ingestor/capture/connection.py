@@ -31,6 +31,12 @@ _CLOSE_NAMES = {
 }
 """RFC 6455, 7.4."""
 
+_TICK_S = 0.5
+_LEAVE_S = 1.0
+_NO_CLOSE_FRAME = 1006
+_LOOK_S = 0.02
+_MAX_MESSAGE = 64 << 20
+
 
 def read_close(body: bytes, secrets: Collection[str]) -> tuple[int, str]:
     """The code and the reason of a close frame; the library lets only whole ones pass: no body, or both.
@@ -57,11 +63,6 @@ def explain(error: Exception) -> str:
         return error.strerror or str(error) or type(error).__name__
     text = str(error) or type(error).__name__
     return type(error).__name__ if "://" in text or "token=" in text else text
-
-
-_TICK_S = 0.5
-_LEAVE_S = 1.0
-_NO_CLOSE_FRAME = 1006
 
 
 class Connection:
@@ -145,10 +146,6 @@ class Connection:
     def _closed(self, body: bytes) -> ConnectionLost:
         self.close_code, reason = read_close(body, self._secrets)
         return ConnectionLost(f"the venue closed it: {describe_close(self.close_code, reason)}")
-
-
-_LOOK_S = 0.02
-_MAX_MESSAGE = 64 << 20
 
 
 def connect(

@@ -21,6 +21,8 @@ Cause = Literal["connection", "stall", "symbol_mute", "refused", "restart", "cra
 _RECORDED_MAX = 100_000
 """Symbols that a venue invents must not fill the memory."""
 
+_RESTART_US = 60_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class OpenGap:
@@ -141,9 +143,6 @@ class Gaps:
 
     def _note_symbols(self) -> None:
         self.blind_symbols = frozenset(symbol for symbol in self._open if symbol is not None)
-
-
-_RESTART_US = 60_000_000
 
 
 def find_inherited_gaps(layout: Layout, history: History) -> list[OpenGap]:

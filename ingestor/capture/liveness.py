@@ -15,6 +15,13 @@ from typing import Literal
 
 from ingestor.capture.market_calendar import Phase
 
+_KNOWN = 4
+_MEMORY = 32
+_FAR_BEYOND = 30
+"""A silence 30 times the mean is chance once in 10^13 where trades are independent; real ones come in bursts."""
+_ASK_AGAIN_S = 600.0
+_RECONNECT_S = 3600.0
+
 
 @dataclass(frozen=True, slots=True)
 class Counters:
@@ -78,14 +85,6 @@ class Liveness:
         if self._pinged_at_s is None:
             self._pinged_at_s = now_s
         return True
-
-
-_KNOWN = 4
-_MEMORY = 32
-_FAR_BEYOND = 30
-"""A silence 30 times the mean is chance once in 10^13 where trades are independent; real ones come in bursts."""
-_ASK_AGAIN_S = 600.0
-_RECONNECT_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,10 @@ NEW_YORK = ZoneInfo("America/New_York")
 _FOREX = frozenset({"OANDA", "FXCM", "FX", "FOREX.COM", "IC MARKETS", "ICM", "FXPRO", "PEPPERSTONE", "SAXO", "FXPIG"})
 _RULES = Calendar()
 
+_TIMEOUT_S = 10.0
+_AGAIN_S = 86_400.0
+_ANSWER_MAX = 1 << 20
+
 
 def find_phase(symbol: str, now: datetime, calendar: Calendar = _RULES) -> Phase:
     """The phase of this symbol's market at `now` (aware).
@@ -55,11 +59,6 @@ def _is_forex_weekend(local: datetime) -> bool:
     evening = local.time() >= time(17, 0)
     day = local.weekday()
     return day == saturday or (day == friday and evening) or (day == sunday and not evening)
-
-
-_TIMEOUT_S = 10.0
-_AGAIN_S = 86_400.0
-_ANSWER_MAX = 1 << 20
 
 
 def find_rest_base(feed_url: str) -> str | None:

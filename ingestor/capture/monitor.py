@@ -25,6 +25,8 @@ _AWAY_S = 1.5
 """Looks are half a second apart, and a read takes as long again at most."""
 _LOOKS = 4
 
+_LAG_S = 1.0
+
 
 class PauseDetector:
     """Counts the looks at one connection. Pure: the monotonic clock is an argument."""
@@ -50,9 +52,6 @@ class PauseDetector:
         self.away_s = late_s
         self._looks += 1
         self._looked_s = now_s
-
-
-_LAG_S = 1.0
 
 
 class ConnectionMonitor:

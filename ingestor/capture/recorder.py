@@ -26,6 +26,8 @@ log = structlog.get_logger()
 
 _RETRY_S = 1.0
 
+_IDLE_S = 0.25
+
 
 class Keeper:
     """For the recorder's thread. A Buffer that is closed says that the process is to end. Nothing raises OSError."""
@@ -75,9 +77,6 @@ class Keeper:
         except OSError as error:  # the journal counts them, and its rows come first
             log.error("rejects.failed", error=error.strerror)
         self._journal.close()
-
-
-_IDLE_S = 0.25
 
 
 class Recorder:

@@ -20,6 +20,9 @@ log = structlog.get_logger()
 _LOOKED_AT = 4096
 _SAMPLE_CHARACTERS = 200
 
+_TEXT_MAX = 64 << 10
+_SUMMARY_BYTES = 255
+
 
 @dataclass(frozen=True, slots=True)
 class Refused:
@@ -69,10 +72,6 @@ def _find_places(decoded: Decoded) -> list[tuple[int, int]]:
             trade += 1
         places.append((frame, trade))
     return places
-
-
-_TEXT_MAX = 64 << 10
-_SUMMARY_BYTES = 255
 
 
 @dataclass(frozen=True, slots=True)

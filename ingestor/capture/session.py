@@ -20,6 +20,8 @@ from ingestor.capture.wall_clock import Clock
 from ingestor.errors import ConnectionLost, FeedRefused, Stalled
 from ingestor.feeds import Terms
 
+_TEND_S = 0.5
+
 log = structlog.get_logger()
 
 
@@ -87,9 +89,6 @@ class Handover(threading.Thread):
             if self._ends_s == math.inf:
                 self._gaps.open("shutdown" if self._stop_reading.is_set() else "connection", self.last_frame_us)
         log.info("connection.replaced", connection=self._number, seen=self._ends_s != math.inf)
-
-
-_TEND_S = 0.5
 
 
 class Session:

@@ -27,6 +27,14 @@ _BOUNDS_US = tuple(round(bound * 1e6) for bound in BOUNDS_S)
 _ZERO = pa.scalar(0)
 _US_PER_MS = pa.scalar(1000)
 
+_INVENTED_MAX = 10_000
+_REFUSALS_MAX = 1000
+_EARLY_US = 10_000_000
+_REPLAYED_US = 60_000_000
+_SAMPLE_S = 60.0
+_UNKNOWN_MAX = 100
+"""Of what a venue invents, so many kinds are told apart."""
+
 
 class Delays:
     """Of `received_at` less `timestamp`. Written by the recorder's thread, read by any."""
@@ -57,10 +65,6 @@ class Delays:
         self.sum_s += pc.sum(delays_us).as_py() / 1e6
         self.count += trades.num_rows
         return int(least_us)
-
-
-_INVENTED_MAX = 10_000
-_REFUSALS_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +157,7 @@ class Observed:
         return taken.values()
 
 
-_EARLY_US = 10_000_000
-_REPLAYED_US = 60_000_000
-_SAMPLE_S = 60.0
 _NEVER = Unread(0, "", "", rejected=False)
-_UNKNOWN_MAX = 100
-"""Of what a venue invents, so many kinds are told apart."""
 
 
 class Observer:

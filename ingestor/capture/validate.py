@@ -19,6 +19,9 @@ _SYMBOL_CHARACTERS = 64
 _LEAST_PRICE = math.nextafter(0.0, 1.0)
 _MOST = sys.float_info.max
 
+_MEMORY_US = 15_000_000
+"""Two connections overlap for some seconds, and one hears a trade at most seconds after the other."""
+
 
 @dataclass(frozen=True, slots=True)
 class Validated:
@@ -81,10 +84,6 @@ def _is_symbol(text: str) -> bool:
 
 def _known_or_zero(volumes: Any) -> Any:
     return volumes.fill_null(0.0) if volumes.null_count else volumes
-
-
-_MEMORY_US = 15_000_000
-"""Two connections overlap for some seconds, and one hears a trade at most seconds after the other."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,9 @@ _FRESH_US = 60_000_000
 _LATE_US = 2_000_000
 """Less than that is what a network takes: edges are true to two seconds."""
 
+_EDGE_MS = 3_600_000
+_COVERED = BARS.append(pa.field("coverage", pa.float64()))
+
 
 class Delays:
     """How old the newest trades of each symbol were when they came, in steps of ten seconds."""
@@ -118,10 +121,6 @@ def recorded_shares(spans: list[tuple[int, int]], starts_ms: pa.Array, ends_ms: 
             shared_us = pc.subtract(pc.min_element_wise(ends_us, end_us), pc.max_element_wise(starts_us, start_us))
             covered_us = pc.add(covered_us, pc.max_element_wise(shared_us, 0))
     return pc.divide(covered_us.cast(pa.float64()), pc.subtract(ends_us, starts_us).cast(pa.float64()))
-
-
-_EDGE_MS = 3_600_000
-_COVERED = BARS.append(pa.field("coverage", pa.float64()))
 
 
 @overload

@@ -76,6 +76,11 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _CANNOT = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
+_MIX = -7046029254386353131  # 2^64 over the golden ratio, odd, as a signed number
+_SALT = 0x5BD1E995  # so that nothing but a null counts nothing
+_AT_ONCE = 1 << 15
+FILE_BYTES = 128 << 20
+
 
 def exchange(one: Path, other: Path) -> bool:
     """Let these two paths of one file system change places; False where that can't be done in one step. Raises
@@ -90,11 +95,6 @@ def exchange(one: Path, other: Path) -> bool:
     if code in _CANNOT:
         return False
     raise OSError(code, os.strerror(code), str(one), None, str(other))
-
-
-_MIX = -7046029254386353131  # 2^64 over the golden ratio, odd, as a signed number
-_SALT = 0x5BD1E995  # so that nothing but a null counts nothing
-_AT_ONCE = 1 << 15
 
 
 @dataclass(slots=True)
@@ -157,9 +157,6 @@ def _mixed(values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Bits spread over the whole number, so that sums of neighbours differ."""
     once = pc.multiply(pc.bit_wise_xor(values, _SALT), _MIX)
     return pc.multiply(pc.bit_wise_xor(once, pc.shift_right(once, 29)), _MIX)
-
-
-FILE_BYTES = 128 << 20
 
 
 class Compaction(NamedTuple):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from ingestor.facts import Fact
 
+_FOREVER_US = 1 << 60
+
 
 def read_coverage(
     layout: Layout, symbols: Collection[str] | None = None, journaled_us: int | None = None, span: Span = EVER
@@ -71,9 +73,6 @@ def _newest_frame_us(layout: Layout) -> int:
             if received_us := last_received_us(file.path):
                 return received_us
     return 0
-
-
-_FOREVER_US = 1 << 60
 
 
 class CoverageWatch:

@@ -24,6 +24,8 @@ from ingestor.parquet import ROW_GROUP, writer_options
 _SLICE = 1 << 14
 """Rows that are Python objects at a time."""
 
+Kind = Literal["csv", "parquet", "jsonl", "sqlite"]
+
 
 class ExportFile(Protocol):
     """A file that takes rows until it is closed."""
@@ -121,8 +123,6 @@ def _sqlite_type(field: pa.Field) -> str:
         return "REAL"
     return "INTEGER" if pa.types.is_integer(field.type) or pa.types.is_boolean(field.type) else "TEXT"
 
-
-Kind = Literal["csv", "parquet", "jsonl", "sqlite"]
 
 _FILES: dict[Kind, Callable[[Path, pa.Schema], ExportFile]] = {
     "csv": CsvFile,

@@ -29,6 +29,11 @@ log = structlog.get_logger()
 _DAY = timedelta(days=1)
 _REST = timedelta(days=5)
 
+GRACE = timedelta(hours=1)
+"""After midnight UTC: late trades come up to 40 minutes after their time."""
+_STOP_S = 5.0
+_WATCH_S = 0.5
+
 
 def delete_expired(
     layout: Layout,
@@ -91,12 +96,6 @@ def _delete(layout: Layout, folder: Path, turned: Callable[[], None]) -> None:
     folder.rename(aside)
     sync_directory(folder.parent)
     remove_tree(aside, turned)
-
-
-GRACE = timedelta(hours=1)
-"""After midnight UTC: late trades come up to 40 minutes after their time."""
-_STOP_S = 5.0
-_WATCH_S = 0.5
 
 
 class Maintenance:

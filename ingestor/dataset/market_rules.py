@@ -33,6 +33,16 @@ specification, tables of sale conditions). 16, the official close, repeats its p
 DAILY_ONLY = "39"
 """Corrected consolidated close: moves the prices of daily bars."""
 
+Session = Literal["all", "regular", "extended"]
+NEW_YORK = "America/New_York"
+AUCTION_MS = 15 * 60_000
+"""So long after the close its auction may be reported."""
+_MINUTE_MS = 60_000
+_DAY_MS = 86_400_000
+_EPOCH = date(1970, 1, 1)
+_RULES = Calendar()
+_ORDINARY = Hours()
+
 
 class Moves(NamedTuple):
     """What one print may move."""
@@ -91,18 +101,6 @@ def _bits(conditions: pa.DictionaryArray, where: Circumstance) -> pa.Array:
     verdicts = [judge(text, where) for text in conditions.dictionary.to_pylist()]
     numbers = [sum(moved << bit for bit, moved in enumerate(verdict)) for verdict in verdicts]
     return pa.array(numbers, pa.uint8()).take(conditions.indices).fill_null(0b111)
-
-
-Session = Literal["all", "regular", "extended"]
-NEW_YORK = "America/New_York"
-AUCTION_MS = 15 * 60_000
-"""So long after the close its auction may be reported."""
-
-_MINUTE_MS = 60_000
-_DAY_MS = 86_400_000
-_EPOCH = date(1970, 1, 1)
-_RULES = Calendar()
-_ORDINARY = Hours()
 
 
 def in_session(

@@ -24,6 +24,8 @@ TEXTS = ("symbol", "conditions")
 _TIME_BITS = 42
 """A millisecond since 1970 in so many bits: until 2109."""
 
+Engine = Literal["pandas", "arrow"]
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -189,9 +191,6 @@ def known_schema(snapshot: Snapshot) -> pa.Schema:
         with open_parquet(newest) as file, named_errors(newest):
             return file.schema_arrow.remove_metadata()
     return TRADES
-
-
-Engine = Literal["pandas", "arrow"]
 
 
 def check_engine(engine: str) -> None:

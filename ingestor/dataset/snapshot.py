@@ -38,6 +38,8 @@ _FEW_DAYS = 32
 _DATE = re.compile(r"date=(\d{4}-\d\d-\d\d)")
 _COMPACTED = re.compile(r"compacted-(\d{12})-(\d{4})of(\d{4})\.parquet")
 
+_Result = TypeVar("_Result")
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Compacted:
@@ -153,9 +155,6 @@ def parse_days(names: Iterable[str]) -> Iterator[date]:
     for name in names:
         if found := _DATE.fullmatch(name):
             yield date.fromisoformat(found[1])
-
-
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,9 @@ HELD_ROWS = 1 << 18
 AT_ONCE = 128
 """Files to merge at a time: an open reader holds a megabyte."""
 
+_DAY_MS = 86_400_000
+_KEYS = ("symbol", "timestamp", "sequence")
+
 
 class _Key(NamedTuple):
     """A row's place in the order."""
@@ -155,10 +158,6 @@ def _count_until(rows: pa.Table, bound: _Key) -> int:
         pc.and_(pc.equal(times, bound.timestamp_ms), pc.less_equal(sequences, bound.sequence)),
     )
     return int(pc.sum(pc.or_(earlier_symbol, pc.and_(same_symbol, earlier))).as_py() or 0)
-
-
-_DAY_MS = 86_400_000
-_KEYS = ("symbol", "timestamp", "sequence")
 
 
 def stream_rows(layout: Layout, selection: Selection) -> Iterator[tuple[date, pa.Table]]:

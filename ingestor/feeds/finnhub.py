@@ -29,6 +29,17 @@ _TRADE_KEYS = frozenset("cpstv")
 _TOO_MANY_SYMBOLS = "Subscribing to too many symbols"
 _INVALID_SYMBOL = "Invalid symbol"
 
+_TRADE = pa.struct(
+    [
+        pa.field("c", pa.list_(pa.string())),
+        pa.field("p", pa.float64()),
+        pa.field("s", pa.string()),
+        pa.field("t", pa.int64()),
+        pa.field("v", pa.float64()),
+    ]
+)
+_FRAME = pa.schema([pa.field("data", pa.list_(_TRADE)), pa.field("type", pa.string())])
+
 
 def read_frame(frame: int, payload: bytes, reading: Reading) -> None:
     """Add to `reading` what the frame of this number says."""
@@ -123,18 +134,6 @@ def _written_codes(joined: str | None) -> str:
     if joined is None:
         return "null"
     return json.dumps(joined.split(",") if joined else [], separators=(",", ":"))
-
-
-_TRADE = pa.struct(
-    [
-        pa.field("c", pa.list_(pa.string())),
-        pa.field("p", pa.float64()),
-        pa.field("s", pa.string()),
-        pa.field("t", pa.int64()),
-        pa.field("v", pa.float64()),
-    ]
-)
-_FRAME = pa.schema([pa.field("data", pa.list_(_TRADE)), pa.field("type", pa.string())])
 
 
 class Finnhub:

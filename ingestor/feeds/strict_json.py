@@ -23,6 +23,8 @@ ANY_DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4}
 """A number in a string, in any form that people give one: `1.5E-7`, `+0.44`, `.48`."""
 _NOTICE_CHARACTERS = 200
 
+T = TypeVar("T")
+
 
 class RefusedError(Exception):
     """The frame, or the trade, is to be rejected; the argument is the reason."""
@@ -114,9 +116,6 @@ def _is_whole(text: str) -> bool:
 def notice_text(value: Any) -> str:
     """What a Notice repeats of a venue's words; empty where they are none."""
     return value.encode(errors="replace").decode()[:_NOTICE_CHARACTERS] if isinstance(value, str) else ""
-
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True)

@@ -28,6 +28,9 @@ log = structlog.get_logger()
 
 _FIRST_AGES_S = (10.0, 60.0, 300.0)
 
+_SIZE = 16 << 20
+_MAX = 16 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
@@ -45,9 +48,6 @@ class Rotation:
         # A wall clock that stepped back must not keep a segment open: its age counts either way.
         aged = abs((now - first_row_at).total_seconds()) >= age_s
         return aged or size >= self.size or now.date() != first_row_at.date()
-
-
-_SIZE = 16 << 20
 
 
 def fill_ballast(layout: Layout) -> None:
@@ -72,9 +72,6 @@ def release_ballast(layout: Layout) -> None:
     """Give its room back, where there is any."""
     with contextlib.suppress(OSError):
         layout.ballast.unlink(missing_ok=True)
-
-
-_MAX = 16 << 20
 
 
 class Unsynced:

@@ -182,7 +182,7 @@ class Watch:
         if now_s >= self._external_due_s:
             self._external_due_s = now_s + _EXTERNAL_S
             self._external_lags = self._external.look()
-        skipped = self._recording.claims.skipped
+        skipped = self._recording.slots.skipped
         return [SinkLag(name, lag.rows, lag.seconds, skipped[name]) for name, lag in self._external_lags.items()]
 
     def _trades_per_s(self, now_s: float) -> float:

@@ -42,11 +42,11 @@ def main(pipe: BinaryIO) -> int:
         return 0
     stop = threading.Event()
     try:
-        carriers = make_external_workers(handover.sinks, layout, handover.feed, handover.secrets, stop)
+        workers = make_external_workers(handover.sinks, layout, handover.feed, handover.secrets, stop)
     except (OSError, DamagedFile) as error:  # by another name the destinations would take all of it for new
         log.error("sinks.refused", error=str(error), hint="put the root's name back, or remove the file for a new one")
         return 1
-    threads = [threading.Thread(target=carrier.run, name=carrier.name, daemon=True) for carrier in carriers]
+    threads = [threading.Thread(target=worker.run, name=worker.name, daemon=True) for worker in workers]
     for thread in threads:
         thread.start()
     while all(thread.is_alive() for thread in threads) and not _has_ended(pipe, _LOOK_S):

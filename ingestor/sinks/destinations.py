@@ -49,20 +49,20 @@ def make_external_workers(
 ) -> list[ExternalWorker]:
     """One for each sink that is asked for; Redis has two, a record and a view. Nothing is open yet. Raises OSError."""
     root = name_root(layout)
-    carriers = [
+    workers = [
         ExternalWorker(
             layout,
             name,
             partial(_open, name, settings, layout, feed, secrets.get(name), root),
             stop,
-            claims=name in _RECORDS,
+            keeps_slot=name in _RECORDS,
         )
         for name in configured_sinks(settings)
     ]
     if settings.redis is not None:
         live = partial(_open, "redis_live", settings, layout, feed, secrets.get("redis"), root)
-        carriers.append(ExternalWorker(layout, "redis_live", live, stop, view=True))
-    return carriers
+        workers.append(ExternalWorker(layout, "redis_live", live, stop, view=True))
+    return workers
 
 
 def _open(

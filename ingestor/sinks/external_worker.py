@@ -51,17 +51,17 @@ class ExternalWorker:
         stop: Flag,
         *,
         view: bool = False,
-        claims: bool = True,
+        keeps_slot: bool = True,
     ) -> None:
         """`open_sink` is given the place that was kept last; it raises SinkUnavailable. `stop`: run to the synced end
-        of the journal, then return. `claims`: what the journal no longer holds is lost to it, and that is told.
+        of the journal, then return. `keeps_slot`: what the journal no longer holds is lost to it, and that is told.
         """
         self._layout = layout
         self.name = name
         self._open_sink = open_sink
         self._stop = stop
         self._view = view
-        self._claims = claims and not view
+        self._keeps_slot = keeps_slot and not view
         self._backoff = wait_exponential(_PAUSE_S, _PAUSE_MAX_S) + wait_random(0, _PAUSE_S)
         self._kept = read_place(layout, name)
         self._tick_due_s = 0.0
@@ -141,7 +141,7 @@ class ExternalWorker:
 
     def _tell_loss(self, start: Cursor, end: Cursor, error: str) -> None:
         """It will never get what stood between these places. Raises SinkUnavailable."""
-        if self._claims:
+        if self._keeps_slot:
             log.error("sink.lagged", sink=self.name, error=error)
             try:
                 note_loss(self._layout, self.name, start, end)

@@ -28,13 +28,13 @@ class Runner:
     """Some sinks that share one reading of the journal. `run` is a thread's work."""
 
     def __init__(
-        self, layout: Layout, sinks: Sequence[Sink], stop: threading.Event, claims: RetentionSlots | None = None
+        self, layout: Layout, sinks: Sequence[Sink], stop: threading.Event, slots: RetentionSlots | None = None
     ) -> None:
-        """`stop`: nothing more will be journaled; run to the journal's end, then return. `claims`: what others need."""
+        """`stop`: nothing more will be journaled; run to the journal's end, then return. `slots`: what others need."""
         self._layout = layout
         self._sinks = sinks
         self._stop = stop
-        self._claims = claims
+        self._slots = slots
         self._places = {sink.name: sink.committed() for sink in sinks}
         self._follower = Follower(layout, _first_place(layout, self._places.values()), synced_only=True)
         self._failing: set[str] = set()
@@ -81,7 +81,7 @@ class Runner:
 
     def _free(self) -> None:
         try:
-            free_segments(self._layout, self._sinks, self._claims)
+            free_segments(self._layout, self._sinks, self._slots)
         except (OSError, DamagedFile) as error:
             self._works("freeing", error)
         else:
@@ -144,11 +144,11 @@ def _first_place(layout: Layout, places: Iterable[Cursor]) -> Cursor:
     return max(min(places), oldest)
 
 
-def free_segments(layout: Layout, sinks: Sequence[Sink], claims: RetentionSlots | None) -> None:
-    """Delete the segments that every sink has passed, and that nobody else claims. Raises OSError."""
+def free_segments(layout: Layout, sinks: Sequence[Sink], slots: RetentionSlots | None) -> None:
+    """Delete the segments that every sink has passed, and for which nobody else keeps a slot. Raises OSError."""
     place = min(sink.committed() for sink in sinks)
     passed = [file for file in list_segments(layout) if file.id.number < place.segment]
-    for file in passed if claims is None else claims.settle(passed):
+    for file in passed if slots is None else slots.settle(passed):
         if _is_readable(file.path):  # what is none, its account has told of: it is kept for a person to look at
             file.path.unlink()
             log.debug("segment.freed", segment=str(file.id))
