@@ -8,6 +8,7 @@ from typing import Literal
 
 import structlog
 
+from ingestor.errors import DamagedFile
 from ingestor.history import History
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Follower, Rows
@@ -168,14 +169,19 @@ def _last_journaled_us(layout: Layout, run: int) -> int:
     """When the last frame was received that this run journaled and no account names yet; 0: there is none.
 
     By the rules of reading: what stands behind the end of an abandoned segment was lost, if it was not journaled again.
+    Of a segment that may not be read nothing is known: then it is the last frame before it.
     """
     first = next((file.id.number for file in list_segments(layout) if file.id.run == run), None)
     if first is None:
         return 0
     last_us = 0
     follower = Follower(layout, Cursor(first, 0), synced_only=False)
-    for event in follower.read():
-        if isinstance(event, Rows) and event.segment.run == run:
-            last_us = event.last_received_us or last_us
-    follower.close()
+    try:
+        for event in follower.read():
+            if isinstance(event, Rows) and event.segment.run == run:
+                last_us = event.last_received_us or last_us
+    except DamagedFile as error:
+        log.warning("journal.unreadable", error=str(error))
+    finally:
+        follower.close()
     return last_us

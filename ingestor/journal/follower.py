@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from ingestor.errors import Lagged
+from ingestor.errors import DamagedFile, Lagged
 from ingestor.journal.cursor import Cursor, read_synced
 from ingestor.journal.scan import (
     JournalFolder,
@@ -75,7 +75,9 @@ Event = Rows | Damage | SegmentEnd
 
 
 def find_journal_end(layout: Layout) -> Cursor:
-    """Behind the last record of the journal that is whole now, synced or not: where a view begins. Raises OSError."""
+    """Behind the last record of the journal that is whole now, synced or not: where a view begins. Raises DamagedFile
+    where this user may not read the last segment, OSError.
+    """
     while True:
         segments = list_segments(layout)
         if not segments:
@@ -86,9 +88,16 @@ def find_journal_end(layout: Layout) -> Cursor:
         except FileNotFoundError:  # sealed, and so renamed, since it was listed
             continue
         except OSError as error:
-            if blames_file(error) and error.errno != errno.EACCES:
+            if error.errno == errno.EACCES:
+                raise _forbidden(last, error) from None
+            if blames_file(error):
                 return Cursor(last.id.number, 0)  # no file: nothing will ever be read of it
             raise
+
+
+def _forbidden(file: SegmentFile, error: OSError) -> DamagedFile:
+    hint = "become a user who may, such as one of the recording's group"
+    return DamagedFile(f"{file.path}: can't be read: {error.strerror}: {hint}")
 
 
 class Follower:
@@ -105,7 +114,9 @@ class Follower:
         self.cursor = start or Cursor(0, 0)
 
     def read(self) -> Iterator[Event]:
-        """All that there is now. Raises Lagged where the cursor's segment is gone, FormatTooNew, OSError."""
+        """All that there is now. Raises Lagged where the cursor's segment is gone, FormatTooNew, OSError; DamagedFile
+        where this user may not read the newest segment, and others may be able to.
+        """
         while True:
             if self._segment is None:
                 self._segment = self._enter()
@@ -142,7 +153,9 @@ class Follower:
                 self._folder.list_anew()
 
     def _open(self, file: SegmentFile, offset: int) -> "_ReadSegment | _LostSegment | None":
-        """None where the newest segment is no file: whatever comes will be in a later one. Raises OSError."""
+        """None where the newest segment can't be read: what comes will be in a later one, and then this one is lost.
+        Raises DamagedFile, OSError.
+        """
         try:
             return _ReadSegment(self._folder, file, open_segment(self._layout, file), offset)
         except OSError as error:
@@ -150,8 +163,9 @@ class Follower:
                 raise
             if self._folder.cap(file.id.number) is not None:
                 return _LostSegment(file, offset, error.strerror or str(error))
-            if error.errno == errno.EACCES:  # the reader's own want of a permission
-                raise
+            # The recorder's sinks wait for its next segment. Of a view it is the reader's own want of a permission.
+            if error.errno == errno.EACCES and not self._synced_only:
+                raise _forbidden(file, error) from None
             return None
 
     def _missed(self, file: SegmentFile) -> bool:

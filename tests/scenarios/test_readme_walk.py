@@ -245,7 +245,7 @@ def test_operate_and_upgrade(walk: Walk) -> None:
 def test_what_is_installed_is_taken_off(walk: Walk) -> None:
     """The lines of "Uninstall" name everything that the installation writes; done for real in test_service.py."""
     planned = re.findall(r"^write (\S+)", walk.type("ingestor install --dry-run"), re.MULTILINE)
-    lines = [line for line in shown("docs/operate.md", "Uninstall") if " rm -r " in line]
+    lines = [line for line in shown("docs/operate.md", "Uninstall") if " rm -rf " in line]
     removed = re.findall(r"\s(/\S+)", "\n".join(lines))
     assert planned
     assert [path for path in planned if not path.startswith(tuple(removed))] == []
