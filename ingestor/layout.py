@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import structlog
 
-from ingestor.errors import DamagedFile, RootLocked
+from ingestor.errors import ConfigError, DamagedFile, RootLocked
 
 FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
@@ -337,17 +337,24 @@ def read_small(path: Path, parse: Callable[[bytes], _Content], limit: int = _SMA
         os.close(fd)
 
 
+def check_is_file(path: Path) -> None:
+    """Before a file is opened by its name: a fifo would wait for a writer. Raises DamagedFile where something else has
+    the name, or a link to nothing; none of that where nothing has it.
+    """
+    if path.is_symlink() and not path.exists():
+        raise DamagedFile(f"{path}: a link to nothing")
+    if path.exists() and not path.is_file():
+        raise DamagedFile(f"{path}: not a file")
+
+
 def read_lines(path: Path) -> Iterator[bytes]:
     """The whole lines of a file that grows, each with its end. Raises FileNotFoundError, DamagedFile."""
-    if path.exists() and not path.is_file():  # a fifo would wait for a writer
-        raise DamagedFile(f"{path}: not a file")
+    check_is_file(path)
     try:
         with path.open("rb") as file:
             while (line := file.readline(_LINE_BYTES)).endswith(b"\n"):
                 yield line
     except FileNotFoundError:
-        if path.is_symlink():
-            raise DamagedFile(f"{path}: a link to nothing") from None
         raise
     except OSError as error:
         raise DamagedFile(f"{path}: can't be read: {error.strerror}") from None
@@ -417,10 +424,16 @@ class RootLock:
 
 @contextlib.contextmanager
 def locked_root(layout: Layout) -> Iterator[RootLock]:
-    """Hold this root as its one recorder. Raises RootLocked naming the other's pid, OSError."""
+    """Hold this root as its one recorder. Raises RootLocked naming the other's pid, ConfigError where this user may not
+    open the lock, OSError.
+    """
     if layout.lock.is_symlink() or (layout.lock.exists() and not layout.lock.is_file()):
         set_aside(layout.lock, "not a file")  # a file that can't be opened is another's, who may hold it
-    fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+    try:
+        fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+    except PermissionError:
+        hint = "run the recorder as the user whom the root belongs to"
+        raise ConfigError(f"{layout.lock}: permission denied: {hint}") from None
     try:
         if not _locks(fd):
             pid = _read_holder(fd).pid or "unknown"

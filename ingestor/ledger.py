@@ -49,6 +49,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,12 +57,14 @@ import structlog
 
 from ingestor.errors import DamagedFile, FormatTooNew, NotARecording
 from ingestor.facts import DAMAGED, STATE, Fact, decode_line, encode_line, is_sound
-from ingestor.layout import FILE_MODE, Layout, make_folder, sync_directory, write_whole
+from ingestor.layout import FILE_MODE, Layout, check_is_file, make_folder, sync_directory, write_whole
 from ingestor.run_state import RunState
 from ingestor.schema import FORMAT_VERSION
 
 _RUN_FILE = re.compile(r"(\d{6,})-\d{8}T\d{6}Z")  # format 1
 _DAY_FILE = re.compile(r"(\d{6,})-(\d{4,})-(\d{4}-\d\d-\d\d)")
+_LINE_CHARACTERS = 16 << 20
+"""Of the longest line to expect: 11,000 symbols with all that a run knows of them are a tenth."""
 _CLOSED_FILE = re.compile(r"closed-\d{4}-\d\d")
 _BARRIER = "999999-00000000T000000Z.jsonl"
 """The name of a ledger of format 1 that is newer than any; a folder, so that no reader of a dataset looks into it."""
@@ -138,13 +141,23 @@ def read_facts(path: Path, skip: str | None = None, *, tell_damage: bool = False
     Lines that hold `skip` are not read, but for the last line of all: when the run last spoke is always told.
     Raises FileNotFoundError, DamagedFile, FormatTooNew.
     """
+    check_is_file(path)
     try:
         with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
-            yield from _read_lines(path, file, skip, tell_damage=tell_damage)
+            lines = iter(partial(file.readline, _LINE_CHARACTERS), "")
+            yield from _read_lines(path, _bounded(lines), skip, tell_damage=tell_damage)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise DamagedFile(f"{path}: can't be read: {error.strerror}") from None
+
+
+def _bounded(lines: Iterable[str]) -> Iterator[str]:
+    """Up to the first that is longer than any line of ours, which is one that was cut: nothing behind it is told."""
+    for line in lines:
+        yield line
+        if not line.endswith("\n"):
+            return
 
 
 def read_open_facts(layout: Layout, skip: str | None = None) -> Iterator[Fact]:

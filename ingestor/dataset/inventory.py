@@ -18,7 +18,7 @@ from ingestor.dataset.snapshot import date_folder, list_days, list_names, read_o
 from ingestor.errors import DamagedFile, Lagged
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Event, Follower, Rows, SegmentEnd
-from ingestor.layout import Layout, SegmentId, list_segments
+from ingestor.layout import Layout, SegmentId, check_is_file, list_segments
 from ingestor.ledger import read_all_facts
 from ingestor.metrics import Counts
 from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY, check_pages, first_line, named_errors, open_parquet
@@ -97,6 +97,7 @@ def recount_csv(path: Path, columns: list[str]) -> Recount:
     recount = Recount()
     last = -1
     try:
+        check_is_file(path)
         heading = _read_heading(path)
         if heading != ",".join(columns):
             recount.faults.append((f"columns {heading[:200]!r}", f"{','.join(columns)}"))
@@ -110,6 +111,8 @@ def recount_csv(path: Path, columns: list[str]) -> Recount:
             recount.add(batch)
     except FileNotFoundError:
         raise
+    except DamagedFile as error:
+        recount.faults.append((str(error).removeprefix(f"{path}: "), "whole lines"))
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
         recount.faults.append((f"can't be read: {first_line(error)}", "whole lines"))
     return recount

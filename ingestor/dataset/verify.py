@@ -417,6 +417,8 @@ def _strangers(layout: Layout) -> Iterator[Difference]:
         for path in sorted(folder.iterdir()):
             if not dated or path.suffix != ".parquet":
                 yield Difference(_place(layout, path), "not a file of a date", "nothing else in the dataset")
+            elif path.is_symlink() and not path.exists():
+                yield Difference(_place(layout, path), "a link to nothing", "a file of rows")
 
 
 def _read_csv_place(layout: Layout) -> int:

@@ -30,6 +30,12 @@ _UNREADABLE = frozenset(
 def find_record(fd: int, offset: int, size: int) -> int | None:
     """Where the next whole record begins at or after `offset` and ends by `size`: how salvage steps over damage."""
     while offset < size:
+        # Holes of a file that was made longer are passed at once. ENXIO: there is nothing but a hole to the end.
+        try:
+            offset = os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return None
         chunk = os.pread(fd, _WINDOW + len(MAGIC) - 1, offset)
         at = chunk.find(MAGIC)
         while at >= 0:
