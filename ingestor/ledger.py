@@ -201,7 +201,7 @@ def list_closed_facts(layout: Layout) -> list[Path]:
     return sorted(path for path in layout.ledger.glob("closed-*.jsonl") if _CLOSED_FILE.fullmatch(path.stem))
 
 
-def read_new_facts(path: Path, offset: int, skip: str) -> tuple[list[Fact], int]:
+def read_new_facts(path: Path, offset: int, skip: str | None = None) -> tuple[list[Fact], int]:
     """The facts in the whole lines of one file from `offset` (bytes) on, and the offset behind them.
 
     `skip` and DAMAGED as for `read_open_facts`: the last of these lines is always told. Raises FormatTooNew, OSError.

@@ -1,14 +1,18 @@
 """Settings that change while it records: what is taken over, what is refused, what must wait."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from prepared import prepared_recording
 
+from ingestor.cli.main import cli
 from ingestor.config import Flags, Settings, Source
+from ingestor.layout import Holder
 from ingestor.ledger import list_ledgers, read_facts
 from ingestor.operations.reload import LiveSettings
 from ingestor.recording import Recording
@@ -149,3 +153,18 @@ def test_settings_of_flags_alone_can_be_read_again(recording: Recording) -> None
     settings = LiveSettings(source, Settings(tickers=("AAPL", "MSFT")), recording.subscriptions, recording.ledger)
     settings.reload()
     assert wanted(recording) == ("AAPL", "MSFT")
+
+
+def test_the_command_hears_its_answer_among_other_facts(
+    recording: Recording, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(pid: int, number: int) -> None:
+        recording.ledger.record("settings.reloaded", added=["ON"], dropped=["MSFT"], waiting=[])
+        recording.ledger.record("sink.behind", sink="redis")  # what else is recorded before the command looks
+
+    monkeypatch.setattr("ingestor.cli.reload.read_holder", lambda layout: Holder(pid=os.getpid()))
+    monkeypatch.setattr("ingestor.cli.reload.os.kill", answer)
+    monkeypatch.setattr("ingestor.cli.reload._PATIENCE_S", 1.0)
+    result = CliRunner().invoke(cli, ["reload", "--config", str(path), "--root", str(recording.layout.root), "--json"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {"added": ["ON"], "dropped": ["MSFT"], "waiting": []}

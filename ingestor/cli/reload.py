@@ -59,7 +59,7 @@ def _wait_for_outcome(layout: Layout, ledger: Path, offset: int, pid: int) -> di
     while time.monotonic() < deadline_s:
         for path in list_ledgers(layout):
             if path.name >= ledger.name:  # at midnight another one begins
-                for fact in read_new_facts(path, offset if path == ledger else 0, "")[0]:
+                for fact in read_new_facts(path, offset if path == ledger else 0)[0]:
                     if fact["fact"] in _OUTCOMES:
                         return fact
         time.sleep(_POLL_S)
