@@ -194,6 +194,7 @@ def close_days(layout: Layout, before: date) -> Iterator[date]:
     closable = list(_list_closable(files, before))
     chunks = _read_chunks(closable)
     following = files[len(closable) :]
+    done: list[Path] = []
     for chunk, after in pairwise(chain(chunks, [_peek(following[0]) if following else None])):
         if chunk is None:
             break
@@ -207,9 +208,15 @@ def close_days(layout: Layout, before: date) -> Iterator[date]:
         close_accounts(layout, chunk.facts)
         _keep_facts(layout, chunk.facts)
         if chunk.is_last:
-            chunk.file.path.unlink()
-            sync_directory(chunk.file.path.parent)
-            log.info("ledger.closed", file=chunk.file.path.name)
+            done.append(chunk.file.path)
+            # A file of format 1 is understood with those before it: they go together, once the last of them is data.
+            # The oldest goes first: without those behind it, its last gap would seem to go on.
+            if chunk.file.checked or after is None or after.file.checked:
+                for path in done:
+                    path.unlink()
+                    sync_directory(path.parent)
+                    log.info("ledger.closed", file=path.name)
+                done.clear()
         yield day_of(chunk.facts[-1]["at"])
 
 

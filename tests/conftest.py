@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_TALLIES] = []
     if config.getoption("--quick"):
         os.environ["QUICK_TIER"] = "1"  # before a test module asks how much it is to do
-        hypothesis.settings.register_profile("quick", max_examples=25, deadline=None)
+        hypothesis.settings.register_profile("quick", max_examples=15, deadline=None)
         hypothesis.settings.load_profile("quick")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a script's shell leaves it to what it starts with `&`
         signal.signal(signal.SIGINT, signal.default_int_handler)  # our children inherit it, and must heed Ctrl-C

@@ -56,9 +56,9 @@ def test_all_rows_in_order(sources: list[list[Row]], batch_rows: int, held_rows:
     assert keys(merge_rows(made, held_rows)) == expected
 
 
-@pytest.mark.parametrize("held_rows", [100, 10_000])
+@pytest.mark.parametrize("held_rows", [100, 3000])
 def test_memory_is_bounded_by_what_may_be_held(held_rows: int) -> None:
-    """Of 20 sources with 40,000 rows no more are read ahead than that, and a batch each."""
+    """Of 20 sources with 10,000 rows no more are read ahead than that, and a batch each."""
     chance = random.Random(7)
     batch_rows = 50
     read = given_away = most = 0
@@ -69,10 +69,10 @@ def test_memory_is_bounded_by_what_may_be_held(held_rows: int) -> None:
         most = max(most, read - given_away)
 
     sources = [
-        make_source([(chance.choice("ABC"), chance.randrange(10**6)) for _ in range(2000)], number << 20, batch_rows)
+        make_source([(chance.choice("ABC"), chance.randrange(10**6)) for _ in range(500)], number << 20, batch_rows)
         for number in range(20)
     ]
     for table in merge_rows(sources, held_rows, look):
         given_away += table.num_rows
-    assert read == given_away == 40_000
+    assert read == given_away == 10_000
     assert most <= held_rows + 20 * batch_rows

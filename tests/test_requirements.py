@@ -76,7 +76,8 @@ def test_a_process_that_is_left_ends_and_fails_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [pytest.param((), "2 passed", marks=pytest.mark.long), (("--quick",), "1 passed, 1 deselected")],
+    [((), "2 passed"), (("--quick",), "1 passed, 1 deselected")],
 )
+@pytest.mark.long
 def test_the_quick_tier_leaves_out_what_is_long(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
     assert said in outcome(tmp_path, LONG, *options)[1]

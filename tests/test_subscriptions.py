@@ -16,7 +16,7 @@ MANY = tuple(f"S{number}USDT" for number in range(1024))
 
 def test_a_full_connection_is_asked_for_as_slowly_as_the_venue_wants(tmp_path: Path) -> None:
     """The venue ends a connection that sends more than five messages a second; these are six, and a ping."""
-    settings = VenueSettings(protocol="binance", market=MarketSettings(rate=5000, seed=7))
+    settings = VenueSettings(protocol="binance", market=MarketSettings(rate=2500, seed=7))
     with (
         running_venue(settings) as venue,
         running(make_rig(tmp_path, venue.url, MANY, feed=Binance(venue.url, "trade"))) as rig,

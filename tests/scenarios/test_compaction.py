@@ -1,5 +1,6 @@
-"""`kill -9` at any moment of compaction and retention: no row lost or doubled, nothing left behind."""
+"""`kill -9` at any moment of compaction, retention and the closing of days: nothing lost, doubled or left behind."""
 
+import os
 import random
 import shutil
 import subprocess
@@ -12,11 +13,15 @@ import pyarrow as pa
 import pytest
 from harness import Tally, compile_shim, environ, rounds
 from journals import trades
+from ledger_stories import as_format_1, write_story
 from recordings import Recording
 from requirements import of_tier
 
 import ingestor
+from ingestor.accounts import read_accounts, read_seals
+from ingestor.coverage import clip
 from ingestor.dataset.compact import clear_leftovers, compact_days, locked_upkeep
+from ingestor.dataset.coverage import read_coverage
 from ingestor.dataset.maintenance import delete_expired
 from ingestor.dataset.snapshot import list_days, list_names
 from ingestor.layout import Layout
@@ -25,7 +30,8 @@ from ingestor.ledger import Ledger
 DAYS = (date(2026, 11, 17), date(2026, 11, 18))
 PARTS = 12
 ROWS = 2000
-ROUNDS = max(of_tier(10, 2), rounds() // 4)
+ROUNDS = max(of_tier(10, 1), rounds() // 4)
+WITH_TESTS = os.pathsep.join(str(folder) for folder in (Path(ingestor.__file__).parents[1], Path(__file__).parents[1]))
 KILLS = 4
 """At most so many a round, then it may finish."""
 
@@ -40,6 +46,7 @@ list(compact_days(Layout(Path(sys.argv[1])), datetime.date(2026, 11, 19), 30_000
 RETAIN = """
 import datetime, sys
 from pathlib import Path
+from ingestor.dataset.coverage import read_coverage
 from ingestor.dataset.maintenance import delete_expired
 from ingestor.layout import Layout
 from ingestor.ledger import Ledger
@@ -47,6 +54,20 @@ layout = Layout(Path(sys.argv[1]))
 now = datetime.datetime(2026, 11, 20, tzinfo=datetime.timezone.utc)
 print("begun", flush=True)
 delete_expired(layout, Ledger(layout, int(sys.argv[2]), now.date()), datetime.timedelta(hours=24), now)
+"""
+CLOSE = """
+import datetime, sys
+from pathlib import Path
+from ingestor.closed_days import close_days
+from ingestor.ledger import list_ledger_files, take_over_format_1
+from ledger_stories import Story
+story = Story(Path(sys.argv[1]))
+print("begun", flush=True)
+take_over_format_1(story.layout)
+if not list_ledger_files(story.layout)[-1].checked:
+    story.hour = 9_000
+    story.start()
+list(close_days(story.layout, datetime.date.max))
 """
 
 
@@ -164,3 +185,44 @@ def test_kill_retention(original: Layout, tmp_path: Path, tally: Tally) -> None:
         shutil.rmtree(root)
         tally.rounds += 1
     tally.note = f"{interrupted} kills"
+
+
+@pytest.mark.long
+def test_kill_closing(tmp_path: Path, tally: Tally) -> None:
+    """A root of format 1 is taken over and its days are closed: each reader is told the same at every moment."""
+    original = write_story(tmp_path / "original")
+    for hour in range(100, 1700, 16):  # what lies on the days of two months more
+        original.hour = float(hour)
+        original.lose()
+        original.hour += 0.5
+        original.connect()
+        original.prove("A", "B")
+        segment = f"{hour:012d}-20241004T100000Z-r000003"
+        original.tell("segment.sealed", segment=segment, dates={"2024-10-04": hour})
+        original.tell(
+            "segment.closed", segment=segment, first_received=1, last_received=2, counts={"frames": 1, "trades": hour},
+            symbols={"A": hour}, repeated={}, reasons={}, aside=0,
+        )  # fmt: skip
+    original.kill()
+    end_us = original.at()
+    as_format_1(original.layout)
+
+    def told(root: Path) -> object:
+        coverage = read_coverage(Layout(root))
+        intervals = {name: clip(coverage.intervals(name), 0, end_us) for name in coverage.symbols}
+        accounts = [(one["segment"], one["counts"]["trades"], one["symbols"]) for one in read_accounts(Layout(root))]
+        return intervals, (accounts, read_seals(Layout(root)))
+
+    truth, moment = told(original.layout.root), random.Random(7)
+    most_s = duration_s(CLOSE, original.layout, tmp_path, PYTHONPATH=WITH_TESTS)
+    interrupted = 0
+    for number in range(max(3, rounds() // 4)):
+        root = tmp_path / str(number)
+        shutil.copytree(original.layout.root, root)
+        for _ in range(KILLS):
+            interrupted += kill_within(CLOSE, root, most_s, moment, PYTHONPATH=WITH_TESTS)
+            assert told(root) == truth
+        kill_within(CLOSE, root, 60.0, moment, PYTHONPATH=WITH_TESTS)
+        tally.rounds += 1
+    tally.note = f"{interrupted} kills"
+    assert interrupted > 0
