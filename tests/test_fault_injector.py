@@ -5,8 +5,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-from ingestor.simulator.fault_injector import CLOCK_CHECK_S, STOOD_STILL_S, FaultInjector
-from ingestor.simulator.faults import HugeFrame, Schedule
+from ingestor.simulator.faults import CLOCK_CHECK_S, STOOD_STILL_S, FaultInjector, HugeFrame, Schedule
 
 
 def test_the_clock_of_the_faults_stands_still_with_the_process() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from simulated_venues import read_truth
 
 from ingestor.schema import VENUE_TRADES
-from ingestor.simulator.truth import BLOCK_LINES, TruthFile
+from ingestor.simulator.connection import BLOCK_LINES, TruthFile
 
 TEXTS = (
     '{"c":["1","12"],"p":164.0601,"s":"AAPL","t":1680286537580,"v":5}',

@@ -1,1 +1,1 @@
-"""A venue of our own: it speaks the protocol on real sockets, misbehaves on command, keeps the truth."""
+"""Simulated venue: it speaks the protocols on real sockets, misbehaves on command, and records what it sent."""

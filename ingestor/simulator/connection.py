@@ -1,4 +1,6 @@
-"""One client's socket at the venue: the rules from websockets' Sans-I/O core, the bytes in our own hands.
+"""One client's socket at the venue, and the truth file: every trade that was sent on it, and when.
+
+The rules come from websockets' Sans-I/O core; the bytes are in our own hands.
 
 A venue that misbehaves on command must be able to send half a frame, nothing, or a reset: no WebSocket server
 offers that.
@@ -7,12 +9,14 @@ offers that.
 import asyncio
 import json
 import logging
+import os
 import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -23,12 +27,12 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from ingestor.simulator.protocols import Message, fragmented, padded, text_frame
-from ingestor.simulator.truth import TruthFile
 
 REQUEST_TIMEOUT_S = 10.0
 READ_BYTES = 1 << 16
 MESSAGES_A_SECOND = 5
 """What Binance allows a client."""
+BLOCK_LINES = 4096
 
 
 async def read_handshake(protocol: ServerProtocol, reader: asyncio.StreamReader) -> Request | None:
@@ -70,6 +74,39 @@ def make_protocol() -> ServerProtocol:
     silent = logging.getLogger("ingestor.simulator.websockets")
     silent.setLevel(logging.CRITICAL + 1)
     return ServerProtocol(logger=silent)
+
+
+class TruthFile:
+    """Every trade that a venue sent, when and to whom, for captures to be compared with.
+
+    JSON lines `{"sent_us", "connection", "frame", …}`: each ends with a trade's fields exactly as sent.
+
+    An existing file is replaced. Lines are written in blocks: `flush` says when, and `close` does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError where the file can't be made."""
+        self._file = os.fdopen(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o640), "wb")
+        self._lines: list[str] = []
+
+    def add(self, sent_us: int, connection: int, frame: int, trades: Iterable[str]) -> None:
+        """The trades (JSON objects) of one frame that was just handed to the connection's socket."""
+        head = f'{{"sent_us":{sent_us},"connection":{connection},"frame":{frame},'
+        self._lines += [f"{head}{trade[1:]}\n" for trade in trades]
+        if len(self._lines) >= BLOCK_LINES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Raises OSError; the file is then no longer the truth."""
+        self._file.write("".join(self._lines).encode())
+        self._file.flush()
+        self._lines.clear()
+
+    def close(self) -> None:
+        try:
+            self.flush()
+        finally:
+            self._file.close()
 
 
 class VenueConnection:

@@ -1,12 +1,13 @@
-"""Faults of the simulated venue, and the schedule that says when each holds or strikes which connection. Pure.
+"""Faults of the simulated venue, the schedule that says when each of them strikes or holds, and its injector.
 
 A script is a YAML list of faults: `{at: 5s, do: outage, for: 3s}` or `{connection: 2, after: 3s, do: abort}`.
 `at` counts from the venue's start, `after` from the opening of each connection, or of the one that
 `connection` numbers (handshakes count, from 1). Lasting faults hold until `for` has passed. Sudden ones strike
 once, or `every` so often; with `at` and `for` also whatever connection is opened in that time. Time in which the
-venue's machine stood still doesn't count.
+venue's machine stood still doesn't count. All but the injector is pure.
 """
 
+import asyncio
 import heapq
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +17,22 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
+import structlog
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from ingestor.config.types import Duration, Size
 from ingestor.errors import ConfigError
+from ingestor.simulator.connection import VenueConnection
 from ingestor.simulator.market import Trade
+from ingestor.simulator.protocols import ENDLESS_FRAME, HALF_FRAME, JUNK
+
+log = structlog.get_logger("ingestor.simulator")
+
+CLOSE_GRACE_S = 2.0
+"""How long a client has to answer a close frame."""
+CLOCK_CHECK_S = 0.25
+STOOD_STILL_S = 1.0
 
 Seconds = Annotated[Duration, Field(ge=0, allow_inf_nan=False)]
 
@@ -330,3 +341,76 @@ def read_presets() -> dict[str, Any]:
     text = files("ingestor.simulator").joinpath("presets.yaml").read_text(encoding="utf-8")
     presets = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506  makes no objects
     return dict(presets)
+
+
+class FaultInjector:
+    """A schedule of faults that begins now."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        """Needs a running event loop, whose clock it uses."""
+        self._schedule = schedule
+        self._started_s = asyncio.get_running_loop().time()
+
+    @property
+    def now_s(self) -> float:
+        """Seconds since the venue's start in which it ran: the clock of the faults."""
+        return asyncio.get_running_loop().time() - self._started_s
+
+    @property
+    def outage(self) -> bool:
+        """Nobody is let in now."""
+        return self._schedule.outage(self.now_s)
+
+    def at_handshake(self, number: int) -> Active:
+        """The lasting faults that a handshake meets which arrives now, as the connection of this number."""
+        now_s = self.now_s
+        return self._schedule.active(now_s, number, now_s)
+
+    def active(self, client: VenueConnection) -> Active:
+        """The lasting faults that hold for this client now."""
+        return self._schedule.active(self.now_s, client.number, client.opened_s)
+
+    def mute(self, seconds: float) -> None:
+        """Nothing at all is sent to anybody for so long."""
+        self._schedule = self._schedule.plus(Mute(at_s=self.now_s, for_s=seconds, pings=False))
+
+    async def keep_time(self) -> None:
+        """The clock stands still while the process or its machine does: no fault is over before anybody met it."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            before_s = clock()
+            await asyncio.sleep(CLOCK_CHECK_S)
+            late_s = clock() - before_s - CLOCK_CHECK_S
+            if late_s > STOOD_STILL_S:
+                self._started_s += late_s
+
+    async def inject(self, client: VenueConnection) -> None:
+        """The sudden faults of one connection, each at its time."""
+        for time_s, fault in self._schedule.strikes(client.number, client.opened_s):
+            while True:
+                await asyncio.sleep(time_s - self.now_s)  # at least once per fault: the other tasks have their turn
+                if self.now_s >= time_s:  # the clock may have stood still
+                    break
+            log.info("fault.struck", connection=client.number, fault=fault.do)
+            await _strike(client, fault)
+
+
+async def _strike(client: VenueConnection, fault: Sudden) -> None:
+    match fault:
+        case Abort() | Outage():
+            client.abort()
+        case Reset():
+            client.reset()
+        case Close():
+            client.close(fault.code, fault.reason)
+            await asyncio.sleep(CLOSE_GRACE_S)
+            client.abort()
+        case HalfFrame():
+            client.write(HALF_FRAME)
+            client.jam()
+        case Trickle():
+            await client.trickle(ENDLESS_FRAME, fault.pause_s)
+        case HugeFrame():
+            client.pad_next(fault.size)
+        case Junk():
+            client.write(JUNK[fault.kind])

@@ -20,6 +20,7 @@ from ingestor.config.feeds import JsonSettings
 from ingestor.errors import ConfigError
 from ingestor.simulator.connection import (
     READ_BYTES,
+    TruthFile,
     VenueConnection,
     http_answer,
     is_combined,
@@ -27,8 +28,7 @@ from ingestor.simulator.connection import (
     make_protocol,
     read_handshake,
 )
-from ingestor.simulator.fault_injector import FaultInjector
-from ingestor.simulator.faults import Schedule
+from ingestor.simulator.faults import FaultInjector, Schedule
 from ingestor.simulator.market import Intervals, Market, MarketSettings, Source, Trade
 from ingestor.simulator.protocols import (
     BINANCE_STREAMS,
@@ -40,7 +40,6 @@ from ingestor.simulator.protocols import (
     make_language,
 )
 from ingestor.simulator.replay import Replay
-from ingestor.simulator.truth import TruthFile
 
 log = structlog.get_logger("ingestor.simulator")
 
@@ -86,7 +85,7 @@ class VenueSettings:
 
 
 class TradePacer:
-    """Takes batches of trades from a source as they fall due. Times are those of one clock, whichever that is."""
+    """Takes batches of trades from a source when they are due. All times are of one clock, whichever that is."""
 
     def __init__(self, source: Source, now_s: float) -> None:
         self._source = source
@@ -153,6 +152,7 @@ class Venue:
 
     @property
     def connections(self) -> int:
+        """Those that are open."""
         return len(self._clients)
 
     @property
@@ -163,7 +163,7 @@ class Venue:
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Attends to clients until `stop` is set, and then ends within a second, the truth complete.
+        """Serve clients until `stop` is set, and then end within a second, the truth complete.
 
         Raises what made going on impossible, such as a truth file that can't be written.
         """
@@ -203,7 +203,7 @@ class Venue:
         try:
             client = await self._open_connection(reader, writer)
             if client is not None:
-                await self._attend_to(client, reader)
+                await self._serve_client(client, reader)
         except (ConnectionError, TimeoutError, ssl.SSLError) as error:
             log.debug("connection.broken", reason=type(error).__name__)
         finally:
@@ -260,7 +260,7 @@ class Venue:
             self._by_key[key] = client
         return client
 
-    async def _attend_to(self, client: VenueConnection, reader: asyncio.StreamReader) -> None:
+    async def _serve_client(self, client: VenueConnection, reader: asyncio.StreamReader) -> None:
         """An open connection until it ends: its subscriptions, its pings, its faults."""
         if self._settings.protocol in UNASKED:
             client.subscribed_s.update(dict.fromkeys(self._settings.symbols, client.opened_s))
@@ -283,7 +283,12 @@ class Venue:
         try:
             while data := await reader.read(READ_BYTES):
                 for text in client.hear(data, answering=not self._injector.active(client).silent()):
-                    self._handle_message(client, text)
+                    request = self._language.read(text)
+                    if request is None:  # as at Finnhub, what can't be understood gets no answer
+                        log.warning("message.ignored", connection=client.number, text=text[:200])
+                        continue
+                    for answer in self._language.answer(request, self._change_subscriptions(client, request)):
+                        client.say(**answer)
                     self._find_wanted_symbols()
                 if self._settings.protocol == "binance" and client.hurried:
                     log.warning("client.hurried", connection=client.number)
@@ -302,17 +307,8 @@ class Venue:
             else:
                 client.say(type="ping")
 
-    def _handle_message(self, client: VenueConnection, text: str) -> None:
-        """A message of the client. What can't be understood gets no answer, as at Finnhub."""
-        request = self._language.read(text)
-        if request is None:
-            log.warning("message.ignored", connection=client.number, text=text[:200])
-            return
-        for answer in self._language.answer(request, self._change_subscriptions(client, request)):
-            client.say(**answer)
-
     def _change_subscriptions(self, client: VenueConnection, request: SymbolRequest) -> list[SymbolRefusal]:
-        """Starts or stops sending these symbols; returns those that are refused."""
+        """Start or stop sending these symbols; returns those that are refused."""
         if not request.wanted:
             for symbol in request.symbols:
                 client.subscribed_s.pop(symbol, None)
@@ -343,7 +339,7 @@ class Venue:
     # Trades
 
     async def _trade(self) -> None:
-        """Sends the source's trades, each batch when it is due, until there are no more."""
+        """Send the source's trades, each batch when it is due, until there are no more."""
         clock = asyncio.get_running_loop().time
         while self._pacer.due_s < math.inf:
             while not self._wanted.is_set():
@@ -376,17 +372,17 @@ class Venue:
             self._truth.flush()
 
     def drop(self) -> None:
-        """Cuts every connection now, without a close frame."""
+        """Abort every connection now, without a close frame."""
         for client in self._clients.values():
             client.abort()
 
     def mute(self, seconds: float) -> None:
-        """Sends nothing at all to anybody for so long."""
+        """Send nothing at all to anybody for so long."""
         self._injector.mute(seconds)
 
 
 async def open_venue(settings: VenueSettings) -> Venue:
-    """A venue that listens already; `Venue.run` attends to its clients. Raises ConfigError."""
+    """A venue that listens already; `Venue.run` serves its clients. Raises ConfigError."""
     if settings.truth is not None and settings.protocol == "bars":
         raise ConfigError("the truth is about trades, and the protocol `bars` sends none")
     if settings.protocol in UNASKED and not settings.symbols:
