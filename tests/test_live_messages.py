@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestor.live.messages import (
+from ingestor.live.sockets import (
     Authenticate,
     BadRequest,
     ClientRequest,

@@ -562,7 +562,7 @@ def test_more_connections_than_allowed_are_refused(market: Market) -> None:
 
 @pytest.mark.long
 def test_who_stops_reading_all_is_closed_with_the_reason_and_nobody_else_notices(market: Market) -> None:
-    with running_serve(market.root, "--client-queue", "256KB") as server:
+    with running_serve(market.root) as server:
         deaf, good = server.connect(sockopt=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)]), server.subscriber("AAPL")
         say(deaf, action="subscribe", symbol="MSFT")
         settled(server, 2)
@@ -576,7 +576,7 @@ def test_who_stops_reading_all_is_closed_with_the_reason_and_nobody_else_notices
 
         eventually(flood, "the deaf is given up")
         code, reason = hear_end(deaf)
-        assert (code, reason) == (1008, "too slow: 256 KB waited; ask for mode latest, or less")
+        assert (code, reason) == (1008, "too slow: 4096 KB waited; ask for mode latest, or less")
         sent = next(numbers)
         assert prices(good, 1 + sent) == [100, *range(sent)]
         assert server.memory_bytes - before < 60_000_000
@@ -584,7 +584,7 @@ def test_who_stops_reading_all_is_closed_with_the_reason_and_nobody_else_notices
 
 @pytest.mark.long
 def test_who_reads_latest_slowly_skips(market: Market) -> None:
-    with running_serve(market.root, "--client-queue", "64KB") as server:
+    with running_serve(market.root) as server:
         client = server.subscriber("AAPL", "MSFT", mode="latest", every="10ms")
         settled(server, 2)
         for number in range(50):

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import click
 
 from ingestor.errors import ConfigError
-from ingestor.texts import parse_duration, parse_size
+from ingestor.texts import parse_duration
 
 if TYPE_CHECKING:
     from ingestor.config import Flags, Settings, Source
@@ -42,20 +42,6 @@ class DurationType(click.ParamType[float]):
         if seconds == 0:
             self.fail("must be above 0", param, ctx)
         return seconds
-
-
-class SizeType(click.ParamType[int]):
-    """`4MB` → 4194304."""
-
-    name = "size"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_size(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 def example(*lines: str) -> str:

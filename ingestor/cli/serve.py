@@ -8,7 +8,6 @@ import click
 from pydantic import ValidationError
 
 from ingestor.cli.options import (
-    SizeType,
     example,
     json_option,
     listen_options,
@@ -57,9 +56,6 @@ _SECRETS = ("INGESTOR_JWT_SECRET", "REDIS_PASSWORD")
     show_default=True,
     help="Symbols a WebSocket may ask for.",
 )
-@click.option(
-    "--client-queue", type=SizeType(), default="4MB", show_default=True, help="What may wait for a WebSocket."
-)
 @json_option
 def serve(config: Path | None, root: Path | None, as_json: bool, **options: Any) -> None:
     """Serve live prices, history and a page, until Ctrl-C. The recorder does not notice.
@@ -80,7 +76,7 @@ def serve(config: Path | None, root: Path | None, as_json: bool, **options: Any)
     verifier = None  # nobody is asked for a token
     if options["jwt"] is not None:
         verifier = load_verifier(options["jwt"], options["audience"], options["public_key"], os.environ)
-    limits = Limits(options["max_clients"], options["max_symbols"], options["client_queue"])
+    limits = Limits(options["max_clients"], options["max_symbols"])
     with listen(host, options["port"], authenticated=verifier is not None) as listening:
         source, layout = _open_source(config, root, options["redis"])
         url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""HTTP interface: what is answered at which path, its metrics, and its description (OpenAPI 3.1)."""
+"""HTTP interface: the paths and their answers, its metrics, and its description (OpenAPI 3.1)."""
 
 import asyncio
 import time
@@ -53,8 +53,16 @@ def make_app(hub: Hub, layout: Layout | None, verifier: Verifier | None, hosts: 
     async def description(_request: Request) -> Response:
         return JSONResponse(describe_api())
 
+    def asset(name: str, kind: str) -> _Answer:
+        content = files("ingestor.live.page").joinpath(name or "index.html").read_bytes()
+
+        async def answer(_request: Request) -> Response:
+            return Response(content, media_type=kind)
+
+        return answer
+
     routes = [
-        *(Route(f"/{name}", _asset(name, kind)) for name, kind in _ASSETS.items()),
+        *(Route(f"/{name}", asset(name, kind)) for name, kind in _ASSETS.items()),
         WebSocketRoute("/", api.speak_finnhub),
         WebSocketRoute("/live-price", api.speak_prices),
         Route("/history", api.paged("trades", queries.HistoryQuery, queries.find_trades)),
@@ -81,9 +89,11 @@ class _Api:
         ProcessCollector(registry=self._registry)
 
     async def speak_prices(self, websocket: WebSocket) -> None:
+        """`/live-price`: the price API."""
         await converse(websocket, self._hub, self._verifier, ClientLanguage.PRICES)
 
     async def speak_finnhub(self, websocket: WebSocket) -> None:
+        """`/`: Finnhub's protocol."""
         await converse(websocket, self._hub, self._verifier, ClientLanguage.FINNHUB)
 
     def guarded(self, answer: Callable[[Request, Grant], Awaitable[Response]]) -> _Answer:
@@ -145,17 +155,8 @@ class _Api:
         return JSONResponse({"now": int(now * 1000), "recording": board.recording, "symbols": quotes})
 
     async def metrics(self, _request: Request, _grant: Grant) -> Response:
+        """Prometheus text."""
         return Response(generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-
-def _asset(name: str, kind: str) -> _Answer:
-    """A file of the page, read once."""
-    content = files("ingestor.live.page").joinpath(name or "index.html").read_bytes()
-
-    async def answer(_request: Request) -> Response:
-        return Response(content, media_type=kind)
-
-    return answer
 
 
 # Metrics

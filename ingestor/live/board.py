@@ -80,6 +80,7 @@ class Quote:
         return True
 
     def as_json(self) -> dict[str, Any]:
+        """As `/symbols` tells it; `timestamp` in ms since 1970."""
         price, volume, timestamp_ms = self.last or (None, None, None)
         return {
             "symbol": self.symbol,

@@ -33,9 +33,13 @@ class RecordingState(NamedTuple):
 class PriceSource(Protocol):
     """A recording on this machine, or Redis; open: what comes from then on is not missed."""
 
-    def quotes(self) -> list[Quote]: ...
+    def quotes(self) -> list[Quote]:
+        """The last known prices."""
+        ...
 
-    def state(self) -> RecordingState: ...
+    def state(self) -> RecordingState:
+        """How the recording stands now."""
+        ...
 
     def blocks(self, stop: threading.Event) -> Iterator[TradeBlock | None]:
         """For a thread of its own: block by block until `stop`; None where some were missed."""
@@ -72,6 +76,7 @@ class Hub:
         return subscriber
 
     def leave(self, subscriber: Subscriber) -> None:
+        """The client is gone: forget it, but for its counts."""
         self._forget(subscriber, list(self._by_symbol) if subscriber.fault else list(subscriber.symbols))
         self.clients.discard(subscriber)
         self.skipped += subscriber.skipped
@@ -94,6 +99,7 @@ class Hub:
         return unknown
 
     def unsubscribe(self, subscriber: Subscriber, symbols: Collection[str]) -> None:
+        """Tell its client of these no more."""
         subscriber.unsubscribe(symbols)
         self._forget(subscriber, symbols)
 

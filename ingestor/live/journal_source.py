@@ -1,4 +1,4 @@
-"""Price source that is a recording on this machine: its trades as they come, and whether somebody records."""
+"""Price source from a recording on this machine: its trades as they come, and whether somebody records."""
 
 import threading
 import time
@@ -57,7 +57,7 @@ class JournalSource:
         return RecordingState(self._states, recording)
 
     def blocks(self, stop: threading.Event) -> Iterator[TradeBlock | None]:
-        """TradeBlock by block until `stop`; None where some were missed. Raises FormatTooNew, OSError."""
+        """Block by block until `stop`; None where some were missed. Raises FormatTooNew, OSError."""
         while not stop.is_set():
             try:
                 yield from self._follow(stop)

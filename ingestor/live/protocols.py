@@ -39,9 +39,9 @@ log = structlog.get_logger()
 
 
 class RequestProtocol(H11Protocol):
-    """Cuts off who doesn't come to the end of a request, whether it sends nothing more or a byte now and then; who
-    doesn't read the answer, likewise, since that waits in our memory; and who comes when far too many are there: each
-    holds a file, and who follows the journal needs some, too.
+    """Cuts off a client that doesn't finish its request, whether it sends nothing more or a byte now and then; one that
+    doesn't read its answer, which waits in our memory; and one that comes when far too many are connected: each holds a
+    file, and the follower of the journal needs some, too.
     """
 
     _deadline: asyncio.TimerHandle | None = None
@@ -117,13 +117,13 @@ class RequestProtocol(H11Protocol):
 
 
 class FrameProtocol(WebSocketsSansIOProtocol):
-    """Knows `{"type": "websocket.send", "frames": …}` as well: bytes that are frames already, the same for all clients.
-    That takes a copy a client, where encoding takes 20 µs a message.
+    """Sends `{"type": "websocket.send", "frames": …}` as well: bytes that are frames already, the same for all clients.
+    That takes one copy per client, where encoding takes 20 µs per message.
 
     Whatever a client sends costs the others no more than a client's share: see `_read_soon`.
 
-    A close doesn't wait until the client reads: its frame stands behind what is in the socket's buffer, and who hasn't
-    read that 5 s later is cut off.
+    A close doesn't wait until the client reads: its frame stands behind what is in the socket's buffer, and a client
+    that hasn't read that 5 s later is cut off.
     """
 
     _discarded: int | None = None

@@ -1,4 +1,4 @@
-"""Queries of the dataset over HTTP: the parameters, and a page of the answer.
+"""Queries of the dataset over HTTP: the parameters, and pages of the answer.
 
 Rows are in order of (symbol, time). A page ends with a cursor, which names its last row: the next page begins behind
 that row, whatever was recorded meanwhile.
@@ -57,7 +57,7 @@ _Symbols = Annotated[
 
 
 class Query(BaseModel):
-    """What every question has."""
+    """Parameters that every question has."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -66,7 +66,7 @@ class Query(BaseModel):
         default=None, description="ISO 8601, in UTC where it names no zone; else a day before `end`"
     )
     end: str | None = Field(default=None, description="up to but without this time; else all there is")
-    limit: int = Field(default=_PAGE, ge=1, le=_PAGE_MAX, description="rows a page")
+    limit: int = Field(default=_PAGE, ge=1, le=_PAGE_MAX, description="rows per page")
     cursor: str | None = Field(default=None, max_length=1000, description="`next` of the page before")
     format: Literal["json", "arrow"] | None = Field(
         default=None, description="else as `Accept` has it: `application/vnd.apache.arrow.stream`, or JSON"

@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 
 class RedisSource:
-    """Hears every publication from now on. Whether anybody records, Redis doesn't say: that is unknown."""
+    """Receives every publication from now on. Redis doesn't say whether anybody records: that is unknown."""
 
     def __init__(self, settings: RedisSettings, password: str | None) -> None:
         """Raises SinkUnavailable."""
@@ -60,7 +60,7 @@ class RedisSource:
         return RecordingState({} if self._lost is None else dict.fromkeys(self._lost, _NO_REDIS), None)
 
     def blocks(self, stop: threading.Event) -> Iterator[TradeBlock | None]:
-        """TradeBlock by block until `stop`; None when the link stands again: what came meanwhile is lost here."""
+        """Block by block until `stop`; None when the link stands again: what came meanwhile is lost here."""
         while not stop.is_set():
             try:
                 yield from self._follow(stop)
@@ -77,7 +77,14 @@ class RedisSource:
 
     def _follow(self, stop: threading.Event) -> Iterator[TradeBlock]:
         while not stop.is_set():
-            texts = list(self._receive())
+            # What waits, or the first that comes within a tenth of a second.
+            texts: list[str] = []
+            while len(texts) < _BLOCK_MAX:
+                timeout_s = 0.0 if texts else _POLL_S
+                message = self._listener.get_message(ignore_subscribe_messages=True, timeout=timeout_s)
+                if message is None:
+                    break
+                texts.append(message["data"])
             if prices := [found for text in texts if (found := _parse(text))]:
                 self._symbols.update(symbol for symbol, _ in prices)
                 columns = {  # as VENUE_TRADES has it, without conditions: Redis isn't told them
@@ -89,16 +96,6 @@ class RedisSource:
                 }
                 batch = pa.RecordBatch.from_pydict(columns, schema=VENUE_TRADES)
                 yield TradeBlock(split_by_symbol(batch), time.time())
-
-    def _receive(self) -> Iterator[str]:
-        """What waits, or the first that comes within a tenth of a second."""
-        timeout_s = _POLL_S
-        for _ in range(_BLOCK_MAX):
-            message = self._listener.get_message(ignore_subscribe_messages=True, timeout=timeout_s)
-            if message is None:
-                return
-            timeout_s = 0.0
-            yield message["data"]
 
     def _listen(self) -> Any:
         """The channels, subscribed. Raises RedisError."""

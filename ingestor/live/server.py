@@ -135,7 +135,7 @@ async def _in_thread(
     loop: asyncio.AbstractEventLoop,
     stop: threading.Event,
 ) -> None:
-    """Run it in a thread of its own, which bears a name."""
+    """Run it in a named thread of its own."""
     ended: asyncio.Future[None] = loop.create_future()
 
     def work() -> None:

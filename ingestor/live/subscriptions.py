@@ -1,6 +1,6 @@
-"""Subscriptions of one client, and its queue: every trade, or the newest so often. The clock is an argument.
+"""Subscriptions of one client, and its queue: every trade, or the newest per interval. The clock is an argument.
 
-What waits is bounded. Who wants every trade and falls behind is given up, and told so; who wants the newest skips.
+What waits is bounded. A client of every trade that falls behind is given up, and told why; one of the newest skips.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class TooMany(Exception):
 
 @dataclass(slots=True)
 class _Conflated:
-    """The subscriptions that are served together, at most once an interval: the newest of each symbol."""
+    """The subscriptions that are served together, at most once per interval: the newest of each symbol."""
 
     every_s: float
     pending: dict[str, SymbolTrades] = field(default_factory=dict)
@@ -71,13 +71,14 @@ class Subscriber:
 
     @property
     def symbols(self) -> Collection[str]:
+        """Those that are subscribed now."""
         return self._every_s.keys()
 
     def subscribe(self, symbols: Collection[str], every_s: float | None) -> None:
         """From now on these, every trade (None) or the newest each `every_s`. Raises TooMany: then nothing changed."""
         total = len(self._every_s.keys() | set(symbols))
         if total > self._limits.symbols:
-            raise TooMany(f"at most {self._limits.symbols} symbols a connection: this would make {total}")
+            raise TooMany(f"at most {self._limits.symbols} symbols per connection: this would make {total}")
         self.unsubscribe(symbols)
         self._every_s.update(dict.fromkeys(symbols, every_s))
         if every_s is not None:

@@ -1,7 +1,7 @@
 """Updates for clients: a block of trades as WebSocket frames, made once and shared by all of them. Pure.
 
-A WebSocket server sends its frames unmasked and, without compression, alike to everybody. So a frame is made once a
-trade, not once a client: to a client goes what is joined from finished pieces.
+A WebSocket server sends its frames unmasked and, without compression, alike to everybody. So a frame is made once
+per trade, not once per client: a client gets finished pieces, joined.
 """
 
 import json
@@ -40,6 +40,7 @@ class SymbolTrades:
 
     @cached_property
     def prices(self) -> list[Price]:
+        """In order of arrival."""
         columns = (self._rows["price"], self._rows["volume"], self._rows["timestamp"].cast(pa.int64()))
         return [Price(*row) for row in zip(*(column.to_pylist() for column in columns), strict=True)]
 
@@ -50,12 +51,13 @@ class SymbolTrades:
 
     @cached_property
     def price_frames(self) -> bytes:
-        """Frames of the price API, one a trade."""
+        """Frames of the price API, one per trade."""
         symbol = json.dumps(self.symbol)
         return b"".join(frame(_encode_price(symbol, price)) for price in self.prices)
 
     @cached_property
     def newest_frame(self) -> bytes:
+        """One frame of the price API: of `newest`."""
         return price_frame(self.symbol, self.newest)
 
     @cached_property

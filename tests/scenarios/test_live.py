@@ -222,7 +222,7 @@ class Crowd:
 
 
 def test_a_good_client_misses_nothing_among_bad_ones(site: Site) -> None:
-    with served(site, "--client-queue", "256KB") as server:
+    with served(site) as server:
         good = server.subscriber("AAPL")
         deaf = server.connect(sockopt=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)])
         say(deaf, action="subscribe", symbols=list(SYMBOLS))
