@@ -1,10 +1,11 @@
-"""The recorder's process: startup, main loop, shutdown; who is watched, and with which exit code it ends."""
+"""The recorder's process: startup, main loop with its progress in the log, shutdown, and the error that ends it."""
 
 import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
@@ -22,7 +23,6 @@ from ingestor.operations.reload import LiveSettings
 from ingestor.operations.signals import Signals
 from ingestor.operations.systemd import Notifier, Service
 from ingestor.recording import Recording, make_sink_process, prepare
-from ingestor.report import Report
 from ingestor.sinks.process import SinkProcess
 
 _WATCH_S = 0.5
@@ -30,6 +30,9 @@ _READER_END_S = 2.5
 _HURRY_S = 1.0
 _LEDGER_END_S = 10.0
 _UPKEEP_END_S = 10.0
+_SUMMARY_S = 15.0
+_PROGRESS_S = 60.0
+_NAMED = 5
 
 log = structlog.get_logger()
 
@@ -52,6 +55,93 @@ class Worker(threading.Thread):
             self.error = error
         finally:
             self._ended.set()
+
+
+class Report:
+    """Logs one summary soon after the start, then a line of progress per minute; never a line per trade."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._session = recording.session
+        self._subscriptions = recording.subscriptions
+        self._markets = recording.markets
+        self._buffer = recording.buffer
+        self._recorder = recording.recorder
+        self._observed = recording.observed
+        feed = recording.settings.feed
+        self._is_json, self._has_plans = feed.type == "json", feed.type == "finnhub"
+        self._welcome_at_s: float | None = time.monotonic() + _SUMMARY_S
+        self._last_at_s = time.monotonic()
+        self._last_trades = 0
+
+    def tick(self, now_s: float) -> None:
+        """Say what is due."""
+        if self._welcome_at_s is not None and now_s >= self._welcome_at_s:
+            self._welcome_at_s = None
+            log.info("recording.summarized", summary=self.summary(datetime.now(UTC)))
+        if now_s >= self._last_at_s + _PROGRESS_S:
+            counts = self._recorder.counts
+            rate = (counts.trades - self._last_trades) / (now_s - self._last_at_s)
+            self._last_at_s, self._last_trades = now_s, counts.trades
+            minute_ago_s = now_s - _PROGRESS_S
+            log.info(
+                "recording.progressed",
+                trades=counts.trades,
+                trades_per_s=round(rate, 1),
+                frames=counts.frames,
+                rejected=counts.rejected_frames + counts.rejected_trades,
+                ticking=sum(at_s >= minute_ago_s for at_s in list(self._observed.last_trade_s.values())),
+                connected=self._session.connected,
+                connections=self._session.connections,
+                buffer_bytes=self._buffer.bytes,
+                lag_ms=round(self._buffer.lag_s() * 1000),
+                pauses=self._buffer.pauses,
+            )
+
+    def summary(self, now: datetime) -> str:
+        """One sentence for a newcomer: `connected; 2 of 4 ticking; AAPL, MSFT silent: the US market is closed`."""
+        link = "connected" if self._session.connected else "not connected"
+        symbols = self._subscriptions.symbols
+        silent = [symbol for symbol in symbols if symbol not in self._observed.last_trade_s]
+        ticking = f"{len(symbols) - len(silent)} of {len(symbols)} ticking"
+        closed = [symbol for symbol in silent if self._markets.phase(symbol, now) == "closed"]
+        puzzling = [symbol for symbol in silent if symbol not in closed]
+        parts = [link, ticking]
+        stocks = [symbol for symbol in closed if ":" not in symbol]
+        currencies = [symbol for symbol in closed if ":" in symbol]
+        if stocks:
+            parts.append(f"{_name(stocks)} silent: the US market is closed")
+        if currencies:
+            parts.append(f"{_name(currencies)} silent: the currency market is closed")
+        if puzzling:
+            parts.append(f"{_name(puzzling)} silent: {self._why_silent()}")
+        return "; ".join(parts)
+
+    def _why_silent(self) -> str:
+        """As far as it is known. Names may differ from those asked for; a message may fit nothing."""
+        counts = self._recorder.counts
+        unasked = sorted(set(self._observed.last_trade_s) - set(self._subscriptions.symbols))
+        if not self._session.connected:
+            return "there is no connection"
+        if not counts.frames:
+            return "the venue has sent nothing yet"
+        if unasked:
+            return f"trades come of {_name(unasked)}, which nobody asked for"
+        unread = self._observed.unread
+        if unread and not counts.trades:
+            kind = (
+                "says what `feed.match` asks for"
+                if self._is_json and not unread.rejected
+                else "could be read as a trade"
+            )
+            return f"{unread.messages} messages came, and none {kind} ({unread.reason}): {unread.sample}"
+        if unread:
+            return f"no trade yet, and {unread.messages} messages fit nothing ({unread.reason}): {unread.sample}"
+        return "no trade yet, or not on your plan" if self._has_plans else "no trade yet"
+
+
+def _name(symbols: Sequence[str]) -> str:
+    more = len(symbols) - _NAMED
+    return ", ".join(symbols[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 class Daemon:
@@ -106,8 +196,13 @@ class Daemon:
         except BaseException as error:  # noqa: BLE001  whatever ends the main thread ends the process, in order
             failure = error
         failure = failure or next((worker.error for worker in workers if worker.error is not None), None)
-        log.info("stop.requested", reason=_explain(failure) if failure else "signal")
+        reason = "signal"
+        if failure:
+            known = isinstance(failure, IngestorError)
+            reason = str(failure) if known else f"{type(failure).__name__}: {failure}"
+        log.info("stop.requested", reason=reason)
         unsaved = self._stop_in_order()
+        # Only now: while it stops, whoever watches can still ask. The ledger is last, since it says how the run ended.
         if health:
             health.close()
         account = self._account()
@@ -118,10 +213,12 @@ class Daemon:
         return self._check(account)
 
     def _tick(self, now_s: float) -> None:
-        """What the main thread does twice a second, beside waiting."""
+        """One turn of the main thread, twice per second."""
         self._watch.tick(now_s)
         self._report.tick(now_s)
-        self._service.prove(self._turned_at_s(now_s), now_s)
+        # The thread that is furthest behind feeds the watchdog, by its own progress: none may hide behind another.
+        others = [self._upkeep.turned_at_s, *([self._sinks.turned_at_s] if self._sinks else [])]
+        self._service.prove(min(self._recording.recorder.turned_at_s, *self._watch.turns(now_s), *others), now_s)
         if self._service.due(now_s):
             self._look()
         if self._signals.reload.is_set() or self._live_settings.file_changed(now_s):
@@ -130,35 +227,28 @@ class Daemon:
             self._live_settings.reload()
             self._service.reloaded()
 
-    def _turned_at_s(self, now_s: float) -> float:
-        """When the thread that is furthest behind last came round: each feeds the watchdog by its own progress."""
-        others = [self._upkeep.turned_at_s, *([self._sinks.turned_at_s] if self._sinks else [])]
-        return min(self._recording.recorder.turned_at_s, *self._watch.turns(now_s), *others)
-
     def _look(self) -> None:
-        """Tell the service manager how it goes, and note a disk that is running full."""
+        """Tell the service manager the status, and note a disk that is running full."""
         try:
-            vitals = self._watch.look()
+            status = self._watch.look()
         except OSError as error:  # whether it can be written to is the journal's to find out
             log.error("disk.unknown", error=error.strerror or str(error))
             return
-        self._service.tell(vitals)
-        self._note_disk(vitals.disk.free_bytes, vitals.disk.floor_bytes)
-
-    def _note_disk(self, free: int, floor: int) -> None:
-        """At the floor the log and the ledger say so, once; the recording goes on while the disk takes it."""
-        low = free < floor
-        if low and not self._disk_low:
+        self._service.tell(status)
+        # At the floor the log and the ledger say so, once; the recording goes on while the disk takes it.
+        free, floor = status.disk.free_bytes, status.disk.floor_bytes
+        if free < floor and not self._disk_low:
             self._recording.ledger.record("disk.low", free=free, floor=floor)
             log.error("disk.low", free=free, floor=floor, hint="make room: at zero the recording waits in memory")
-        elif self._disk_low and not low:
+        elif self._disk_low and free >= floor:
             self._recording.ledger.record("disk.recovered", free=free, floor=floor)
             log.info("disk.recovered", free=free, floor=floor)
-        self._disk_low = low
+        self._disk_low = free < floor
 
     def _stop_in_order(self) -> RowsUnsaved | None:
-        """Reader, Buffer, recorder, segment, sinks: what flows is drained from the source on. An error where a disk
-        that never answers holds the recorder beyond `stop_timeout`.
+        """Reader, Buffer, recorder, segment, sinks: each ends when all that comes before it has ended and is drained.
+
+        Returns an error if a disk that never answers holds the recorder beyond `stop_timeout`.
         """
         recording, signals = self._recording, self._signals
         self._service.stopping()
@@ -175,22 +265,19 @@ class Daemon:
                 break
             self._recorder.join(_WATCH_S)
             self._service.prove(recording.recorder.turned_at_s, time.monotonic())
-        self._end_upkeep()
+        # Let the maintenance end its child. What it is deleting on a slow disk, the next start deletes.
+        self._upkeep.stop.set()
+        deadline_s = time.monotonic() + min(_UPKEEP_END_S, recording.settings.stop_timeout)
+        while self._upkeep_keeper.is_alive() and not signals.hurry.is_set() and time.monotonic() < deadline_s:
+            self._service.prove(time.monotonic(), time.monotonic())
+            self._upkeep_keeper.join(_WATCH_S)
+        if self._upkeep_keeper.is_alive():
+            log.warning("upkeep.left", hint="the next start goes on with it")
         deadline_s = time.monotonic() + recording.settings.stop_timeout
         self._end_follower(self._files, self._sinks_stop, recording.runner.hurried, deadline_s)
         if self._sinks and self._sinks_keeper:  # after the files, which a mirror waits for
             self._end_follower(self._sinks_keeper, self._sinks.stop, self._sinks.hurried, deadline_s)
         return unsaved
-
-    def _end_upkeep(self) -> None:
-        """Let it end its child. What it is deleting on a slow disk, the next start deletes."""
-        self._upkeep.stop.set()
-        deadline_s = time.monotonic() + min(_UPKEEP_END_S, self._recording.settings.stop_timeout)
-        while self._upkeep_keeper.is_alive() and not self._signals.hurry.is_set() and time.monotonic() < deadline_s:
-            self._service.prove(time.monotonic(), time.monotonic())
-            self._upkeep_keeper.join(_WATCH_S)
-        if self._upkeep_keeper.is_alive():
-            log.warning("upkeep.left", hint="the next start goes on with it")
 
     def _end_follower(
         self, follower: Worker, stop: threading.Event, hurried: threading.Event, deadline_s: float
@@ -239,11 +326,6 @@ class Daemon:
         return account
 
 
-def _explain(error: BaseException) -> str:
-    """What ended a thread, in a line."""
-    return str(error) if isinstance(error, IngestorError) else f"{type(error).__name__}: {error}"
-
-
 def record(settings: Settings, source: Source, key: str, signals: Signals) -> Conservation:
     """Hold the root and the key, and record until `signals.stop`: the work of `ingestor run`.
 
@@ -260,15 +342,11 @@ def record(settings: Settings, source: Source, key: str, signals: Signals) -> Co
         log.info(
             "run.started", root=str(layout.root), version=__version__, tickers=len(settings.symbols), pid=os.getpid()
         )
-        _clear_staging(layout)
+        # Files that a crash left half made: each is made anew from its segment. Folders are for compaction to clear.
+        for path in layout.staging.iterdir():
+            if path.suffix != ".lock" and not path.is_dir():
+                log.info("leftover.removed", file=path.name)
+                remove_tree(path)
         sinks_stop = threading.Event()
         recording = prepare(settings, key, layout, signals.stop, sinks_stop)
         return Daemon(recording, sinks, source, signals, sinks_stop).run(lock)
-
-
-def _clear_staging(layout: Layout) -> None:
-    """Files that a crash left half made: each is made anew from its segment. Folders are the compaction's to clear."""
-    for path in layout.staging.iterdir():
-        if path.suffix != ".lock" and not path.is_dir():
-            log.info("leftover.removed", file=path.name)
-            remove_tree(path)

@@ -1,4 +1,4 @@
-"""What a start has to know of the runs before it: a few numbers, read without reading what is old.
+"""Reads what a start has to know of earlier runs: a few numbers, without reading what is old.
 
 The newest file of the ledger begins with where its run stands. `state.json` beside it, and the names of whatever a run
 has left (segments, files of the dataset, accounts, cursors), are witnesses: a number that any of them knows is never
@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What the runs before say to the next one."""
+    """What earlier runs say to the next one."""
 
     run: int = 0
     """The highest number of a run that anything remembers; 0: this is the first."""
@@ -69,7 +69,11 @@ def read_history(layout: Layout) -> History:
     left = list(_list_witnesses(layout))
     named = max((file.run for file in files), default=0)
     run = max([named, kept.run, *(segment.run for segment in left)])
-    segment = max([told.segment, kept.segment, *(segment.number for segment in left), *_read_cursors(layout)])
+    passed = []
+    for path in layout.cursors.glob("*.json"):
+        with contextlib.suppress(FileNotFoundError, DamagedFile):  # what can't be read is for its sink to report
+            passed.append(read_small(path, _parse_cursor))
+    segment = max([told.segment, kept.segment, *(segment.number for segment in left), *passed])
     lost = run > named
     if lost:
         log.warning("ledger.lost", run=run, newest=named, hint="this run has left files, but no ledger")
@@ -141,8 +145,15 @@ def _fold_newest(files: list[LedgerFile]) -> RunState:
                 log.error("ledger.unreadable", file=str(file.path), error=str(error))
                 state.tell({"at": state.last_us, "fact": DAMAGED})
         if state.run:
-            if not state.closed:  # format 1 doesn't tell it from run to run
-                state.closed = _last_closed([one for one in files if one.run < run and not one.checked])
+            # Format 1 doesn't tell `closed` from run to run. Segments are accounted for in order, so the newest run
+            # that closed one closed the highest.
+            for file in reversed([one for one in files if one.run < run and not one.checked]):
+                if state.closed:
+                    break
+                earlier = RunState()
+                for fact in _skim(file.path):
+                    earlier.tell(fact)
+                state.closed = earlier.closed
             return state
     return RunState()
 
@@ -165,17 +176,6 @@ def _skim(path: Path) -> Iterator[Fact]:
             yield fact
 
 
-def _last_closed(files: list[LedgerFile]) -> int:
-    """Segments are accounted for in order: the newest run that closed one closed the highest."""
-    for file in reversed(files):
-        state = RunState()
-        for fact in _skim(file.path):
-            state.tell(fact)
-        if state.closed:
-            return state.closed
-    return 0
-
-
 def _list_witnesses(layout: Layout) -> Iterator[SegmentId]:
     """The segments whose names stand in the journal, and in the newest dates of the dataset and of the accounts."""
     yield from (file.id for file in list_segments(layout))
@@ -191,14 +191,8 @@ def _list_witnesses(layout: Layout) -> Iterator[SegmentId]:
                         yield SegmentId.parse(path.name.removeprefix("closed-"))
 
 
-def _read_cursors(layout: Layout) -> Iterator[int]:
-    """The number of a segment that each sink has passed or is in. What can't be read is its sink's to report."""
-    for path in layout.cursors.glob("*.json"):
-        with contextlib.suppress(FileNotFoundError, DamagedFile):
-            yield read_small(path, _parse_cursor)
-
-
 def _parse_cursor(content: bytes) -> int:
+    """The number of the segment that a sink has passed or is in."""
     stored = json.loads(content)
     segment, offset = stored["segment"], stored["offset"]
     if not isinstance(segment, int) or not 0 <= segment < _NUMBERS:

@@ -42,29 +42,17 @@ class Redactor:
     """Takes these secrets out of text, in every form that a log may show, and what a URL calls a token."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        forms = {form for secret in secrets if secret for form in _forms(secret)}
+        forms: set[str] = set()
+        for secret in filter(None, secrets):  # as it is; percent-encoded, in either case; as JSON and `repr` escape it
+            encoded = {quote(secret, safe=""), quote(secret), quote_plus(secret)}
+            lower = {re.sub(r"%..", lambda match: match[0].lower(), form) for form in encoded}
+            forms |= {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1]} | encoded | lower
         self._secrets = re.compile(
             "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True)) or r"(?!)"
         )
 
     def __call__(self, text: str) -> str:
-        return _IN_URL.sub(_mask_value, self._secrets.sub(MASK, text))
-
-
-def _forms(secret: str) -> set[str]:
-    """As it is; percent-encoded, in either case; and as JSON and `repr` escape it."""
-    encoded = {quote(secret, safe=""), quote(secret), quote_plus(secret)}
-    return {
-        secret,
-        *encoded,
-        *(re.sub(r"%..", lambda match: match[0].lower(), form) for form in encoded),
-        json.dumps(secret)[1:-1],
-        repr(secret)[1:-1],
-    }
-
-
-def _mask_value(match: re.Match[str]) -> str:
-    return f"{match['name'] or match['scheme']}{MASK}"
+        return _IN_URL.sub(lambda found: f"{found['name'] or found['scheme']}{MASK}", self._secrets.sub(MASK, text))
 
 
 def configure_logs(
@@ -73,7 +61,7 @@ def configure_logs(
     secrets: Sequence[str],
     stream: TextIO | None = None,
 ) -> Redactor:
-    """Sends this process's log to `stream` (stderr): `console` or `json` lines, `auto` by where it goes.
+    """Send this process's log to `stream` (stderr) as `console` or `json` lines; `auto` decides by the stream.
 
     `level` is one of `config.LoggingSettings`. Libraries speak from `warning` up (at `debug` from `info`):
     below that they log every frame. An exception that nobody caught, in any thread, becomes a line too.
@@ -96,7 +84,8 @@ def configure_logs(
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         wrapper_class=structlog.stdlib.BoundLogger,
-        logger_factory=_our_logger,
+        # One logger for the whole package: the fact's name says where it comes from.
+        logger_factory=lambda *_: logging.getLogger(_OURS),
     )
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
@@ -111,13 +100,8 @@ def redactor_in_force() -> Redactor:
     return Redactor([os.environ.get(name, "").strip() for name in ("FINNHUB_API_KEY", "FEED_API_KEY")])
 
 
-def _our_logger(*_args: object) -> logging.Logger:
-    """One logger for the whole package: the fact's name says where it comes from."""
-    return logging.getLogger(_OURS)
-
-
 def _shared() -> list[Processor]:
-    """What is added to our facts and to libraries' records alike."""
+    """Processors of our facts and of libraries' records alike."""
     return [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

@@ -1,4 +1,4 @@
-"""What is counted, and the equations that the counts must satisfy: conservation."""
+"""Counts of frames and trades, and conservation: the equations that they must satisfy."""
 
 import operator
 from dataclasses import dataclass, field, fields

@@ -1,6 +1,6 @@
-"""What a venue says is data: no command for a terminal, no direction of the text around it, no invisible twin.
+"""Escapes hostile text, and reads and writes durations and sizes as a person does: `15m`, `64MB`.
 
-And durations and sizes, as a person writes them: `15m`, `64MB`.
+A venue's text is data: no command for a terminal, no change of direction, no invisible character passes.
 """
 
 import json

@@ -57,90 +57,18 @@ SHORT = {
 
 _ABROAD = frozenset(
     [
-        "AS",
-        "AT",
-        "AX",
-        "BA",
-        "BC",
-        "BD",
-        "BE",
-        "BK",
-        "BO",
-        "BR",
-        "CA",
-        "CN",
-        "CO",
-        "CR",
-        "CS",
-        "DB",
-        "DE",
-        "DU",
-        "F",
-        "HA",
-        "HE",
-        "HK",
-        "HM",
-        "IC",
-        "IR",
-        "IS",
-        "JK",
-        "JO",
-        "KL",
-        "KQ",
-        "KS",
-        "KW",
-        "L",
-        "LN",
-        "LS",
-        "MC",
-        "ME",
-        "MI",
-        "MT",
-        "MU",
-        "MX",
-        "NE",
-        "NL",
-        "NS",
-        "NZ",
-        "OL",
-        "PA",
-        "PM",
-        "PR",
-        "PS",
-        "QA",
-        "RG",
-        "RO",
-        "SA",
-        "SC",
-        "SG",
-        "SI",
-        "SN",
-        "SR",
-        "SS",
-        "ST",
-        "SW",
-        "SX",
-        "SZ",
-        "T",
-        "TA",
-        "TG",
-        "TL",
-        "TO",
-        "TW",
-        "TWO",
-        "V",
-        "VI",
-        "VN",
-        "VS",
-        "WA",
-        "XA",
+        "AS", "AT", "AX", "BA", "BC", "BD", "BE", "BK", "BO", "BR", "CA", "CN", "CO", "CR", "CS", "DB", "DE", "DU", "F",
+        "HA", "HE", "HK", "HM", "IC", "IR", "IS", "JK", "JO", "KL", "KQ", "KS", "KW", "L", "LN", "LS", "MC", "ME", "MI",
+        "MT", "MU", "MX", "NE", "NL", "NS", "NZ", "OL", "PA", "PM", "PR", "PS", "QA", "RG", "RO", "SA", "SC", "SG",
+        "SI", "SN", "SR", "SS", "ST", "SW", "SX", "SZ", "T", "TA", "TG", "TL", "TO", "TW", "TWO", "V", "VI", "VN", "VS",
+        "WA", "XA",
     ]
-)
+)  # fmt: skip
 """Finnhub's codes of other exchanges, as suffixes: `7203.T`, `VOD.L`. `BRK.B` is a class of shares."""
 
 
 def is_us_symbol(symbol: str) -> bool:
-    """Whether a symbol is judged by these hours: no prefix (`BINANCE:BTCUSDT`), and no suffix of another exchange."""
+    """Whether these hours apply to a symbol: no prefix (`BINANCE:BTCUSDT`), and no suffix of another exchange."""
     return ":" not in symbol and symbol.rpartition(".")[2] not in _ABROAD if "." in symbol else ":" not in symbol
 
 
@@ -184,10 +112,11 @@ class Calendar:
 @cache
 def holidays(year: int) -> frozenset[date]:
     """The weekdays of a year on which the exchange is closed all day."""
+    end_of_may = date(year, 5, 31)
     days = {
         _nth(year, 2, _MONDAY, 3),  # Washington's birthday
         _easter(year) - 2 * _DAY,  # Good Friday
-        _last_monday_of_may(year),  # Memorial Day
+        end_of_may - timedelta(end_of_may.weekday()),  # its last Monday: Memorial Day
         _observed(date(year, 7, 4)),
         _nth(year, 9, _MONDAY, 1),  # Labor Day
         _nth(year, 11, _THURSDAY, 4),  # Thanksgiving
@@ -235,11 +164,6 @@ def _nth(year: int, month: int, weekday: int, number: int) -> date:
     return first + timedelta((weekday - first.weekday()) % 7 + 7 * (number - 1))
 
 
-def _last_monday_of_may(year: int) -> date:
-    last = date(year, 5, 31)
-    return last - timedelta(last.weekday())
-
-
 def _observed(day: date) -> date:
     """Saturday's holiday is kept on Friday, Sunday's on Monday."""
     return day + timedelta({_SATURDAY: -1, _SUNDAY: 1}.get(day.weekday(), 0))
@@ -263,16 +187,16 @@ def read_calendar(path: Path) -> Calendar:
 
     A list of days, as earlier versions wrote, holds those that are closed. What can't be read says nothing.
     """
+
+    def parse(content: bytes) -> Calendar:
+        stored = json.loads(content)
+        told = stored if isinstance(stored, dict) else dict.fromkeys(stored, "")
+        return Calendar({date.fromisoformat(day): parse_hours(hours) for day, hours in told.items()})
+
     try:
-        return read_small(path, _parse_calendar)
+        return read_small(path, parse)
     except FileNotFoundError:
         return Calendar()
     except DamagedFile as error:  # the venue is asked again
         log.warning("holidays.unreadable", error=str(error))
         return Calendar()
-
-
-def _parse_calendar(content: bytes) -> Calendar:
-    stored = json.loads(content)
-    told = stored if isinstance(stored, dict) else dict.fromkeys(stored, "")
-    return Calendar({date.fromisoformat(day): parse_hours(hours) for day, hours in told.items()})

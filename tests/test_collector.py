@@ -19,14 +19,14 @@ def test_what_was_recorded_is_seen(tmp_path: Path) -> None:
     with prepared_recording(tmp_path) as recording:
         watch = Watch(recording)
         record_frames(recording, frames, sent_ms * 1000)
-        vitals = watch.look()
-    assert vitals.flow.frames_received == vitals.flow.counts.frames == 4
-    assert (vitals.flow.counts.trades, vitals.flow.counts.notices, sum(vitals.flow.reasons.values())) == (2, 1, 1)
-    assert (vitals.link.ticking, vitals.link.symbols) == (2, 2)
-    assert vitals.link.last_trade_at == dict.fromkeys(("AAPL", "MSFT"), sent_ms / 1000)
-    within = dict(zip(vitals.flow.delays.bounds, vitals.flow.delays.within, strict=True))
-    assert (within[0.01], within[0.025], within[1.0], within[2.5], vitals.flow.delays.total) == (0, 1, 1, 2, 2)
-    assert vitals.flow.delays.sum_s == pytest.approx(2.02)
+        status = watch.look()
+    assert status.flow.frames_received == status.flow.counts.frames == 4
+    assert (status.flow.counts.trades, status.flow.counts.notices, sum(status.flow.reasons.values())) == (2, 1, 1)
+    assert (status.link.ticking, status.link.symbols) == (2, 2)
+    assert status.link.last_trade_at == dict.fromkeys(("AAPL", "MSFT"), sent_ms / 1000)
+    within = dict(zip(status.flow.delays.bounds, status.flow.delays.within, strict=True))
+    assert (within[0.01], within[0.025], within[1.0], within[2.5], status.flow.delays.total) == (0, 1, 1, 2, 2)
+    assert status.flow.delays.sum_s == pytest.approx(2.02)
 
 
 def test_a_sink_lags_by_what_it_lacks_and_since_when(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_metrics_hold_the_recording_and_the_process(server: HealthServer) -> Non
     assert "process_resident_memory_bytes" in text
 
 
-def test_status_is_the_vitals_as_json(server: HealthServer, recording: Recording) -> None:
+def test_status_is_json(server: HealthServer, recording: Recording) -> None:
     status, kind, text = get(server, "/status")
     told = decode_status(text.encode())
     assert (status, kind) == (200, "application/json")

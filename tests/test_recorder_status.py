@@ -1,4 +1,4 @@
-"""How a recording is: what of it is an ailment, and that it reads the same elsewhere."""
+"""How a recording is: what of it is a problem, and that it reads the same elsewhere."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +15,11 @@ from ingestor.operations.recorder_status import RecorderStatus, SinkLag, decode_
 def healthy(tmp_path: Path) -> RecorderStatus:
     """A recording that was just prepared, as if its venue had answered."""
     with prepared_recording(tmp_path) as recording:
-        vitals = Watch(recording).look()
-    return replace(vitals, link=replace(vitals.link, connected=True, answered=True))
+        status = Watch(recording).look()
+    return replace(status, link=replace(status.link, connected=True, answered=True))
 
 
-def test_a_healthy_recording_has_no_ailment(healthy: RecorderStatus) -> None:
+def test_a_healthy_recording_has_no_problem(healthy: RecorderStatus) -> None:
     assert find_problems(healthy) == []
 
 
@@ -39,7 +39,7 @@ def test_a_healthy_recording_has_no_ailment(healthy: RecorderStatus) -> None:
         ("disk", {"sinks": (SinkLag("csv", 7, 2101.0),)}, "csv is far behind: 7 rows, 2101 s"),
     ],
 )
-def test_each_ailment_is_a_sentence(healthy: RecorderStatus, part: str, change: dict[str, Any], says: str) -> None:
+def test_each_problem_is_a_sentence(healthy: RecorderStatus, part: str, change: dict[str, Any], says: str) -> None:
     ill = replace(healthy, **{part: replace(getattr(healthy, part), **change)})
     assert find_problems(ill) == [says]
 
@@ -52,11 +52,11 @@ def test_each_ailment_is_a_sentence(healthy: RecorderStatus, part: str, change: 
         ("disk", {"sinks": (SinkLag("parquet", 100_000, 1000.0),)}),  # an open segment is not a lag
     ],
 )
-def test_what_is_usual_is_no_ailment(healthy: RecorderStatus, part: str, change: dict[str, Any]) -> None:
+def test_what_is_usual_is_no_problem(healthy: RecorderStatus, part: str, change: dict[str, Any]) -> None:
     assert find_problems(replace(healthy, **{part: replace(getattr(healthy, part), **change)})) == []
 
 
-def test_vitals_arrive_as_they_were_sent(healthy: RecorderStatus) -> None:
+def test_a_status_arrives_as_it_was_sent(healthy: RecorderStatus) -> None:
     assert decode_status(encode_status(healthy)) == healthy
     with pytest.raises(ValueError, match="validation error"):
         decode_status(b"{}")

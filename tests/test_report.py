@@ -10,9 +10,9 @@ from prepared import FRAME, prepared_recording, record_frames
 from structlog.testing import capture_logs
 
 from ingestor.capture.market_calendar import NEW_YORK
+from ingestor.daemon import Report
 from ingestor.ledger import now_us
 from ingestor.recording import Recording
-from ingestor.report import Report
 from ingestor.us_market import Calendar
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=NEW_YORK)

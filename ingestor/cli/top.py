@@ -149,17 +149,17 @@ def sparkline(prices: Iterable[float]) -> str:
     return "".join(_BARS[round((value - low) * scale)] for value in values)
 
 
-def headline(vitals: RecorderStatus | None, root: Path, now: float) -> tuple[str, str]:
+def headline(status: RecorderStatus | None, root: Path, now: float) -> tuple[str, str]:
     """(what flows, what is wrong): two lines."""
     clock = f"{datetime.fromtimestamp(now, UTC):%H:%M:%S} UTC"
-    if vitals is None:
+    if status is None:
         return f"{clock}  {root}", "no recorder answers: what is shown comes from the journal alone"
-    link, flow = vitals.link, vitals.flow
+    link, flow = status.link, status.flow
     text = (
         f"{clock}  {flow.trades_per_s:,.1f} trades/s  {link.ticking}/{link.symbols} ticking  "
-        f"lag {format_seconds(flow.lag_s)}  {flow.counts.trades:,} trades in run {vitals.run}"
+        f"lag {format_seconds(flow.lag_s)}  {flow.counts.trades:,} trades in run {status.run}"
     )
-    return text, escape("; ".join(find_problems(vitals)))
+    return text, escape("; ".join(find_problems(status)))
 
 
 @click.command(epilog=example("pip install 'finnhub-ingestor[tui]'", "ingestor top"))

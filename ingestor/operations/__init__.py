@@ -1,7 +1,7 @@
-"""What an operator has of a recorder that runs.
+"""Runs the recorder as a service.
 
-How it is (`watch` looks, `vitals` says), told to Prometheus, people and programs over HTTP (`exposition`, `health`), to
-the service manager (`systemd`) and from another process (`status`); what may be asked of it (`signals`,
-`live_settings`); what keeps a second one from its key (`key_lock`); and what can be asked of venue and machine before a
-start (`online`).
+Its state (`collector` reads it, `recorder_status` holds it and names problems) goes to Prometheus, people and programs
+over HTTP (`prometheus`, `health`), to the service manager (`systemd`) and to other processes (`status`). `reload` takes
+over a changed list of tickers, `key_lock` keeps a second recorder from the same key, and `preflight` asks venue and
+machine before a start.
 """

@@ -1,4 +1,4 @@
-"""Reads the recorder's live parts into one frozen status when somebody asks."""
+"""Reads the recorder's live parts into one frozen status, on request."""
 
 import math
 import os
@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 from ingestor import __version__
@@ -45,7 +44,7 @@ class _Sample(NamedTuple):
 
 
 class Watch:
-    """Looks at a recording: a little once a second (`tick`), at all of it when somebody asks (`look`)."""
+    """Samples a recording's counts once per second (`tick`), and reads all of its state on request (`look`)."""
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
@@ -73,6 +72,7 @@ class Watch:
     def look(self) -> RecorderStatus:
         """How it is now. Raises OSError where the disk can't be asked."""
         recording, now, now_s = self._recording, time.time(), time.monotonic()
+        venue = recording.clock.venue
         return RecorderStatus(
             at=now,
             version=__version__,
@@ -80,18 +80,16 @@ class Watch:
             root=str(recording.layout.root),
             run=recording.run,
             started_at=self._started_at,
-            link=self._look_at_link(now, now_s),
-            flow=self._look_at_flow(now_s),
-            disk=self._look_at_disk(now_s),
-            clock=self._look_at_clock(),
+            link=self._read_link(now, now_s),
+            flow=self._read_flow(now_s),
+            disk=self._read_disk(now_s),
+            clock=ClockState(
+                wrong_s=venue.wrong_us / 1e6,
+                trades_s=None if venue.trades_us is None else venue.trades_us / 1e6,
+            ),
         )
 
-    def _look_at_clock(self) -> ClockState:
-        venue = self._recording.clock.venue
-        trades_us = venue.trades_us
-        return ClockState(wrong_s=venue.wrong_us / 1e6, trades_s=None if trades_us is None else trades_us / 1e6)
-
-    def _look_at_link(self, now: float, now_s: float) -> Link:
+    def _read_link(self, now: float, now_s: float) -> Link:
         session, observed, gaps = self._recording.session, self._recording.observed, self._recording.gaps
         symbols = self._recording.subscriptions.symbols
         last_frame_us, whole = session.last_frame_us, gaps.whole
@@ -114,15 +112,20 @@ class Watch:
             gap_s=0.0 if whole is None else max(now - whole.since_us / 1e6, 0.0),
         )
 
-    def _look_at_flow(self, now_s: float) -> Flow:
+    def _read_flow(self, now_s: float) -> Flow:
         buffer, recorder = self._recording.buffer, self._recording.recorder
-        flooded_today = self._recording.rejects.truncated_on == datetime.now(UTC).date()
+        recent = list(self._recent)
+        first, last = recent[0], recent[-1]
+        before = next((one for one in recent if one.at_s >= now_s - _RATE_S - 1.0), last)
+        took_s = now_s - before.at_s
+        rejected, trades = last.rejected - first.rejected, last.trades - first.trades
+        flooded = rejected >= _FLOOD_MIN and rejected >= _FLOOD_SHARE * (rejected + trades)
         return Flow(
             frames_received=buffer.frames_put,
             counts=recorder.counts,
             reasons=dict(recorder.reasons),
-            trades_per_s=self._trades_per_s(now_s),
-            rejects_flood=flooded_today or self._rejects_flood(),
+            trades_per_s=(recorder.counts.trades - before.trades) / took_s if took_s > 0 else 0.0,
+            rejects_flood=flooded or self._recording.rejects.truncated_on == datetime.now(UTC).date(),
             delays=Histogram(BOUNDS_S, tuple(recorder.delays.within), recorder.delays.count, recorder.delays.sum_s),
             buffer_bytes=buffer.bytes,
             buffer_max_bytes=self._recording.settings.connection.buffer,
@@ -133,10 +136,10 @@ class Watch:
             conservation_violations=self._recording.accounts.violations,
             reader_turned_s=self._reader_turned_s(now_s),
             files_turned_s=now_s - self._recording.runner.turned_at_s,
-            strange=self._look_at_strange(),
+            strange=self._read_strange(),
         )
 
-    def _look_at_strange(self) -> Strange | None:
+    def _read_strange(self) -> Strange | None:
         unread, recording = self._recording.observed.unread, self._recording
         if unread is None:
             return None
@@ -156,12 +159,15 @@ class Watch:
         waits = buffer.bytes >= self._recording.settings.connection.buffer // 2  # for room: the recorder's affair
         return now_s - session.turned_at_s if session.connected and not waits else 0.0
 
-    def _look_at_disk(self, now_s: float) -> Disk:
+    def _read_disk(self, now_s: float) -> Disk:
         settings, journal = self._recording.settings, self._recording.journal
+        volume = os.statvfs(self._recording.layout.root)
         killed_loss_s = settings.journal.linger + self._recording.buffer.lag_s()
         sync_age_s = journal.unsynced.age_s
-        sinks = [self._lag(sink.name, sink.rows[self._recording.run], now_s) for sink in self._recording.files]
-        sinks += self._look_at_external(now_s)
+        sinks = [
+            *(self._lag(sink.name, sink.rows[self._recording.run], now_s) for sink in self._recording.files),
+            *self._read_external(now_s),
+        ]
         return Disk(
             failing=self._recording.observed.disk_failing,
             syncs=journal.syncs,
@@ -171,11 +177,11 @@ class Watch:
             unpowered_loss_s=killed_loss_s + max(settings.journal.sync_interval, sync_age_s),
             sinks=tuple(sinks),
             sink_patience_s=2 * settings.storage.rotate.age + _SINK_GRACE_S,
-            free_bytes=_free_bytes(self._recording.layout.root),
+            free_bytes=volume.f_bavail * volume.f_frsize,  # what an ordinary user may still write
             floor_bytes=settings.storage.min_free,
         )
 
-    def _look_at_external(self, now_s: float) -> Iterable[SinkLag]:
+    def _read_external(self, now_s: float) -> Iterable[SinkLag]:
         """The sinks of the other process, from their cursors: reading the journal's headers takes a moment where one
         is far behind, and is not done for everybody who asks. Raises OSError.
         """
@@ -185,24 +191,8 @@ class Watch:
         skipped = self._recording.slots.skipped
         return [SinkLag(name, lag.rows, lag.seconds, skipped[name]) for name, lag in self._external_lags.items()]
 
-    def _trades_per_s(self, now_s: float) -> float:
-        before = next((one for one in list(self._recent) if one.at_s >= now_s - _RATE_S - 1.0), self._recent[-1])
-        took_s = now_s - before.at_s
-        return (self._recording.recorder.counts.trades - before.trades) / took_s if took_s > 0 else 0.0
-
-    def _rejects_flood(self) -> bool:
-        first, last = self._recent[0], self._recent[-1]
-        rejected, trades = last.rejected - first.rejected, last.trades - first.trades
-        return rejected >= _FLOOD_MIN and rejected >= _FLOOD_SHARE * (rejected + trades)
-
     def _lag(self, name: str, rows: int, now_s: float) -> SinkLag:
         """Of the sink of this name that has got this many rows."""
         behind = self._recording.recorder.counts.trades - rows
         since_s = next((one.at_s for one in list(self._uncommitted) if one.trades > rows), now_s)
         return SinkLag(name, max(behind, 0), now_s - since_s if behind > 0 else 0.0)
-
-
-def _free_bytes(path: Path) -> int:
-    """What an ordinary user may still write to this path's disk. Raises OSError."""
-    disk = os.statvfs(path)
-    return disk.f_bavail * disk.f_frsize

@@ -1,9 +1,8 @@
-"""One small HTTP server for programs that watch the recorder: /metrics, /healthz, /readyz, /status.
+"""Small HTTP server for programs that watch the recorder: /metrics, /healthz, /readyz, /status.
 
-It looks at the recording when it is asked, in threads of its own; nothing waits for it, and whatever happens to it the
-recording goes on. It lives in the recorder's process, so whoever asks costs no more than a bystander may: so many
-connections at once, a deadline for each whole request, so many requests per second, and one look at the recording for
-all who ask within a quarter of a second.
+It reads the recording's status on request, in threads of its own. Nothing waits for it, and whatever happens to it the
+recording goes on. It runs in the recorder's process, so it bounds what its clients cost: the number of connections, the
+time of each request, the requests per second, and one reading of the status per quarter of a second.
 """
 
 import io
@@ -122,15 +121,26 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], watch: Watch, hosts: Hosts) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.hosts = hosts
-        self._watch = watch
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(StatusMetrics(watch))
-        ProcessCollector(registry=self._registry)
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(StatusMetrics(watch))
+        ProcessCollector(registry=registry)
+
+        def tell_metrics() -> _Answer:
+            return _Answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(registry))
+
+        def tell_readiness() -> _Answer:
+            problems = find_problems(watch.look())
+            status = HTTPStatus.SERVICE_UNAVAILABLE if problems else HTTPStatus.OK
+            return _text(status, "".join(f"{line}\n" for line in problems or ["recording"]))
+
+        def tell_status() -> _Answer:
+            return _Answer(HTTPStatus.OK, "application/json", encode_status(watch.look()))
+
         self.answers: dict[str, Callable[[], _Answer]] = {
-            "/metrics": _Fresh(self._tell_metrics),
+            "/metrics": _Fresh(tell_metrics),
             "/healthz": lambda: _text(HTTPStatus.OK, "alive\n"),
-            "/readyz": _Fresh(self._tell_readiness),
-            "/status": _Fresh(self._tell_status),
+            "/readyz": _Fresh(tell_readiness),
+            "/status": _Fresh(tell_status),
         }
         self._open: dict[socket.socket, float] = {}
         """Connections and when they are over, the oldest first."""
@@ -180,17 +190,6 @@ class _Server(ThreadingHTTPServer):
         if not isinstance(error := sys.exception(), ConnectionError):
             log.warning("health.failed", error=repr(error))
 
-    def _tell_metrics(self) -> _Answer:
-        return _Answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(self._registry))
-
-    def _tell_readiness(self) -> _Answer:
-        ailments = find_problems(self._watch.look())
-        status = HTTPStatus.SERVICE_UNAVAILABLE if ailments else HTTPStatus.OK
-        return _text(status, "".join(f"{line}\n" for line in ailments or ["recording"]))
-
-    def _tell_status(self) -> _Answer:
-        return _Answer(HTTPStatus.OK, "application/json", encode_status(self._watch.look()))
-
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
@@ -203,23 +202,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile = io.BufferedReader(_Head(self.connection, "r"))
 
     def do_GET(self) -> None:
-        if refusal := self._find_refusal():
-            self._say(refusal)
-            return
+        named = self.headers.get_all("Host", [])
         tell = self.server.answers.get(self.path.partition("?")[0])
-        if tell is None:
+        if len(named) > 1 or (not named and self.request_version != "HTTP/1.0"):
+            self._say(_text(HTTPStatus.BAD_REQUEST, "a request names one host\n"))
+        elif named and not self.server.hosts.hold(named[0]):
+            sentence = "unknown host: call this recorder by its address, or by a name of health.allow_hosts\n"
+            self._say(_text(HTTPStatus.FORBIDDEN, sentence))
+        elif tell is None:
             self._say(_text(HTTPStatus.NOT_FOUND, "there are /metrics, /healthz, /readyz and /status\n"))
         else:
             self._say(tell())
-
-    def _find_refusal(self) -> _Answer | None:
-        named = self.headers.get_all("Host", [])
-        if len(named) > 1 or (not named and self.request_version != "HTTP/1.0"):
-            return _text(HTTPStatus.BAD_REQUEST, "a request names one host\n")
-        if named and not self.server.hosts.hold(named[0]):
-            sentence = "unknown host: call this recorder by its address, or by a name of health.allow_hosts\n"
-            return _text(HTTPStatus.FORBIDDEN, sentence)
-        return None
 
     def _say(self, answer: _Answer) -> None:
         self.send_response(answer.status)

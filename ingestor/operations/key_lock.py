@@ -1,8 +1,8 @@
-"""One reader of an API key at a venue: Finnhub serves one connection a key, and a second one throws out the first.
+"""Locks an API key for one recorder: Finnhub serves one connection per key, and a second one ends the first.
 
-The lock is a name in the kernel's table of abstract UNIX sockets: one for the whole machine whoever the users are and
-wherever their files, gone with the process however it ends, and its holder's pid is the kernel's word. It is not seen
-from another machine or network namespace: there the session names a shared key by its effect.
+The lock is a name in the kernel's table of abstract UNIX sockets: it holds machine-wide, whoever the users are and
+wherever their files, ends with the process however that ends, and the kernel tells its holder's pid. Another machine or
+network namespace doesn't see it: there the session names a shared key by its effect.
 """
 
 import contextlib
@@ -24,24 +24,20 @@ def locked_key(key: str, url: str) -> Iterator[None]:
     if not key:
         yield
         return
-    name = _lock_name(key, url)
+    # Everybody can read the name in /proc/net/unix: it costs as much to turn back into the key as a password's hash.
+    venue = urlsplit(url).netloc.lower().encode()
+    digest = hashlib.scrypt(key.encode(), salt=b"finnhub-ingestor " + venue, n=1 << 14, r=8, p=1, dklen=16)
+    name = b"\0finnhub-ingestor-key-" + digest.hex().encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as lock:
         try:
             lock.bind(name)
         except OSError:
             raise KeyInUse(
                 f"{_name_holder(name)} on this machine records with this API key, and a venue serves one connection "
-                "a key: stop that one, give it these symbols, or use another key"
+                "per key: stop that one, give it these symbols, or use another key"
             ) from None
         lock.listen(1)
         yield
-
-
-def _lock_name(key: str, url: str) -> bytes:
-    """Everybody can read it in /proc/net/unix: it costs as much to turn back into the key as a password's hash."""
-    venue = urlsplit(url).netloc.lower().encode()
-    digest = hashlib.scrypt(key.encode(), salt=b"finnhub-ingestor " + venue, n=1 << 14, r=8, p=1, dklen=16)
-    return b"\0finnhub-ingestor-key-" + digest.hex().encode()
 
 
 def _name_holder(name: bytes) -> str:

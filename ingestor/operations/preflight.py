@@ -1,6 +1,4 @@
-"""Asks the venue and this machine before a recording, without opening a stream: the key's one connection may be
-in use.
-"""
+"""Checks venue and machine before a recording, without opening a stream: the key's one connection may be in use."""
 
 import contextlib
 import http.client
@@ -49,7 +47,12 @@ class Rest:
 
     def get(self, path: str) -> Answer:
         """One call. Raises VenueUnreachable."""
-        connection = self._connect()
+        host, port = self._parts.hostname or "", self._parts.port
+        if self._parts.scheme == "http":
+            connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+        else:
+            tls = ssl.create_default_context(cafile=self._ca_file)
+            connection = http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=tls)
         asked_at = time.time()
         try:
             connection.request("GET", f"{self._parts.path}{path}", headers={"X-Finnhub-Token": self._key})
@@ -62,22 +65,19 @@ class Rest:
         return Answer(answer.status, body, _clock_offset_s(answer.getheader("Date"), asked_at, time.time()))
 
     def list_symbols(self, exchange: str) -> frozenset[str] | None:
-        """What the venue has of this exchange (`US`, `BINANCE`, `OANDA`); None where it doesn't say. Raises
-        VenueUnreachable.
+        """The symbols of this exchange (`US`, `BINANCE`, `OANDA`); None where the venue doesn't say.
+
+        Raises VenueUnreachable.
         """
         kinds = ("stock",) if exchange == "US" else ("crypto", "forex")
         for kind in kinds:
             answer = self.get(f"/{kind}/symbol?exchange={quote(exchange, safe='')}")
-            if answer.status == 200 and (found := _symbols_in(answer.body)):
-                return found
+            if answer.status != 200:
+                continue
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # an answer of another form says nothing
+                if found := frozenset(str(entry["symbol"]) for entry in json.loads(answer.body)):
+                    return found
         return None
-
-    def _connect(self) -> http.client.HTTPConnection:
-        host, port = self._parts.hostname or "", self._parts.port
-        if self._parts.scheme == "http":
-            return http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
-        tls = ssl.create_default_context(cafile=self._ca_file)
-        return http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=tls)
 
 
 def _clock_offset_s(date: str | None, asked_at: float, answered_at: float) -> float | None:
@@ -89,13 +89,6 @@ def _clock_offset_s(date: str | None, asked_at: float, answered_at: float) -> fl
     if asked_at > second + 1:
         return asked_at - (second + 1)
     return min(answered_at - second, 0.0)
-
-
-def _symbols_in(body: bytes) -> frozenset[str]:
-    """Those of `[{"symbol":"AAPL", …}, …]`; none where it is something else."""
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-        return frozenset(str(entry["symbol"]) for entry in json.loads(body))
-    return frozenset()
 
 
 def find_unknown(symbols: Iterable[str], rest: Rest) -> Iterator[tuple[str, list[str] | None]]:

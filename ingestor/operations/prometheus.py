@@ -1,4 +1,4 @@
-"""The metrics: each name once, filled from the recorder's status when Prometheus asks. Nothing is counted here."""
+"""Prometheus metrics: each name once, filled from the recorder's status on request. Nothing is counted here."""
 
 import platform
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from ingestor.operations.collector import Watch
-from ingestor.operations.recorder_status import Histogram, RecorderStatus
+from ingestor.operations.recorder_status import RecorderStatus
 
 
 class _Number(NamedTuple):
@@ -67,7 +67,7 @@ _GAUGES = (
 
 
 class StatusMetrics(Collector):
-    """What Prometheus asks for, looked up when it asks."""
+    """Answers Prometheus with the status at that moment."""
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
@@ -76,29 +76,36 @@ class StatusMetrics(Collector):
         return expose(self._watch.look())
 
 
-def expose(vitals: RecorderStatus) -> Iterator[Metric]:
-    """The metrics that say these vitals."""
+def expose(status: RecorderStatus) -> Iterator[Metric]:
+    """The metrics of this status."""
     for number in _COUNTERS:
-        yield CounterMetricFamily(number.name, number.help, number.read(vitals))
+        yield CounterMetricFamily(number.name, number.help, number.read(status))
     for number in _GAUGES:
-        yield GaugeMetricFamily(number.name, number.help, number.read(vitals))
-    yield from _labelled(vitals)
-    yield _histogram("ingestor_trade_delay_seconds", "From a trade to its receipt.", vitals.flow.delays)
+        yield GaugeMetricFamily(number.name, number.help, number.read(status))
+    yield from _labelled(status)
+    delays = status.flow.delays
+    buckets = [(str(bound), within) for bound, within in zip(delays.bounds, delays.within, strict=True)]
+    yield HistogramMetricFamily(
+        "ingestor_trade_delay_seconds",
+        "From a trade to its receipt.",
+        [*buckets, ("+Inf", delays.total)],
+        delays.sum_s,
+    )
     yield SummaryMetricFamily(
         "ingestor_journal_sync_seconds",
         "Forcing the journal to the disk.",
-        count_value=vitals.disk.syncs,
-        sum_value=vitals.disk.sync_s,
+        count_value=status.disk.syncs,
+        sum_value=status.disk.sync_s,
     )
     build = GaugeMetricFamily(
         "ingestor_build_info", "What is running: always 1.", labels=["version", "python", "pyarrow"]
     )
-    build.add_metric([vitals.version, platform.python_version(), pa.__version__], 1)
+    build.add_metric([status.version, platform.python_version(), pa.__version__], 1)
     yield build
 
 
-def _labelled(vitals: RecorderStatus) -> Iterator[Metric]:
-    link, flow, disk = vitals.link, vitals.flow, vitals.disk
+def _labelled(status: RecorderStatus) -> Iterator[Metric]:
+    link, flow, disk = status.link, status.flow, status.disk
     last_trades: dict[str, float] = link.last_trade_at
     loss = {"kill": disk.killed_loss_s, "power_cut": disk.unpowered_loss_s}
     sink_rows = {sink.name: sink.rows for sink in disk.sinks}
@@ -128,8 +135,3 @@ def _gauges(name: str, text: str, label: str, values: "dict[str, int] | dict[str
     for key, value in values.items():
         family.add_metric([key], value)
     return family
-
-
-def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
-    buckets = [(str(bound), within) for bound, within in zip(histogram.bounds, histogram.within, strict=True)]
-    return HistogramMetricFamily(name, text, [*buckets, ("+Inf", histogram.total)], histogram.sum_s)

@@ -162,9 +162,9 @@ def _as_json() -> "TypeAdapter[RecorderStatus]":
     return TypeAdapter(RecorderStatus)
 
 
-def encode_status(vitals: RecorderStatus) -> bytes:
+def encode_status(status: RecorderStatus) -> bytes:
     """As JSON."""
-    return _as_json().dump_json(vitals)
+    return _as_json().dump_json(status)
 
 
 def decode_status(text: bytes) -> RecorderStatus:
@@ -172,37 +172,39 @@ def decode_status(text: bytes) -> RecorderStatus:
     return _as_json().validate_json(text)
 
 
-def find_problems(vitals: RecorderStatus) -> list[str]:
+def find_problems(status: RecorderStatus) -> list[str]:
     """What is wrong, the worst first, as sentences; none where trades are being recorded as they come."""
-    return [
-        *_link_problems(vitals.link),
-        *_clock_problems(vitals.clock),
-        *_flow_problems(vitals.flow),
-        *_disk_problems(vitals.disk),
-    ]
-
-
-def _link_problems(link: Link) -> Iterable[str]:
+    link, clock, disk = status.link, status.clock, status.disk
+    problems = []
     if not link.connected:
-        yield "not connected to the venue"
+        problems.append("not connected to the venue")
     elif not link.answered:
-        yield "subscribed, and nothing has come yet"
+        problems.append("subscribed, and nothing has come yet")
     elif link.silence_s > link.silence_max_s / 2:
-        yield f"mute: nothing has come for {link.silence_s:.0f} s"
+        problems.append(f"mute: nothing has come for {link.silence_s:.0f} s")
     elif link.gap is not None:
-        yield f"blind: frames come, but no trades (a gap of cause {link.gap})"
-
-
-def _clock_problems(clock: ClockState) -> Iterable[str]:
+        problems.append(f"blind: frames come, but no trades (a gap of cause {link.gap})")
     if clock.wrong_s:
         where = "behind" if clock.wrong_s < 0 else "ahead of"
-        yield (
+        problems.append(
             f"this computer's clock is {timedelta(seconds=round(abs(clock.wrong_s)))} h {where} the venue's: set it; "
             "trades are kept, and until then all symbols count as unproven"
         )
     elif clock.trades_s is not None and abs(clock.trades_s) > _DAY_S:
-        where = "ahead of" if clock.trades_s < 0 else "behind"
-        yield f"the venue's trades are {timedelta(seconds=round(abs(clock.trades_s)))} h {where} this computer's clock"
+        where, late = "ahead of" if clock.trades_s < 0 else "behind", timedelta(seconds=round(abs(clock.trades_s)))
+        problems.append(f"the venue's trades are {late} h {where} this computer's clock")
+    problems += _flow_problems(status.flow)
+    if disk.failing:
+        problems.append("not writing: the disk refuses the journal")
+    if disk.free_bytes < disk.floor_bytes:
+        floor = format_size(disk.floor_bytes)
+        problems.append(f"disk low: {disk.free_bytes >> 20} MB free, storage.min_free is {floor}")
+    problems += [
+        f"{sink.name} is far behind: {sink.rows} rows, {sink.seconds:.0f} s"
+        for sink in disk.sinks
+        if sink.seconds > disk.sink_patience_s
+    ]
+    return problems
 
 
 def _flow_problems(flow: Flow) -> Iterable[str]:
@@ -220,13 +222,3 @@ def _flow_problems(flow: Flow) -> Iterable[str]:
         yield f"no message could be read as a trade, such as ({flow.strange.reason}): {flow.strange.sample}"
     if flow.conservation_violations:
         yield f"conservation was violated {flow.conservation_violations} times: see the log"
-
-
-def _disk_problems(disk: Disk) -> Iterable[str]:
-    if disk.failing:
-        yield "not writing: the disk refuses the journal"
-    if disk.free_bytes < disk.floor_bytes:
-        yield f"disk low: {disk.free_bytes >> 20} MB free, storage.min_free is {format_size(disk.floor_bytes)}"
-    for sink in disk.sinks:
-        if sink.seconds > disk.sink_patience_s:
-            yield f"{sink.name} is far behind: {sink.rows} rows, {sink.seconds:.0f} s"

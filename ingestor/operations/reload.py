@@ -1,6 +1,4 @@
-"""Takes over settings that change while it records: the tickers. Whatever else changed in the file is named, and
-waits.
-"""
+"""Takes over a list of tickers that changes while it records. Other changes are named, and need a restart."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,27 +48,22 @@ class LiveSettings:
             log.error("settings.refused", error=str(error), kept="the settings that it runs with")
             return
         waiting = sorted(_changed(self._settings, new))
-        before, self._settings = self._settings, self._settings.model_copy(update={"tickers": new.tickers})
-        added, dropped = _difference(before.symbols, self._settings.symbols)
-        self._subscriptions.change(self._settings.symbols)
+        before = self._settings.symbols
+        self._settings = self._settings.model_copy(update={"tickers": new.tickers})
+        after = self._settings.symbols
+        added = [symbol for symbol in after if symbol not in set(before)]
+        dropped = [symbol for symbol in before if symbol not in set(after)]
+        self._subscriptions.change(after)
         self._ledger.record("settings.reloaded", added=added, dropped=dropped, waiting=waiting)
         log.info("settings.reloaded", added=added, dropped=dropped)
         if waiting:
             log.warning("settings.waiting", changed=waiting, hint="these need a restart")
 
 
-def _difference(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """(added, dropped), in the order of the lists."""
-    return [one for one in new if one not in set(old)], [one for one in old if one not in set(new)]
-
-
 def _changed(old: Settings, new: Settings) -> set[str]:
     """`storage.rotate.age` of each setting but the tickers that differs."""
-    return {name for name, _ in set(_flat(old)) ^ set(_flat(new)) if name != "tickers"}
-
-
-def _flat(settings: Settings) -> list[tuple[str, str]]:
-    return list(_flatten(settings.model_dump(mode="json"), ""))
+    before, after = (set(_flatten(settings.model_dump(mode="json"), "")) for settings in (old, new))
+    return {name for name, _ in before ^ after if name != "tickers"}
 
 
 def _flatten(section: dict[str, Any], above: str) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""How a recorder is, asked from another process: its lock says who it is, itself how it is, its files how they grow."""
+"""Asks a recorder for its status from another process: its lock names it, it answers, its files show their growth."""
 
 import http.client
 import os
@@ -24,6 +24,7 @@ class Status:
     root: str
     holder: Holder | None
     """None: nothing records here."""
+    # The names of these fields are keys of `ingestor status --json`.
     vitals: RecorderStatus | None
     """None where it doesn't answer: `unanswered` says why."""
     unanswered: str | None
@@ -84,8 +85,12 @@ def _ask(address: str | None) -> tuple[RecorderStatus | None, str | None]:
 
 
 def measure_growth(layout: Layout, now: float) -> float | None:
-    """Bytes a day that the recording grows by: what was written in the last 24 hours, scaled up in its first day."""
-    began_us = _find_beginning(layout)
+    """Bytes per day by which the recording grows: what was written in the last 24 hours, scaled up in its first day."""
+    # When this root was first recorded; with closed days that is more than a day ago, and then it doesn't matter when.
+    began_us: int | None = 0
+    if not list_closed_facts(layout):
+        first = (next(read_facts(path), None) for path in list_ledgers(layout))
+        began_us = next((fact.get("began", fact["at"]) for fact in first if fact is not None), None)
     if began_us is None:
         return None
     age_s = min(now - began_us / 1e6, _DAY_S)
@@ -93,14 +98,6 @@ def measure_growth(layout: Layout, now: float) -> float | None:
         return None
     written = sum(found.st_size for found in _recent_files(layout, now) if found.st_mtime >= now - _DAY_S)
     return written * _DAY_S / age_s
-
-
-def _find_beginning(layout: Layout) -> int | None:
-    """When this root was first recorded, in µs since 1970; any time before yesterday where that is long ago."""
-    if list_closed_facts(layout):
-        return 0
-    first = (next(read_facts(path), None) for path in list_ledgers(layout))
-    return next((fact.get("began", fact["at"]) for fact in first if fact is not None), None)
 
 
 def _recent_files(layout: Layout, now: float) -> Iterator[os.stat_result]:

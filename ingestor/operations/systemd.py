@@ -1,4 +1,4 @@
-"""What the service manager is told: sd_notify(3), a datagram of a few lines. Without one there is nobody to tell."""
+"""Notifies the service manager: sd_notify(3), a datagram of a few lines. Without a manager it does nothing."""
 
 import os
 import socket
@@ -24,7 +24,10 @@ class Notifier:
         address = environ.get("NOTIFY_SOCKET", "")
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._refused = False
-        self.watchdog_s = _watchdog_s(environ) if address else None
+        usec = environ.get("WATCHDOG_USEC", "")
+        for_us = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        watched = address and for_us and usec.isdigit() and int(usec)
+        self.watchdog_s = int(usec) / 1e6 if watched else None
         """The manager ends a service that has not shown progress for so long; None: it doesn't watch."""
 
     def tell(self, **fields: str | int) -> None:
@@ -42,7 +45,7 @@ class Notifier:
 
 
 class Service:
-    """What systemd is to know of a recording as it goes: ready once it really is, alive only while it gets on."""
+    """Tells systemd that a recording is ready once the venue has answered, and alive only while it makes progress."""
 
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier
@@ -53,19 +56,19 @@ class Service:
         self._extended_s = self._extended_turn_s = float("-inf")
 
     def due(self, now_s: float) -> bool:
-        """Whether it is time to `tell`: every five seconds, and twice a second while a start waits."""
+        """Whether it is time to `tell`: every five seconds, and twice per second while a start waits."""
         if now_s < self._due_s:
             return False
         self._due_s = now_s + (_STATUS_S if self._ready else _WAITING_S)
         return True
 
-    def tell(self, vitals: RecorderStatus) -> None:
-        """How it goes; and that it is ready, once the venue has answered to the first subscription."""
-        if self._ready or not vitals.link.answered:
-            self._notifier.tell(STATUS=summarize(vitals))
+    def tell(self, status: RecorderStatus) -> None:
+        """Send the status line; also READY, once the venue has answered to the first subscription."""
+        if self._ready or not status.link.answered:
+            self._notifier.tell(STATUS=summarize(status))
             return
         self._ready = True
-        self._notifier.tell(READY=1, STATUS=summarize(vitals))
+        self._notifier.tell(READY=1, STATUS=summarize(status))
 
     def prove(self, turned_at_s: float, now_s: float) -> None:
         """The thread that matters now came round at `turned_at_s` (monotonic).
@@ -92,13 +95,14 @@ class Service:
             self._notifier.tell(READY=1)
 
     def stopping(self) -> None:
+        """The recorder drains and seals; from now on each proof of progress extends the timeout."""
         self._stopping = True
         self._notifier.tell(STOPPING=1, STATUS="stopping: what was received is being sealed")
 
 
-def summarize(vitals: RecorderStatus) -> str:
+def summarize(status: RecorderStatus) -> str:
     """One line: `recording 57.1 trades/s; 48 of 50 symbols ticking; lag 12 ms`."""
-    link, flow = vitals.link, vitals.flow
+    link, flow = status.link, status.flow
     if not link.connected:
         return f"not connected to the venue ({link.connections} connections so far)"
     state = "recording" if link.answered else "waiting for the venue's first word,"
@@ -106,11 +110,3 @@ def summarize(vitals: RecorderStatus) -> str:
         f"{state} {flow.trades_per_s:,.1f} trades/s; {link.ticking} of {link.symbols} symbols ticking; "
         f"lag {flow.lag_s * 1000:.0f} ms"
     )
-
-
-def _watchdog_s(environ: Mapping[str, str]) -> float | None:
-    """`$WATCHDOG_USEC`, where it is meant for this process."""
-    if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
-        return None
-    usec = environ.get("WATCHDOG_USEC", "")
-    return int(usec) / 1e6 if usec.isdigit() and int(usec) else None
