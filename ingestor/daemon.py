@@ -29,7 +29,7 @@ _WATCH_S = 0.5
 _READER_END_S = 2.5
 _HURRY_S = 1.0
 _LEDGER_END_S = 10.0
-_UPKEEP_END_S = 10.0
+_MAINTENANCE_END_S = 10.0
 _SUMMARY_S = 15.0
 _PROGRESS_S = 60.0
 _NAMED = 5
@@ -164,14 +164,14 @@ class Daemon:
         self._recorder = Worker("recorder", recording.recorder.run, self._ended)
         self._files = Worker("files", recording.runner.run, self._ended)
         self._sinks = sinks
-        self._sinks_keeper = Worker("sinks", sinks.run, self._ended) if sinks else None
+        self._sinks_worker = Worker("sinks", sinks.run, self._ended) if sinks else None
         self._report = Report(recording)
         self._watch = Watch(recording)
         self._live_settings = LiveSettings(source, recording.settings, recording.subscriptions, recording.ledger)
-        self._upkeep = MaintenanceLoop(
+        self._maintenance = MaintenanceLoop(
             recording.layout, recording.ledger, recording.settings.storage.retention, recording.clock.venue_now
         )
-        self._upkeep_keeper = Worker("upkeep", self._upkeep.run, self._ended)
+        self._maintenance_worker = Worker("upkeep", self._maintenance.run, self._ended)
         self._service = Service(Notifier())
         self._disk_low = False
 
@@ -180,8 +180,8 @@ class Daemon:
 
         Raises what ended a thread (FeedRefused, RowsUnsaved, anything unforeseen) and ConservationViolated.
         """
-        workers = [self._reader, self._recorder, self._files, self._upkeep_keeper]
-        workers += [self._sinks_keeper] if self._sinks_keeper else []
+        workers = [self._reader, self._recorder, self._files, self._maintenance_worker]
+        workers += [self._sinks_worker] if self._sinks_worker else []
         for worker in workers:
             worker.start()
         health: HealthServer | None = None
@@ -217,7 +217,7 @@ class Daemon:
         self._watch.tick(now_s)
         self._report.tick(now_s)
         # The thread that is furthest behind feeds the watchdog, by its own progress: none may hide behind another.
-        others = [self._upkeep.turned_at_s, *([self._sinks.turned_at_s] if self._sinks else [])]
+        others = [self._maintenance.turned_at_s, *([self._sinks.turned_at_s] if self._sinks else [])]
         self._service.prove(min(self._recording.recorder.turned_at_s, *self._watch.turns(now_s), *others), now_s)
         if self._service.due(now_s):
             self._look()
@@ -266,17 +266,17 @@ class Daemon:
             self._recorder.join(_WATCH_S)
             self._service.prove(recording.recorder.turned_at_s, time.monotonic())
         # Let the maintenance end its child. What it is deleting on a slow disk, the next start deletes.
-        self._upkeep.stop.set()
-        deadline_s = time.monotonic() + min(_UPKEEP_END_S, recording.settings.stop_timeout)
-        while self._upkeep_keeper.is_alive() and not signals.hurry.is_set() and time.monotonic() < deadline_s:
+        self._maintenance.stop.set()
+        deadline_s = time.monotonic() + min(_MAINTENANCE_END_S, recording.settings.stop_timeout)
+        while self._maintenance_worker.is_alive() and not signals.hurry.is_set() and time.monotonic() < deadline_s:
             self._service.prove(time.monotonic(), time.monotonic())
-            self._upkeep_keeper.join(_WATCH_S)
-        if self._upkeep_keeper.is_alive():
+            self._maintenance_worker.join(_WATCH_S)
+        if self._maintenance_worker.is_alive():
             log.warning("upkeep.left", hint="the next start goes on with it")
         deadline_s = time.monotonic() + recording.settings.stop_timeout
         self._end_follower(self._files, self._sinks_stop, recording.runner.hurried, deadline_s)
-        if self._sinks and self._sinks_keeper:  # after the files, which a mirror waits for
-            self._end_follower(self._sinks_keeper, self._sinks.stop, self._sinks.hurried, deadline_s)
+        if self._sinks and self._sinks_worker:  # after the files, which a mirror waits for
+            self._end_follower(self._sinks_worker, self._sinks.stop, self._sinks.hurried, deadline_s)
         return unsaved
 
     def _end_follower(
@@ -306,7 +306,7 @@ class Daemon:
             log.error("ledger.unsaved", hint="the disk doesn't answer: the next start finds a crash")
 
     def _account(self) -> Conservation:
-        """What the reader received, what the journal's records count, what the sinks hold of this run."""
+        """Counts of this run by the reader, by the journal's records, and by the sinks."""
         recording = self._recording
         hurried = recording.runner.hurried.is_set()
         rows = {} if hurried else {sink.name: sink.rows[recording.run] for sink in recording.files}

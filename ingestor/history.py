@@ -27,14 +27,14 @@ _NUMBERS = 10**12
 _NAME_WITHIN = 48
 """Bytes of a line in which the name of its fact stands."""
 _ORDERLY = (None, "FeedRefused")
-"""What a run may end with after it has journaled all that it received."""
+"""Errors with which a run may end after it has journaled all that it received."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What earlier runs say to the next one."""
+    """Numbers and open gaps that earlier runs leave to the next one."""
 
     run: int = 0
     """The highest number of a run that anything remembers; 0: this is the first."""
@@ -51,16 +51,16 @@ class History:
     open_gaps: tuple[Fact, ...] = ()
     """The `gap.opened` facts that nothing closed."""
     asked: tuple[str, ...] = ()
-    """What it still asked for when it ended."""
+    """Symbols that it still asked for when it ended."""
     ended: int = 0
-    """Up to when it claims to have seen, at most."""
+    """The end of its coverage, at most."""
     feed: str | None = None
     venue: str | None = None
     """None: not told."""
 
 
 def read_history(layout: Layout) -> History:
-    """What to begin the next run with. Damage costs a warning.
+    """The history with which the next run begins. Damage costs a warning.
 
     Raises FormatTooNew where a later version has recorded here, OSError where the root can't be read.
     """
@@ -95,7 +95,7 @@ def read_history(layout: Layout) -> History:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """What `state.json` says."""
+    """Fields of `state.json`."""
 
     at: int = 0
     run: int = 0

@@ -119,16 +119,14 @@ def _formatter(stream: TextIO, format: str) -> logging.Formatter:  # noqa: A002 
     else:
         renderer = [
             structlog.processors.format_exc_info,
-            _render_json,
+            structlog.processors.JSONRenderer(
+                lambda event, **_: escape_json(json.dumps(event, ensure_ascii=False, default=str))
+            ),
         ]
     return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[*_shared(), _add_library],
+        foreign_pre_chain=[*_shared(), lambda _logger, _method, event: {**event, "library": event["_record"].name}],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
     )
-
-
-def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
-    return escape_json(json.dumps(event, ensure_ascii=False, default=str))
 
 
 def _plain_traceback(stream: TextIO, exc_info: ExcInfo) -> None:
@@ -151,13 +149,8 @@ def _bound_values(_logger: WrappedLogger, _method: str, event: EventDict) -> Eve
     return event
 
 
-def _add_library(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    event["library"] = event["_record"].name
-    return event
-
-
 class LineBudget:
-    """How many lines of each kind are written. The clock is an argument, in seconds since 1970."""
+    """Limits the lines of each kind. The clock is an argument, in seconds since 1970."""
 
     def __init__(self) -> None:
         self._minute = self._day = 0
@@ -179,7 +172,7 @@ class LineBudget:
         return True
 
     def take_left_out(self, now: float) -> list[tuple[str, int]]:
-        """What was not written in the minutes before this one, by kind."""
+        """Take the number of lines left out in the minutes before this one, by kind."""
         if int(now // 60) == self._minute:
             return []
         self._minute = int(now // 60)

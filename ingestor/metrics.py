@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of the frames of a record, a segment or a run."""
+    """Counts of the frames and trades of a record, a segment or a run."""
 
     frames: int = 0
     decoded: int = 0

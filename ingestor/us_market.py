@@ -1,4 +1,4 @@
-"""When US stocks trade: holidays, early closes and hours, by rule, for any year from 1990 on.
+"""Calendar of US stocks: holidays, early closes and hours, by rule, for any year from 1990 on.
 
 The rules are those of the New York Stock Exchange (Rule 7.2, and its yearly calendar of holidays and early closings, at
 nyse.com/markets/hours-calendars); the days on which it closed for other reasons are listed one by one. What a venue

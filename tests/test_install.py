@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ingestor.cli.install import Run, Write
 from ingestor.cli.main import cli
+from ingestor.cli.setup import Run, Write
 
 KEY = "c0ffee-not-a-real-key"
 

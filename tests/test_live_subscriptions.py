@@ -121,7 +121,7 @@ def test_a_reason_fits_into_a_close_frame() -> None:
 def test_too_many_symbols_are_refused_whole() -> None:
     subscriber = client(symbols=3)
     subscriber.subscribe(["A", "B"], None)
-    with pytest.raises(TooMany, match="at most 3 symbols a connection: this would make 4"):
+    with pytest.raises(TooMany, match="at most 3 symbols per connection: this would make 4"):
         subscriber.subscribe(["B", "C", "D"], None)
     assert list(subscriber.symbols) == ["A", "B"]
     subscriber.subscribe(["A", "B", "C"], None)

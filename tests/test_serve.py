@@ -538,7 +538,7 @@ def test_a_huge_frame_gets_its_reason(server: Server) -> None:
 @pytest.mark.long
 def test_ten_thousand_subscriptions_are_refused(server: Server) -> None:
     at_once = server.subscriber(*(f"S{number}" for number in range(10_000)))
-    assert hear(at_once) == {"error": "at most 1000 symbols a connection: this would make 10000"}
+    assert hear(at_once) == {"error": "at most 1000 symbols per connection: this would make 10000"}
     one_by_one = server.connect("/")
     for number in range(10_000):
         say(one_by_one, type="subscribe", symbol=f"S{number}")

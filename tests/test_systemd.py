@@ -13,7 +13,7 @@ import pytest
 from prepared import prepared_recording
 from requirements import require
 
-from ingestor.cli.install import PREFIX, Write, _plan
+from ingestor.cli.setup import PREFIX, Write, _plan
 from ingestor.operations.collector import Watch
 from ingestor.operations.recorder_status import RecorderStatus
 from ingestor.operations.systemd import Notifier, Service, summarize

@@ -1,4 +1,4 @@
-"""Dashboard: what one browser tab shows, kept up to date from the journal, and Bokeh's server on this machine only.
+"""Dashboard: one browser tab, kept up to date from the journal, and Bokeh's server on this machine only.
 
 A tab has its own follower of the journal; nothing is shared between tabs, and the recorder knows of none.
 """
@@ -79,7 +79,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a tab shows at first."""
+    """First contents of a tab."""
 
     root: Path
     symbols: Sequence[str]
@@ -136,6 +136,7 @@ class Dashboard:
         self.reload()
 
     def close(self) -> None:
+        """Follow the journal no more."""
         if self._follower is not None:
             self._follower.close()
             self._follower = None
@@ -152,7 +153,14 @@ class Dashboard:
         now_ms = self._now_ms()
         made = [LiveBars(self._view.root, symbol, interval, bars, now_ms) for symbol in self._symbols.value]
         self._charts = [Chart(one, self._x_range, self._view.theme) for one in made]
-        self._move_in_the_browser()
+        # A server that told the browser what to show would move a user who has just zoomed or panned. So the browser
+        # decides: the server tells the newest range, and the browser takes it over while it follows.
+        self._newest_range = Range1d(self._x_range.start, self._x_range.end)
+        told = {"shown": self._x_range, "newest": self._newest_range, "following": self._following}
+        move = "if (following.active) shown.setv({start: newest.start, end: newest.end})"
+        self._newest_range.js_on_change("start", CustomJS(args=told, code=move))
+        stop = CustomJS(args=told, code="if (shown.start !== newest.start) following.active = false")
+        self._x_range.js_on_change("start", stop)
         self._columns.children = [
             column(list(chart.panes), sizing_mode="stretch_width", min_width=_COLUMN_MIN) for chart in self._charts
         ]
@@ -180,7 +188,7 @@ class Dashboard:
             chart.update(chart.bars.series(self._blind.get(chart.bars.symbol, [])), seen)
 
     def _refresh_blind(self) -> None:
-        """Once a second: where each symbol was blind."""
+        """Once per second: where each symbol was blind."""
         if time.monotonic() - self._refreshed_s < _BLIND_S:
             return
         self._refreshed_s, now_ms = time.monotonic(), self._now_ms()
@@ -197,18 +205,6 @@ class Dashboard:
         self._following.active = active
         self._following.label = "Following the newest" if active else "Follow the newest"
         self._following.button_type = "primary" if active else "default"
-
-    def _move_in_the_browser(self) -> None:
-        """Whoever zooms or pans must not be moved by what the server said just before: so the browser decides.
-
-        The server tells the newest range, the browser takes it over while it follows, and tells what it shows.
-        """
-        self._newest_range = Range1d(self._x_range.start, self._x_range.end)
-        told = {"shown": self._x_range, "newest": self._newest_range, "following": self._following}
-        move = "if (following.active) shown.setv({start: newest.start, end: newest.end})"
-        self._newest_range.js_on_change("start", CustomJS(args=told, code=move))
-        stop = CustomJS(args=told, code="if (shown.start !== newest.start) following.active = false")
-        self._x_range.js_on_change("start", stop)
 
     @staticmethod
     def _now_ms() -> int:

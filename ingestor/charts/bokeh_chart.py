@@ -6,18 +6,7 @@ A frame is what the browser holds of it; of the next one only the little that ha
 from typing import Any, NamedTuple
 
 import numpy as np
-from bokeh.models import (
-    BasicTicker,
-    ColumnDataSource,
-    CustomJS,
-    DataRange1d,
-    DatetimeTicker,
-    GlyphRenderer,
-    HoverTool,
-    NumeralTickFormatter,
-    Range1d,
-    Span,
-)
+from bokeh import models
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
@@ -31,7 +20,7 @@ _LET_SCROLL = "cb_context.index.find_one(cb_obj).canvas_view.events_el.style.tou
 """A finger that moves up or down on a chart scrolls the page: Bokeh would take every gesture, and a phone be stuck."""
 
 Frame = dict[str, NDArray[Any]]
-"""Columns of one length; a row a bar, or a few bars merged into one."""
+"""Columns of one length; a row per bar, or per a few bars merged into one."""
 
 _SEEN_BARS = 400
 """So many, merged if need be, are between the edges of what is seen; as many again wait on either side."""
@@ -50,18 +39,17 @@ class Cut(NamedTuple):
 class Chart:
     """The panes of one symbol."""
 
-    def __init__(self, bars: LiveBars, x_range: Range1d, theme: Theme) -> None:
+    def __init__(self, bars: LiveBars, x_range: models.Range1d, theme: Theme) -> None:
         self.bars = bars
         self._theme = theme
         self._frame: Frame = {}
         self._blind_frame: Frame = {}
-        self._source = ColumnDataSource()
-        self._blind_source = ColumnDataSource()
+        self._source = models.ColumnDataSource()
+        self._blind_source = models.ColumnDataSource()
         self._cut: Cut | None = None
         self._interval_ms = parse_interval(bars.interval)
         self.update(bars.series([]), (x_range.start, x_range.end))
-        self.panes = [self._draw_price(x_range), self._draw_volume(x_range)]
-        self.panes += [self._draw_strength(x_range), self._draw_difference(x_range)]
+        self.panes = [self._draw_price(x_range), *self._draw_indicators(x_range)]
         for pane in self.panes:
             self._shade(pane)
 
@@ -83,7 +71,7 @@ class Chart:
             self._blind_frame = blind
             self._blind_source.data = dict(blind)
 
-    def _draw_price(self, x_range: Range1d) -> figure:
+    def _draw_price(self, x_range: models.Range1d) -> figure:
         pane = self._make_pane(x_range, 360, self.bars.symbol)
         theme = self._theme
         for name in ("upper", "lower"):
@@ -109,52 +97,49 @@ class Chart:
         pane.legend.label_text_font_size = "11px"
         return pane
 
-    def _draw_volume(self, x_range: Range1d) -> figure:
-        pane = self._make_pane(x_range, 100, "Volume", small=True)
-        self._draw_boxes(pane, "volume_middle", "volume", "colour")
-        unseen = pane.line("time", "volume", source=self._source, line_alpha=0)
-        pane.y_range.renderers = [unseen]
-        pane.y_range.start = 0
-        pane.yaxis.formatter = NumeralTickFormatter(format="0.[0]a")
-        self._add_hover(pane, unseen, ["volume"])
-        return pane
+    def _draw_indicators(self, x_range: models.Range1d) -> list[figure]:
+        """Volume, RSI and MACD, top to bottom; the lowest bears the time axis."""
+        source, theme = self._source, self._theme
+        volume = self._make_pane(x_range, 100, "Volume", small=True)
+        self._draw_boxes(volume, "volume_middle", "volume", "colour")
+        unseen = volume.line("time", "volume", source=source, line_alpha=0)
+        volume.y_range.renderers = [unseen]
+        volume.y_range.start = 0
+        volume.yaxis.formatter = models.NumeralTickFormatter(format="0.[0]a")
+        self._add_hover(volume, unseen, ["volume"])
 
-    def _draw_strength(self, x_range: Range1d) -> figure:
-        pane = self._make_pane(x_range, 110, "RSI 14", small=True)
-        line = pane.line("time", "rsi", source=self._source, color=self._theme.average, line_width=1.3)
-        pane.y_range = Range1d(0, 100)
-        pane.yaxis.ticker = [30, 50, 70]
+        strength = self._make_pane(x_range, 110, "RSI 14", small=True)
+        line = strength.line("time", "rsi", source=source, color=theme.average, line_width=1.3)
+        strength.y_range = models.Range1d(0, 100)
+        strength.yaxis.ticker = [30, 50, 70]
         for level in (30, 70):
-            pane.add_layout(Span(location=level, line_color=self._theme.quiet, line_dash=[4, 4], line_width=0.7))
-        self._add_hover(pane, line, ["rsi"])
-        return pane
+            strength.add_layout(models.Span(location=level, line_color=theme.quiet, line_dash=[4, 4], line_width=0.7))
+        self._add_hover(strength, line, ["rsi"])
 
-    def _draw_difference(self, x_range: Range1d) -> figure:
-        """The lowest pane, which bears the time axis."""
-        pane, theme = self._make_pane(x_range, 165, "MACD 12, 26, 9", small=True), self._theme
-        self._draw_boxes(pane, "histogram_middle", "histogram_height", "sign")
-        unseen = pane.line("time", "histogram", source=self._source, line_alpha=0)
+        difference = self._make_pane(x_range, 165, "MACD 12, 26, 9", small=True)
+        self._draw_boxes(difference, "histogram_middle", "histogram_height", "sign")
+        unseen = difference.line("time", "histogram", source=source, line_alpha=0)
         # In sight also where there is no MACD yet: a pane without a range has no axis either.
-        zero = pane.hspan(y=[0], line_color=theme.quiet, line_dash=[4, 4], line_width=0.7)
-        pane.y_range.renderers = [
+        zero = difference.hspan(y=[0], line_color=theme.quiet, line_dash=[4, 4], line_width=0.7)
+        difference.y_range.renderers = [
             zero,
             unseen,
-            pane.line("time", "macd", source=self._source, color=theme.average, line_width=1.3),
-            pane.line("time", "signal", source=self._source, color=theme.exponential, line_width=1.3),
+            difference.line("time", "macd", source=source, color=theme.average, line_width=1.3),
+            difference.line("time", "signal", source=source, color=theme.exponential, line_width=1.3),
         ]
-        pane.xaxis.visible = True
-        pane.xaxis.axis_label = "UTC"
-        self._add_hover(pane, unseen, ["macd", "signal", "histogram"])
-        return pane
+        difference.xaxis.visible = True
+        difference.xaxis.axis_label = "UTC"
+        self._add_hover(difference, unseen, ["macd", "signal", "histogram"])
+        return [volume, strength, difference]
 
-    def _add_hover(self, pane: figure, line: "GlyphRenderer[Any]", names: list[str]) -> None:
-        """What the pointer says of the nearest bar, be it above or below: boxes are only hit from within.
+    def _add_hover(self, pane: figure, line: "models.GlyphRenderer[Any]", names: list[str]) -> None:
+        """Text at the pointer on the nearest bar, above or below it: boxes are only hit from within.
 
         Right on a bar it hits the line on either side of it: once is enough.
         """
         told = [("time", "@time{%F %T}"), *((name, f"@{name}{{0,0.00[0000]}}") for name in names)]
         pane.add_tools(
-            HoverTool(
+            models.HoverTool(
                 renderers=[line],
                 tooltips=told,
                 formatters={"@time": "datetime"},
@@ -168,10 +153,10 @@ class Chart:
         """Upright boxes. Not Bokeh's vbar: it draws those outside the pane as a line along its edge."""
         pane.rect("time", middle, "width", height, source=self._source, color=colour, line_color=None, alpha=0.65)
 
-    def _make_pane(self, x_range: Range1d, height: int, title: str, *, small: bool = False) -> figure:
+    def _make_pane(self, x_range: models.Range1d, height: int, title: str, *, small: bool = False) -> figure:
         theme = self._theme
         pane = figure(
-            x_axis_type="datetime", x_range=x_range, y_range=DataRange1d(), window_axis="x", height=height,
+            x_axis_type="datetime", x_range=x_range, y_range=models.DataRange1d(), window_axis="x", height=height,
             sizing_mode="stretch_width", tools="xpan,xwheel_zoom", active_scroll="xwheel_zoom", y_axis_location="right",
             title=title, background_fill_color=theme.ground, border_fill_color=theme.ground, outline_line_color=None,
             toolbar_location=None, min_border_left=10, min_border_right=70,
@@ -183,32 +168,34 @@ class Chart:
         pane.axis.major_label_text_color = pane.axis.axis_label_text_color = theme.quiet
         pane.axis.axis_label_text_font_style = "normal"
         pane.xaxis.visible = False
-        pane.xaxis.ticker = DatetimeTicker(desired_num_ticks=4)
-        pane.yaxis.ticker = BasicTicker(desired_num_ticks=3 if small else 6)
-        pane.js_on_change("inner_width", CustomJS(code=_LET_SCROLL))  # as soon as it is laid out
+        pane.xaxis.ticker = models.DatetimeTicker(desired_num_ticks=4)
+        pane.yaxis.ticker = models.BasicTicker(desired_num_ticks=3 if small else 6)
+        pane.js_on_change("inner_width", models.CustomJS(code=_LET_SCROLL))  # as soon as it is laid out
         return pane
 
     def _shade(self, pane: figure) -> None:
-        """Blind time, and what the pointer says of it."""
+        """Blind time, with its cause and length at the pointer."""
         shade = pane.vstrip(
             x0="start", x1="end", source=self._blind_source, fill_color="colour", line_color="colour",
             fill_alpha=0.3, line_alpha=0.3, level="underlay",
         )  # fmt: skip
-        pane.add_tools(HoverTool(renderers=[shade], tooltips=[("blind", "@cause"), ("for", "@seconds{0,0.0} s")]))
+        pane.add_tools(
+            models.HoverTool(renderers=[shade], tooltips=[("blind", "@cause"), ("for", "@seconds{0,0.0} s")])
+        )
 
 
 # Frames
 
 
 class Delta(NamedTuple):
-    """How one frame becomes the next: rows that are put in the place of others, then rows that are appended."""
+    """Difference between two frames: rows that replace others, then rows that are appended."""
 
     patches: dict[str, list[tuple[slice, NDArray[Any]]]]
     appended: Frame
 
 
 def choose_cut(before: Cut | None, seen: tuple[float, float], interval_ms: int) -> Cut:
-    """What a browser needs that shows this stretch of time (ms): what it has, where that is enough."""
+    """The cut for a browser that shows this stretch of time (ms): the one it has, if that is enough."""
     width_ms = seen[1] - seen[0]
     group = next((one for one in _GROUPS if width_ms <= one * interval_ms * _SEEN_BARS), _GROUPS[-1])
     if before is not None and before.group == group and before.start_ms <= seen[0] and seen[1] <= before.end_ms:
@@ -257,7 +244,7 @@ def merge_bars(columns: Frame, length_ms: int) -> Frame:
 
 
 def make_blind_frame(series: Series, theme: Theme) -> Frame:
-    """A row a stretch of blindness."""
+    """A row per stretch of blindness."""
     colours = theme.gap_colours(one.cause for one in series.blind)
     return {
         "start": np.array([one.start_ms for one in series.blind], dtype=np.float64),
@@ -269,7 +256,7 @@ def make_blind_frame(series: Series, theme: Theme) -> Frame:
 
 
 def find_delta(old: Frame, new: Frame) -> Delta | None:
-    """What must be sent of the next frame of the same cut; None where bars are gone, and the whole must be."""
+    """Difference to the next frame of the same cut; None if bars are gone, and all of it must be sent."""
     before, after = len(old["time"]), len(new["time"])
     if after < before:
         return None

@@ -83,7 +83,7 @@ def macd(closes: Closes, fast: int = 12, slow: int = 26, signal: int = 9) -> Mac
 
 
 def _by_stretch(closes: Closes, compute: Callable[[Floats], tuple[Floats, ...]], outputs: int = 1) -> list[Floats]:
-    """What `compute` makes of the known closes of each stretch, at their bars."""
+    """Values of `compute` over the known closes of each stretch, at their bars."""
     found = [np.full(len(closes.prices), np.nan) for _ in range(outputs)]
     known = np.flatnonzero(~np.isnan(closes.prices))
     stretch_of = np.cumsum(closes.blind_before)[known]

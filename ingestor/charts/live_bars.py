@@ -19,12 +19,12 @@ from ingestor.schema import TIMESTAMP
 _LATE_MS = 60_000
 """Trades that are told no later than this still find their bar; later ones are in the bars that are read next."""
 _SPARE_BARS = 3600
-"""How many more than asked for are held before the oldest are let go."""
+"""Bars held beyond those asked for, before the oldest are dropped."""
 _SHOWN = ("start_ms", "open", "high", "low", "close", "volume")
 
 
 class LiveBars:
-    """What is settled (read as bars, or older than a minute), and the trades of the bars that may still change.
+    """Settled bars (read as bars, or older than a minute), and the trades of the bars that may still change.
 
     The trades that are read and those that are followed overlap; `sequence` rises with arrival and parts them. So the
     caller begins to follow the journal *before* it makes one of these, and hands on whatever comes from there.

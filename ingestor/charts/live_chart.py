@@ -50,7 +50,7 @@ class Rolling:
         self._prices = np.concatenate([self._prices, own.column("price").to_numpy(zero_copy_only=False)])[-kept:]
 
     def points(self, blind: Sequence[Blind]) -> Points:
-        """What is to be shown, when the symbol was blind in these stretches."""
+        """The points to show if the symbol was blind in these stretches."""
         parted = find_blind_before(self._times_ms, 0, blind)
         average = sma(Closes(self._prices, parted), self._average_over)
         shown = slice(-self._points, None)

@@ -186,7 +186,7 @@ def _set_limits(pane: Pane, series: Series) -> None:
 
 
 def _write_texts(pane: Pane, series: Series, zone: tzinfo, theme: Theme) -> None:
-    """Whose bars these are, and what the lines and the shades mean."""
+    """Title, and the keys to lines and shades."""
     axes = pane.price
     # A symbol is the venue's text: a $ in it must not be read as mathematics.
     axes.set_title(series.symbol, loc="left", fontsize=15, fontweight="bold", color=theme.ink, parse_math=False, pad=24)

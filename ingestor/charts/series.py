@@ -56,15 +56,17 @@ class Series:
 
     @property
     def interval_ms(self) -> int:
+        """The length of a bar."""
         return parse_interval(self.interval)
 
     @property
     def closes(self) -> Closes:
+        """Closing prices, parted where the symbol was blind between two bars."""
         return Closes(self.close, find_blind_before(self.starts_ms, self.interval_ms, self.blind))
 
 
 def load_series(root: Path, symbol: str, interval: str, bounds: Bounds, tz: str) -> Series:
-    """What is recorded of a symbol within these bounds, and where it was blind.
+    """Bars of a symbol within these bounds, and its blind time.
 
     `interval` divides a day; bars are aligned to midnight in `tz`. Raises NotARecording, ValueError.
     """

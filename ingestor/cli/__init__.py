@@ -1,1 +1,1 @@
-"""The command line: one file a command. Nothing else in the package prints."""
+"""The command line: one file per command or family of commands. Nothing else in the package prints."""

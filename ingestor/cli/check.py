@@ -1,4 +1,4 @@
-"""`ingestor check`: everything that can be known before a recording starts, and what would run.
+"""`ingestor check`: all that can be checked before a recording starts, and the settings that would run.
 
 With --online also the preflight: the venue's REST API, the clock, the disk, permissions, the service.
 """
@@ -43,7 +43,7 @@ class Finding:
     verdict: Literal["ok", "warning", "error"]
     subject: str
     text: str
-    """What was found; for a warning or an error also what to do."""
+    """The result; for a warning or an error also what to do."""
 
 
 @click.command(epilog=example("ingestor check --online"))
@@ -100,7 +100,7 @@ def _guess_feed(config: Path | None) -> FeedSettings | None:
 
 
 def find_key(directory: Path, feed: FeedSettings | None) -> list[Finding]:
-    """Where the key is found, or that it isn't; nothing where the venue needs none."""
+    """The key's source, or that there is none; nothing if the venue needs none."""
     if feed is None or not feed.needs_key:
         return []
     variable = feed.key_variable
@@ -117,7 +117,7 @@ def find_key(directory: Path, feed: FeedSettings | None) -> list[Finding]:
 
 
 def find_oddities(settings: Settings, _directory: Path) -> Iterator[Finding]:
-    """What is allowed and still worth a word."""
+    """Settings that are allowed, but likely to be mistakes."""
     if settings.shard:
         ours = f"{len(settings.symbols)} of {len(settings.tickers)} tickers: {', '.join(settings.symbols)}"
         yield Finding("ok", "shard", f"{settings.shard.index} of {settings.shard.count} records {ours}")
@@ -203,7 +203,7 @@ def _name_some(symbols: Sequence[str], count: int) -> str:
 
 
 def find_online(settings: Settings, key: Key | None) -> Iterator[Finding]:
-    """All of it; the venue only where there is a key, and an API to ask."""
+    """The whole preflight; of the venue only if there is a key and a REST API."""
     base = find_rest_base(settings.feed.url)
     if key is not None and base is not None:
         yield from ask_venue(Rest(base, key.value.get_secret_value(), settings.connection.ca_file), settings.tickers)
@@ -249,7 +249,7 @@ def _judge_key(answer: Answer) -> Finding:
 
 
 def find_disk_speed(settings: Settings) -> Iterator[Finding]:
-    """How long a sync takes where the recording goes."""
+    """Time of a sync on the recording's disk."""
     root = settings.storage.root.absolute()
     base = next(path for path in (root, *root.parents) if path.exists())
     try:
@@ -259,7 +259,7 @@ def find_disk_speed(settings: Settings) -> Iterator[Finding]:
         return
     text = (
         f"a sync takes {format_seconds(speed.usual_s)}, {format_seconds(speed.worst_s)} at worst; "
-        f"{format_bytes(speed.bytes_per_s)} a second"
+        f"{format_bytes(speed.bytes_per_s)} per second"
     )
     limit_s = min(_SLOW_S, settings.journal.sync_interval / 2)
     if speed.usual_s > limit_s:
@@ -270,7 +270,7 @@ def find_disk_speed(settings: Settings) -> Iterator[Finding]:
 
 
 def find_access(settings: Settings) -> Iterator[Finding]:
-    """Who may write into the recording, and who does now."""
+    """Permissions of the recording's folder, and the process that records there now."""
     layout = Layout(settings.storage.root.absolute())
     if not layout.root.exists():
         return

@@ -28,12 +28,12 @@ def coverage(
     tz: tzinfo,
     as_json: bool,
 ) -> None:
-    """Say when each symbol was recorded, when not and why, and when nobody can tell.
+    """Show when each symbol was recorded, when not and why, and when nobody can tell.
 
     Recorded: a trade would have been kept. Blind: it would not, for the cause named. Unproven: asked for, and no
     trade came on that connection yet, so that silence may be the market or a subscription that doesn't work.
 
-    Prints a row a symbol, a row a gap, and the time blind by cause; --json has each interval, too.
+    Prints a row per symbol, a row per gap, and the time blind by cause; --json has each interval, too.
     """
     asked = read_span(start, end, tz)
     start_us = 0 if asked.start is None else (asked.start - _EPOCH) // timedelta(microseconds=1)

@@ -22,34 +22,34 @@ from ingestor.lean import refuse_unused
 from ingestor.texts import escape
 
 COMMANDS = {
-    "init": ("ingestor.cli.init:init", "Write config/ingestor.yaml and config/.env to start from."),
+    "init": ("ingestor.cli.setup:init", "Write config/ingestor.yaml and config/.env to start from."),
     "check": ("ingestor.cli.check:check", "Check settings, key and disk; print what would run."),
     "run": ("ingestor.cli.run:run", "Record trades until stopped."),
-    "reload": ("ingestor.cli.reload:reload", "Let a running recorder take a changed list of tickers over."),
-    "status": ("ingestor.cli.status:status", "Say how a running recorder is."),
-    "top": ("ingestor.cli.top:top", "Watch it: a row a symbol, live."),
-    "tail": ("ingestor.cli.tail:tail", "Print trades as they are recorded."),
-    "serve": ("ingestor.cli.serve:serve", "Serve live prices, history and a page to everybody here."),
-    "coverage": ("ingestor.cli.coverage:coverage", "Say when the recorder could see, and when not."),
+    "reload": ("ingestor.cli.reload:reload", "Have a running recorder take over a changed list of tickers."),
+    "status": ("ingestor.cli.status:status", "Show the status of a running recorder."),
+    "top": ("ingestor.cli.top:top", "Watch it live, with a row per symbol."),
+    "tail": ("ingestor.cli.read:tail", "Print trades as they are recorded."),
+    "serve": ("ingestor.cli.serve:serve", "Serve live prices, history and a page to this machine."),
+    "coverage": ("ingestor.cli.coverage:coverage", "Show when each symbol was recorded, and when not."),
     "verify": ("ingestor.cli.verify:verify", "Recount every file against the ledger."),
     "head": ("ingestor.cli.read:head", "Print the first trades of a recording."),
     "bars": ("ingestor.cli.read:bars", "Print bars, each with the share of it that was recorded."),
-    "describe": ("ingestor.cli.read:describe", "Say what a recording holds, symbol by symbol."),
-    "plot": ("ingestor.cli.plot:plot", "Draw bars, indicators and gaps, or the newest trades in a window."),
-    "dashboard": ("ingestor.cli.dashboard:dashboard", "Show candlesticks and indicators in the browser, live."),
+    "describe": ("ingestor.cli.read:describe", "Summarize a recording, with a row per symbol."),
+    "plot": ("ingestor.cli.charts:plot", "Draw bars, indicators and gaps, or the newest trades in a window."),
+    "dashboard": ("ingestor.cli.charts:dashboard", "Show candlesticks and indicators in the browser, live."),
     "export": ("ingestor.cli.read:export", "Write trades to CSV, Parquet, JSON Lines or SQLite."),
     "compact": ("ingestor.cli.compact:compact", "Merge the files of each closed day into one."),
-    "install": ("ingestor.cli.install:install", "Install the systemd service, or show what that would do."),
-    "simulate": ("ingestor.cli.simulate:simulate", "Be a venue: serve simulated trades."),
+    "install": ("ingestor.cli.setup:install", "Install the systemd service, or show what that would do."),
+    "simulate": ("ingestor.cli.simulate:simulate", "Serve simulated trades, as a venue would."),
     "demo": ("ingestor.cli.demo:demo", "Record a simulated venue for 20 s and show the result."),
 }
-"""Name, where it is, and its line in `--help`, which so needs no command's imports."""
+"""Of each command its place and its line in `--help`, which therefore imports no command."""
 
 WITH_NUMPY = frozenset({"plot", "dashboard", "demo", "top"})
 """These also draw, with numpy, pandas or rich. The others work on columns alone."""
 
 _OF_OUTPUT = (errno.ENOSPC, errno.EBADF, errno.EPIPE, errno.EIO)
-"""Where no file is named: how what stdout leads to refuses more."""
+"""Errors that mean, where no file is named, that stdout takes no more."""
 
 
 class _Commands(click.Group):
@@ -83,7 +83,7 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command and exits with its code; a warning or an error is one clear message on stderr.
+    """Run one command and exit with its code; a warning or an error is one clear message on stderr.
 
     For a process of its own: where no argument is the name of a command that needs them, it can't import numpy and
     pandas afterwards.
@@ -119,7 +119,7 @@ def _end_of_output(error: OSError) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    """The exit code."""
+    """Run it, and return the exit code."""
     try:
         result = cli.main(arguments, prog_name="ingestor", standalone_mode=False)
     except click.ClickException as error:
@@ -140,7 +140,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _refused(error: OSError) -> int:
-    """What a disk or the system refuses is one sentence, with the file's name where there is one."""
+    """Print an error of the disk or system as one sentence, with the file's name if there is one."""
     what = error.strerror or str(error) or type(error).__name__
     hint = ": become a user who may, such as one of the recording's group" if isinstance(error, PermissionError) else ""
     _print_error(f"{what}{hint}" if error.filename is None else f"{error.filename}: {what}{hint}")

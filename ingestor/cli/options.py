@@ -187,7 +187,7 @@ def parse_time(text: str, tz: tzinfo, flag: str) -> datetime:
 
 
 def source_from(config: Path | None, flags: "Flags") -> "Source":
-    """Where the settings under these flags come from; `--symbols` needs no file."""
+    """Source of the settings under these flags; `--symbols` needs no file."""
     from ingestor.config import DEFAULT_PATH, Source
 
     needs_none = config is None and flags.symbols and not DEFAULT_PATH.exists()

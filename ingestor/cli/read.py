@@ -1,25 +1,16 @@
-"""Commands that read a recording: `ingestor head`, `bars`, `describe` and `export`."""
+"""Commands that read a recording: `ingestor head`, `tail`, `bars`, `describe` and `export`."""
 
+import os
 import sys
 import time
 from datetime import tzinfo
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
-from ingestor.cli.options import (
-    example,
-    json_option,
-    query_options,
-    read_span,
-    reading_options,
-    root_from,
-    tz_option,
-    warn_of_nothing,
-    warn_of_unknown_symbols,
-)
-from ingestor.cli.printing import format_bytes, format_json, format_table, format_time, format_trade, percent
+from ingestor.cli import options, printing
+from ingestor.texts import escape
 
 _HEAD = ("timestamp", "symbol", "price", "volume", "conditions")
 _SHARES = ("recorded", "blind", "unproven", "late")
@@ -30,8 +21,8 @@ _ENDINGS: dict[str, _Kind] = {
 _PROGRESS_S = 0.2
 
 
-@click.command(epilog=example("ingestor head --symbols AAPL --start 2026-11-20T09:30 --tz America/New_York"))
-@query_options
+@click.command(epilog=options.example("ingestor head --symbols AAPL --start 2026-11-20T09:30 --tz America/New_York"))
+@options.query_options
 @click.option(
     "--count", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="How many trades."
 )
@@ -49,23 +40,71 @@ def head(
     from ingestor.dataset.times import to_span
     from ingestor.dataset.trades import first_trades
 
-    found = first_trades(root_from(config, root), to_span(read_span(start, end, tz)), symbols, count)
+    found = first_trades(options.root_from(config, root), to_span(options.read_span(start, end, tz)), symbols, count)
     if not found.num_rows:
-        warn_of_nothing(root_from(config, root), symbols, tz)
-    rows = [format_trade(row, tz) for row in found.to_pylist()]
+        options.warn_of_nothing(options.root_from(config, root), symbols, tz)
+    rows = [printing.format_trade(row, tz) for row in found.to_pylist()]
     if as_json:
-        click.echo(format_json(rows))
+        click.echo(printing.format_json(rows))
     else:
-        click.echo(format_table(_HEAD, ([row[name] for name in _HEAD] for row in rows)))
+        click.echo(printing.format_table(_HEAD, ([row[name] for name in _HEAD] for row in rows)))
 
 
 @click.command(
-    epilog=example(
+    epilog=options.example(
+        "ingestor tail --symbols AAPL",
+        "14:30:00.123  AAPL                       189.45           100  1,12",
+    )
+)
+@options.reading_options
+@options.tz_option
+@options.json_option
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Stop after N trades.")
+def tail(
+    config: Path | None,
+    root: Path | None,
+    symbols: tuple[str, ...] | None,
+    tz: tzinfo,
+    as_json: bool,
+    count: int | None,
+) -> None:
+    """Print each trade as it is recorded, a line each, until Ctrl-C. The recorder does not notice.
+
+    Time, symbol, price, volume, conditions, and whether its frame repeats the one before; --json has all columns.
+    """
+    from ingestor.dataset.follow import follow
+
+    left = count
+    try:
+        for batch in follow(options.root_from(config, root), symbols):
+            rows = batch.to_pylist()[:left]
+            sys.stdout.write("".join(_format_line(row, tz, as_json=as_json) for row in rows))
+            sys.stdout.flush()
+            left = None if left is None else left - len(rows)
+            if left == 0:
+                return
+    except BrokenPipeError:  # `ingestor tail | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _format_line(row: dict[str, Any], tz: tzinfo, *, as_json: bool) -> str:
+    if as_json:
+        return printing.format_json(printing.format_trade(row, tz), indent=None) + "\n"
+    price = printing.format_number(row["price"])
+    volume = "" if row["volume"] is None else printing.format_number(row["volume"])
+    again = "  repeated" if row["repeated"] else ""
+    at = f"{row['timestamp'].astimezone(tz):%H:%M:%S.%f}"[:-3]
+    line = f"{at}  {escape(row['symbol']):<18} {price:>14}  {volume:>12}  {escape(row['conditions'] or '')}{again}"
+    return f"{line.rstrip()}\n"
+
+
+@click.command(
+    epilog=options.example(
         "ingestor bars 5m --symbols AAPL --start 2026-11-20 --tz America/New_York --session regular",
     )
 )
 @click.argument("interval", metavar="INTERVAL")
-@query_options
+@options.query_options
 @click.option(
     "--session",
     type=click.Choice(["all", "regular", "extended"]),
@@ -100,58 +139,59 @@ def bars(
     """
     from ingestor.dataset.bars import read_bars
 
-    span = read_span(start, end, tz)
+    span = options.read_span(start, end, tz)
     try:
         table = read_bars(
-            root_from(config, root), interval, symbols, span.start, span.end, str(tz),
+            options.root_from(config, root), interval, symbols, span.start, span.end, str(tz),
             session=session, conditions=conditions, fill=fill, engine="arrow",
         )  # fmt: skip
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="INTERVAL") from None
     if not table.num_rows:
-        warn_of_nothing(root_from(config, root), symbols, tz)
-    rows = [row | {"start": format_time(row["start"], timespec="seconds")} for row in table.to_pylist()]
+        options.warn_of_nothing(options.root_from(config, root), symbols, tz)
+    rows = [row | {"start": printing.format_time(row["start"], timespec="seconds")} for row in table.to_pylist()]
     if as_json:
-        click.echo(format_json(rows))
+        click.echo(printing.format_json(rows))
         return
     heading = ["coverage %" if name == "coverage" else name for name in table.column_names]
     shown = (
         # Ten digits tell any price, and are short to read.
         {name: float(f"{value:.10g}") if isinstance(value, float) else value for name, value in row.items()}
-        | {"coverage": percent(row["coverage"])}
+        | {"coverage": printing.percent(row["coverage"])}
         for row in rows
     )
-    click.echo(format_table(heading, ([*row.values()] for row in shown)))
+    click.echo(printing.format_table(heading, ([*row.values()] for row in shown)))
 
 
-@click.command(epilog=example("ingestor describe --symbols AAPL"))
-@reading_options
-@tz_option
-@json_option
+@click.command(epilog=options.example("ingestor describe --symbols AAPL"))
+@options.reading_options
+@options.tz_option
+@options.json_option
 def describe(
     config: Path | None, root: Path | None, symbols: tuple[str, ...] | None, tz: tzinfo, as_json: bool
 ) -> None:
-    """Print a row a symbol: first and last trade, how many, how well covered, how late they came.
+    """Print a row per symbol: first and last trade, how many, how well covered, how late they came.
 
     Late is what came more than a minute after its time; delays are from the trade to its receipt.
     """
     from ingestor.dataset.describe import describe as describe_root
 
-    table = describe_root(root_from(config, root), symbols, str(tz), engine="arrow")
+    table = describe_root(options.root_from(config, root), symbols, str(tz), engine="arrow")
     rows = [
-        row | {name: row[name] and format_time(row[name]) for name in ("first", "last")} for row in table.to_pylist()
+        row | {name: row[name] and printing.format_time(row[name]) for name in ("first", "last")}
+        for row in table.to_pylist()
     ]
     if as_json:
-        click.echo(format_json(rows))
+        click.echo(printing.format_json(rows))
         return
     heading = [f"{name} %" if name in _SHARES else name for name in table.column_names]
-    shown = (row | {name: percent(row[name]) for name in _SHARES} for row in rows)
-    click.echo(format_table(heading, ([*row.values()] for row in shown)))
+    shown = (row | {name: printing.percent(row[name]) for name in _SHARES} for row in rows)
+    click.echo(printing.format_table(heading, ([*row.values()] for row in shown)))
 
 
-@click.command(epilog=example("ingestor export aapl.csv --symbols AAPL --start 2026-11-20 --end 2026-11-21"))
+@click.command(epilog=options.example("ingestor export aapl.csv --symbols AAPL --start 2026-11-20 --end 2026-11-21"))
 @click.argument("file", type=click.Path(path_type=Path))
-@query_options
+@options.query_options
 @click.option(
     "--format",
     "kind",
@@ -180,9 +220,9 @@ def export(
     chosen = kind or _ENDINGS.get(file.suffix.lower())
     if chosen is None:
         raise click.BadParameter("say what to write: --format csv, parquet, jsonl or sqlite", param_hint="FILE")
-    span = to_span(read_span(start, end, tz))
+    span = to_span(options.read_span(start, end, tz))
     rows, shown_s = 0, 0.0
-    for progress in export_trades(root_from(config, root), file, chosen, span, symbols):
+    for progress in export_trades(options.root_from(config, root), file, chosen, span, symbols):
         rows = progress.rows
         if sys.stderr.isatty() and time.monotonic() - shown_s >= _PROGRESS_S:
             shown_s = time.monotonic()
@@ -190,10 +230,10 @@ def export(
     if shown_s:
         click.echo("\r\x1b[2K", err=True, nl=False)
     if not rows:
-        warn_of_unknown_symbols(root_from(config, root), symbols)
-        warn_of_nothing(root_from(config, root), symbols, tz)
+        options.warn_of_unknown_symbols(options.root_from(config, root), symbols)
+        options.warn_of_nothing(options.root_from(config, root), symbols, tz)
     size = file.stat().st_size
     if as_json:
-        click.echo(format_json({"file": str(file), "format": chosen, "trades": rows, "bytes": size}))
+        click.echo(printing.format_json({"file": str(file), "format": chosen, "trades": rows, "bytes": size}))
     else:
-        click.echo(f"{file}: {rows:,} trades, {format_bytes(size)}")
+        click.echo(f"{file}: {rows:,} trades, {printing.format_bytes(size)}")

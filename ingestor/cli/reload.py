@@ -1,4 +1,4 @@
-"""`ingestor reload`: a changed list of tickers, taken over by the recorder that runs."""
+"""`ingestor reload`: has the running recorder take over a changed list of tickers."""
 
 import os
 import signal
@@ -54,7 +54,7 @@ def reload(config: Path | None, root: Path | None, as_json: bool) -> None:
 
 
 def _wait_for_outcome(layout: Layout, ledger: Path, offset: int, pid: int) -> dict[str, Any]:
-    """What the recorder has made of it, from its ledger. Raises IngestorError where it says nothing."""
+    """The recorder's answer, from its ledger. Raises IngestorError if none comes."""
     deadline_s = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline_s:
         for path in list_ledgers(layout):

@@ -1,4 +1,4 @@
-"""`ingestor serve`: prices, history and a page for everybody on this machine, from one recording."""
+"""`ingestor serve`: live prices, history and a page from one recording, for this machine."""
 
 import os
 from pathlib import Path
@@ -86,7 +86,7 @@ def serve(config: Path | None, root: Path | None, as_json: bool, **options: Any)
 
 
 def _open_source(config: Path | None, root: Path | None, redis: str | None) -> "tuple[PriceSource, Layout | None]":
-    """Where the prices come from, and the recording if it is here. Raises IngestorError, OSError."""
+    """The source of prices, and the recording if it is on this machine. Raises IngestorError, OSError."""
     if redis is None:
         from ingestor.live.journal_source import JournalSource
 

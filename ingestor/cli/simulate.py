@@ -1,4 +1,4 @@
-"""`ingestor simulate`: a venue of our own to record from."""
+"""`ingestor simulate`: a simulated venue to record from."""
 
 import asyncio
 import math
@@ -65,8 +65,10 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--interval", type=DurationType(), default="50ms", show_default=True, help="A batch, or a bar, so often.")
 @click.option("--seed", type=int, metavar="N", help="Makes the run repeatable.")
 @click.option("--start-price", type=POSITIVE, metavar="PRICE", help="Of every symbol; else about what is usual.")
-@click.option("--volatility", type=click.FloatRange(min=0), metavar="X", default=0.3, show_default=True, help="A year.")
-@click.option("--drift", type=float, metavar="X", default=0.05, show_default=True, help="A year.")
+@click.option(
+    "--volatility", type=click.FloatRange(min=0), metavar="X", default=0.3, show_default=True, help="Per year."
+)
+@click.option("--drift", type=float, metavar="X", default=0.05, show_default=True, help="Per year.")
 @click.option("--tick-size", type=POSITIVE, metavar="PRICE", help="Smallest step of a price.")
 @click.option("--truth", type=FILE, metavar="FILE", help="Write every trade sent, and when, to this file (JSON lines).")
 @click.option(
@@ -82,7 +84,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("--any-key", is_flag=True, help="Accept every key.")
 @click.option(
-    "--limit", type=click.IntRange(0), metavar="N", default=50, show_default=True, help="Symbols a connection."
+    "--limit", type=click.IntRange(0), metavar="N", default=50, show_default=True, help="Symbols per connection."
 )
 @click.option("--ping-interval", type=DurationType(), default="60s", show_default=True, help="From ping to ping.")
 @click.option("--faults", metavar="FILE|NAME[,NAME]", help="Misbehave: a fault script, or presets by name.")
@@ -91,7 +93,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--for", "run_s", type=DurationType(), help="Stop after this time.")
 @json_option
 def simulate(**options: Any) -> None:
-    """Be a venue: speak Finnhub's protocol, or another, over a real WebSocket, with made-up trades.
+    """Serve made-up trades over a real WebSocket, in Finnhub's protocol or another.
 
     Prints one line, `listening on ws://127.0.0.1:8765`, when clients can connect; what happens then is logged
     on stderr. Stops on Ctrl-C.
@@ -118,7 +120,7 @@ def simulate(**options: Any) -> None:
 
 
 def _venue_settings(options: dict[str, Any]) -> VenueSettings:
-    """The settings that the flags mean. Raises ConfigError for what can't be used together, or at all."""
+    """The settings that these flags describe. Raises ConfigError for what can't be used together, or at all."""
     certificate = (options["tls_cert"], options["tls_key"])
     if (certificate[0] is None) != (certificate[1] is None):
         raise ConfigError("TLS needs both --tls-cert and --tls-key")

@@ -1,4 +1,4 @@
-"""`ingestor status`: how a running recorder is, in a screenful."""
+"""`ingestor status`: the status of a running recorder, in a screenful."""
 
 import sys
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _QUANTILE = 0.99
 @recording_options
 @json_option
 def status(config: Path | None, root: Path | None, as_json: bool) -> None:
-    """Say how the recorder of this root is: exit 0 healthy, 1 degraded (each line with ! says why), 3 not running."""
+    """Show the status of a recorder: exit 0 healthy, 1 degraded (each line with ! says why), 3 not running."""
     found = read_status(Layout(root_from(config, root).absolute()))
     if as_json:
         click.echo(format_json({"exit_code": found.exit_code, **asdict(found)}))
@@ -33,7 +33,7 @@ def status(config: Path | None, root: Path | None, as_json: bool) -> None:
 
 
 def describe(found: Status) -> Iterator[tuple[str, str]]:
-    """Lines of a heading and what to say, within 80 columns but for paths and names."""
+    """Lines of a heading and its text, within 80 columns but for paths and names."""
     yield "recording", found.root
     if found.holder is None:
         yield "state", "not running"
@@ -61,7 +61,7 @@ def describe(found: Status) -> Iterator[tuple[str, str]]:
 
 def _describe_flow(flow: Flow) -> Iterator[tuple[str, str]]:
     rejected = flow.counts.rejected_trades + flow.counts.rejected_frames
-    yield "trades", f"{flow.trades_per_s:,.1f} a second; {flow.counts.trades:,} in this run, {rejected:,} rejected"
+    yield "trades", f"{flow.trades_per_s:,.1f} per second; {flow.counts.trades:,} in this run, {rejected:,} rejected"
     if flow.strange:
         yield (
             "unread",
@@ -89,7 +89,7 @@ def _describe_disk(disk: Disk, found: Status) -> Iterator[tuple[str, str]]:
         yield f"{sink.name}", behind
     room = f"{format_bytes(disk.free_bytes)} free"
     if found.bytes_per_day is not None:
-        room += f", {format_bytes(found.bytes_per_day)} a day"
+        room += f", {format_bytes(found.bytes_per_day)} per day"
     if found.days_left is not None:
         room += f": {found.days_left:,.0f} days left"
     yield "disk", room

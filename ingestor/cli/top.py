@@ -1,4 +1,4 @@
-"""`ingestor top`: a row per symbol, live. It follows the journal as any process can; the recorder does not notice."""
+"""`ingestor top`: a row per symbol, live. It follows the journal as any process can, unnoticed by the recorder."""
 
 import sys
 import time
@@ -36,7 +36,7 @@ _PLAIN_LINES = 20
 
 @dataclass(slots=True)
 class SymbolRow:
-    """What is known of one symbol."""
+    """State of one symbol."""
 
     symbol: str
     price: float | None = None
@@ -80,10 +80,7 @@ class SymbolBoard:
             row.traded_at = found["received_at_last"].timestamp()
             row.delay_s = row.traded_at - found["timestamp_last"].timestamp()
             row.counts[-1] += found["sequence_count"]
-        self._forget_unasked()
-
-    def _forget_unasked(self) -> None:
-        """A venue may invent as many symbols as it likes: of those that the ledger doesn't know the last ones stay."""
+        # A venue may invent as many symbols as it likes: of those that the ledger doesn't know the last ones stay.
         if len(self.rows) > UNASKED_MAX:
             unasked = [symbol for symbol, row in self.rows.items() if not row.state]
             for symbol in unasked[: max(len(unasked) - UNASKED_MAX, 0)]:
@@ -110,6 +107,7 @@ class SymbolBoard:
             row.blind_s = round(blind_us / 1e6, 3)
 
     def row(self, symbol: str) -> SymbolRow:
+        """That of this symbol, made where there was none."""
         return self.rows.setdefault(symbol, SymbolRow(symbol))
 
     def _turn(self, now: float) -> None:
@@ -127,7 +125,7 @@ HEADINGS = ("symbol", "price", "per s", "age", "delay", "course", "state", "gaps
 
 
 def cells(row: SymbolRow, now: float) -> tuple[str, ...]:
-    """What the board shows of a symbol."""
+    """Cells of one symbol's row."""
     rate = sum(row.counts) / len(row.counts)
     gaps = f"{row.gaps} ({format_seconds(row.blind_s)})" if row.gaps else ""
     if row.price is None:
@@ -166,9 +164,9 @@ def headline(status: RecorderStatus | None, root: Path, now: float) -> tuple[str
 @reading_options
 @click.option("--plain", is_flag=True, help="A screen of text every 2 s, as where rich or a terminal is missing.")
 def top(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None, plain: bool) -> None:
-    """Watch a recording, a row a symbol, until Ctrl-C. The recorder does not notice.
+    """Watch a recording, a row per symbol, until Ctrl-C. The recorder does not notice.
 
-    Price, trades a second, age and delay of the last trade, course, state, and today's gaps (UTC).
+    Price, trades per second, age and delay of the last trade, course, state, and today's gaps (UTC).
     """
     layout = Layout(root_from(config, root).absolute())
     screens = watch(layout, symbols, refresh_s=0.5 if not plain else 2.0)
@@ -214,6 +212,7 @@ def _ask(layout: Layout) -> RecorderStatus | None:
 
 
 def render_text(line: str, trouble: str, rows: list[SymbolRow], now: float) -> str:
+    """A screen as plain text: the first rows, and how many more there are."""
     shown = format_table(HEADINGS, [cells(row, now) for row in rows[:_PLAIN_LINES]])
     more = f"\n… and {len(rows) - _PLAIN_LINES} more symbols" if len(rows) > _PLAIN_LINES else ""
     return "\n".join([line, *([f"! {trouble}"] if trouble else []), f"{shown}{more}\n"])
@@ -229,6 +228,7 @@ def _show(screens: Iterator[Screen]) -> None:
 
 
 def render_rich(screen: Screen, height: int) -> "RenderableType":
+    """A screen for rich, of as many rows as fit into `height` lines."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text

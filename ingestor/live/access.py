@@ -56,7 +56,7 @@ class Unauthorized(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What somebody may see, and until when."""
+    """Symbols that a client may see, and until when."""
 
     symbols: frozenset[str] | None = None
     """None: all."""
@@ -83,7 +83,7 @@ class Verifier:
         self._audience = audience
 
     def verify(self, token: str) -> Grant:
-        """What this token grants. Raises Unauthorized."""
+        """The grant of this token. Raises Unauthorized."""
         if len(token) > _TOKEN_MAX or not token.isascii():
             raise Unauthorized(f"a token is ASCII, and at most {_TOKEN_MAX} characters long")
         try:

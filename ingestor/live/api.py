@@ -148,7 +148,7 @@ class _Api:
         return self.guarded(answer)
 
     async def symbols(self, _request: Request, grant: Grant) -> Response:
-        """How every symbol stands."""
+        """`/symbols`: the quote of each symbol that is granted."""
         board, now = self._hub.board, time.time()
         board.turn(now)
         quotes = [quote.as_json() for symbol, quote in sorted(board.quotes.items()) if grant.allows(symbol)]

@@ -22,7 +22,7 @@ class TradeBlock(NamedTuple):
 
 
 class RecordingState(NamedTuple):
-    """How the recording stands."""
+    """State of the recording."""
 
     states: Mapping[str, State]
     """Of each symbol that is claimed now."""
@@ -38,7 +38,7 @@ class PriceSource(Protocol):
         ...
 
     def state(self) -> RecordingState:
-        """How the recording stands now."""
+        """State of the recording now."""
         ...
 
     def blocks(self, stop: threading.Event) -> Iterator[TradeBlock | None]:

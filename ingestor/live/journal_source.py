@@ -46,7 +46,7 @@ class JournalSource:
         return read_quotes(self._layout, self.state().states.keys(), now)
 
     def state(self) -> RecordingState:
-        """What the recorder claims now; without one, what it did at its end. Raises FormatTooNew, OSError."""
+        """Coverage as the recorder states it now, or stated at its end. Raises FormatTooNew, OSError."""
         coverage, recording = self._watch.look(), read_holder(self._layout) is not None
         if coverage is not self._coverage:
             # As of the horizon: what holds there holds until the ledger says otherwise.

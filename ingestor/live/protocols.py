@@ -16,7 +16,7 @@ _REQUEST_S = 5.0
 _CHECK_S = 1.0
 _CHECKS = 5
 _UNREAD_BYTES = 128 << 10
-"""What must be read of a waiting answer in so many checks: after a machine's standstill the first comes too late."""
+"""Least part of a waiting answer that must be read within these checks: after a standstill the first comes late."""
 _UNREAD_MAX = 128 << 20
 """Of all answers together."""
 _SPARE = 64
@@ -31,7 +31,7 @@ _FRAMES_S = 100
 _FRAME_BYTES = 1 << 10
 """So many bytes count as a frame more."""
 _PIECE_BYTES = 512
-"""What is read of one client before the others have their turn: 85 of the smallest frames."""
+"""Read of one client before the others have their turn: 85 of the smallest frames."""
 _FRAGMENTS_MAX = 1000
 """Of one message."""
 

@@ -73,7 +73,7 @@ class Query(BaseModel):
     )
 
     def span(self, now: float) -> Span:
-        """What is asked for; its start is always told. Raises BadQuery."""
+        """The time asked for, always with a start. Raises BadQuery."""
         try:
             span = find_span(self.start, self.end, "UTC")
         except ValueError as error:
@@ -128,7 +128,7 @@ def find_trades(layout: Layout, query: HistoryQuery, symbols: Sequence[str], now
         behind = after if after is not None and after[0] == symbol else None
         rest = span if behind is None else Span(max(span.start_ms or 0, behind[1]), span.end_ms)
         for _, runs in stream_runs(layout, Selection(rest, _TRADE_COLUMNS, (symbol,))):
-            found.append(_first_rows((_behind(run, behind) for run in runs), missing))
+            found.append(_first_rows(runs, behind, missing))
             missing -= found[-1].num_rows
             if not missing:
                 break
@@ -188,21 +188,17 @@ def as_arrow_stream(rows: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _behind(run: Iterator[pa.Table], after: tuple[Any, ...] | None) -> Iterator[pa.Table]:
-    for rows in run:
-        if after is not None:
-            later = pc.greater(rows["timestamp"].cast(pa.int64()), after[1])
-            rows = rows.filter(pc.or_(later, pc.greater(rows["sequence"], after[2])))  # noqa: PLW2901  the rest of it
-        yield rows.cast(TRADES)
-
-
-def _first_rows(runs: Iterator[Iterator[pa.Table]], count: int) -> pa.Table:
-    """The first rows of all runs together, up to so many. Of each run no more than these can be among them."""
+def _first_rows(runs: Iterator[Iterator[pa.Table]], after: tuple[Any, ...] | None, count: int) -> pa.Table:
+    """The first rows of all runs together behind `after`, up to so many. Of each run no more can be among them."""
     firsts = [TRADES.empty_table()]
     for run in runs:
         missing = count
         for rows in run:
-            firsts.append(rows.slice(0, missing))
+            wanted = rows
+            if after is not None:
+                later = pc.greater(rows["timestamp"].cast(pa.int64()), after[1])
+                wanted = rows.filter(pc.or_(later, pc.greater(rows["sequence"], after[2])))
+            firsts.append(wanted.slice(0, missing).cast(TRADES))
             missing -= firsts[-1].num_rows
             if not missing:
                 break

@@ -1,4 +1,4 @@
-"""Server of live prices, from its socket to its end: uvicorn in the main thread, beside it the source's follower."""
+"""Server of live prices: uvicorn in the main thread, and the follower of the source in another."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class PriceService:
-    """What is served, to whom."""
+    """A source of prices, and the clients it is for."""
 
     source: PriceSource
     layout: Layout | None

@@ -21,7 +21,7 @@ _POLICY_VIOLATION = 1008
 _FAULTS_MAX = 100
 """Messages in a row that get an error: then it is no client."""
 _FAULT_S, _SYMBOL_S = 0.02, 0.001
-"""How long a client waits after an error, and for each symbol that it names: what the others have of the time."""
+"""A client's wait after an error, and for each symbol that it names: that time belongs to the others."""
 _PATIENCE_S = 10.0
 """For a token."""
 _PING_S = 60.0
@@ -210,7 +210,7 @@ def _named(symbols: Sequence[str]) -> str:
 
 
 def parse_request(language: ClientLanguage, text: str | bytes) -> ClientRequest:
-    """What the client asks for. Raises BadRequest."""
+    """The client's request. Raises BadRequest."""
     try:
         message = json.loads(text)
     except (ValueError, RecursionError):

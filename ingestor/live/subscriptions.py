@@ -27,13 +27,13 @@ class ClientLanguage(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one server, and one client of it, may hold."""
+    """Limits of one server, and of each of its clients."""
 
     clients: int = 2000
     symbols: int = 1000
     """Subscriptions of one client."""
     queue_bytes: int = 4 << 20
-    """What may wait for one client."""
+    """Bytes that may wait for one client."""
     message_bytes: int = 256 << 10
     """Of one message from a client."""
 

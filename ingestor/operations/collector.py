@@ -4,7 +4,6 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from itertools import islice
 from typing import NamedTuple
@@ -31,7 +30,7 @@ _FLOOD_S = 60.0
 _FLOOD_MIN = 100
 _FLOOD_SHARE = 0.1
 _PATIENCE_S = 30.0
-"""Where markets are open a trade should have come by then."""
+"""While markets are open, a trade should have come by then."""
 _SINK_GRACE_S = 300.0
 _SAMPLES_MAX = 100_000
 _EXTERNAL_S = 10.0
@@ -57,7 +56,7 @@ class Watch:
         self._external_due_s = float("-inf")
 
     def tick(self, now_s: float) -> None:
-        """Remember how much there is, once a second."""
+        """Sample the counts, once per second."""
         if now_s - self._recent[-1].at_s < 1.0:
             return
         counts = self._recording.recorder.counts
@@ -70,7 +69,7 @@ class Watch:
             self._uncommitted.popleft()
 
     def look(self) -> RecorderStatus:
-        """How it is now. Raises OSError where the disk can't be asked."""
+        """The status now. Raises OSError if the disk can't be asked."""
         recording, now, now_s = self._recording, time.time(), time.monotonic()
         venue = recording.clock.venue
         return RecorderStatus(
@@ -119,6 +118,13 @@ class Watch:
         before = next((one for one in recent if one.at_s >= now_s - _RATE_S - 1.0), last)
         took_s = now_s - before.at_s
         rejected, trades = last.rejected - first.rejected, last.trades - first.trades
+        strange, unread = None, self._recording.observed.unread
+        if unread is not None:
+            awaited = time.time() - self._started_at >= _PATIENCE_S and self._recording.markets.any_open(
+                self._recording.subscriptions.symbols, datetime.now(UTC)
+            )
+            puzzling = not recorder.counts.trades and (unread.rejected or awaited)
+            strange = Strange(messages=unread.messages, reason=unread.reason, sample=unread.sample, puzzling=puzzling)
         flooded = rejected >= _FLOOD_MIN and rejected >= _FLOOD_SHARE * (rejected + trades)
         return Flow(
             frames_received=buffer.frames_put,
@@ -136,19 +142,8 @@ class Watch:
             conservation_violations=self._recording.accounts.violations,
             reader_turned_s=self._reader_turned_s(now_s),
             files_turned_s=now_s - self._recording.runner.turned_at_s,
-            strange=self._read_strange(),
+            strange=strange,
         )
-
-    def _read_strange(self) -> Strange | None:
-        unread, recording = self._recording.observed.unread, self._recording
-        if unread is None:
-            return None
-        silent = not recording.recorder.counts.trades
-        awaited = time.time() - self._started_at >= _PATIENCE_S and recording.markets.any_open(
-            recording.subscriptions.symbols, datetime.now(UTC)
-        )
-        puzzling = silent and (unread.rejected or awaited)
-        return Strange(messages=unread.messages, reason=unread.reason, sample=unread.sample, puzzling=puzzling)
 
     def turns(self, now_s: float) -> tuple[float, float]:
         """When the reader's loop and that of the files last came round (monotonic); now, where the reader waits."""
@@ -164,10 +159,19 @@ class Watch:
         volume = os.statvfs(self._recording.layout.root)
         killed_loss_s = settings.journal.linger + self._recording.buffer.lag_s()
         sync_age_s = journal.unsynced.age_s
-        sinks = [
-            *(self._lag(sink.name, sink.rows[self._recording.run], now_s) for sink in self._recording.files),
-            *self._read_external(now_s),
-        ]
+        sinks = []
+        for file_sink in self._recording.files:
+            rows = file_sink.rows[self._recording.run]
+            behind = self._recording.recorder.counts.trades - rows
+            since_s = next((one.at_s for one in list(self._uncommitted) if one.trades > rows), now_s)
+            sinks.append(SinkLag(file_sink.name, max(behind, 0), now_s - since_s if behind > 0 else 0.0))
+        # The sinks of the other process are read from their cursors. Where one is far behind, reading the journal's
+        # headers takes a moment, so that is not done for everybody who asks.
+        if now_s >= self._external_due_s:
+            self._external_due_s = now_s + _EXTERNAL_S
+            self._external_lags = self._external.look()
+        skipped = self._recording.slots.skipped
+        sinks += [SinkLag(name, lag.rows, lag.seconds, skipped[name]) for name, lag in self._external_lags.items()]
         return Disk(
             failing=self._recording.observed.disk_failing,
             syncs=journal.syncs,
@@ -180,19 +184,3 @@ class Watch:
             free_bytes=volume.f_bavail * volume.f_frsize,  # what an ordinary user may still write
             floor_bytes=settings.storage.min_free,
         )
-
-    def _read_external(self, now_s: float) -> Iterable[SinkLag]:
-        """The sinks of the other process, from their cursors: reading the journal's headers takes a moment where one
-        is far behind, and is not done for everybody who asks. Raises OSError.
-        """
-        if now_s >= self._external_due_s:
-            self._external_due_s = now_s + _EXTERNAL_S
-            self._external_lags = self._external.look()
-        skipped = self._recording.slots.skipped
-        return [SinkLag(name, lag.rows, lag.seconds, skipped[name]) for name, lag in self._external_lags.items()]
-
-    def _lag(self, name: str, rows: int, now_s: float) -> SinkLag:
-        """Of the sink of this name that has got this many rows."""
-        behind = self._recording.recorder.counts.trades - rows
-        since_s = next((one.at_s for one in list(self._uncommitted) if one.trades > rows), now_s)
-        return SinkLag(name, max(behind, 0), now_s - since_s if behind > 0 else 0.0)

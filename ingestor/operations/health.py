@@ -51,7 +51,7 @@ class HealthServer:
         self._server = _Server((host, port), watch, hosts)
         bound = self._server.server_address
         self.address = f"[{host}]:{bound[1]}" if ":" in host else f"{host}:{bound[1]}"
-        """Where it answers, with the port that it got."""
+        """Its address, with the port that it got."""
         if not is_loopback(host):
             log.warning("health.exposed", address=self.address, hint="it asks nobody who they are")
         self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), name="health", daemon=True)
@@ -82,7 +82,7 @@ def open_health(settings: HealthSettings, watch: Watch) -> HealthServer | None:
 
 
 class _Answer(NamedTuple):
-    """What is said to a request."""
+    """Answer to a request."""
 
     status: HTTPStatus
     kind: str
@@ -227,7 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Head(socket.SocketIO):
-    """What a client says, up to a bound: there it ends."""
+    """A client's request, up to a bound: there it ends."""
 
     _left = _REQUEST_BYTES
 

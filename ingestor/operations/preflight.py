@@ -29,12 +29,12 @@ class VenueUnreachable(IngestorError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the REST API said."""
+    """Answer of the REST API."""
 
     status: int
     body: bytes
     clock_offset_s: float | None
-    """How far our clock is ahead of the venue's, to about a second; None where it gave no time."""
+    """Our clock minus the venue's, to about a second; None if the venue gave no time."""
 
 
 class Rest:
@@ -107,7 +107,7 @@ def find_unknown(symbols: Iterable[str], rest: Rest) -> Iterator[tuple[str, list
 
 @dataclass(frozen=True, slots=True)
 class DiskSpeed:
-    """What a disk does with small synced writes, as the journal makes them, and with a large one."""
+    """Speed of a disk: of small synced writes, as the journal makes them, and of a large one."""
 
     sync_s: Sequence[float]
     bytes_per_s: float

@@ -5,13 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import pyarrow as pa
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-    SummaryMetricFamily,
-)
+from prometheus_client import core
 from prometheus_client.registry import Collector
 
 from ingestor.operations.collector import Watch
@@ -72,39 +66,16 @@ class StatusMetrics(Collector):
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
 
-    def collect(self) -> Iterable[Metric]:
+    def collect(self) -> Iterable[core.Metric]:
         return expose(self._watch.look())
 
 
-def expose(status: RecorderStatus) -> Iterator[Metric]:
+def expose(status: RecorderStatus) -> Iterator[core.Metric]:
     """The metrics of this status."""
     for number in _COUNTERS:
-        yield CounterMetricFamily(number.name, number.help, number.read(status))
+        yield core.CounterMetricFamily(number.name, number.help, number.read(status))
     for number in _GAUGES:
-        yield GaugeMetricFamily(number.name, number.help, number.read(status))
-    yield from _labelled(status)
-    delays = status.flow.delays
-    buckets = [(str(bound), within) for bound, within in zip(delays.bounds, delays.within, strict=True)]
-    yield HistogramMetricFamily(
-        "ingestor_trade_delay_seconds",
-        "From a trade to its receipt.",
-        [*buckets, ("+Inf", delays.total)],
-        delays.sum_s,
-    )
-    yield SummaryMetricFamily(
-        "ingestor_journal_sync_seconds",
-        "Forcing the journal to the disk.",
-        count_value=status.disk.syncs,
-        sum_value=status.disk.sync_s,
-    )
-    build = GaugeMetricFamily(
-        "ingestor_build_info", "What is running: always 1.", labels=["version", "python", "pyarrow"]
-    )
-    build.add_metric([status.version, platform.python_version(), pa.__version__], 1)
-    yield build
-
-
-def _labelled(status: RecorderStatus) -> Iterator[Metric]:
+        yield core.GaugeMetricFamily(number.name, number.help, number.read(status))
     link, flow, disk = status.link, status.flow, status.disk
     last_trades: dict[str, float] = link.last_trade_at
     loss = {"kill": disk.killed_loss_s, "power_cut": disk.unpowered_loss_s}
@@ -121,17 +92,36 @@ def _labelled(status: RecorderStatus) -> Iterator[Metric]:
         "ingestor_sink_skipped_rows", "Rows that the journal no longer keeps for a sink.", "sink", sink_skipped
     )
     yield _gauges("ingestor_sink_lag_seconds", "Age of the oldest row that a sink lacks.", "sink", sink_seconds)
+    delays = flow.delays
+    buckets = [(str(bound), within) for bound, within in zip(delays.bounds, delays.within, strict=True)]
+    yield core.HistogramMetricFamily(
+        "ingestor_trade_delay_seconds",
+        "From a trade to its receipt.",
+        [*buckets, ("+Inf", delays.total)],
+        delays.sum_s,
+    )
+    yield core.SummaryMetricFamily(
+        "ingestor_journal_sync_seconds",
+        "Forcing the journal to the disk.",
+        count_value=status.disk.syncs,
+        sum_value=status.disk.sync_s,
+    )
+    build = core.GaugeMetricFamily(
+        "ingestor_build_info", "What is running: always 1.", labels=["version", "python", "pyarrow"]
+    )
+    build.add_metric([status.version, platform.python_version(), pa.__version__], 1)
+    yield build
 
 
-def _counters(name: str, text: str, label: str, values: "dict[str, int] | dict[str, float]") -> Metric:
-    family = CounterMetricFamily(name, text, labels=[label])
+def _counters(name: str, text: str, label: str, values: "dict[str, int] | dict[str, float]") -> core.Metric:
+    family = core.CounterMetricFamily(name, text, labels=[label])
     for key, value in values.items():
         family.add_metric([key], value)
     return family
 
 
-def _gauges(name: str, text: str, label: str, values: "dict[str, int] | dict[str, float]") -> Metric:
-    family = GaugeMetricFamily(name, text, labels=[label])
+def _gauges(name: str, text: str, label: str, values: "dict[str, int] | dict[str, float]") -> core.Metric:
+    family = core.GaugeMetricFamily(name, text, labels=[label])
     for key, value in values.items():
         family.add_metric([key], value)
     return family

@@ -30,14 +30,14 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class SinkLag:
-    """What of this run a sink has not got yet. For Parquet that is what the open segment holds."""
+    """Rows of this run that a sink has not got yet; for Parquet those of the open segment."""
 
     name: str
     rows: int
     seconds: float
     """Age of the oldest of these rows, to a second; for a sink in the other process as it was up to 10 s ago."""
     skipped_rows: int = 0
-    """What the journal no longer keeps for it: these are in the dataset only."""
+    """Rows that the journal no longer keeps for it: these are in the dataset only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +61,11 @@ class Link:
     blind_symbols: tuple[str, ...]
     """Those with an open gap of their own, up to 1000."""
     gaps: dict[str, int]
-    """How many began in this run, by cause."""
+    """Number of gaps that began in this run, by cause."""
     blind_s: dict[str, float]
-    """How long those lasted that have ended, by cause."""
+    """Total length of those that have ended, by cause."""
     gap_s: float = 0.0
-    """How long the gap for all symbols has been open."""
+    """Age of the gap for all symbols."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ class Flow:
     pauses: int
     paused_s: float
     lag_s: float
-    """How long the oldest frame has been waiting for the recorder."""
+    """Age of the oldest frame that waits for the recorder."""
     turned_s: float
     """Since the recorder's loop last came round."""
     conservation_violations: int
@@ -116,13 +116,13 @@ class Disk:
     failing: bool
     syncs: int
     sync_s: float
-    """How long those took together."""
+    """Total duration of these syncs."""
     sync_age_s: float
-    """How long the oldest row that is not synced has been waiting."""
+    """Age of the oldest row that is not synced."""
     killed_loss_s: float
-    """What `kill -9` would lose now, at most."""
+    """Data that `kill -9` would lose now, at most."""
     unpowered_loss_s: float
-    """What a power cut would lose now, at most, but for one sync."""
+    """Data that a power cut would lose now, at most, but for one sync."""
     sinks: tuple[SinkLag, ...]
     sink_patience_s: float
     free_bytes: int
@@ -136,7 +136,7 @@ class ClockState:
     wrong_s: float = 0.0
     """By how much it is wrong, as far as can be told; negative where it is behind."""
     trades_s: float | None = None
-    """How old the venue's newest trades are when they come; negative where they are ahead. None before some came."""
+    """Age of the venue's newest trades on receipt; negative if they are ahead. None before the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,12 +168,12 @@ def encode_status(status: RecorderStatus) -> bytes:
 
 
 def decode_status(text: bytes) -> RecorderStatus:
-    """What `encode_status` made, of this or a later version. Raises ValueError on anything else."""
+    """The status that `encode_status` of this or a later version made. Raises ValueError on anything else."""
     return _as_json().validate_json(text)
 
 
 def find_problems(status: RecorderStatus) -> list[str]:
-    """What is wrong, the worst first, as sentences; none where trades are being recorded as they come."""
+    """Problems as sentences, the worst first; none while trades are recorded as they come."""
     link, clock, disk = status.link, status.clock, status.disk
     problems = []
     if not link.connected:

@@ -75,7 +75,7 @@ def _flatten(section: dict[str, Any], above: str) -> Iterator[tuple[str, str]]:
 
 
 def _identify(path: Path | None) -> tuple[int, int, int] | None:
-    """What changes when a file does; None where there is none to look at."""
+    """Inode, time and size, which change when a file does; None if there is no file."""
     if path is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a person, or the service manager, asks of a recorder that runs."""
+"""Signals as requests to a running recorder: stop, stop at once, reload."""
 
 import signal
 import threading

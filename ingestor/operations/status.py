@@ -30,7 +30,7 @@ class Status:
     unanswered: str | None
     ailments: list[str]
     bytes_per_day: float | None
-    """What the recording grew by in the last 24 hours; None in its first ten minutes."""
+    """Growth of the recording in the last 24 hours; None in its first ten minutes."""
     days_left: float | None
     """Until the disk is at its floor, at that rate."""
 
@@ -60,7 +60,7 @@ def read_status(layout: Layout) -> Status:
 
 
 def ask_status(address: str) -> RecorderStatus:
-    """What the recorder at this address says of itself. Raises OSError, ValueError where nobody there says so."""
+    """The status of the recorder at this address. Raises OSError, and ValueError if the answer is none."""
     from ingestor.config.addresses import split_address  # heavy: not where nobody records
 
     host, port = split_address(address)
@@ -75,7 +75,7 @@ def ask_status(address: str) -> RecorderStatus:
 
 
 def _ask(address: str | None) -> tuple[RecorderStatus | None, str | None]:
-    """(vitals, None) or (None, why not)."""
+    """(status, None) or (None, why not)."""
     if address is None:
         return None, "nobody can say how it is: health.listen is off, or its port was taken"
     try:
@@ -96,20 +96,15 @@ def measure_growth(layout: Layout, now: float) -> float | None:
     age_s = min(now - began_us / 1e6, _DAY_S)
     if age_s < _TOO_SOON_S:
         return None
-    written = sum(found.st_size for found in _recent_files(layout, now) if found.st_mtime >= now - _DAY_S)
-    return written * _DAY_S / age_s
-
-
-def _recent_files(layout: Layout, now: float) -> Iterator[os.stat_result]:
-    """The files of today and yesterday, and late trades' of the days before by their own dates."""
+    # The files of today and yesterday; among them late trades of the days before, by their own dates.
     today = datetime.fromtimestamp(now, UTC).date()
-    for day in (today, today - timedelta(days=1)):
-        for folder in (layout.trades, layout.csv):
-            yield from _stat_all(folder / f"date={day.isoformat()}", "*")
-        yield from _stat_all(layout.rejects, f"date={day.isoformat()}.jsonl")
-        yield from _stat_all(layout.accounts / f"date={day.isoformat()}", "*")
-        yield from _stat_all(layout.coverage / f"date={day.isoformat()}", "*")
-    yield from _stat_all(layout.ledger, "*")
+    places = [(layout.ledger, "*")]
+    for name in (f"date={day.isoformat()}" for day in (today, today - timedelta(days=1))):
+        places += [(base / name, "*") for base in (layout.trades, layout.csv, layout.accounts, layout.coverage)]
+        places.append((layout.rejects, f"{name}.jsonl"))
+    found = (file for folder, pattern in places for file in _stat_all(folder, pattern))
+    written = sum(file.st_size for file in found if file.st_mtime >= now - _DAY_S)
+    return written * _DAY_S / age_s
 
 
 def _stat_all(folder: Path, pattern: str) -> Iterator[os.stat_result]:

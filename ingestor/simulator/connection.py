@@ -31,7 +31,7 @@ from ingestor.simulator.protocols import Message, fragmented, padded, text_frame
 REQUEST_TIMEOUT_S = 10.0
 READ_BYTES = 1 << 16
 MESSAGES_A_SECOND = 5
-"""What Binance allows a client."""
+"""Binance's limit for a client."""
 BLOCK_LINES = 4096
 
 
@@ -238,7 +238,7 @@ class VenueConnection:
         self.abort()
 
     def _flush(self, *, answering: bool) -> None:
-        """What the protocol wants to say: pongs, close frames, the end of the stream (an empty piece)."""
+        """Send what the protocol has queued: pongs, close frames, the end of the stream (an empty piece)."""
         for piece in self._protocol.data_to_send():
             if self._jammed or not answering or self._writer.transport.is_closing():
                 continue

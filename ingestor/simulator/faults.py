@@ -30,7 +30,7 @@ from ingestor.simulator.protocols import ENDLESS_FRAME, HALF_FRAME, JUNK
 log = structlog.get_logger("ingestor.simulator")
 
 CLOSE_GRACE_S = 2.0
-"""How long a client has to answer a close frame."""
+"""A client's time to answer a close frame."""
 CLOCK_CHECK_S = 0.25
 STOOD_STILL_S = 1.0
 
@@ -90,7 +90,7 @@ class Answer(_When):
     do: Literal["answer"] = "answer"
     status: int = Field(ge=200, le=599)
     location: str | None = None
-    """Where a redirect points."""
+    """Target of a redirect."""
 
 
 class DelayHandshake(_When):
@@ -106,7 +106,7 @@ class Outage(_Sudden):
     @model_validator(mode="after")
     def _for_a_time(self) -> Self:
         if self.at_s is None or self.for_s is None or self.every_s is not None:
-            raise ValueError("an outage needs `at` and `for`, and nothing else: it befalls all connections")
+            raise ValueError("an outage needs `at` and `for`, and nothing else: it concerns all connections")
         return self
 
 
@@ -253,7 +253,7 @@ class Active(NamedTuple):
         return batches
 
     def copies(self) -> int:
-        """How many times each message is sent."""
+        """The number of times that each message is sent."""
         return math.prod(fault.times for fault, _ in self.faults if isinstance(fault, Repeat))
 
     def fragments(self) -> bool:
@@ -287,7 +287,7 @@ class Schedule:
         return any(w is not None and w[0] <= now_s < w[1] for w in windows)
 
     def strikes(self, number: int, opened_s: float) -> Iterator[tuple[float, Sudden]]:
-        """When which sudden fault strikes a connection, in order; maybe endless."""
+        """(time, fault) of each sudden fault of a connection, in order; maybe endless."""
         each = [zip(fault.strikes(number, opened_s), repeat(fault), strict=False) for fault in self._sudden]
         return heapq.merge(*each, key=lambda strike: strike[0])
 

@@ -8,13 +8,13 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 TRADING_YEAR_S = 252 * 6.5 * 3600
-"""Drift and volatility are quoted a year of regular trading hours, as for US stocks."""
+"""Drift and volatility are per year of regular trading hours, as for US stocks."""
 BATCH_MAX = 10
 """Trades in one message: 1 to 10 have been seen at Finnhub."""
 LATENCY_MS = 90
 """From a trade to its message; Finnhub's is about 0.1 s."""
 STEP_BACK_MS = (24, 156)
-"""How far a trade stands before the one in front of it, where it is out of order: as seen at Finnhub."""
+"""How far a trade that is out of order lies before its predecessor: as seen at Finnhub."""
 OUT_OF_ORDER = 0.1
 SWEEP = 0.1
 """Chance that an order is filled in several prints which are equal in every field."""
@@ -63,7 +63,7 @@ class Batch(NamedTuple):
 
 
 class Source(Protocol):
-    """Where a venue's trades come from."""
+    """Source of a venue's trades."""
 
     def batch(self, symbols: Sequence[str], now_ms: int) -> Batch | None:
         """The next message's trades, or None when there are no more. A recording ignores both arguments."""
@@ -88,7 +88,7 @@ class MarketSettings:
 
 
 class _Kind(NamedTuple):
-    """How trades of one kind of symbol are printed."""
+    """Habits of the trades of one kind of symbol."""
 
     tick_size: float
     conditions: tuple[str | None, ...]

@@ -27,7 +27,7 @@ _SYMBOL = r"(?P<symbol>[^\"]*)"
 
 
 class Message(NamedTuple):
-    """What one WebSocket message says, and the trades in it, each as the JSON text that the message holds."""
+    """One WebSocket message, and the trades in it, each as the JSON text that the message holds."""
 
     payload: bytes
     trades: tuple[str, ...]
@@ -55,7 +55,7 @@ def finnhub_messages(trades: Sequence[Trade]) -> list[Message]:
 
 
 def flat_messages(trades: Sequence[Trade]) -> list[Message]:
-    """`{"symbol","price","volume"}`, one message a trade; the truth has `s`, `p`, `v`, all that is sent."""
+    """`{"symbol","price","volume"}`, one message per trade; the truth has `s`, `p`, `v`, all that is sent."""
     messages = []
     for trade in trades:
         symbol, price, volume = json.dumps(trade.symbol), number_text(trade.price), number_text(trade.volume)
@@ -81,7 +81,7 @@ class SymbolRequest(NamedTuple):
     """False where it gives these symbols up."""
     symbols: tuple[str, ...]
     id: Any = None
-    """What the answer is to repeat."""
+    """Repeated in the answer."""
 
 
 class SymbolRefusal(NamedTuple):
@@ -96,11 +96,11 @@ class VenueLanguage(Protocol):
     """The messages of one protocol, in both directions."""
 
     def read(self, text: str) -> SymbolRequest | None:
-        """What a client's message asks for; None where it can't be understood."""
+        """The request in a client's message; None if it can't be understood."""
         ...
 
     def answer(self, request: SymbolRequest, refusals: Sequence[SymbolRefusal]) -> list[dict[str, Any]]:
-        """What the venue says to it."""
+        """The venue's answers to it."""
         ...
 
     def say(self, trades: Sequence[Trade], *, combined: bool) -> list[Message]:
@@ -134,7 +134,7 @@ class _Plain:
 
 
 class _Binance:
-    """Requests for streams by the list, each with one answer, and a frame a trade; an even trade is a sale."""
+    """Requests for streams by the list, each with one answer, and a frame per trade; an even trade is a sale."""
 
     def __init__(self) -> None:
         url = BinanceSettings(type="binance").url
@@ -160,13 +160,13 @@ class _Binance:
 
 
 class _Json:
-    """What the settings of a `json` feed describe; nothing is ever refused."""
+    """The language that the settings of a `json` feed describe; nothing is ever refused."""
 
     def __init__(self, settings: JsonSettings) -> None:
         self._feed = JsonMap(settings)
         templates = ((True, settings.subscribe), (False, settings.unsubscribe))
         self._patterns: list[tuple[bool, re.Pattern[str]]] = []
-        """What finds the symbol in a message that was made of a template."""
+        """Pattern of the symbol in a message that was made from a template."""
         for wanted, template in templates:
             if template:
                 first, *others = map(re.escape, template.split("{symbol}"))
@@ -200,7 +200,7 @@ _MESSAGES: Mapping[str, Callable[[Sequence[Trade]], list[Message]]] = MappingPro
 
 
 def _encoded(feed: Feed, trades: Sequence[Trade]) -> list[Message]:
-    """A message a trade, by the recorder's own language."""
+    """A message per trade, by the recorder's own language."""
     columns: Mapping[str, list[Any]] = {
         "timestamp": [trade.time_ms for trade in trades],
         "symbol": [trade.symbol for trade in trades],

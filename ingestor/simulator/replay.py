@@ -66,7 +66,7 @@ class Replay:
 def recorded_trades(path: Path) -> Iterator[Arrival]:
     """The trades of a file or of a directory of Parquet (else CSV) files, in the order of arrival.
 
-    Parquet is held in memory, about 60 bytes a trade. A null volume is sent as 0, for want of a word.
+    Parquet is held in memory, about 60 bytes per trade. A null volume is sent as 0.
     Raises ConfigError where nothing there can be read.
     """
     if path.is_dir():

@@ -55,7 +55,7 @@ ARREARS_S = 1.0
 UNASKED = ("flat", "bars")
 """The protocols without subscriptions."""
 STREAMED_SYMBOLS = ("AAPL", "MSFT", "BINANCE:BTCUSDT")
-"""What the protocols without subscriptions stream, unless symbols are given."""
+"""Symbols that the protocols without subscriptions stream, unless others are given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +67,13 @@ class VenueSettings:
     """0 takes a free one."""
     protocol: VenueProtocol = "finnhub"
     json_feed: JsonSettings = PLAIN_JSON
-    """What the protocol `json` speaks."""
+    """Language of the protocol `json`."""
     symbols: tuple[str, ...] = ()
-    """What is traded here. Empty: whatever is asked for, except what begins with INVALID."""
+    """Traded here. Empty: whatever is asked for, except what begins with INVALID."""
     keys: frozenset[str] | None = field(default=frozenset({"demo"}), repr=False)
     """None accepts any."""
     limit: int = 50
-    """Symbols a connection may subscribe to."""
+    """Subscriptions per connection."""
     ping_interval_s: float = 60.0
     market: MarketSettings = field(default_factory=MarketSettings)
     replay: Path | None = None
@@ -130,7 +130,7 @@ class Venue:
         source: Source,
         truth: TruthFile | None,
     ) -> None:
-        """Needs a running event loop, lives by its clock. `server` puts what it accepts into `accepted`."""
+        """Needs a running event loop, whose clock it uses. `server` puts what it accepts into `accepted`."""
         self._settings = settings
         self._server = server
         self._accepted = accepted
@@ -157,7 +157,7 @@ class Venue:
 
     @property
     def url(self) -> str:
-        """Where to connect, without a token."""
+        """Address for clients, without a token."""
         host, port = self._server.sockets[0].getsockname()[:2]
         scheme = "ws" if self._settings.certificate is None else "wss"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
@@ -328,7 +328,7 @@ class Venue:
         return refusals
 
     def _find_wanted_symbols(self) -> None:
-        """What the market trades, and whether anybody wants it, after something there changed."""
+        """Update the symbols to trade, and whether anybody wants them, after a change of subscriptions."""
         wanted = {symbol for client in self._clients.values() for symbol in client.subscribed_s}
         self._universe = self._settings.symbols or tuple(sorted(wanted))
         if wanted:

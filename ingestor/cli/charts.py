@@ -1,4 +1,4 @@
-"""`ingestor plot`: a picture of a recording, or its newest trades in a window."""
+"""Commands that draw: `ingestor plot` (a picture, or a window of new trades) and `dashboard` (a browser page)."""
 
 import time
 from collections.abc import Sequence
@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ingestor.cli.options import TimeRange, example, query_options, read_span, require_extra, root_from
-from ingestor.cli.printing import format_bytes, format_json
+from ingestor.cli.options import (
+    TimeRange,
+    example,
+    json_option,
+    listen_options,
+    query_options,
+    read_span,
+    reading_options,
+    require_extra,
+    root_from,
+)
+from ingestor.cli.printing import format_address, format_bytes, format_json
 from ingestor.errors import ConfigError, IngestorError
 
 if TYPE_CHECKING:
@@ -19,7 +29,7 @@ _MAX_SYMBOLS = 6
 _REDRAW_S = 0.1
 _COVERAGE_S = 1.0
 _BEFORE = timedelta(minutes=1)
-"""How old the trades may be with which a window begins."""
+"""Age of the trades with which a window begins."""
 
 
 @click.command(
@@ -78,7 +88,7 @@ def plot(
 def _write_picture(
     root: Path, path: Path, symbols: Sequence[str], span: TimeRange, tz: tzinfo, interval: str | None, theme: "Theme"
 ) -> int:
-    """How many bars it shows."""
+    """Draw the picture, and return the number of its bars."""
     from ingestor.charts.matplotlib_chart import draw_picture, save_picture
     from ingestor.charts.series import choose_interval, load_series
 
@@ -101,7 +111,7 @@ def _write_picture(
 def _show_window(
     root: Path, symbols: Sequence[str], points: int, average_over: int, tz: tzinfo, theme: "Theme"
 ) -> None:
-    """Until the window is closed: a batch, a check of the ledger now and then, a drawing at most each 100 ms."""
+    """Until the window is closed: read a batch, check the ledger once per second, draw at most every 100 ms."""
     from matplotlib import pyplot as plt
 
     from ingestor.charts.live_chart import LiveChart
@@ -132,3 +142,46 @@ def _show_window(
             drawn_s = now_s
             chart.draw(blind, checked_ms)
             figure.canvas.flush_events()
+
+
+@click.command(
+    epilog=example(
+        "pip install 'finnhub-ingestor[charts]'",
+        "ingestor dashboard --symbols AAPL,MSFT",
+    )
+)
+@reading_options
+@click.option(
+    "--interval",
+    type=click.Choice(["1s", "5s", "15s", "1m", "5m", "15m", "1h"]),
+    default="1s",
+    show_default=True,
+    help="Bars to begin with.",
+)
+@listen_options(5006, "Address to listen on, of this machine alone.")
+@click.option("--dark", is_flag=True, help="On dark ground.")
+@json_option
+def dashboard(
+    config: Path | None,
+    root: Path | None,
+    symbols: tuple[str, ...] | None,
+    interval: str,
+    host: str,
+    port: int,
+    dark: bool,
+    as_json: bool,
+) -> None:
+    """Show candlesticks, indicators and gaps in the browser, live, until Ctrl-C. The recorder does not notice.
+
+    Prints the address when it can be opened.
+    """
+    require_extra("charts", "bokeh", "talib")
+    from ingestor.charts.bokeh_app import MAX_SYMBOLS, View, run_dashboard
+    from ingestor.charts.theme import DARK, LIGHT
+    from ingestor.dataset.snapshot import open_recording
+
+    if symbols is not None and len(symbols) > MAX_SYMBOLS:
+        raise click.UsageError(f"up to {MAX_SYMBOLS} symbols fit side by side")
+    found_root = open_recording(root_from(config, root)).root
+    view = View(found_root, symbols or (), interval, DARK if dark else LIGHT)
+    run_dashboard(view, host, port, lambda url: click.echo(format_address(url, as_json=as_json)))
