@@ -180,26 +180,21 @@ class Dashboard:
             log.warning("dashboard.lagged")
             self.reload()
             return
-        self._refresh_blind()
+        if time.monotonic() - self._refreshed_s >= _BLIND_S:
+            self._refreshed_s, now_ms = time.monotonic(), self._now_ms()
+            for chart in self._charts:
+                symbol = chart.bars.symbol
+                self._blind[symbol] = self._blind_times.find(symbol, now_ms - chart.bars.length_ms, now_ms)
+            held = {one[-1].cause for one in self._blind.values() if one and one[-1].end_ms >= now_ms}
+            if read_holder(self._layout) is None:
+                self._newest.text = "no recorder runs"
+            else:
+                self._newest.text = f"blind: {', '.join(sorted(held))}" if held else ""
         start, self._newest_range.end = newest_range(self._now_ms(), parse_interval(self._interval.value))
         self._newest_range.start = start
         seen = self._x_range.start, self._x_range.end
         for chart in self._charts:
             chart.update(chart.bars.series(self._blind.get(chart.bars.symbol, [])), seen)
-
-    def _refresh_blind(self) -> None:
-        """Once per second: where each symbol was blind."""
-        if time.monotonic() - self._refreshed_s < _BLIND_S:
-            return
-        self._refreshed_s, now_ms = time.monotonic(), self._now_ms()
-        for chart in self._charts:
-            symbol = chart.bars.symbol
-            self._blind[symbol] = self._blind_times.find(symbol, now_ms - chart.bars.length_ms, now_ms)
-        held = {one[-1].cause for one in self._blind.values() if one and one[-1].end_ms >= now_ms}
-        if read_holder(self._layout) is None:
-            self._newest.text = "no recorder runs"
-        else:
-            self._newest.text = f"blind: {', '.join(sorted(held))}" if held else ""
 
     def _follow(self, *, active: bool) -> None:
         self._following.active = active

@@ -105,6 +105,7 @@ class _LivePane:
         axes.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=theme.quiet, ncols=2)
 
     def update(self, blind: Sequence[Blind], now_ms: float) -> None:
+        """Show the points, and what was blind up to `now_ms`."""
         points = self.rolling.points(blind)
         breaks = np.flatnonzero(points.blind_before)  # no line across what nobody saw
         times = np.insert(points.times_ms, breaks, np.nan) / DAY_MS

@@ -46,6 +46,7 @@ class Pane:
 
     @property
     def all(self) -> tuple[Axes, ...]:
+        """All four, top to bottom."""
         return self.price, self.volume, self.rsi, self.macd
 
 

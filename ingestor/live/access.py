@@ -64,6 +64,7 @@ class Grant:
     """In seconds since 1970; None: never."""
 
     def allows(self, symbol: str) -> bool:
+        """Whether the client may see this symbol."""
         return self.symbols is None or symbol in self.symbols
 
     def refused(self, symbols: Iterable[str]) -> list[str]:

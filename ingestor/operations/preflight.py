@@ -114,10 +114,12 @@ class DiskSpeed:
 
     @property
     def usual_s(self) -> float:
+        """Median of a sync, in seconds."""
         return statistics.median(self.sync_s)
 
     @property
     def worst_s(self) -> float:
+        """Slowest sync, in seconds."""
         return max(self.sync_s)
 
 

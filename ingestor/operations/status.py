@@ -1,12 +1,10 @@
 """Asks a recorder for its status from another process: its lock names it, it answers, its files show their growth."""
 
 import http.client
-import os
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from ingestor.layout import Holder, Layout, read_holder
 from ingestor.ledger import list_closed_facts, list_ledgers, read_facts
@@ -102,14 +100,9 @@ def measure_growth(layout: Layout, now: float) -> float | None:
     for name in (f"date={day.isoformat()}" for day in (today, today - timedelta(days=1))):
         places += [(base / name, "*") for base in (layout.trades, layout.csv, layout.accounts, layout.coverage)]
         places.append((layout.rejects, f"{name}.jsonl"))
-    found = (file for folder, pattern in places for file in _stat_all(folder, pattern))
-    written = sum(file.st_size for file in found if file.st_mtime >= now - _DAY_S)
+    written = 0
+    for path in (path for folder, pattern in places for path in folder.glob(pattern)):
+        with suppress(FileNotFoundError):  # compacted since it was listed
+            found = path.stat()
+            written += found.st_size if found.st_mtime >= now - _DAY_S else 0
     return written * _DAY_S / age_s
-
-
-def _stat_all(folder: Path, pattern: str) -> Iterator[os.stat_result]:
-    for path in folder.glob(pattern):
-        try:
-            yield path.stat()
-        except FileNotFoundError:  # compacted since it was listed
-            continue

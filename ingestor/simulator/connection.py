@@ -103,6 +103,7 @@ class TruthFile:
         self._lines.clear()
 
     def close(self) -> None:
+        """Write the rest. Raises OSError."""
         try:
             self.flush()
         finally:

@@ -217,9 +217,11 @@ class Active(NamedTuple):
     faults: tuple[tuple[Lasting, float], ...] = ()
 
     def answer(self) -> Answer | None:
+        """The fault that answers the handshake; None if it may succeed."""
         return next((fault for fault, _ in self.faults if isinstance(fault, Answer)), None)
 
     def handshake_delay_s(self) -> float:
+        """Seconds by which the handshake is delayed."""
         return sum(fault.by_s for fault, _ in self.faults if isinstance(fault, DelayHandshake))
 
     def silent(self) -> bool:
@@ -257,6 +259,7 @@ class Active(NamedTuple):
         return math.prod(fault.times for fault, _ in self.faults if isinstance(fault, Repeat))
 
     def fragments(self) -> bool:
+        """Whether messages are sent in fragments."""
         return any(isinstance(fault, Fragment) for fault, _ in self.faults)
 
 
@@ -274,6 +277,7 @@ class Schedule:
         self._lasting = tuple(fault for fault in faults if not isinstance(fault, _Sudden))
 
     def plus(self, fault: Sudden | Lasting) -> "Schedule":
+        """The same schedule with one more fault."""
         return Schedule((*self._sudden, *self._lasting, fault))
 
     def active(self, now_s: float, number: int, opened_s: float) -> Active:

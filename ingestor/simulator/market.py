@@ -107,6 +107,7 @@ _FOREX = _Kind(0.00001, (None,), (None,))
 
 
 def is_forex(symbol: str) -> bool:
+    """By its prefix: `OANDA:EUR_USD`."""
     return symbol.startswith(FOREX_PREFIXES)
 
 
@@ -210,6 +211,7 @@ class Market:
                 yield self.trade(symbol, now_ms)
 
     def trade(self, symbol: str, now_ms: int) -> Trade:
+        """One trade of this symbol, LATENCY_MS old at `now_ms`."""
         instrument = self._instruments.get(symbol)
         if instrument is None:
             instrument = self._instruments[symbol] = _Instrument(symbol, self._settings)
@@ -224,6 +226,7 @@ class Intervals:
         self._interval_s = settings.interval_s
 
     def batch(self, symbols: Sequence[str], now_ms: int) -> Batch:
+        """The trades of the next interval, whose bars they make."""
         return Batch(list(self._market.interval(symbols, now_ms)), self._interval_s)
 
 

@@ -224,6 +224,7 @@ def _truth(trade: Trade) -> str:
 
 
 def text_frame(payload: bytes) -> bytes:
+    """One unmasked, final text frame (RFC 6455, 5.2)."""
     return Frame(Opcode.TEXT, payload).serialize(mask=False)
 
 

@@ -51,6 +51,7 @@ class Replay:
         self._next = next(self._arrivals, None)
 
     def batch(self, symbols: Sequence[str], now_ms: int) -> Batch | None:  # noqa: ARG002  as every Source
+        """The next trades that arrived together; None after the last. Times and symbols are those of the recording."""
         if self._next is None:
             return None
         first_us = latest_us = self._next.at_us
