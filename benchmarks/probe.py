@@ -20,7 +20,7 @@ import time
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.dataset.follow import follow
+from ingestor.dataset.trades import follow
 
 _QUANTILES = (0.5, 0.99, 0.999)
 _IDLE_S = 0.3

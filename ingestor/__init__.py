@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ingestor.dataset.bars import read_bars
-    from ingestor.dataset.coverage_frame import read_coverage
+    from ingestor.dataset.coverage import read_coverage
     from ingestor.dataset.describe import describe
-    from ingestor.dataset.follow import follow
     from ingestor.dataset.rejects import read_rejects
-    from ingestor.dataset.trades import read_trades
+    from ingestor.dataset.trades import follow, read_trades
 
 __all__ = ["__version__", "describe", "follow", "read_bars", "read_coverage", "read_rejects", "read_trades"]
 
 _PLACES = {
     "describe": "ingestor.dataset.describe",
-    "follow": "ingestor.dataset.follow",
+    "follow": "ingestor.dataset.trades",
     "read_bars": "ingestor.dataset.bars",
-    "read_coverage": "ingestor.dataset.coverage_frame",
+    "read_coverage": "ingestor.dataset.coverage",
     "read_rejects": "ingestor.dataset.rejects",
     "read_trades": "ingestor.dataset.trades",
 }

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from ingestor.accounts import read_accounts, read_seals
 from ingestor.closed_days import Row, close_days, has_days_to_close, join_rows, list_closed_days, read_day
 from ingestor.coverage import Coverage, Interval, clip, sum_shares
-from ingestor.dataset.coverage import read_coverage
+from ingestor.dataset.coverage import load_coverage
 from ingestor.dataset.times import Span, day_start_ms
 from ingestor.dataset.verify import Verification
 from ingestor.errors import DamagedFile
@@ -38,12 +38,12 @@ def close_all(layout: Layout, before: date = LAST_DAY) -> list[date]:
 
 def test_closed_days_say_what_the_ledger_said(tmp_path: Path) -> None:
     layout = write_story(tmp_path).layout
-    before = read_coverage(layout)
+    before = load_coverage(layout)
     intervals = all_intervals(before)
     days = close_all(layout)
     assert len(list_ledgers(layout)) == 1
     assert days == sorted(days)
-    after = read_coverage(layout)
+    after = load_coverage(layout)
     assert all_intervals(after) == intervals
     assert after.horizon_us == before.horizon_us
     whole = [gap for gap in before.gaps if gap.symbol is None]
@@ -56,7 +56,7 @@ def test_closed_days_say_what_the_ledger_said(tmp_path: Path) -> None:
 
 def test_each_date_has_its_file_and_a_span_reads_no_other(tmp_path: Path) -> None:
     layout = write_story(tmp_path).layout
-    whole = all_intervals(read_coverage(layout))
+    whole = all_intervals(load_coverage(layout))
     close_all(layout)
     days = list_closed_days(layout)
     assert days == [day_of(FIRST + number * DAY_US) for number in range(5)]  # the last as far as its facts are closed
@@ -65,7 +65,7 @@ def test_each_date_has_its_file_and_a_span_reads_no_other(tmp_path: Path) -> Non
         rows = read_day(layout.coverage_file(day))
         assert all(start_us <= row.start_us < row.end_us <= start_us + DAY_US for row in rows)
         span = Span(start_us // 1000, start_us // 1000 + 86_400_000)
-        told = read_coverage(layout, ["A"], span=span).intervals("A")
+        told = load_coverage(layout, ["A"], span=span).intervals("A")
         assert clip(told, start_us, start_us + DAY_US) == clip(whole["A"], start_us, start_us + DAY_US)
 
 
@@ -111,13 +111,13 @@ def struck_versions(layout: Layout, folder: Path) -> Iterator[Layout]:
 
 def test_wherever_a_crash_falls_the_next_call_makes_it_good(tmp_path: Path) -> None:
     layout = write_story(tmp_path / "data").layout
-    intervals = all_intervals(read_coverage(layout))
+    intervals = all_intervals(load_coverage(layout))
     struck = list(struck_versions(layout, tmp_path))
     assert len(struck) > 12
     for one in struck:
-        assert all_intervals(read_coverage(one)) == intervals, "between two steps"
+        assert all_intervals(load_coverage(one)) == intervals, "between two steps"
         close_all(one)
-        assert all_intervals(read_coverage(one)) == intervals
+        assert all_intervals(load_coverage(one)) == intervals
         assert len(list_ledgers(one)) == 1
         assert [fact["fact"] for fact in read_all_facts(one)].count("run.started") == 3
 
@@ -128,14 +128,14 @@ def test_what_is_damaged_is_set_aside_and_the_rest_goes_on(tmp_path: Path) -> No
     damaged = story.layout.coverage_file(day_of(FIRST + 4 * DAY_US))
     damaged.write_bytes(damaged.read_bytes()[:-9])
     with pytest.raises(DamagedFile, match=r"coverage\.parquet: can't be read"):
-        read_coverage(story.layout)
+        load_coverage(story.layout)
     story.hour = 121.0
     story.tell("disk.recovered", free=2, floor=2)
     with capture_logs() as logs:
         close_all(story.layout)
     assert [one["event"] for one in logs] == ["coverage.damaged", "ledger.closed"]
     assert (damaged.parent / "_damaged-coverage.parquet").exists()
-    assert read_coverage(story.layout).intervals("A")
+    assert load_coverage(story.layout).intervals("A")
 
 
 def test_a_line_that_was_damaged_leaves_nothing_recorded_until_the_next_proof(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_line_that_was_damaged_leaves_nothing_recorded_until_the_next_proof(tm
     for close in (False, True):
         if close:
             close_all(story.layout)
-        told = read_coverage(story.layout).intervals("A")
+        told = load_coverage(story.layout).intervals("A")
         assert [one.state for one in told if one.start_us < story.at(25)] == ["unproven"]
         assert told[0].end_us == story.at(25)
 
@@ -186,23 +186,23 @@ def AS_FILED(account: Fact) -> Fact:  # noqa: N802  a fact of the ledger has mor
 def test_format_1_is_read_taken_over_and_says_the_same(tmp_path: Path) -> None:
     story = write_story(tmp_path)
     layout = story.layout
-    intervals = all_intervals(read_coverage(layout))
+    intervals = all_intervals(load_coverage(layout))
     history = read_history(layout)
     as_format_1(layout)
-    assert all_intervals(read_coverage(layout)) == intervals, "as it was"
+    assert all_intervals(load_coverage(layout)) == intervals, "as it was"
     again = read_history(layout)
     assert (again.run, again.stopped, again.open_gaps) == (history.run, history.stopped, history.open_gaps)
     assert again.asked == history.asked
     take_over_format_1(layout)
     assert not list(layout.coverage.glob("0*.jsonl"))
-    assert all_intervals(read_coverage(layout)) == intervals, "moved"
+    assert all_intervals(load_coverage(layout)) == intervals, "moved"
     assert close_all(layout) == [], "the newest can't be understood alone"
     story.hour += 1
     story.start(("A", "B"))
-    more = all_intervals(read_coverage(layout))
+    more = all_intervals(load_coverage(layout))
     assert len(close_all(layout)) > 3
     assert [path.name[:6] for path in list_ledgers(layout)] == ["000004"]
-    assert all_intervals(read_coverage(layout)) == more
+    assert all_intervals(load_coverage(layout)) == more
 
 
 PIECES = st.lists(
@@ -263,14 +263,14 @@ def test_whatever_happens_closing_promises_nothing_more(
     root = tmp_path_factory.mktemp("story")
     story, daily = Story(root), root.parent / f"{root.name}-daily"
     play(story, steps, data)
-    whole = all_intervals(read_coverage(story.layout))
+    whole = all_intervals(load_coverage(story.layout))
     shutil.copytree(story.layout.root, daily)
     close_all(story.layout)
     by_day = Layout(daily)
     for number in range(12):
         close_all(by_day, day_of(FIRST) + timedelta(number))
     for layout in (story.layout, by_day):
-        closed = all_intervals(read_coverage(layout))
+        closed = all_intervals(load_coverage(layout))
         for symbol, told in whole.items():
             for one in closed.get(symbol, []):
                 if one.state == "recorded":

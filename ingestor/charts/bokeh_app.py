@@ -34,7 +34,7 @@ from ingestor.charts.series import Blind, BlindTimes
 from ingestor.charts.theme import Theme
 from ingestor.config.addresses import is_loopback
 from ingestor.dataset.bar_grid import parse_interval
-from ingestor.dataset.coverage import read_coverage
+from ingestor.dataset.coverage import load_coverage
 from ingestor.dataset.snapshot import open_recording
 from ingestor.dataset.times import Span
 from ingestor.errors import ConfigError, Lagged
@@ -99,7 +99,7 @@ class Dashboard:
         self._blind_times = BlindTimes(view.root)
         self._blind: dict[str, list[Blind]] = {}
         self._x_range = self._newest_range = Range1d(0, 1)
-        known = read_coverage(self._layout, span=Span(int((time.time() - _KNOWN_S) * 1000), None)).symbols
+        known = load_coverage(self._layout, span=Span(int((time.time() - _KNOWN_S) * 1000), None)).symbols
         chosen = list(view.symbols) or known[:1]
         # Value and label of each. Bokeh shows a label as HTML: a symbol is the venue's text, and no markup.
         options = [(symbol, html.escape(escape(symbol))) for symbol in sorted({*known, *chosen})]

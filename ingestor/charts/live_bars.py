@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.charts.series import Blind, Series
-from ingestor.dataset.arguments import no_warnings
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.bar_maker import COLUMNS, Recipe, bars_of
 from ingestor.dataset.bars import read_bars
+from ingestor.dataset.coverage import no_warnings
 from ingestor.dataset.rows import TEXTS, sort_rows
 from ingestor.dataset.trades import read_trades
 from ingestor.schema import TIMESTAMP

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from ingestor.charts.indicators import Closes, Floats
 from ingestor.closed_days import read_closed_coverage
 from ingestor.coverage import Coverage, Interval, clip, join_intervals
-from ingestor.dataset.arguments import no_warnings
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.bars import read_bars
-from ingestor.dataset.coverage import CoverageWatch, read_known_coverage
+from ingestor.dataset.coverage import CoverageWatch, no_warnings, read_known_coverage
 from ingestor.dataset.times import Span, to_span, utc_date
 from ingestor.layout import Layout
 

@@ -116,7 +116,7 @@ def _show_window(
 
     from ingestor.charts.live_chart import LiveChart
     from ingestor.charts.series import BlindTimes
-    from ingestor.dataset.follow import follow
+    from ingestor.dataset.trades import follow
     from ingestor.operations.signals import catch_signals
 
     figure = plt.figure("ingestor plot", figsize=(10, 1.2 + 3.6 * len(symbols)))

@@ -10,7 +10,7 @@ from ingestor.cli.options import example, query_options, read_span, root_from, w
 from ingestor.cli.printing import format_json, format_table, format_time, percent, to_milliseconds
 from ingestor.coverage import Coverage, Gap, Interval, blind_by_cause, clip, sum_shares
 from ingestor.dataset import times
-from ingestor.dataset.coverage import read_coverage
+from ingestor.dataset.coverage import load_coverage
 from ingestor.layout import Layout
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -40,7 +40,7 @@ def coverage(
     end_us = _FOREVER_US if asked.end is None else (asked.end - _EPOCH) // timedelta(microseconds=1)
     bounds = start_us, end_us
     span = times.Span(start_us // 1000 if start else None, -(-end_us // 1000) if end else None)
-    found = read_coverage(Layout(root_from(config, root)), symbols, span=span)
+    found = load_coverage(Layout(root_from(config, root)), symbols, span=span)
     warn_of_unknown_symbols(root_from(config, root), symbols, found.symbols)
     click.echo(_as_json(found, bounds, tz) if as_json else _as_text(found, bounds, tz))
 

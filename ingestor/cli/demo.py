@@ -105,7 +105,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 def _watch(root: Path, recorder: subprocess.Popen[str], seconds: float) -> None:
     """Live progress, as any other process can have it: from the journal, through `follow`."""
-    from ingestor.dataset.follow import follow
+    from ingestor.dataset.trades import follow
 
     started_s = heard_s = time.monotonic()
     shown_s = 0.0

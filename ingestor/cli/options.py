@@ -215,7 +215,7 @@ def warn_of_unknown_symbols(root: Path, symbols: tuple[str, ...] | None, found: 
     """Name on stderr the symbols that are not recorded; of those in `found` it is known."""
     if not set(symbols or ()) - set(found):
         return
-    from ingestor.dataset.arguments import warn_of_unknown
+    from ingestor.dataset.coverage import warn_of_unknown
     from ingestor.layout import Layout
 
     warn_of_unknown(Layout(root), symbols, found)
@@ -223,7 +223,7 @@ def warn_of_unknown_symbols(root: Path, symbols: tuple[str, ...] | None, found: 
 
 def warn_of_nothing(root: Path, symbols: tuple[str, ...] | None, tz: tzinfo) -> None:
     """Say on stderr why there is nothing to print: the time that is recorded."""
-    from ingestor.dataset.arguments import explain_nothing
+    from ingestor.dataset.coverage import explain_nothing
 
     if reason := explain_nothing(root, symbols, tz):
         click.echo(reason, err=True)

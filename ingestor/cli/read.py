@@ -72,7 +72,7 @@ def tail(
 
     Time, symbol, price, volume, conditions, and whether its frame repeats the one before; --json has all columns.
     """
-    from ingestor.dataset.follow import follow
+    from ingestor.dataset.trades import follow
 
     left = count
     try:

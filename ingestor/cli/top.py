@@ -15,9 +15,9 @@ import click
 from ingestor.cli.options import example, reading_options, root_from
 from ingestor.cli.printing import format_seconds, format_table
 from ingestor.coverage import Coverage, state_at
-from ingestor.dataset.coverage import read_coverage
-from ingestor.dataset.follow import follow
+from ingestor.dataset.coverage import load_coverage
 from ingestor.dataset.times import Span, day_start_ms, utc_date
+from ingestor.dataset.trades import follow
 from ingestor.layout import Layout, read_holder
 from ingestor.operations.recorder_status import RecorderStatus, find_problems
 from ingestor.operations.status import ask_status
@@ -193,7 +193,7 @@ def watch(layout: Layout, symbols: Sequence[str] | None, refresh_s: float) -> It
         if now_s - covered_s >= _COVERAGE_S:
             covered_s = now_s
             today = Span(day_start_ms(utc_date(int(now * 1000))), None)  # what was before need not be read again
-            board.set_coverage(read_coverage(layout, symbols, span=today), now)
+            board.set_coverage(load_coverage(layout, symbols, span=today), now)
         if now_s - shown_s >= refresh_s:
             shown_s = now_s
             line, trouble = headline(_ask(layout), layout.root, now)

@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.coverage import Interval
-from ingestor.dataset.arguments import Names, find_names, find_root, warn_of_unknown
+from ingestor.dataset.arguments import Engine, Names, check_engine, check_word, find_names, find_root
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.bar_maker import BARS, COLUMNS, Recipe, make_bars
-from ingestor.dataset.coverage import read_known_coverage
+from ingestor.dataset.coverage import read_known_coverage, warn_of_unknown
 from ingestor.dataset.market_rules import Session, in_session
-from ingestor.dataset.rows import Engine, Selection, as_frame, check_engine, check_word, read_dates
+from ingestor.dataset.rows import Selection, as_frame, read_dates
 from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
 from ingestor.dataset.times import Span, Time, find_span, find_zone
 from ingestor.schema import TIMESTAMP

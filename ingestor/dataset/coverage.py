@@ -1,27 +1,98 @@
-"""Coverage of a recording's days, read once or kept up to date."""
+"""Reads a recording's coverage, once or kept up to date, and says which symbols it knows.
+
+`ingestor coverage` prints intervals and is started often, so what needs pyarrow's compute module is imported only where
+it is used.
+"""
 
 import contextlib
-from collections.abc import Collection
-from datetime import date
-from typing import TYPE_CHECKING
+import difflib
+import re
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from datetime import UTC, date, datetime, tzinfo
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from ingestor.closed_days import list_closed_days, read_closed_coverage
-from ingestor.coverage import IRRELEVANT, Coverage, find_coverage
-from ingestor.dataset.times import EVER, Span
+import pyarrow as pa
+
+from ingestor.closed_days import list_closed_days, list_closed_symbols, read_closed_coverage
+from ingestor.coverage import IRRELEVANT, Coverage, Interval, clip, find_coverage
+from ingestor.dataset.arguments import Engine, Names, check_engine, find_names, find_root
+from ingestor.dataset.times import EVER, Span, Time, day_start_ms, find_span
 from ingestor.errors import NotARecording
 from ingestor.journal.scan import last_received_us
 from ingestor.layout import Layout, list_segments
 from ingestor.ledger import list_ledgers, read_new_facts, read_open_facts
+from ingestor.schema import RECEIVED_AT
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from pandas import DataFrame
 
     from ingestor.facts import Fact
 
+COVERAGE = pa.schema(
+    [
+        ("symbol", pa.string()),
+        ("state", pa.string()),  # recorded, blind or unproven
+        ("cause", pa.string()),  # of blindness; else null
+        ("start", RECEIVED_AT),
+        ("end", RECEIVED_AT),
+    ]
+)
 _FOREVER_US = 1 << 60
+_NAMED = 5
+_KNOWN_DAYS = 31
+_QUIET = ContextVar("quiet", default=False)
 
 
+@overload
+def read_coverage(root: str | Path, symbols: Names | None = ..., start: Time | None = ...,
+                  end: Time | None = ..., tz: str = ..., *,
+                  engine: Literal["pandas"] = ...) -> "DataFrame": ...  # fmt: skip
+@overload
+def read_coverage(root: str | Path, symbols: Names | None = ..., start: Time | None = ...,
+                  end: Time | None = ..., tz: str = ..., *,
+                  engine: Literal["arrow"]) -> pa.Table: ...  # fmt: skip
 def read_coverage(
+    root: str | Path,
+    symbols: Names | None = None,
+    start: Time | None = None,
+    end: Time | None = None,
+    tz: str = "UTC",
+    *,
+    engine: Engine = "pandas",
+) -> Any:
+    """When each symbol was *recorded*, *blind* (and why) or *unproven*, in [start, end), sorted by (symbol, start).
+
+    >>> import ingestor
+    >>> coverage = ingestor.read_coverage("data", symbols=["AAPL"])
+    >>> set(coverage["state"]) <= {"recorded", "blind", "unproven"}
+    True
+
+    Unproven: asked for, and no trade came on this connection yet, so that silence may be the market or a subscription
+    that doesn't work. A symbol's intervals don't overlap; where there is none, it was not asked for.
+
+    Warns of a symbol that is not recorded.
+
+    Raises NotARecording, ValueError for a time that is none, ConfigError where pandas is missing.
+    """
+    from ingestor.dataset.rows import as_frame
+
+    check_engine(engine)
+    span = find_span(start, end, tz)
+    chosen = find_names(symbols)
+    layout = Layout(find_root(root))
+    coverage = load_coverage(layout, chosen, span=span)
+    warn_of_unknown(layout, chosen, coverage.symbols)
+    start_us = (span.start_ms or 0) * 1000
+    end_us = _FOREVER_US if span.end_ms is None else span.end_ms * 1000
+    intervals = [one for symbol in coverage.symbols for one in clip(coverage.intervals(symbol), start_us, end_us)]
+    columns = [list(column) for column in zip(*intervals, strict=True)] or [[] for _ in COVERAGE]
+    return as_frame(pa.Table.from_pydict(dict(zip(COVERAGE.names, columns, strict=True)), schema=COVERAGE), engine, tz)
+
+
+def load_coverage(
     layout: Layout, symbols: Collection[str] | None = None, journaled_us: int | None = None, span: Span = EVER
 ) -> Coverage:
     """What can be said of these symbols (None: of all); beside a live recorder, up to its newest frame.
@@ -55,7 +126,7 @@ def read_known_coverage(
     Raises FormatTooNew, DamagedFile, OSError.
     """
     try:
-        return read_coverage(layout, symbols, journaled_us, span)
+        return load_coverage(layout, symbols, journaled_us, span)
     except NotARecording:
         return find_coverage([])
 
@@ -104,3 +175,101 @@ class CoverageWatch:
         if begun or any(not fact["fact"].startswith("segment.") for fact in news):
             self._coverage = find_coverage(self._facts, None, _FOREVER_US)
         return self._coverage
+
+
+# Symbols that are not recorded
+
+
+@contextlib.contextmanager
+def no_warnings() -> Iterator[None]:
+    """Within this nobody is warned of unknown symbols: a program asks, which says it in its own way."""
+    token = _QUIET.set(True)
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
+
+
+def warn_of_unknown(
+    layout: Layout, symbols: tuple[str, ...] | None, found: pa.ChunkedArray | Iterable[str] = ()
+) -> None:
+    """Name those that nobody asked for and nobody sent. What is in `found` needs no look.
+
+    Raises FormatTooNew, OSError.
+    """
+    if not symbols or _QUIET.get():
+        return
+    there = set(found.unique().to_pylist() if isinstance(found, pa.ChunkedArray) else found)
+    absent = [symbol for symbol in symbols if symbol not in there]
+    if not absent:
+        return
+    known = known_symbols(layout)
+    unknown = [symbol for symbol in dict.fromkeys(absent) if symbol not in known]
+    if unknown:  # perhaps long ago
+        long_ago = read_known_coverage(layout, unknown).symbols
+        unknown = [symbol for symbol in unknown if symbol not in long_ago]
+    for symbol in unknown[:_NAMED]:
+        warnings.warn(describe_unknown(symbol, known), stacklevel=3)  # who called read_trades, read_bars, …
+    if len(unknown) > _NAMED:
+        warnings.warn(f"{len(unknown) - _NAMED} more of these symbols are not recorded", stacklevel=3)
+
+
+def describe_unknown(symbol: str, known: Iterable[str]) -> str:
+    """`aapl is not recorded; AAPL is`, where a name like it is known."""
+    names = sorted(known)
+    lower = symbol.lower()
+    like = [name for name in names if name.lower() == lower]
+    like = like or [name for name in names if name.lower().rpartition(":")[2] == lower.rpartition(":")[2]]
+    like = like or [name for name in names if name in re.split(r"[,;\s]+", symbol)]
+    like = like or difflib.get_close_matches(symbol.upper(), names, n=1, cutoff=0.7)
+    hint = f"; {' and '.join(like[:_NAMED])} {'is' if len(like) == 1 else 'are'}" if like else ""
+    return f"{symbol!r} is not recorded here{hint}"
+
+
+def known_symbols(layout: Layout) -> set[str]:
+    """All that were asked for or sent trades of late: as the ledger says, or the rows where a root has none."""
+    recent = list_closed_days(layout)[-_KNOWN_DAYS:]
+    if recent or list_ledgers(layout):
+        today = Span(day_start_ms(recent[-1]) if recent else None, None)
+        return list_closed_symbols(layout, recent) | set(read_known_coverage(layout, span=today).symbols)
+    import pyarrow.compute as pc
+
+    from ingestor.dataset.rows import Selection, plain_texts, read_dates
+    from ingestor.dataset.snapshot import read_consistently
+
+    return read_consistently(
+        layout,
+        EVER,
+        lambda snapshot: {
+            symbol
+            for _, rows in read_dates(snapshot, Selection(EVER, ("symbol",), None))
+            for symbol in pc.unique(plain_texts(rows).column("symbol")).to_pylist()
+        },
+    )
+
+
+def explain_nothing(root: Path, symbols: Sequence[str] | None, tz: tzinfo) -> str | None:
+    """`recorded: 22:51 to 22:58`: why an answer is empty, as far as the ledger knows.
+
+    Raises FormatTooNew, OSError.
+    """
+    layout, chosen = Layout(root), None if symbols is None else tuple(symbols)
+    days = list_closed_days(layout)
+    first_days, last_days = days[:_KNOWN_DAYS], days[-_KNOWN_DAYS:]
+    coverage = read_known_coverage(layout, chosen, span=Span(day_start_ms(days[-1]) if days else None, None))
+    pieces = [piece for symbol in coverage.symbols for piece in coverage.intervals(symbol)]
+    pieces += _first_said(layout, chosen, [*first_days, *last_days])
+    pieces += _first_said(layout, chosen, last_days[::-1])
+    if not pieces:
+        return None
+    start, end = (
+        datetime.fromtimestamp(at_us / 1e6, UTC).astimezone(tz)
+        for at_us in (min(piece.start_us for piece in pieces), max(piece.end_us for piece in pieces))
+    )
+    return f"no trades in that time; recorded: {start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} {end.tzname()}"
+
+
+def _first_said(layout: Layout, symbols: tuple[str, ...] | None, days: Iterable[date]) -> list[Interval]:
+    """What the first of these closed days says that says anything of these symbols."""
+    told = (read_closed_coverage(layout, symbols, day, day) for day in days)
+    return next(([piece for own in one.intervals.values() for piece in own] for one in told if one.intervals), [])

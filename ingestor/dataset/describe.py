@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.coverage import Coverage, sum_shares
-from ingestor.dataset.arguments import Names, find_names, find_root, warn_of_unknown
-from ingestor.dataset.coverage import read_known_coverage
-from ingestor.dataset.rows import Engine, Selection, as_frame, check_engine, plain_texts, read_dates
+from ingestor.dataset.arguments import Engine, Names, check_engine, find_names, find_root
+from ingestor.dataset.coverage import read_known_coverage, warn_of_unknown
+from ingestor.dataset.rows import Selection, as_frame, plain_texts, read_dates
 from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
 from ingestor.dataset.times import EVER
 from ingestor.parquet import count_rows

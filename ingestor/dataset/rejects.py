@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 import pyarrow as pa
 from pydantic import BaseModel, Field, ValidationError
 
-from ingestor.dataset.arguments import find_root
-from ingestor.dataset.rows import Engine, as_frame, check_engine
+from ingestor.dataset.arguments import Engine, check_engine, find_root
+from ingestor.dataset.rows import as_frame
 from ingestor.dataset.times import Span, Time, find_span
 from ingestor.errors import NotARecording
 from ingestor.layout import Layout, read_lines

@@ -7,15 +7,15 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ingestor.dataset.arguments import Engine
 from ingestor.dataset.snapshot import Snapshot, check_format
 from ingestor.dataset.times import EVER, Span, utc_date
-from ingestor.errors import ConfigError
 from ingestor.parquet import check_columns, named_errors, open_parquet
 from ingestor.schema import TIMESTAMP, TRADES
 
@@ -23,8 +23,6 @@ TEXTS = ("symbol", "conditions")
 """Columns that are read as dictionaries."""
 _TIME_BITS = 42
 """A millisecond since 1970 in so many bits: until 2109."""
-
-Engine = Literal["pandas", "arrow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,24 +189,6 @@ def known_schema(snapshot: Snapshot) -> pa.Schema:
         with open_parquet(newest) as file, named_errors(newest):
             return file.schema_arrow.remove_metadata()
     return TRADES
-
-
-def check_engine(engine: str) -> None:
-    """Before anything is read. Raises ValueError for another name, ConfigError where pandas is missing."""
-    check_word("engine", engine, ("pandas", "arrow"))
-    if engine == "pandas":
-        try:
-            import pandas  # noqa: F401, ICN001  is it there?
-        except ImportError:
-            raise ConfigError(
-                "pandas is not installed: pip install 'finnhub-ingestor[analysis]', or ask for engine='arrow'"
-            ) from None
-
-
-def check_word(argument: str, word: str, known: tuple[str, ...]) -> None:
-    """Raises ValueError where an argument that takes one of some words is given another."""
-    if word not in known:
-        raise ValueError(f"{argument} must be {' or '.join(map(repr, known))}, not {word!r}")
 
 
 def as_frame(table: pa.Table, engine: Engine, tz: str) -> Any:

@@ -1,20 +1,20 @@
-"""Trades, as a caller asks for them."""
+"""Trades, as a caller asks for them: those of a time, and those that are being recorded."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.dataset.arguments import Names, find_names, find_root, warn_of_unknown
+from ingestor.dataset.arguments import Engine, Names, check_engine, check_word, find_names, find_root
+from ingestor.dataset.coverage import warn_of_unknown
 from ingestor.dataset.market_rules import are_abroad, in_session, judge_rows
 from ingestor.dataset.rows import (
-    Engine,
     Selection,
     as_frame,
-    check_engine,
-    check_word,
     concat_rows,
     known_schema,
     per_text,
@@ -24,11 +24,20 @@ from ingestor.dataset.rows import (
     with_columns,
 )
 from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
-from ingestor.dataset.times import Span, Time, find_span
+from ingestor.dataset.times import Span, Time, find_span, find_time
+from ingestor.errors import NotARecording
+from ingestor.journal.follower import Follower, Rows, find_journal_end
+from ingestor.layout import Layout
+from ingestor.schema import TRADES
 from ingestor.us_market import Calendar, read_calendar
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+_POLL_S = 0.005
+_REST_POLL_S = 0.025
+"""Where nothing has come for a second: then most of what a look costs is the waking up."""
+_REST_S = 1.0
 
 
 @overload
@@ -84,7 +93,10 @@ def read_trades(
 
     def read(snapshot: Snapshot) -> pa.Table:
         schema = known_schema(snapshot)
-        wanted = _check_columns(picked, schema)
+        unknown = [name for name in picked or () if name not in schema.names]
+        if unknown:
+            raise ValueError(f"no column {unknown[0]!r}: there are {', '.join(schema.names)}")
+        wanted = tuple(schema.names if picked is None else picked)
         looked_at = (*wanted, "conditions") if conditions == "sip" else wanted
         selection = Selection(span, looked_at, chosen, repeats == "drop")
         dates = [rows for _, rows in read_dates(snapshot, selection)]
@@ -127,11 +139,54 @@ def first_trades(root: Path, span: Span, symbols: tuple[str, ...] | None, count:
     return rows
 
 
-def _check_columns(columns: Sequence[str] | None, schema: pa.Schema) -> tuple[str, ...]:
-    unknown = [name for name in columns or () if name not in schema.names]
-    if unknown:
-        raise ValueError(f"no column {unknown[0]!r}: there are {', '.join(schema.names)}")
-    return tuple(schema.names if columns is None else columns)
+def follow(
+    root: str | Path,
+    symbols: Names | None = None,
+    from_: Literal["now", "start"] | Time = "now",
+    idle_s: float | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """Batches of trades (schema.TRADES) in order of arrival, across rotations and restarts of the recorder, without
+    end.
+
+    >>> import ingestor
+    >>> batch = next(ingestor.follow("data", symbols=["AAPL"], from_="start"))
+    >>> batch.column("symbol").unique().to_pylist()
+    ['AAPL']
+
+    `from_`: `now`, `start` (what the journal still holds), or a time of receipt, in UTC where it names no zone.
+
+    With `idle_s` an empty batch
+    comes whenever nothing came for that long, so that the caller gets a turn. Raises NotARecording where `root` has
+    no journal, Lagged where the caller fell behind what the journal keeps, FormatTooNew.
+    """
+    chosen = find_names(symbols)
+    since = None
+    if not (isinstance(from_, str) and from_ in ("now", "start")):
+        since = from_ if isinstance(from_, datetime) and from_.tzinfo else find_time(from_)
+    layout = Layout(find_root(root))
+    if not layout.journal.is_dir():
+        raise NotARecording(f"{layout.root} holds no recording: there is no {layout.journal.name}/ in it")
+    follower = Follower(
+        layout, find_journal_end(layout) if since is None and from_ == "now" else None, synced_only=False
+    )
+    warn_of_unknown(layout, chosen)
+    heard_at_s = last_row_s = time.monotonic()
+    while True:
+        for event in follower.read():
+            if not isinstance(event, Rows):
+                continue
+            batch = event.batch
+            if chosen is not None:
+                batch = batch.filter(pc.is_in(batch.column("symbol"), pa.array(chosen, pa.string())))
+            if since is not None:
+                batch = batch.filter(pc.greater_equal(batch.column("received_at"), since))
+            if batch.num_rows:
+                yield batch
+                heard_at_s = last_row_s = time.monotonic()
+        if idle_s is not None and time.monotonic() - heard_at_s >= idle_s:
+            yield pa.RecordBatch.from_pylist([], schema=TRADES)
+            heard_at_s = time.monotonic()
+        time.sleep(_POLL_S if time.monotonic() - last_row_s < _REST_S else _REST_POLL_S)
 
 
 def _eligible(rows: pa.Table, calendar: Calendar) -> pa.Table:

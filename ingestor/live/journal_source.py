@@ -11,11 +11,11 @@ import structlog
 
 from ingestor.coverage import Coverage, state_at
 from ingestor.dataset.coverage import CoverageWatch
-from ingestor.dataset.follow import follow
 from ingestor.dataset.rows import Selection
 from ingestor.dataset.snapshot import list_days, take_snapshot
 from ingestor.dataset.stream import stream_rows
 from ingestor.dataset.times import Span, day_start_ms
+from ingestor.dataset.trades import follow
 from ingestor.errors import Lagged
 from ingestor.layout import Layout, read_holder
 from ingestor.live.board import DAY_MS, POINT_S, POINTS, Quote, State

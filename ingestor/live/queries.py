@@ -14,10 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from ingestor.dataset.arguments import no_warnings
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.bars import read_bars
-from ingestor.dataset.coverage_frame import read_coverage
+from ingestor.dataset.coverage import no_warnings, read_coverage
 from ingestor.dataset.rows import Selection
 from ingestor.dataset.stream import stream_runs
 from ingestor.dataset.times import Span, find_span

@@ -29,7 +29,7 @@ from simulated_venues import read_truth
 
 import ingestor
 from ingestor.coverage import state_at
-from ingestor.dataset.coverage import read_coverage
+from ingestor.dataset.coverage import load_coverage
 from ingestor.journal.follower import Follower, Rows
 from ingestor.layout import Layout, list_segments
 from ingestor.schema import RUN_SHIFT, TRADES
@@ -404,7 +404,7 @@ def read_gaps(layout: Layout) -> list[Gap]:
 
 def count_blind_rows(layout: Layout, rows: pa.Table) -> int:
     """Recorded trades that coverage calls blind, by when they were received."""
-    coverage = read_coverage(layout)
+    coverage = load_coverage(layout)
     intervals = {symbol: coverage.intervals(symbol) for symbol in coverage.symbols}
     told = rows.select(["symbol", "received_at"]).group_by(["symbol", "received_at"]).aggregate([])
     times = zip(told["symbol"].to_pylist(), told["received_at"].cast(pa.int64()).to_pylist(), strict=True)

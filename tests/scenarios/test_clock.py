@@ -24,7 +24,7 @@ from harness import (
 )
 
 import ingestor
-from ingestor.dataset.coverage import read_coverage
+from ingestor.dataset.coverage import load_coverage
 from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.operations.status import read_status
 
@@ -95,7 +95,7 @@ def test_a_clock_that_is_behind_until_it_is_set(tmp_path: Path, tally: Tally, be
     rows = read_parquet(site.layout)
     assert count_blind_rows(site.layout, rows) == 0
     (stepped,) = (fact for fact in read_facts(site.layout) if fact["fact"] == "clock.stepped")
-    coverage = read_coverage(site.layout)
+    coverage = load_coverage(site.layout)
     for symbol in coverage.symbols:
         intervals = coverage.intervals(symbol)
         assert [one.state for one in intervals if one.end_us <= stepped["at"]] == ["unproven", "blind"]

@@ -21,7 +21,7 @@ import ingestor
 from ingestor.accounts import read_accounts, read_seals
 from ingestor.coverage import clip
 from ingestor.dataset.compact import clear_leftovers, compact_days, locked_upkeep
-from ingestor.dataset.coverage import read_coverage
+from ingestor.dataset.coverage import load_coverage
 from ingestor.dataset.maintenance import delete_expired
 from ingestor.dataset.snapshot import list_days, list_names
 from ingestor.layout import Layout
@@ -46,7 +46,7 @@ list(compact_days(Layout(Path(sys.argv[1])), datetime.date(2026, 11, 19), 30_000
 RETAIN = """
 import datetime, sys
 from pathlib import Path
-from ingestor.dataset.coverage import read_coverage
+from ingestor.dataset.coverage import load_coverage
 from ingestor.dataset.maintenance import delete_expired
 from ingestor.layout import Layout
 from ingestor.ledger import Ledger
@@ -208,7 +208,7 @@ def test_kill_closing(tmp_path: Path, tally: Tally) -> None:
     as_format_1(original.layout)
 
     def told(root: Path) -> object:
-        coverage = read_coverage(Layout(root))
+        coverage = load_coverage(Layout(root))
         intervals = {name: clip(coverage.intervals(name), 0, end_us) for name in coverage.symbols}
         accounts = [(one["segment"], one["counts"]["trades"], one["symbols"]) for one in read_accounts(Layout(root))]
         return intervals, (accounts, read_seals(Layout(root)))
