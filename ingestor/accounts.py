@@ -1,5 +1,5 @@
-"""What each segment held, as data: a row per segment under `accounts/`, in a file of its own until its day is closed,
-then in one per date.
+"""Accounts of segments, as data: one row per segment under `accounts/`, in a file of its own until its day is closed,
+then in one file per date.
 
     segment                     its id; the date of its folder is that on which it began
     first_received, last_received   of its frames; null where there were none
@@ -72,8 +72,10 @@ def read_accounts(layout: Layout, damaged: list[DamagedFile] | None = None) -> I
     """The account of every segment, by number: the fields of `segment.closed`, rows and repeated rows per symbol, and
     `dates`, where the ledger doesn't have them (yet).
 
-    `symbols` is None where the ledger says that a segment was closed, and its file is gone. What can't be read is put
-    into `damaged`, where there is such a list. Raises NotARecording, FormatTooNew, DamagedFile, OSError.
+    `symbols` is None where the ledger says that a segment was closed, and its file is gone. Errors of files that
+    can't be read are appended to `damaged`, where that is given.
+
+    Raises NotARecording, FormatTooNew, DamagedFile, OSError.
     """
     filed = map(_to_account, _read_in_order(layout, damaged))
     told = (
@@ -169,7 +171,7 @@ def _to_row(account: Fact) -> dict[str, Any]:
         ]
     if account.get("dates") is not None:
         row["dates"] = sorted(account["dates"].items())
-    return _complete(row)
+    return {name: row.get(name) for name in ACCOUNTS.names}
 
 
 def _to_account(row: dict[str, Any]) -> Fact:
@@ -185,10 +187,6 @@ def _to_account(row: dict[str, Any]) -> Fact:
         "symbols": None if symbols is None else {one["symbol"]: one["rows"] for one in symbols},
         "repeated": {one["symbol"]: one["repeated"] for one in symbols or () if one["repeated"]},
     }
-
-
-def _complete(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: row.get(name) for name in ACCOUNTS.names}
 
 
 def _joined(row: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

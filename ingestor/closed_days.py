@@ -1,10 +1,10 @@
-"""Closed days: what the ledger told of a UTC date becomes data, and its lines are let go.
+"""Closed days: the ledger's facts of a UTC date become data, and their lines are deleted.
 
-Coverage goes to `coverage/date=…/coverage.parquet`, the segments' accounts to `accounts/`, what is neither (runs,
-settings, deleted days, what sinks skipped) to `ledger/closed-<month>.jsonl`. Only then is the day's file of the ledger
-removed. Each of these steps can be done again and changes nothing, so a crash between two of them is made good by the
-next call; a reader who meets both the lines and the data is told the same twice, and where two claims meet, the one
-that promises least stands.
+Coverage goes to `coverage/date=…/coverage.parquet`, the segments' accounts to `accounts/`, all else (runs, settings,
+deleted days, rows that sinks skipped) to `ledger/closed-<month>.jsonl`. Only then is the day's file of the ledger
+removed. Each of these steps can be repeated and then changes nothing, so the next call completes what a crash
+interrupted. A reader who finds both the lines and the data reads the same twice; where two claims meet, the one that
+promises least holds.
 
 A gap that began on a day that is closed already is written into that day's file when the day of its fact is closed.
 """
@@ -14,9 +14,9 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from itertools import chain, groupby, pairwise, takewhile
+from itertools import chain, groupby, islice, pairwise, takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,11 +25,10 @@ import structlog
 from ingestor.accounts import close_accounts
 from ingestor.coverage import Closed, Coverage, Gap, Interval, State, find_coverage, join_intervals
 from ingestor.errors import DamagedFile
-from ingestor.facts import Fact, encode_line
+from ingestor.facts import Fact, RunState, encode_line
 from ingestor.layout import Layout, publish, sync_directory, write_whole
 from ingestor.ledger import DAY_US, LedgerFile, check_format, day_of, list_ledger_files, read_facts
 from ingestor.parquet import FORMAT_KEY, add_checksums, check_pages, first_line, named_errors, read_whole
-from ingestor.run_state import RunState
 from ingestor.schema import FORMAT_VERSION, RECEIVED_AT
 
 COVERAGE_FILE = pa.schema(
@@ -110,7 +109,7 @@ def list_closed_days(layout: Layout, first: date = date.min, last: date = date.m
 
 
 def read_day(path: Path, symbols: Collection[str] | None = None) -> list[Row]:
-    """The rows of a file of coverage as they lie in it. Raises DamagedFile naming it, FormatTooNew, OSError."""
+    """The rows of a file of coverage, in its order. Raises DamagedFile naming it, FormatTooNew, OSError."""
     wanted = None if symbols is None else frozenset(symbols)
     try:
         check_pages(path)
@@ -119,7 +118,15 @@ def read_day(path: Path, symbols: Collection[str] | None = None) -> list[Row]:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 check_format(path, {"format": int((file.schema_arrow.metadata or {}).get(FORMAT_KEY, b"0"))})
                 told = file.read_row_groups(_list_groups(file.metadata, wanted), COVERAGE_FILE.names)
-            columns = _plain_columns(_between(told.select(COVERAGE_FILE.names), wanted))
+            told = _between(told.select(COVERAGE_FILE.names), wanted)
+            if told.schema.types != COVERAGE_FILE.types:
+                told = told.cast(COVERAGE_FILE)
+            columns = [  # Python's values, times in µs since 1970
+                [at for chunk in column.chunks for at in chunk.view(pa.int64()).to_pylist()]
+                if column.type == RECEIVED_AT
+                else column.to_pylist()
+                for column in told.columns
+            ]
     except FileNotFoundError as error:
         if not os.path.lexists(path):
             raise
@@ -149,18 +156,6 @@ def _between(told: pa.Table, wanted: Collection[str] | None) -> pa.Table:
     return told.slice(places[0], places[-1] + 1 - places[0]) if places else told.slice(0, 0)
 
 
-def _plain_columns(told: pa.Table) -> list[list[Any]]:
-    """Python's values, times in µs since 1970."""
-    if told.schema.types != COVERAGE_FILE.types:
-        told = told.cast(COVERAGE_FILE)
-    return [
-        [at for chunk in column.chunks for at in chunk.view(pa.int64()).to_pylist()]
-        if column.type == RECEIVED_AT
-        else column.to_pylist()
-        for column in told.columns
-    ]
-
-
 def _to_interval(row: Row) -> Interval:
     return Interval(row.symbol, row.state, row.cause, row.start_us, row.end_us)
 
@@ -185,17 +180,19 @@ def has_days_to_close(layout: Layout, before: date) -> bool:
 
 
 def close_days(layout: Layout, before: date) -> Iterator[date]:
-    """Make data of the facts of each UTC date before this one, and of every file of format 1 but one that a run may
-    still need; the dates as they are done. For the holder of `locked_upkeep`; beside a live recorder.
+    """Turn the facts of each UTC date before this one into data, and every file of format 1 but one that a run may
+    still need. Yields the dates as they are done. The caller holds `locked_upkeep`; a recorder may be running.
 
     Raises FormatTooNew, DamagedFile where what was written can't be read back (nothing is removed then), OSError.
     """
     files = list_ledger_files(layout)
     closable = list(_list_closable(files, before))
     chunks = _read_chunks(closable)
-    following = files[len(closable) :]
     done: list[Path] = []
-    for chunk, after in pairwise(chain(chunks, [_peek(following[0]) if following else None])):
+    stays: _Chunk | None = None
+    for file in files[len(closable) :][:1]:
+        stays = _Chunk(file, list(islice(read_facts(file.path), 1)), file.run, is_last=False)
+    for chunk, after in pairwise(chain(chunks, [stays])):
         if chunk is None:
             break
         if not chunk.facts:  # of a file that a crash left empty
@@ -204,6 +201,7 @@ def close_days(layout: Layout, before: date) -> Iterator[date]:
         same_run = after is not None and after.run == chunk.run and after.facts
         # A run that ended is told up to its last word, which the next one's gap begins behind.
         horizon_us = after.facts[0]["at"] if after is not None and same_run else chunk.facts[-1]["at"] + 1
+        # Data first, then the facts that are no data; only when both are on the disk may the day's file go.
         _close_coverage(layout, find_coverage(chunk.facts, None, horizon_us))
         close_accounts(layout, chunk.facts)
         _keep_facts(layout, chunk.facts)
@@ -248,30 +246,20 @@ def _read_chunks(files: Iterable[LedgerFile]) -> Iterator[_Chunk]:
         yield _Chunk(file, held, file.run, is_last=True)
 
 
-def _peek(file: LedgerFile) -> _Chunk:
-    """The first fact of a file that stays."""
-    first = next(read_facts(file.path), None)
-    return _Chunk(file, [] if first is None else [first], file.run, is_last=False)
-
-
 def _close_coverage(layout: Layout, coverage: Coverage) -> None:
     """Write what these facts say of each date, beside what others have said of it. Raises DamagedFile, OSError."""
     by_day: dict[date, list[Row]] = {}
     for symbol in coverage.symbols:
         for one in coverage.intervals(symbol):
             for_all = coverage.is_for_all(one) if one.state == "blind" else None
-            for start_us, end_us in _split_at_midnight(one.start_us, one.end_us):
+            start_us = one.start_us
+            while start_us < one.end_us:  # a row ends at midnight
+                end_us = min(one.end_us, (start_us // DAY_US + 1) * DAY_US)
                 row = Row(symbol, one.state, one.cause, for_all, start_us, end_us)
                 by_day.setdefault(day_of(start_us), []).append(row)
+                start_us = end_us
     for day, rows in sorted(by_day.items()):
         _write_day(layout, day, rows)
-
-
-def _split_at_midnight(start_us: int, end_us: int) -> Iterator[tuple[int, int]]:
-    while start_us < end_us:
-        midnight_us = (start_us // DAY_US + 1) * DAY_US
-        yield start_us, min(end_us, midnight_us)
-        start_us = midnight_us
 
 
 def _write_day(layout: Layout, day: date, rows: list[Row]) -> None:
@@ -327,7 +315,7 @@ def _lies_in(for_all: dict[tuple[str, str], list[tuple[int, int]]], one: Interva
 
 
 def _keep_facts(layout: Layout, facts: Sequence[Fact]) -> None:
-    """Append what is no data to the month's file, each fact once. Raises OSError."""
+    """Append the facts that are not kept as data to the month's file, each once. Raises OSError."""
     kept = [fact for fact in facts if not fact["fact"].startswith(_DATA)]
     for month, of_month in groupby(kept, key=lambda fact: day_of(fact["at"]).replace(day=1)):
         path = layout.closed_facts_file(month)

@@ -22,8 +22,7 @@ from itertools import zip_longest
 from operator import attrgetter, itemgetter
 from typing import Literal, NamedTuple, TypeVar
 
-from ingestor.facts import DAMAGED, Fact
-from ingestor.run_state import proofs
+from ingestor.facts import DAMAGED, Fact, proofs
 
 State = Literal["recorded", "blind", "unproven"]
 
@@ -108,7 +107,10 @@ class Coverage:
         claims = self._claims.get(symbol, [])
         blind = _clip(blind, claims)
         doubts = _clip(_settle(self._doubts.get(None, []) + self._doubts.get(symbol, [])), claims)
-        told = _layered(symbol, blind, doubts, lives, self.horizon_us)
+        spans = list(_spans(symbol, lives, self.horizon_us))
+        unproven = _settle([*((requested, proven, "") for requested, proven, _ in spans), *doubts])
+        recorded = _settle((proven, ended, "") for _, proven, ended in spans)
+        told = _stacked(symbol, blind, unproven, recorded)
         if self._told_from_us:  # what is before that was told by facts that are closed, but for what was found since
             found_since = clip(_stacked(symbol, blind, doubts, []), 0, self._told_from_us)
             told = [*found_since, *clip(told, self._told_from_us, _NEVER)]
@@ -267,18 +269,26 @@ class _Story:
             case "symbol.dropped":
                 self._drop(fact["symbol"], fact["at"])
             case "gap.opened":
-                self._open_told(fact)
+                # What came late before a gap is recorded, and proves nothing of its time: up to there it is unproven.
+                since_us, heard_us, symbol = (
+                    fact["since"] + 1,
+                    int(fact.get("heard") or fact["since"]) + 1,
+                    fact["symbol"],
+                )
+                if symbol not in self._open or self._open[symbol].implied:
+                    self.doubts.setdefault(symbol, []).append((since_us, heard_us, ""))
+                self._open_gap(symbol, _OpenGap(fact["cause"], heard_us))
             case "gap.closed":
-                self._recall_gap(fact)
+                held = self._open.get(fact["symbol"])
+                if "since" in fact and (held is None or held.implied):  # the line that opened it was lost
+                    self._open[fact["symbol"]] = _OpenGap(fact["cause"], fact["since"] + 1)
                 self._close_gap(fact["symbol"], fact["until"])
             case "connection.lost" | "connection.closed":
                 self._open_gap(None, _OpenGap("connection", fact["at"], implied=True))
             case "run.stopped":
                 self._stop(fact["at"])
             case "run.started":
-                self._take_over(fact)
-                self._start(fact["at"], fact["open_gaps"], fact.get("tickers", ()))
-                self._run, self._damaged = fact.get("run"), False
+                self._start(fact)
             case "day.started":
                 self._resume(fact)
             case "clock.stepped":
@@ -288,7 +298,10 @@ class _Story:
             case "clock.trusted":
                 self._end_doubt(fact["at"])
             case _ if fact["fact"] == DAMAGED:
-                self._doubt(fact["at"])
+                # A line is lost, and with it perhaps the word that something was blind: all must be proven anew.
+                self._damaged = True
+                for symbol, connection in list(self._asked.items()):
+                    self._begin([symbol], connection, _Life(fact["at"]))
         self.last_us = fact["at"] or self.last_us
 
     def end(self, horizon_us: int) -> "dict[str | None, list[_Stretch]]":
@@ -323,25 +336,11 @@ class _Story:
         if life is not None and life.proven_us is not None and since_us >= life.requested_us:
             life.proven_us.setdefault(symbol, since_us)
 
-    def _recall_gap(self, closed: Fact) -> None:
-        """Where the line that opened a gap was lost, the one that closes it says since when it was."""
-        held = self._open.get(closed["symbol"])
-        if "since" in closed and (held is None or held.implied):
-            self._open[closed["symbol"]] = _OpenGap(closed["cause"], closed["since"] + 1)
-
     def _open_gap(self, symbol: str | None, gap: _OpenGap) -> None:
         """A gap that is open already goes on, unless it was only implied."""
         held = self._open.get(symbol)
         if held is None or (held.implied and not gap.implied):
             self._open[symbol] = gap
-
-    def _open_told(self, fact: Fact) -> None:
-        """What came late before a gap is recorded, and proves nothing of its time: up to there it is unproven."""
-        since_us, symbol = fact["since"] + 1, fact["symbol"]
-        heard_us = int(fact.get("heard") or fact["since"]) + 1
-        if symbol not in self._open or self._open[symbol].implied:
-            self.doubts.setdefault(symbol, []).append((since_us, heard_us, ""))
-        self._open_gap(symbol, _OpenGap(fact["cause"], heard_us))
 
     def _close_gap(self, symbol: str | None, until_us: int) -> None:
         gap = self._open.pop(symbol, None)
@@ -355,15 +354,6 @@ class _Story:
         if whole is not None and whole.implied:
             whole.cause = "shutdown"
         self._open_gap(None, _OpenGap("shutdown", at_us, implied=True))
-
-    def _take_over(self, started: Fact) -> None:
-        """A run whose predecessor's facts are closed says what that one asked for, and up to when it is heard of."""
-        if self.lives or self._run is not None or not started.get("asked"):
-            return
-        self.told_from_us = started["ended"] + 1
-        since_us = min([started["ended"], *(gap["since"] for gap in started["open_gaps"] if gap["symbol"] is None)]) + 1
-        self._begin([one for one in started["asked"] if self.only is None or one in self.only], 0, _Life(since_us))
-        self.last_us = started["ended"]
 
     def _resume(self, fact: Fact) -> None:
         """A day's file begins. What it says again counts where the facts before it are closed, lost or in doubt."""
@@ -397,15 +387,16 @@ class _Story:
         if fact["unconnected"] is not None:
             self._open_gap(None, _OpenGap("connection", max(fact["unconnected"], at_us), implied=True))
 
-    def _doubt(self, at_us: int) -> None:
-        """A line is lost, and with it perhaps the word that something was blind: all must be proven anew."""
-        self._damaged = True
-        for symbol, connection in list(self._asked.items()):
-            self._begin([symbol], connection, _Life(at_us))
-
-    def _start(self, at_us: int, open_gaps: Iterable[Fact], tickers: Collection[str]) -> None:
+    def _start(self, fact: Fact) -> None:
         """A run takes over the gaps that the last one left, under the causes by which it knows them."""
-        for told in open_gaps:
+        if not self.lives and self._run is None and fact.get("asked"):
+            # The facts of the run before are closed: this one says what that asked for, and up to when it is heard of.
+            ended_us, whole = fact["ended"], [gap["since"] for gap in fact["open_gaps"] if gap["symbol"] is None]
+            life = _Life(min([ended_us, *whole]) + 1)
+            self.told_from_us, self.last_us = ended_us + 1, ended_us
+            self._begin([one for one in fact["asked"] if self.only is None or one in self.only], 0, life)
+        at_us = fact["at"]
+        for told in fact["open_gaps"]:
             held = self._open.get(told["symbol"])
             since_us = told["since"] + 1
             if held is not None and not held.implied:
@@ -414,14 +405,14 @@ class _Story:
         if self.lives:
             self._open_gap(None, _OpenGap("crash", self.last_us, implied=True))
             ended_us = max(self.last_us, self._open[None].since_us)
-            for symbol in self.lives.keys() - set(tickers):  # last claimed when the run before this one ended
+            for symbol in self.lives.keys() - set(fact.get("tickers", ())):  # last claimed when the run before ended
                 self._drop(symbol, ended_us)
-            self._step_clock(
-                at_us, min(at_us - ended_us, 0)
-            )  # between two runs nobody watched it: what it skipped is blind
+            # Between two runs nobody watched the clock: what it skipped is blind.
+            self._step_clock(at_us, min(at_us - ended_us, 0))
         self._end_doubt(self.last_us)
         self._on.clear()
         self._asked.clear()
+        self._run, self._damaged = fact.get("run"), False
 
     def _drop(self, symbol: str, ended_us: int) -> None:
         lives = self.lives.get(symbol)
@@ -479,16 +470,6 @@ def _spans(symbol: str, lives: Sequence[_Life], horizon_us: int) -> Iterator[tup
         if life.proven_us is not None:
             ended_us = horizon_us if following is None else min(following.requested_us, horizon_us)
             yield life.requested_us, min(life.proven_us.get(symbol, ended_us), ended_us), ended_us
-
-
-def _layered(
-    symbol: str, blind: list[_Stretch], doubts: list[_Stretch], lives: list[_Life], horizon_us: int
-) -> list[Interval]:
-    """A symbol's intervals from its lives, from when it was blind, and from when nobody can tell."""
-    spans = list(_spans(symbol, lives, horizon_us))
-    unproven = _settle([*((requested, proven, "") for requested, proven, _ in spans), *doubts])
-    recorded = _settle((proven, ended, "") for _, proven, ended in spans)
-    return _stacked(symbol, blind, unproven, recorded)
 
 
 def _stacked(symbol: str, blind: list[_Stretch], unproven: list[_Stretch], recorded: list[_Stretch]) -> list[Interval]:

@@ -15,10 +15,9 @@ from pathlib import Path
 import structlog
 
 from ingestor.errors import DamagedFile
-from ingestor.facts import DAMAGED, STATE, Fact, decode_line
+from ingestor.facts import DAMAGED, STATE, Fact, RunState, decode_line
 from ingestor.layout import Layout, SegmentId, list_segments, read_small
 from ingestor.ledger import LedgerFile, check_format, list_ledger_files, read_facts
-from ingestor.run_state import RunState
 
 _STATE_BYTES = 1 << 26
 _NEWEST_DAYS = 3

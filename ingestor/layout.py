@@ -1,4 +1,4 @@
-"""Where every file of a root lives, what it is called, and how one becomes final."""
+"""The files of a root: their paths and names, how one is published, and who may write (locks)."""
 
 import contextlib
 import errno
@@ -435,7 +435,11 @@ def locked_root(layout: Layout) -> Iterator[RootLock]:
         hint = "run the recorder as the user whom the root belongs to"
         raise ConfigError(f"{layout.lock}: permission denied: {hint}") from None
     try:
-        if not _locks(fd):
+        for _ in range(_LOCK_ATTEMPTS):  # whoever only looks who holds it locks it for an instant
+            if try_lock(fd):
+                break
+            time.sleep(_LOCK_RETRY_S)
+        else:
             pid = _read_holder(fd).pid or "unknown"
             raise RootLocked(
                 f"{layout.root} is being recorded by process {pid}; one root has one recorder: "
@@ -458,15 +462,6 @@ def read_holder(layout: Layout) -> Holder | None:
         return None if try_lock(fd, shared=True) else _read_holder(fd)
     finally:
         os.close(fd)
-
-
-def _locks(fd: int) -> bool:
-    """Whether the lock could be had. One who only looks holds it for an instant: that is waited for."""
-    for _ in range(_LOCK_ATTEMPTS):
-        if try_lock(fd):
-            return True
-        time.sleep(_LOCK_RETRY_S)
-    return False
 
 
 def try_lock(fd: int, *, shared: bool = False, wait: bool = False) -> bool:

@@ -56,9 +56,8 @@ from typing import Any, NamedTuple
 import structlog
 
 from ingestor.errors import DamagedFile, FormatTooNew, NotARecording
-from ingestor.facts import DAMAGED, STATE, Fact, decode_line, encode_line, is_sound
+from ingestor.facts import DAMAGED, STATE, Fact, RunState, decode_line, encode_line, is_sound
 from ingestor.layout import FILE_MODE, Layout, check_is_file, make_folder, sync_directory, write_whole
-from ingestor.run_state import RunState
 from ingestor.schema import FORMAT_VERSION
 
 _RUN_FILE = re.compile(r"(\d{6,})-\d{8}T\d{6}Z")  # format 1

@@ -1,5 +1,5 @@
-"""How trades lie in Parquet: one order and one set of encodings for whoever writes a file of the dataset; and one way
-to open such a file, whose errors name it.
+"""Parquet files of trades: one order and one set of encodings for all who write them, and one way to open them, whose
+errors name the file.
 
 A page has its checksum from Arrow; the pages' headers, the page index and the footer have none, and Arrow believes what
 it finds there: with one bit changed it returns other values, skips rows that are asked for, or ends the process. So a
@@ -45,7 +45,7 @@ def file_schema(schema: pa.Schema, origin: str) -> pa.Schema:
 
 
 def writer_options(schema: pa.Schema) -> dict[str, Any]:
-    """Options for `pyarrow.parquet.write_table` and `ParquetWriter`: about 7 bytes a trade, against 21 by default.
+    """Options for `pyarrow.parquet.write_table` and `ParquetWriter`: about 7 bytes per trade, against 21 by default.
 
     The rows must be sorted by (symbol, timestamp, sequence).
     """
@@ -213,22 +213,16 @@ def sort_trades(rows: pa.Table) -> pa.Table:
 
     Column by column, so that no more than one stands in memory thrice.
     """
-    order = _order(_in_one(rows.column("symbol")), _in_one(rows.column("timestamp")))
-    return pa.Table.from_arrays([_in_one(column).take(order) for column in rows.columns], schema=rows.schema)
-
-
-def _order(symbols: pa.Array, times: pa.Array) -> pa.Array:
-    """The indices of rows in order of (symbol, timestamp), equal ones as they come.
-
-    Sorted by time, then by the symbol's rank: Arrow's sort of one array is stable, counts where it can, and takes a
-    quarter of the time of its sort of a table.
-    """
     import pyarrow.compute as pc  # a reader of coverage or accounts needs none of it
 
-    encoded = symbols.dictionary_encode()
-    ranks = pc.sort_indices(pc.sort_indices(encoded.dictionary)).cast(pa.int32()).take(encoded.indices)
-    by_time = pc.array_sort_indices(times.cast(pa.int64()))
-    return by_time.take(pc.array_sort_indices(ranks.take(by_time)))
+    # By time, then by the symbol's rank: Arrow's sort of one array is stable, counts where it can, and takes a
+    # quarter of the time of its sort of a table.
+    symbols = _in_one(rows.column("symbol")).dictionary_encode()
+    ranks = pc.sort_indices(pc.sort_indices(symbols.dictionary)).cast(pa.int32()).take(symbols.indices)
+    by_time = pc.array_sort_indices(_in_one(rows.column("timestamp")).cast(pa.int64()))
+    order = by_time.take(pc.array_sort_indices(ranks.take(by_time)))
+    del symbols, ranks, by_time  # before all columns stand twice
+    return pa.Table.from_arrays([_in_one(column).take(order) for column in rows.columns], schema=rows.schema)
 
 
 def _in_one(column: pa.ChunkedArray) -> pa.Array:

@@ -14,7 +14,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from structlog.testing import capture_logs
 
-from ingestor.facts import Fact
+from ingestor.facts import Fact, proofs
 from ingestor.history import next_segment, read_history
 from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Event, Follower, Rows, SegmentEnd
@@ -23,7 +23,6 @@ from ingestor.journal.writer import Block, Journal, Rotation, Segments
 from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.ledger import Ledger, day_of, list_ledgers, now_us, read_facts
 from ingestor.metrics import Counts
-from ingestor.run_state import proofs
 from ingestor.schema import FORMAT_VERSION, RUN_SHIFT, TRADES
 from ingestor.sinks import Sink
 from ingestor.sinks.csv_files import CsvFiles

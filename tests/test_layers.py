@@ -19,7 +19,6 @@ LEVELS = {
     "lean": 0,
     "parquet": 1,
     "facts": 1,
-    "run_state": 1,
     "ledger": 1,
     "history": 1,
     "coverage": 1,

@@ -9,11 +9,10 @@ from requirements import of_tier
 from structlog.testing import capture_logs
 
 from ingestor.errors import FormatTooNew, NotARecording
-from ingestor.facts import DAMAGED
+from ingestor.facts import DAMAGED, RunState
 from ingestor.history import read_history
 from ingestor.layout import Layout
 from ingestor.ledger import DAY_US, Ledger, day_of, list_ledgers, read_all_facts, read_facts
-from ingestor.run_state import RunState
 from ingestor.schema import FORMAT_VERSION
 
 OF_FORMAT_1 = "000001-20261120T120000Z.jsonl"
