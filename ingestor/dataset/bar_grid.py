@@ -1,4 +1,4 @@
-"""Where bars begin and end: at the wall clock's multiples of an interval, in any time zone. Pure.
+"""The edges of bars, at the wall clock's multiples of an interval, in any time zone. Pure.
 
 The edges of bars are the moments at which a clock on the wall shows a multiple of the interval since its midnight.
 Where the clock is set forward over one, the edge is that moment; where it is set back, the repeated hour has its own
@@ -55,7 +55,7 @@ class Zone:
         self.pieces = pieces
 
     def local(self, times_ms: pa.Array) -> pa.Array:
-        """What the wall clock shows at each moment, in ms since its 1970."""
+        """The wall clock's reading at each moment, in ms since 1970 by that clock."""
         return pc.add(times_ms, self.choose(times_ms, [piece.offset_ms for piece in self.pieces]))
 
     def choose(self, times_ms: pa.Array, values: list[int]) -> pa.Array | pa.Scalar:

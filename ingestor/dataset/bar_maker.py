@@ -1,4 +1,4 @@
-"""Makes bars of sorted rows, in columns. Pure."""
+"""Makes bars from sorted rows, column by column. Pure."""
 
 from collections.abc import Iterable
 from datetime import date, tzinfo
@@ -15,7 +15,7 @@ from ingestor.schema import TIMESTAMP
 from ingestor.us_market import Calendar
 
 COLUMNS = ("timestamp", "symbol", "price", "volume", "conditions")
-"""What bars are made of."""
+"""The columns that bars are made from."""
 
 BARS = pa.schema(
     [
@@ -30,7 +30,7 @@ BARS = pa.schema(
 
 
 class Recipe(NamedTuple):
-    """How bars are made of trades."""
+    """Everything but the trades that decides what a bar is."""
 
     interval_ms: int
     zone: tzinfo
@@ -46,13 +46,15 @@ class Recipe(NamedTuple):
 def make_bars(dates: Iterable[tuple[date, pa.Table]], recipe: Recipe) -> pa.Table:
     """The bars (schema BARS) of the rows of some UTC dates, each sorted, oldest first; sorted by (symbol, start).
 
-    A date at a time: what belongs to a bar that the next date may continue is carried over to it.
+    One date is in memory at a time: rows of a bar that the next date may continue are carried over to it.
     """
     made = [BARS.empty_table()]
     carried: pa.Table | None = None
     for day, rows in dates:
         end_ms = day_start_ms(day) + DAY_MS
-        known = rows if carried is None else _sorted_together(carried, rows)
+        known = rows
+        if carried is not None and (joined := concat_rows([carried, rows])) is not None:
+            known = sort_rows(joined)
         first_ms = pc.min(known.column("timestamp")).value
         grid = recipe.grid(first_ms, end_ms)
         cut_ms = grid.start_of(end_ms)
@@ -75,7 +77,10 @@ def bars_of(rows: pa.Table, grid: BarGrid, recipe: Recipe) -> pa.Table:
     symbols, times_ms, price, volume, conditions = _columns(rows)
     starts_ms = grid.starts(times_ms)
     firsts = _run_starts(symbols.indices, starts_ms)
-    bar = _run_numbers(firsts, rows.num_rows)
+    run_ends = pa.concat_arrays([firsts.slice(1), pa.array([rows.num_rows], pa.int64())])
+    bar = pc.run_end_decode(
+        pa.RunEndEncodedArray.from_arrays(run_ends, pa.arange(0, len(firsts)))
+    )  # each row's, from 0
     moves = _moves(symbols, times_ms, conditions, recipe)
     sums = _sums(bar, price, volume, moves)
     first, last = _ends(bar, price, moves.last, len(firsts))
@@ -92,13 +97,8 @@ def bars_of(rows: pa.Table, grid: BarGrid, recipe: Recipe) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=BARS)
 
 
-def _sorted_together(carried: pa.Table, rows: pa.Table) -> pa.Table:
-    joined = concat_rows([carried, rows])
-    return rows if joined is None else sort_rows(joined)
-
-
 def _session_rows(rows: pa.Table, recipe: Recipe) -> pa.Table:
-    """Those of the session; symbols of other exchanges have none. To a regular day belongs its closing auction."""
+    """The rows of the session; symbols of other exchanges have none. A regular day includes its closing auction."""
     if recipe.session == "all" or not rows.num_rows:
         return rows
     times_ms = rows.column("timestamp").combine_chunks().cast(pa.int64())
@@ -131,13 +131,6 @@ def _run_starts(*keys: pa.Array) -> pa.Array:
     return pa.concat_arrays([pa.array([0], pa.int64()), later])
 
 
-def _run_numbers(firsts: pa.Array, rows: int) -> pa.Array:
-    """For each row the number of the run it is in, from 0."""
-    bounds = pa.concat_arrays([firsts.slice(1), pa.array([rows], pa.int64())])
-    encoded = pa.RunEndEncodedArray.from_arrays(bounds, pa.arange(0, len(firsts)))
-    return pc.run_end_decode(encoded)
-
-
 def _moves(
     symbols: pa.DictionaryArray, times_ms: pa.Array, conditions: pa.DictionaryArray, recipe: Recipe
 ) -> MovesColumns:
@@ -155,7 +148,7 @@ def _moves(
 
 
 def _sums(bar: pa.Array, price: pa.Array, volume: pa.Array, moves: MovesColumns) -> pa.Table:
-    """Highest and lowest price, volume, turnover and count, a row a bar, in order."""
+    """Highest and lowest price, volume, turnover and count: one row per bar, in order."""
     counted = pc.if_else(moves.volume, volume, 0.0)
     is_trade = pc.and_(moves.volume, pc.not_equal(volume, 0.0).fill_null(True))  # of unknown volume is a trade too
     table = pa.table(

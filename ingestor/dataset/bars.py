@@ -1,8 +1,8 @@
 """Bars with the share of each that was recorded.
 
-Coverage is told by when things were received, bars are made of when trades happened: what lies between is the feed's
-delay. It is measured on the trades themselves (`received_at` less `timestamp`), so that both are judged by one clock. A
-feed that is 15 minutes late, and loses a minute, has lost what happened 15 minutes earlier.
+Coverage is known by the time of receipt, bars are made by the time of trades: the difference is the feed's delay. It is
+measured on the trades themselves (`received_at` minus `timestamp`), so that both are judged by one clock. A feed that
+is 15 minutes late and loses a minute has lost what happened 15 minutes earlier.
 """
 
 from bisect import bisect_left, bisect_right
@@ -43,11 +43,12 @@ _COVERED = BARS.append(pa.field("coverage", pa.float64()))
 
 
 class Delays:
-    """How old the newest trades of each symbol were when they came, in steps of ten seconds."""
+    """The age of the newest trades of each symbol at their receipt, in steps of ten seconds."""
 
     def __init__(self) -> None:
         self._tables: list[pa.Table] = []
         self._known: dict[str, tuple[list[int], list[int]]] = {}
+        """Of each symbol the receipts, ascending, and the delays then."""
 
     def measured(self, dates: Iterable[tuple[date, pa.Table]]) -> Iterator[tuple[date, pa.Table]]:
         """The same, measured as they pass."""
@@ -66,7 +67,16 @@ class Delays:
 
     def shift(self, symbol: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Spans (µs) of receipt as spans of when trades happened."""
-        received_us, delays_us = self._of(symbol)
+        if symbol not in self._known:  # a symbol without trades is judged by the delays of all
+            own = [table.filter(pc.equal(table.column("symbol"), symbol)) for table in self._tables]
+            found = pa.concat_tables(own if any(one.num_rows for one in own) else self._tables) if own else None
+            received, delays = [], []
+            if found is not None:
+                found = found.sort_by("received_max")
+                received = found.column("received_max").to_pylist()
+                delays = pc.subtract(found.column("received_max"), found.column("sent_max")).to_pylist()
+            self._known[symbol] = received, delays
+        received_us, delays_us = self._known[symbol]
         shifted = []
         for start_us, end_us in spans:
             first = bisect_left(received_us, start_us)
@@ -81,19 +91,6 @@ class Delays:
             late_us = late_us if abs(late_us) > _LATE_US else 0
             shifted.append((start_us - begin_us, end_us - late_us))
         return [(start_us, end_us) for start_us, end_us in shifted if start_us < end_us]
-
-    def _of(self, symbol: str) -> tuple[list[int], list[int]]:
-        """Receipts, ascending, and the delays then; of all symbols where this one has none."""
-        if symbol not in self._known:
-            own = [table.filter(pc.equal(table.column("symbol"), symbol)) for table in self._tables]
-            found = pa.concat_tables(own if any(one.num_rows for one in own) else self._tables) if own else None
-            received, delays = [], []
-            if found is not None:
-                found = found.sort_by("received_max")
-                received = found.column("received_max").to_pylist()
-                delays = pc.subtract(found.column("received_max"), found.column("sent_max")).to_pylist()
-            self._known[symbol] = received, delays
-        return self._known[symbol]
 
 
 def recorded_spans(intervals: list[Interval]) -> list[tuple[int, int]]:
@@ -156,21 +153,20 @@ def read_bars(
 
     `interval`: `1s`, `5m`, `1h`, `1d`, whatever divides a day. A bar is [start, next start), aligned to midnight in
     `tz`; `session_date` is its date there (a column where `tz` is not UTC). `session`: `regular` (09:30 to 16:00 New
-    York), `extended` (04:00 to 20:00) or `all`; holidays and early closes are heeded, symbols of other exchanges are
-    not judged by it. A day's regular bar has the closing auction, which is reported just after the close.
+    York), `extended` (04:00 to 20:00) or `all`; it follows holidays and early closes, and does not apply to symbols of
+    other exchanges. A day's regular bar includes the closing auction, which is reported just after the close.
 
     `conditions`: `sip` applies the US rules on which prints move what to symbols without a prefix (`AAPL`, not
     `BINANCE:BTCUSDT`); `all` lets every print move everything. Price-only updates (volume 0) move prices, but neither
     `volume` nor `trades`. VWAP is over what counts in volume. A bar of odd lots alone has null prices and a volume.
 
     `coverage` is the share of the bar (0 to 1) in which the symbol was proven recorded, by the time of trades: what is
-    known by receipt is shifted by the delay that the trades around it had. Bars without trades are
-    absent; `fill` adds those that were recorded whole and quiet (last close, volume 0): what is absent even then was
-    not, or not wholly, recorded.
+    known by receipt is shifted by the delay of the trades around it. Bars without trades are absent; `fill` adds those
+    that were fully recorded and had no trade (last close, volume 0). A bar that is absent even then was not fully
+    recorded.
 
-    Warns of a symbol that is not recorded, and where newer trades are in CSV alone.
-    Raises NotARecording, FormatTooNew, ValueError for an argument that can't
-    be used, ConfigError where pandas is missing.
+    Warns of a symbol that is not recorded, and where newer trades are in CSV alone. Raises NotARecording, FormatTooNew,
+    ValueError for an argument that can't be used, ConfigError where pandas is missing.
     """
     check_engine(engine)
     check_word("session", session, ("all", "regular", "extended"))
@@ -180,48 +176,36 @@ def read_bars(
     layout = open_recording(find_root(root))
     calendar = read_calendar(layout.holidays)
     recipe = Recipe(parse_interval(interval), find_zone(tz), session, conditions, calendar)
-    span = _whole_bars(find_span(start, end, tz), recipe)
+    asked = find_span(start, end, tz)
+    # The bars that begin in it, each whole.
+    span = Span(*(None if ms is None else recipe.grid(ms, ms).edge_from(ms) for ms in (asked.start_ms, asked.end_ms)))
     selection = Selection(span, (*COLUMNS, "received_at"), chosen, repeats == "drop")
 
     def read(snapshot: Snapshot) -> pa.Table:
         coverage = read_known_coverage(layout, selection.symbols, snapshot.journaled_us, span)
         delays = Delays()
         made = make_bars(delays.measured(read_dates(snapshot, selection)), recipe)
-        for edge in _edges(span):  # a bar without trades is judged by those around it
+        edges = [  # a bar without trades is judged by those around it
+            *([] if span.start_ms is None else [Span(span.start_ms - _EDGE_MS, span.start_ms)]),
+            *([] if span.end_ms is None else [Span(span.end_ms, span.end_ms + _EDGE_MS)]),
+        ]
+        for edge in edges:
             around = read_dates(snapshot, replace(selection, span=edge, columns=("timestamp", "symbol", "received_at")))
             deque(delays.measured(around), maxlen=0)
 
         def spans_of(symbol: str) -> list[tuple[int, int]]:
             return delays.shift(symbol, recorded_spans(coverage.intervals(symbol)))
 
-        bars = _with_coverage(made, spans_of)
+        shares = [
+            recorded_shares(spans_of(symbol), own.column("start_ms"), own.column("end_ms"))
+            for symbol, own in _by_symbol(made)
+        ]
+        bars = made.append_column("coverage", pa.chunked_array(shares, pa.float64())).cast(_COVERED)
         return _filled(bars, coverage.symbols, spans_of, recipe, span) if fill else bars
 
     bars = read_consistently(layout, span, read)
     warn_of_unknown(layout, chosen, bars.column("symbol"))
     return as_frame(_finished(bars, recipe), engine, tz)
-
-
-def _whole_bars(span: Span, recipe: Recipe) -> Span:
-    """The span of the bars that begin in this one."""
-    return Span(*(None if ms is None else recipe.grid(ms, ms).edge_from(ms) for ms in (span.start_ms, span.end_ms)))
-
-
-def _edges(span: Span) -> Iterator[Span]:
-    """What lies just outside of a span."""
-    if span.start_ms is not None:
-        yield Span(span.start_ms - _EDGE_MS, span.start_ms)
-    if span.end_ms is not None:
-        yield Span(span.end_ms, span.end_ms + _EDGE_MS)
-
-
-def _with_coverage(bars: pa.Table, spans_of: Callable[[str], list[tuple[int, int]]]) -> pa.Table:
-    """The bars (sorted) and the share of each that was recorded."""
-    shares = [
-        recorded_shares(spans_of(symbol), own.column("start_ms"), own.column("end_ms"))
-        for symbol, own in _by_symbol(bars)
-    ]
-    return bars.append_column("coverage", pa.chunked_array(shares, pa.float64())).cast(_COVERED)
 
 
 def _by_symbol(bars: pa.Table) -> Iterator[tuple[str, pa.RecordBatch]]:
@@ -252,7 +236,13 @@ def _filled(
         if symbol in own:
             absent = pc.invert(pc.is_in(starts_ms, own[symbol].column("start_ms")))
             starts_ms, ends_ms = starts_ms.filter(absent), ends_ms.filter(absent)
-        tables.append(_quiet(symbol, starts_ms, ends_ms))
+        size = len(starts_ms)
+        unknown = pa.nulls(size, pa.float64())  # prices are those of the bar before: see below
+        columns = [
+            pa.repeat(symbol, size), starts_ms, ends_ms, unknown, unknown, unknown, unknown, pa.repeat(0.0, size),
+            pa.repeat(pa.scalar(0, pa.int64()), size), unknown, pa.repeat(1.0, size),
+        ]  # fmt: skip
+        tables.append(pa.Table.from_arrays(columns, schema=_COVERED))
     filled = pa.concat_tables(tables).sort_by([("symbol", "ascending"), ("start_ms", "ascending")])
     return pa.concat_tables([_with_last_close(one) for _, one in _by_symbol(filled)] or [filled])
 
@@ -274,17 +264,6 @@ def _recorded_whole(symbol: str, spans: list[tuple[int, int]], recipe: Recipe, s
             starts.append(found.filter(whole))
             ends.append(found_ends.filter(whole))
     return pa.concat_arrays(starts), pa.concat_arrays(ends)
-
-
-def _quiet(symbol: str, starts_ms: pa.Array, ends_ms: pa.Array) -> pa.Table:
-    """Bars without a trade; their price is that of the bar before, which is told later."""
-    size = len(starts_ms)
-    unknown = pa.nulls(size, pa.float64())
-    columns = [
-        pa.repeat(symbol, size), starts_ms, ends_ms, unknown, unknown, unknown, unknown, pa.repeat(0.0, size),
-        pa.repeat(pa.scalar(0, pa.int64()), size), unknown, pa.repeat(1.0, size),
-    ]  # fmt: skip
-    return pa.Table.from_arrays(columns, schema=_COVERED)
 
 
 def _with_last_close(bars: pa.RecordBatch) -> pa.Table:

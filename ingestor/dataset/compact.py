@@ -1,13 +1,13 @@
 """Merges the files of each closed day into one, verified by a checksum over rows before it takes their place.
 
-A row's value counts multiplied by a number made of its sequence, so that a value which changed its row is found too. A
-null doesn't count, so that a column which older rows lack is as one of nulls.
+The checksum multiplies each value by a number derived from its row's sequence, so that it also finds a value that moved
+to another row. It leaves out nulls, so that a column that older rows lack counts as one of nulls.
 
-Nobody waits for it: the rows are merged beside the dataset, from committed segments only, whose files never change.
-What was written is read back and held against what was read, by number and by checksum. Then, under the date's lock,
-a folder with the new files and those that came meanwhile takes the place of the old one in one step. A crash before
-that step leaves a folder in staging that nobody needs, a crash after it the old folder in the same place: either is
-removed at the next start.
+Nothing waits for compaction: the rows are merged beside the dataset, from committed segments only, whose files never
+change. The new files are read back and compared with the rows that were read, by number and by checksum. Then, under
+the date's lock, a folder with the new files and those that came meanwhile takes the place of the old one in one step. A
+crash before that step leaves a folder in staging that nobody needs, a crash after it leaves the old folder there: the
+next start removes either.
 
 Where the file system can't exchange folders, the new files are moved into the date's folder and the old ones removed.
 Each new file names the segments that it holds and how many files it is one of, so that a reader at any moment knows
@@ -160,7 +160,7 @@ def _mixed(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 class Compaction(NamedTuple):
-    """What became of a date."""
+    """The files of a date before and after its compaction."""
 
     day: date
     files_before: int
@@ -216,10 +216,10 @@ def locked_upkeep(layout: Layout) -> Iterator[None]:
 
 
 def clear_leftovers(layout: Layout, turned: Callable[[], None] = lambda: None) -> None:
-    """Remove what a crash of compaction or retention has left; for the holder of `locked_upkeep`. `turned` is called as
-    it gets on.
+    """Remove what a crash of compaction or retention has left. The caller holds `locked_upkeep`; `turned` is called as
+    the work proceeds.
 
-    A date with a file that can't be read is told, and stays as it is. Raises OSError.
+    A date with a file that can't be read is logged, and stays as it is. Raises OSError.
     """
     for folder in [*layout.staging.glob("date=*.compacted"), *layout.staging.glob("*.date=*.deleted")]:
         log.info("leftover.removed", file=folder.name)
@@ -239,7 +239,10 @@ def clear_leftovers(layout: Layout, turned: Callable[[], None] = lambda: None) -
 def _compact_date(layout: Layout, day: date, file_bytes: int) -> Compaction | None:
     """Merge the committed files of a date, or the oldest of very many; None where there is nothing to merge."""
     folder = date_folder(layout, day)
-    inputs = current_files(folder, _committed_names(layout, folder))[:AT_ONCE]
+    names = list_names(folder)  # before the journal: what is listed here and not unsealed there is committed
+    unsealed = {str(file.id) for file in list_segments(layout) if not file.sealed}
+    sync_directory(layout.journal)  # after its listing: a power cut must not undo a commit that is relied on
+    inputs = current_files(folder, without_unsealed(names, unsealed))[:AT_ONCE]
     if len(inputs) < 2 or all(Compacted.parse(path.name) for path in inputs):
         return None
     staged = layout.staging / f"{folder.name}.compacted"
@@ -253,14 +256,6 @@ def _compact_date(layout: Layout, day: date, file_bytes: int) -> Compaction | No
     done = Compaction(day, len(inputs), len(written.paths), written.tally.rows, bytes_before, bytes_after)
     log.info("day.compacted", date=day.isoformat(), rows=done.rows, files=len(inputs), bytes=bytes_after)
     return done
-
-
-def _committed_names(layout: Layout, folder: Path) -> tuple[str, ...]:
-    """The files of segments for which the dataset speaks, even after a power cut."""
-    names = list_names(folder)  # before the journal: what is listed here and not unsealed there is committed
-    unsealed = {str(file.id) for file in list_segments(layout) if not file.sealed}
-    sync_directory(layout.journal)  # after its listing: a commit that is relied on must not be undone
-    return without_unsealed(names, unsealed)
 
 
 # Writing
@@ -283,8 +278,11 @@ def _write(staged: Path, inputs: list[Path], file_bytes: int) -> _Written:
     for path in inputs:  # what is wrong in them would get right checksums
         check_pages(path)
     written = _Written(frozenset().union(*map(read_origin, inputs)))
-    schema = pa.unify_schemas([_read_schema(path) for path in inputs])
-    schema = file_schema(schema, ",".join(sorted(written.origin)))
+    schemas = []
+    for path in inputs:
+        with open_parquet(path) as file, named_errors(path):
+            schemas.append(file.schema_arrow.remove_metadata())
+    schema = file_schema(pa.unify_schemas(schemas), ",".join(sorted(written.origin)))
     with contextlib.ExitStack() as stack:
         batch_rows = min(max(HELD_ROWS // len(inputs), 1 << 10), 1 << 16)
         sources = [open_rows(stack, path, batch_rows) for path in inputs]
@@ -299,11 +297,6 @@ def _write(staged: Path, inputs: list[Path], file_bytes: int) -> _Written:
         written.paths.append(final)
     sync_directory(staged)
     return written
-
-
-def _read_schema(path: Path) -> pa.Schema:
-    with open_parquet(path) as file, named_errors(path):
-        return file.schema_arrow.remove_metadata()
 
 
 def _write_files(folder: Path, schema: pa.Schema, tables: Iterator[pa.Table], file_bytes: int) -> None:
@@ -361,11 +354,15 @@ def _take_place(layout: Layout, day: date, staged: Path, written: _Written, inpu
             return False
         replaced = {path.name for path in inputs} | {f"{segment}.parquet" for segment in written.origin}
         newcomers = [name for name in names if name not in replaced]
+        # What was published since the listing goes along, so that the folders can be exchanged in one step.
         if _link_all(folder, newcomers, staged) and exchange(staged, folder):
             sync_directory(layout.trades)
             sync_directory(layout.staging)
-        else:
-            _move_in(staged, folder, written.paths)
+        else:  # first all new files come, then the old ones go: a reader knows at each moment which to read
+            for path in written.paths:
+                (staged / path.name).rename(folder / path.name)
+            sync_directory(folder)
+            _remove_superseded(folder)
         remove_tree(staged)
     return True
 
@@ -389,14 +386,6 @@ def _link_all(folder: Path, names: list[str], other: Path) -> bool:
         raise
     sync_directory(other)
     return True
-
-
-def _move_in(staged: Path, folder: Path, paths: list[Path]) -> None:
-    """The way of file systems that can't exchange: first all new files, then the old ones go."""
-    for path in paths:
-        (staged / path.name).rename(folder / path.name)
-    sync_directory(folder)
-    _remove_superseded(folder)
 
 
 def _remove_superseded(folder: Path) -> None:

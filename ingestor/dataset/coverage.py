@@ -115,7 +115,7 @@ def load_coverage(
                 raise
             continue
         # After the ledger: a day is data before its facts go.
-        return find_coverage(facts, symbols, journaled_us, read_closed_coverage(layout, symbols, *_dates(span)))
+        return find_coverage(facts, symbols, journaled_us, read_closed_coverage(layout, symbols, *span.days))
 
 
 def read_known_coverage(
@@ -129,12 +129,6 @@ def read_known_coverage(
         return load_coverage(layout, symbols, journaled_us, span)
     except NotARecording:
         return find_coverage([])
-
-
-def _dates(span: Span) -> tuple[date, date]:
-    """The UTC dates that a span touches."""
-    first, last = span.days
-    return first, last
 
 
 def _newest_frame_us(layout: Layout) -> int:

@@ -1,4 +1,4 @@
-"""What a recording holds, symbol by symbol."""
+"""Describes a recording: one row per symbol."""
 
 import math
 from bisect import bisect_left
@@ -75,7 +75,7 @@ def describe(root: str | Path, symbols: Names | None = None, tz: str = "UTC", *,
 
 
 def _facts(snapshot: Snapshot, symbols: tuple[str, ...] | None) -> dict[str, dict[str, Any]]:
-    """Of each symbol: first, last, bytes, and how many trades had which delay. A date is in memory at a time."""
+    """Of each symbol: first, last, bytes, and how many trades had which delay. One date is in memory at a time."""
     selection = Selection(EVER, ("symbol", "timestamp", "received_at"), symbols)
     facts: dict[str, dict[str, Any]] = {}
     for day, rows in read_dates(snapshot, selection):
@@ -116,42 +116,30 @@ def _summed(rows: pa.Table) -> list[dict[str, Any]]:
 
 
 def _description(facts: dict[str, dict[str, Any]], coverage: Coverage) -> pa.Table:
-    rows = [
-        {
-            "symbol": symbol,
-            **_covered(coverage, symbol),
-            **(_recorded(facts[symbol]) if symbol in facts else {"trades": 0, "bytes": 0}),
-        }
-        for symbol in sorted({*facts, *coverage.symbols})
-    ]
+    rows: list[dict[str, Any]] = []
+    for symbol in sorted({*facts, *coverage.symbols}):
+        intervals = coverage.intervals(symbol)
+        shares = sum_shares(intervals)
+        total_us = sum(shares)
+        row: dict[str, Any] = {"symbol": symbol, "gaps": sum(one.state == "blind" for one in intervals)}
+        for name, us in zip(("recorded", "blind", "unproven"), shares, strict=True):
+            row[name] = us / total_us if total_us else None
+        rows.append(row | (_recorded(facts[symbol]) if symbol in facts else {"trades": 0, "bytes": 0}))
     return pa.Table.from_pylist(rows, schema=DESCRIPTION)
-
-
-def _covered(coverage: Coverage, symbol: str) -> dict[str, Any]:
-    intervals = coverage.intervals(symbol)
-    shares = sum_shares(intervals)
-    total_us = sum(shares)
-    named = zip(("recorded", "blind", "unproven"), shares, strict=True)
-    found: dict[str, Any] = {name: us / total_us if total_us else None for name, us in named}
-    return found | {"gaps": sum(one.state == "blind" for one in intervals)}
 
 
 def _recorded(facts: dict[str, Any]) -> dict[str, Any]:
     delays: Counter[int] = facts["delays"]
     trades = delays.total()
     names = [name for name in DESCRIPTION.names if name.startswith("delay_")]
+    ordered = sorted(delays)
+    ranks = list(accumulate(delays[delay] for delay in ordered))
+    quantiles = [ordered[bisect_left(ranks, max(math.ceil(share * trades), 1))] for share in _QUANTILES]  # nearest rank
     return {
         "first": facts["first"],
         "last": facts["last"],
         "trades": trades,
         "bytes": round(facts["bytes"]),
         "late": sum(count for delay_ms, count in delays.items() if delay_ms > _LATE_MS) / trades,
-        **dict(zip(names, _quantiles(delays, trades), strict=True)),
+        **dict(zip(names, quantiles, strict=True)),
     }
-
-
-def _quantiles(delays: Counter[int], trades: int) -> list[int]:
-    """The delays at _QUANTILES, by nearest rank."""
-    ordered = sorted(delays)
-    ranks = list(accumulate(delays[delay] for delay in ordered))
-    return [ordered[bisect_left(ranks, max(math.ceil(share * trades), 1))] for share in _QUANTILES]

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable, Generator
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -40,7 +40,7 @@ class ExportFile(Protocol):
 
 
 class CsvFile:
-    """A heading, then a line a trade: ISO times in UTC; null and empty conditions read alike."""
+    """A heading, then one line per trade: ISO times in UTC; null and empty conditions read alike."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._sink = pa.OSFile(str(path), "wb")
@@ -67,14 +67,15 @@ class ParquetFile:
 
 
 class JsonLinesFile:
-    """An object a line; times as ISO text in UTC."""
+    """One object per line; times as ISO text in UTC."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:  # noqa: ARG002  each line names its columns
         self._file = path.open("w", encoding="utf-8")
 
     def write(self, table: pa.Table) -> None:
         for batch in with_iso_times(table).to_batches(_SLICE):
-            self._file.write("".join(_json_line(row) for row in batch.to_pylist()))
+            lines = (json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in batch.to_pylist())
+            self._file.write("".join(f"{line}\n" for line in lines))
 
     def close(self) -> None:
         self._file.close()
@@ -112,10 +113,6 @@ def with_iso_times(table: pa.Table) -> pa.Table:
     return table
 
 
-def _json_line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
-
-
 def _sqlite_type(field: pa.Field) -> str:
     if field.name == "sequence":
         return "INTEGER PRIMARY KEY"
@@ -133,7 +130,7 @@ _FILES: dict[Kind, Callable[[Path, pa.Schema], ExportFile]] = {
 
 
 class Progress(NamedTuple):
-    """How far an export has come."""
+    """The progress of an export."""
 
     rows: int
     day: date
@@ -143,7 +140,7 @@ class Progress(NamedTuple):
 def export_trades(
     root: Path, path: Path, kind: Kind, span: Span, symbols: tuple[str, ...] | None = None
 ) -> Generator[Progress, None, None]:
-    """Write the trades of a span to a file that doesn't exist yet; tells how far it is after each piece.
+    """Write the trades of a span to a file that doesn't exist yet; yields its progress after each piece.
 
     Date by date, within a date by (symbol, timestamp, sequence). Under its name the file is whole.
 

@@ -1,4 +1,4 @@
-"""Lists what a recording holds, and counts its files anew."""
+"""Inventory of a recording: lists its files, and counts their rows again."""
 
 import contextlib
 import gzip
@@ -98,13 +98,15 @@ def recount_csv(path: Path, columns: list[str]) -> Recount:
     last = -1
     try:
         check_is_file(path)
-        heading = _read_heading(path)
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            heading = file.readline(1 << 16).decode(errors="replace").removesuffix("\n")
         if heading != ",".join(columns):
             recount.faults.append((f"columns {heading[:200]!r}", f"{','.join(columns)}"))
             return recount
         for batch in _csv_batches(path):
             sequences = pa.concat_arrays([pa.array([last]), batch.column("sequence")])
-            if not _rises(sequences):
+            rises = pc.less(sequences.slice(0, len(sequences) - 1), sequences.slice(1))
+            if pc.all(pc.fill_null(rises, False)).as_py() is False:  # null where there is no row
                 recount.faults.append(("sequence falls or repeats", "rising from row to row"))
                 return recount
             last = sequences[-1].as_py()
@@ -172,11 +174,6 @@ def is_sorted(rows: pa.Table) -> bool:
     return rows.num_rows < 2 or pc.all(pc.fill_null(in_order, False)).as_py() is True
 
 
-def _rises(sequences: pa.Array) -> bool:
-    rises = pc.less(sequences.slice(0, len(sequences) - 1), sequences.slice(1))
-    return len(sequences) < 2 or pc.all(pc.fill_null(rises, False)).as_py() is True
-
-
 def _lies_in(timestamps: pa.ChunkedArray, day: date) -> bool:
     bounds = pc.min_max(timestamps.cast(pa.timestamp("ms", tz="UTC")).cast(pa.int64())).as_py()
     ordinal = (day - _EPOCH).days
@@ -203,11 +200,6 @@ def _csv_batches(path: Path) -> Iterator[pa.RecordBatch]:
         yield from reader
 
 
-def _read_heading(path: Path) -> str:
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        return file.readline(1 << 16).decode(errors="replace").removesuffix("\n")
-
-
 @dataclass(slots=True)
 class Journaled:
     """A segment for which the journal speaks."""
@@ -217,6 +209,16 @@ class Journaled:
     reasons: Counter[str] = field(default_factory=Counter)
     ended: bool = False
     damaged: bool = False
+
+    def add(self, event: Event) -> None:
+        """Count one more event of it."""
+        if isinstance(event, Rows):
+            self.counts += event.counts
+            self.reasons.update(event.reasons)
+            self.recount.add(event.batch)
+        else:
+            self.ended = isinstance(event, SegmentEnd)
+            self.damaged |= isinstance(event, Damage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,17 +252,13 @@ def list_compactions_of(layout: Layout, day: date) -> list[CompactedDay]:
     found = []
     for names in whole_compactions(compacted):
         paths = [folder / str(name) for name in names]
-        with contextlib.suppress(FileNotFoundError):  # compacted anew since it was listed
-            found.append(CompactedDay(day, paths, _find_origin(paths[0])))
+        try:
+            found.append(CompactedDay(day, paths, read_origin(paths[0])))
+        except DamagedFile:  # which whoever recounts it will report
+            found.append(CompactedDay(day, paths, frozenset()))
+        except FileNotFoundError:  # compacted anew since it was listed
+            continue
     return found
-
-
-def _find_origin(path: Path) -> frozenset[str]:
-    """The segments that a file names; none where it can't be read, which whoever recounts it will tell."""
-    try:
-        return read_origin(path)
-    except DamagedFile:
-        return frozenset()
 
 
 def list_csv(layout: Layout) -> dict[str, list[Path]]:
@@ -293,22 +291,12 @@ def _follow(layout: Layout, unsealed: list[SegmentId]) -> dict[str, Journaled]:
             try:
                 for event in follower.read():
                     if event.segment in unsealed:
-                        _add(found.setdefault(str(event.segment), Journaled()), event)
+                        found.setdefault(str(event.segment), Journaled()).add(event)
             except Lagged:  # a segment between them was freed, or lost
                 left = [segment for segment in left if segment.number > follower.cursor.segment]
             else:
                 break
     return found
-
-
-def _add(segment: Journaled, event: Event) -> None:
-    if isinstance(event, Rows):
-        segment.counts += event.counts
-        segment.reasons.update(event.reasons)
-        segment.recount.add(event.batch)
-    else:
-        segment.ended = isinstance(event, SegmentEnd)
-        segment.damaged |= isinstance(event, Damage)
 
 
 def read_deleted(layout: Layout) -> set[date]:

@@ -1,7 +1,7 @@
 """Deletes expired days and compacts closed ones, once per day, in a thread of its own.
 
-A child process at low priority compacts. The thread (`MaintenanceLoop`) is there because listing years of dates, or
-deleting one, may take a slow disk minutes, in which signals have to be heard.
+A child process at low priority compacts. The work has a thread (`MaintenanceLoop`) because listing years of dates, or
+deleting one, may take minutes on a slow disk, and signals must be handled meanwhile.
 """
 
 import subprocess
@@ -43,16 +43,13 @@ def delete_expired(
     venue: datetime | None = None,
     turned: Callable[[], None] = lambda: None,
 ) -> list[date]:
-    """Delete the UTC dates that ended longer ago than `retention`; which. `turned` is called for each file that goes.
-    Raises OSError.
+    """Delete the UTC dates that ended longer ago than `retention`, and return them. `turned` is called for each file
+    that is removed. Raises OSError.
 
-    What is deleted is gone, so no clock is believed alone: a date goes once the wall clock (`now`) and the venue,
-    where it is known (`venue`), say that it is old enough, and neither the newest date of trades nor the newest receipt
-    that the last run accounted for is older than that by more than a long weekend, in which nothing trades. Where the
-    wall clock is alone, a warning says so, and nothing is deleted.
-
-    The ledger's `day.deleted` comes first: a crash leaves a day that is deleted by the next call, never one that is
-    missing without a word. A date goes in one step, under its lock, so that no reader finds a part of it.
+    A deletion can't be undone, so no clock is trusted alone: a date goes once the wall clock (`now`) and the venue's
+    clock (`venue`, where it is known) say that it is old enough, and neither the newest date of trades nor the newest
+    receipt that the last run accounted for is older than that by more than a long weekend, in which nothing trades.
+    Where only the wall clock says so, a warning is logged and nothing is deleted.
     """
     days = _days(layout)
     if not days:
@@ -71,8 +68,9 @@ def delete_expired(
             says=agreed.isoformat(timespec="seconds"), hint="nothing is deleted on one clock's word: which is right?",
         )  # fmt: skip
     for day in expired:
+        # The fact first: after a crash the next call deletes the day; never is one missing that no fact names.
         ledger.record("day.deleted", date=day.isoformat(), retention_s=retention.total_seconds())
-        with locked_date(layout, day):
+        with locked_date(layout, day):  # each folder goes in one step, so that no reader finds a part of it
             for kind in (layout.trades, layout.csv):
                 _delete(layout, kind / f"date={day.isoformat()}", turned)
         log.info("day.deleted", date=day.isoformat())
@@ -99,7 +97,7 @@ def _delete(layout: Layout, folder: Path, turned: Callable[[], None]) -> None:
 
 
 class Maintenance:
-    """Looks after one root. `tick` from one thread."""
+    """The maintenance of one root. Call `tick` from one thread only."""
 
     def __init__(
         self,
@@ -109,10 +107,10 @@ class Maintenance:
         venue_now: Callable[[], datetime | None] = lambda: None,
         turned: Callable[[], None] = lambda: None,
     ) -> None:
-        """Clear what a crash has left, unless a compaction that was started by hand is at work. What can't be
-        cleared is told: the recording goes on without.
+        """Clear what a crash has left, unless a compaction that was started by hand is running. What can't be cleared
+        is logged: the recording goes on.
 
-        `venue_now` tells the venue's time, where it is known; `turned` is called as the work gets on.
+        `venue_now` returns the venue's time, where it is known; `turned` is called as the work proceeds.
         """
         self._turned = turned
         self._venue_now = venue_now
@@ -131,8 +129,13 @@ class Maintenance:
             log.error("upkeep.failed", error=_text(error), hint="the recording goes on without")
 
     def tick(self, now: datetime | None = None) -> None:
-        """Do what is due: once a UTC date, an hour after it began, and once after a start. Never raises OSError."""
-        self._reap()
+        """Do what is due: once per UTC date, an hour after it began, and once after a start. Never raises OSError."""
+        if self.child is not None and (code := self.child.poll()) is not None:
+            self.child = None
+            if code:
+                log.error("compaction.failed", code=code)
+            else:
+                log.info("compaction.ended")
         now = datetime.now(UTC) if now is None else now
         day = (now - GRACE).date()
         if day == self._done_for:
@@ -162,17 +165,9 @@ class Maintenance:
         self.child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # noqa: S603  our own
         log.info("compaction.started", before=day.isoformat(), pid=self.child.pid)
 
-    def _reap(self) -> None:
-        if self.child is not None and (code := self.child.poll()) is not None:
-            self.child = None
-            if code:
-                log.error("compaction.failed", code=code)
-            else:
-                log.info("compaction.ended")
-
 
 class MaintenanceLoop:
-    """Looks after one root until `stop`. `run` is a thread's work."""
+    """The maintenance of one root until `stop`. `run` is the body of its thread."""
 
     def __init__(
         self,
@@ -185,7 +180,7 @@ class MaintenanceLoop:
         self._make = partial(Maintenance, layout, ledger, retention_s, venue_now, self._turn)
         self.stop = threading.Event()
         self.turned_at_s = time.monotonic()
-        """When the work last got on."""
+        """When the work last made progress."""
 
     def run(self) -> None:
         upkeep = self._make()

@@ -1,4 +1,4 @@
-"""Which trades move a price, a volume or a day's bar, and which belong to a session of US stocks.
+"""Rules of US stocks: which trades move a price, a volume or a day's bar, and which belong to a session.
 
 The rules are those of the sheet that Finnhub's documentation links to (after the consolidated tape's), as far as a
 feed without exchanges allows: a print with several codes moves a field only if every code allows it; without codes it
@@ -45,7 +45,7 @@ _ORDINARY = Hours()
 
 
 class Moves(NamedTuple):
-    """What one print may move."""
+    """The fields of a bar that one print may move."""
 
     high_low: bool
     last: bool
@@ -55,7 +55,7 @@ class Moves(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Circumstance:
-    """Where a print stands."""
+    """The bar and the hours that a print is judged for."""
 
     regular_hours: bool
     daily_bar: bool
@@ -109,7 +109,9 @@ def in_session(
     """Whether each moment lies in this session: regular 09:30 to 16:00, extended 04:00 to 20:00, weekdays but for
     holidays; on a day that closes early to 13:00 and 17:00. Half-open; `beyond_ms` is added to its end.
     """
-    local_ms = _new_york(times_ms).local(times_ms)
+    span = pc.min_max(times_ms)
+    first_ms, last_ms = span["min"].as_py() or 0, span["max"].as_py() or 0
+    local_ms = Zone(find_pieces(find_zone(NEW_YORK), first_ms, last_ms)).local(times_ms)
     days = pc.divide(local_ms, _DAY_MS)
     clock_ms = pc.subtract(local_ms, pc.multiply(days, _DAY_MS))
     opens_ms, closes_ms = _bounds_ms(_ORDINARY, session)
@@ -147,9 +149,3 @@ def _odd_days(
         return []
     first, last = (_EPOCH + timedelta(span[end].as_py()) for end in ("min", "max"))
     return [((day - _EPOCH).days, *_bounds_ms(hours, session)) for day, hours in calendar.odd_days(first, last)]
-
-
-def _new_york(times_ms: pa.Array) -> Zone:
-    span = pc.min_max(times_ms)
-    first_ms, last_ms = span["min"].as_py() or 0, span["max"].as_py() or 0
-    return Zone(find_pieces(find_zone(NEW_YORK), first_ms, last_ms))

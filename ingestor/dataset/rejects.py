@@ -1,4 +1,4 @@
-"""What the venue sent and the recorder refused, as a caller asks for it."""
+"""Reads rejects: the frames and trades that the recorder refused."""
 
 import contextlib
 from collections.abc import Iterator
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _ROWS_AT_ONCE = 1 << 10
+_FOREVER_US = 1 << 62
 _Number = Annotated[int, Field(ge=0, lt=1 << 62, strict=True)]
 
 
@@ -88,7 +89,9 @@ def read_rejects(
 
 def _batches(path: Path, span: Span) -> Iterator[pa.RecordBatch]:
     """The rejects of a file that were received in the span; few are Python objects at a time."""
-    lines = (line for line in _lines(path) if _holds(span, line["received_at"]))
+    start_us = 0 if span.start_ms is None else span.start_ms * 1000
+    end_us = _FOREVER_US if span.end_ms is None else span.end_ms * 1000
+    lines = (line for line in _lines(path) if start_us <= line["received_at"] < end_us)
     while rows := list(islice(lines, _ROWS_AT_ONCE)):
         yield pa.RecordBatch.from_pylist(rows, schema=REJECTS)
 
@@ -107,8 +110,3 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         with contextlib.suppress(ValidationError):
             if b'"left_out"' not in line:
                 yield _Line.model_validate_json(line).model_dump()
-
-
-def _holds(span: Span, received_us: int) -> bool:
-    after_start = span.start_ms is None or received_us >= span.start_ms * 1000
-    return after_start and (span.end_ms is None or received_us < span.end_ms * 1000)

@@ -1,6 +1,6 @@
 """Reads rows from Parquet files and the journal, filtered, as Arrow tables or as data frames.
 
-In here `symbol` and `conditions` are dictionaries: an integer a row, and each text once.
+Inside, `symbol` and `conditions` are dictionaries: one integer per row, and each text once.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -56,8 +56,8 @@ def read_dates(snapshot: Snapshot, selection: Selection) -> Iterator[tuple[date,
 
 
 def read_rows(path: Path, selection: Selection, day: date | None = None) -> pa.Table:
-    """The rows of one file, in its order. Where the file's UTC date is told and whole in the span, times aren't
-    looked at.
+    """The rows of one file, in its order. `day` is the file's UTC date: where all of it lies in the span, times aren't
+    compared.
     """
     with (
         open_parquet(path, read_dictionary=list(TEXTS), pre_buffer=False, page_checksum_verification=True) as file,
@@ -90,7 +90,7 @@ def filter_rows(rows: pa.Table, selection: Selection, span: Span) -> pa.Table:
 
 
 def per_text(column: pa.ChunkedArray, judge: Callable[[pa.Array], pa.Array]) -> pa.ChunkedArray:
-    """A function of texts applied to a dictionary column: once a text, not once a row. Null gives null."""
+    """A function of texts applied to a dictionary column: once per text, not once per row. Null gives null."""
     chunks = [judge(chunk.dictionary).take(chunk.indices) for chunk in column.chunks]
     return pa.chunked_array(chunks, None if chunks else judge(pa.array([], pa.string())).type)
 
@@ -128,7 +128,7 @@ def sort_rows(rows: pa.Table) -> pa.Table:
 
 
 def sort_key(rows: pa.Table) -> pa.Array:
-    """(symbol, timestamp) as one integer a row: a sort by it is three times as fast as one by text and time."""
+    """(symbol, timestamp) as one integer per row: a sort by it is three times as fast as one by text and time."""
     symbols = rows.column("symbol").combine_chunks()
     if isinstance(symbols, pa.ChunkedArray):  # of no row
         return pa.array([], pa.int64())
@@ -154,15 +154,12 @@ def useful_groups(metadata: pq.FileMetaData, span: Span, symbols: Collection[str
         ):
             continue
         times = group.column(at_time).statistics if span != EVER else None
-        if times is not None and times.has_min_max and not _overlap(times, span):
-            continue
+        if times is not None and times.has_min_max:
+            too_late = span.end_ms is not None and times.min_raw >= span.end_ms
+            if too_late or (span.start_ms is not None and times.max_raw < span.start_ms):
+                continue
         found.append(index)
     return found
-
-
-def _overlap(times: pq.Statistics, span: Span) -> bool:
-    first_ms, last_ms = times.min_raw, times.max_raw
-    return (span.end_ms is None or first_ms < span.end_ms) and (span.start_ms is None or last_ms >= span.start_ms)
 
 
 def split_journaled(batches: list[pa.RecordBatch], selection: Selection) -> dict[date, pa.Table]:
@@ -193,28 +190,19 @@ def known_schema(snapshot: Snapshot) -> pa.Schema:
 
 def as_frame(table: pa.Table, engine: Engine, tz: str) -> Any:
     """The table with its times in `tz`: a pandas DataFrame, `symbol` as a category; or Arrow, plain."""
-    table = _in_zone(table, tz)
+    for index, field in enumerate(table.schema):
+        if pa.types.is_timestamp(field.type) and field.type.tz is not None and field.type.tz != tz:
+            table = table.set_column(index, field.name, table.column(index).cast(pa.timestamp(field.type.unit, tz)))
     if engine == "arrow":
         return plain_texts(table)
     frame = plain_texts(table)
     if "symbol" in table.column_names:
         at = table.column_names.index("symbol")
-        frame = frame.set_column(at, "symbol", _sorted_categories(table.column(at)))
+        # A category for each symbol that occurs, in alphabetical order.
+        plain = table.column(at).cast(pa.string())
+        symbols = pc.unique(plain)
+        categories = symbols.take(pc.sort_indices(symbols))
+        chunks = [pa.DictionaryArray.from_arrays(chunk, categories) for chunk in pc.index_in(plain, categories).chunks]
+        codes = pa.chunked_array(chunks, pa.dictionary(pa.int32(), pa.string()))
+        frame = frame.set_column(at, "symbol", codes)
     return frame.to_pandas()
-
-
-def _in_zone(table: pa.Table, tz: str) -> pa.Table:
-    for index, field in enumerate(table.schema):
-        if pa.types.is_timestamp(field.type) and field.type.tz is not None and field.type.tz != tz:
-            table = table.set_column(index, field.name, table.column(index).cast(pa.timestamp(field.type.unit, tz)))
-    return table
-
-
-def _sorted_categories(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A category for each symbol that occurs, in alphabetical order."""
-    plain = column.cast(pa.string())
-    symbols = pc.unique(plain)
-    categories = symbols.take(pc.sort_indices(symbols))
-    codes = pc.index_in(plain, categories)
-    chunks = [pa.DictionaryArray.from_arrays(chunk, categories) for chunk in codes.chunks]
-    return pa.chunked_array(chunks, pa.dictionary(pa.int32(), pa.string()))

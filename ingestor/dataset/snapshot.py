@@ -1,12 +1,12 @@
-"""Which files are current, and a consistent look at journal and dataset.
+"""Snapshots: which files are current, and a consistent reading of journal and dataset.
 
 A *part* is one segment's rows of a date, `<segment id>.parquet`. A *compacted* file holds the rows of many segments
 and names them in its metadata; a compaction may be split into several files, which count only together. Where a
 compaction is whole, what it names is superseded: a part that is still there (the file system could not exchange
 folders, or a crash came between) is not read beside it.
 
-The rows of a segment are read from the journal until it is sealed, from the dataset ever after. So: look at both,
-read the journal, look again; where nothing changed in between, what was read belongs together. Files of the dataset
+The rows of a segment are read from the journal until it is sealed, and from the dataset after that. So: list both, read
+the journal, list both again; if nothing changed in between, what was read belongs together. Files of the dataset
 never change; where one is gone by the time it is read (compacted, deleted), the caller takes a new snapshot.
 """
 
@@ -182,7 +182,16 @@ def open_recording(root: str | Path) -> Layout:
     if started.get("format", 0) > FORMAT_VERSION:
         raise FormatTooNew(f"{layout.root} is of format {started['format']}; this version reads up to {FORMAT_VERSION}")
     if "parquet" not in started.get("formats", ["parquet"]):
-        _tell_of_csv(layout, started)
+        if not layout.trades.is_dir():
+            raise NotARecording(
+                f"{layout.root} records CSV only: read {layout.csv}, or add parquet to storage.formats and start again"
+            )
+        since = datetime.fromtimestamp(started["at"] // 1_000_000, UTC)
+        warnings.warn(
+            f"{layout.root} records CSV only since {since:%Y-%m-%d %H:%M:%S} UTC: "
+            f"trades after that are in {layout.csv}",
+            stacklevel=3,  # the caller of read_trades, read_bars, …
+        )
     return layout
 
 
@@ -217,7 +226,7 @@ def take_snapshot(layout: Layout, span: Span) -> Snapshot:
 
 
 def read_consistently(layout: Layout, span: Span, read: Callable[[Snapshot], _Result]) -> _Result:
-    """What `read` makes of a snapshot; made anew where a file was compacted or deleted before it was read.
+    """The result of `read` on a snapshot; it is called again where a file was compacted or deleted before it was read.
 
     Raises DamagedFile where a file is listed, and isn't there.
     """
@@ -275,16 +284,3 @@ def _last_start(layout: Layout) -> Fact:
             if first.get("fact") in {"run.started", "day.started"}:
                 return first
     return read_state(layout)
-
-
-def _tell_of_csv(layout: Layout, started: Fact) -> None:
-    """The recorder writes no Parquet any more. Raises NotARecording where it never did."""
-    if not layout.trades.is_dir():
-        raise NotARecording(
-            f"{layout.root} records CSV only: read {layout.csv}, or add parquet to storage.formats and start again"
-        )
-    since = datetime.fromtimestamp(started["at"] // 1_000_000, UTC)
-    warnings.warn(
-        f"{layout.root} records CSV only since {since:%Y-%m-%d %H:%M:%S} UTC: trades after that are in {layout.csv}",
-        stacklevel=4,  # who called read_trades, read_bars, …
-    )

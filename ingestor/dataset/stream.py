@@ -1,4 +1,4 @@
-"""Rows in order of time, in bounded memory: files and days merged."""
+"""Streams rows in order of time, in bounded memory: merges files and days."""
 
 import contextlib
 import os
@@ -179,7 +179,10 @@ def stream_runs(layout: Layout, selection: Selection) -> Iterator[tuple[date, It
     """
     columns = tuple(dict.fromkeys([*selection.columns, *_KEYS]))
     for day in _days(layout, selection):
-        asked = replace(selection, span=_within(selection.span, day_start_ms(day)), columns=columns)
+        day_ms, span = day_start_ms(day), selection.span
+        start_ms = day_ms if span.start_ms is None else max(span.start_ms, day_ms)
+        end_ms = day_ms + _DAY_MS if span.end_ms is None else min(span.end_ms, day_ms + _DAY_MS)
+        asked = replace(selection, span=Span(start_ms, end_ms), columns=columns)
         with contextlib.ExitStack() as stack:
             files, journaled = _hold_day(stack, layout, asked, day)
             yield day, (_finished(run, selection) for run in _merged(files, journaled, asked))
@@ -213,14 +216,6 @@ def _merged(files: list[_Held], journaled: pa.Table | None, selection: Selection
 def _days(layout: Layout, selection: Selection) -> list[date]:
     snapshot = take_snapshot(layout, selection.span)
     return sorted(snapshot.files.keys() | split_journaled(snapshot.journaled, selection).keys())
-
-
-def _within(span: Span, start_ms: int) -> Span:
-    end_ms = start_ms + _DAY_MS
-    return Span(
-        start_ms if span.start_ms is None else max(span.start_ms, start_ms),
-        end_ms if span.end_ms is None else min(span.end_ms, end_ms),
-    )
 
 
 def _hold_day(

@@ -108,7 +108,13 @@ def _to_ms(time: Time, zone: tzinfo) -> int:
     if numpy is not None and isinstance(time, numpy.datetime64):
         time = _from_numpy(time)
     if not isinstance(time, date):
-        raise ValueError(_told(time))  # noqa: TRY004  as for every argument that can't be used
+        why = f"{time!r} is no time: give text such as 2026-11-20T14:30, a date, a datetime or a Timestamp"
+        if isinstance(time, int | float) and not isinstance(time, bool):
+            why = (
+                f"{time} is a number, and nobody can tell in which unit: "
+                f"write pd.Timestamp({time}, unit='ms', tz='UTC') or datetime.fromtimestamp(…, UTC)"
+            )
+        raise ValueError(why)  # noqa: TRY004  as for every argument that can't be used
     if time != time:  # noqa: PLR0124  NaT, a datetime by its type
         raise ValueError("NaT is no time: leave the bound out, or drop what is missing")
     if not isinstance(time, datetime):
@@ -133,13 +139,3 @@ def _from_numpy(time: Any) -> datetime:
     except OverflowError:
         raise ValueError(f"{time} is no time that can be recorded") from None
     return at + timedelta(microseconds=1) if whole < time else at
-
-
-def _told(value: object) -> str:
-    """Why this is no time."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return (
-            f"{value} is a number, and nobody can tell in which unit: write pd.Timestamp({value}, unit='ms', tz='UTC') "
-            "or datetime.fromtimestamp(…, UTC)"
-        )
-    return f"{value!r} is no time: give text such as 2026-11-20T14:30, a date, a datetime or a Timestamp"

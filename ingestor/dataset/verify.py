@@ -1,4 +1,4 @@
-"""Verification: every file recounted against the ledger, and the ledger held to the equations of conservation.
+"""Verifies a recording: recounts every file against the ledger, and holds the ledger to the equations of conservation.
 
 Safe beside a live recorder. What is compared was written in a fixed order: a record's rejects, the record, the account
 of its segment, the files, the commit, `segment.sealed`. So this looks the other way round: it lists the files,
@@ -91,7 +91,7 @@ class _Rejected:
 
 
 class Verification:
-    """One look at a whole root. `run` does the work; after it `account` holds the totals."""
+    """One verification of a whole root. `run` does the work; after it `account` holds the totals."""
 
     def __init__(self, layout: Layout) -> None:
         """List the files and read the journal. Raises NotARecording, FormatTooNew, OSError."""
@@ -143,10 +143,17 @@ class Verification:
             yield differences
         yield list(map(self._damaged, damaged))
         for segment, journaled in self._journaled.items():
-            yield list(self._check_journaled(segment, journaled))
+            # The ledger has no account of it yet: it is open, or a crash left it.
+            self._pass_over(self._parts, segment)
+            self._pass_over(self._csv, segment)
+            self.account.rows["journal"] += journaled.recount.rows
+            self._count(SegmentId.parse(segment), journaled.counts, journaled.reasons, damaged=journaled.damaged)
+            yield list(_unbalanced(segment, journaled.counts, journaled.recount.rows, journaled.reasons))
         for compaction in self._compactions:
             yield list(self._check_compaction(compaction))
-        yield list(self._check_missing())
+        if self._missing:  # after the files: retention says so before it deletes a date
+            deleted = read_deleted(self._layout)
+            yield [difference for day, difference in self._missing if day not in deleted]
         yield [*self._unknown_files(), *self._check_rejects()]
 
     def _check_ledger(self) -> Iterator[list[Difference]]:
@@ -205,14 +212,6 @@ class Verification:
         else:
             yield from self._check_parts(segment, closed)
         yield from self._check_csv(segment, closed)
-
-    def _check_journaled(self, segment: str, journaled: Journaled) -> Iterator[Difference]:
-        """A segment of which the ledger has no account yet: it is open, or a crash left it."""
-        self._pass_over(self._parts, segment)
-        self._pass_over(self._csv, segment)
-        self.account.rows["journal"] += journaled.recount.rows
-        self._count(SegmentId.parse(segment), journaled.counts, journaled.reasons, damaged=journaled.damaged)
-        yield from _unbalanced(segment, journaled.counts, journaled.recount.rows, journaled.reasons)
 
     def _pass_over(self, files: dict[str, Any], segment: str) -> None:
         """Leave the files of an unfinished segment unopened, and count them."""
@@ -328,12 +327,6 @@ class Verification:
             if not found.faults:
                 yield from _compare(place, found, closed)
             self.account.rows["csv"] += found.rows
-
-    def _check_missing(self) -> Iterator[Difference]:
-        """Files that are not there and whose date was not deleted: the ledger says so before it is done."""
-        if self._missing:
-            deleted = read_deleted(self._layout)
-            yield from (difference for day, difference in self._missing if day not in deleted)
 
     def _unknown_files(self) -> Iterator[Difference]:
         """What was listed and belongs to no segment that the ledger or the journal knows."""
