@@ -74,11 +74,17 @@ class BarGrid:
         self.zone = Zone(pieces)
         self._pieces = pieces
         self._starts = [piece.start_ms for piece in pieces]
-        self._first_edge = [self._find_first_edge(index) for index in range(len(pieces))]
+        self._first_edge: list[int] = []
+        """Of each piece: the first edge at or after its start."""
         self._carry: list[int] = []
         for index, piece in enumerate(pieces):
+            local_ms = piece.start_ms + piece.offset_ms
+            first_ms = -_floor(-local_ms, interval_ms) - piece.offset_ms
+            if index and _floor(local_ms, interval_ms) >= piece.start_ms + pieces[index - 1].offset_ms:
+                first_ms = piece.start_ms  # the clock was set forward over an edge
+            self._first_edge.append(first_ms)
             # What comes after a change and before the first edge belongs to the bar that was under way.
-            under_way = index == 0 or self._first_edge[index] == piece.start_ms
+            under_way = index == 0 or first_ms == piece.start_ms
             self._carry.append(piece.start_ms if under_way else self.start_of(piece.start_ms - 1))
 
     def start_of(self, time_ms: int) -> int:
@@ -127,14 +133,6 @@ class BarGrid:
             if regular_ms < until_ms:
                 runs.append(pa.arange(regular_ms, until_ms, self.interval_ms))
         return pa.concat_arrays(runs) if runs else pa.array([], pa.int64())
-
-    def _find_first_edge(self, index: int) -> int:
-        """The first edge at or after a piece's start."""
-        piece = self._pieces[index]
-        local_ms = piece.start_ms + piece.offset_ms
-        if index and _floor(local_ms, self.interval_ms) >= piece.start_ms + self._pieces[index - 1].offset_ms:
-            return piece.start_ms
-        return -_floor(-local_ms, self.interval_ms) - piece.offset_ms
 
     def _floor_all(self, local_ms: pa.Array) -> pa.Array:
         return pc.multiply(pc.divide(local_ms, self.interval_ms), self.interval_ms)

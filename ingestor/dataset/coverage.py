@@ -101,7 +101,13 @@ def load_coverage(
     at: of other times the answer may say less. Raises NotARecording, FormatTooNew, DamagedFile, OSError.
     """
     if journaled_us is None:
-        journaled_us = _newest_frame_us(layout)  # before the ledger: what that says later holds for these frames too
+        # The newest frame in the journal; before the ledger: what that says later holds for these frames too.
+        journaled_us = 0
+        for file in reversed(list_segments(layout)):
+            with contextlib.suppress(OSError):  # freed since it was listed, or damaged: the ledger's last word stands
+                journaled_us = last_received_us(file.path)
+            if journaled_us:
+                break
     while True:
         ledgers = list_ledgers(layout)
         try:
@@ -129,15 +135,6 @@ def read_known_coverage(
         return load_coverage(layout, symbols, journaled_us, span)
     except NotARecording:
         return find_coverage([])
-
-
-def _newest_frame_us(layout: Layout) -> int:
-    """The receive time of the newest frame in the journal; 0 where the ledger accounts for all of them."""
-    for file in reversed(list_segments(layout)):
-        with contextlib.suppress(OSError):  # freed since it was listed, or damaged: the ledger's last word stands
-            if received_us := last_received_us(file.path):
-                return received_us
-    return 0
 
 
 class CoverageWatch:

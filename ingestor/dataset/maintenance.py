@@ -71,8 +71,14 @@ def delete_expired(
         # The fact first: after a crash the next call deletes the day; never is one missing that no fact names.
         ledger.record("day.deleted", date=day.isoformat(), retention_s=retention.total_seconds())
         with locked_date(layout, day):  # each folder goes in one step, so that no reader finds a part of it
-            for kind in (layout.trades, layout.csv):
-                _delete(layout, kind / f"date={day.isoformat()}", turned)
+            for folder in filter(
+                Path.is_dir, (kind / f"date={day.isoformat()}" for kind in (layout.trades, layout.csv))
+            ):
+                aside = layout.staging / f"{folder.parent.name}.{folder.name}.deleted"
+                remove_tree(aside, turned)  # left by a crash
+                folder.rename(aside)
+                sync_directory(folder.parent)
+                remove_tree(aside, turned)
         log.info("day.deleted", date=day.isoformat())
     return expired
 
@@ -84,16 +90,6 @@ def _end(day: date) -> datetime:
 def _days(layout: Layout) -> list[date]:
     csv_days = parse_days(path.name for path in layout.csv.iterdir()) if layout.csv.is_dir() else ()
     return sorted({*list_days(layout), *csv_days})
-
-
-def _delete(layout: Layout, folder: Path, turned: Callable[[], None]) -> None:
-    if not folder.is_dir():
-        return
-    aside = layout.staging / f"{folder.parent.name}.{folder.name}.deleted"
-    remove_tree(aside, turned)  # left by a crash
-    folder.rename(aside)
-    sync_directory(folder.parent)
-    remove_tree(aside, turned)
 
 
 class Maintenance:

@@ -116,9 +116,10 @@ def in_session(
     clock_ms = pc.subtract(local_ms, pc.multiply(days, _DAY_MS))
     opens_ms, closes_ms = _bounds_ms(_ORDINARY, session)
     weekday = pc.subtract(pc.add(days, 3), pc.multiply(pc.divide(pc.add(days, 3), 7), 7))  # 1970 began on a Thursday
-    odd = _odd_days(days, session, calendar)
     inside: pa.Array = pc.less(weekday, 5)
-    if odd:
+    first, last = (_EPOCH + timedelta(ms // _DAY_MS) for ms in (first_ms - _DAY_MS, last_ms + _DAY_MS))
+    odd = [((day - _EPOCH).days, *_bounds_ms(hours, session)) for day, hours in calendar.odd_days(first, last)]
+    if odd:  # number since 1970, begin and end of each day that is not as any other
         numbers, opens, closes = (pa.array(column, pa.int64()) for column in zip(*odd, strict=True))
         which = pc.index_in(days, numbers)
         opens_ms = pc.coalesce(opens.take(which), pa.scalar(opens_ms, pa.int64()))
@@ -138,14 +139,3 @@ def _bounds_ms(hours: Hours | None, session: Literal["regular", "extended"]) -> 
         return _DAY_MS, -_DAY_MS
     bounds = (hours.opens, hours.closes) if session == "regular" else (hours.early, hours.late)
     return bounds[0] * _MINUTE_MS, bounds[1] * _MINUTE_MS
-
-
-def _odd_days(
-    days: pa.Array, session: Literal["regular", "extended"], calendar: Calendar
-) -> list[tuple[int, int, int]]:
-    """Number since 1970, begin and end of each day among these that is not as any other."""
-    span = pc.min_max(days)
-    if span["min"].as_py() is None:
-        return []
-    first, last = (_EPOCH + timedelta(span[end].as_py()) for end in ("min", "max"))
-    return [((day - _EPOCH).days, *_bounds_ms(hours, session)) for day, hours in calendar.odd_days(first, last)]

@@ -29,7 +29,7 @@ from ingestor.errors import NotARecording
 from ingestor.journal.follower import Follower, Rows, find_journal_end
 from ingestor.layout import Layout
 from ingestor.schema import TRADES
-from ingestor.us_market import Calendar, read_calendar
+from ingestor.us_market import read_calendar
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -105,7 +105,13 @@ def read_trades(
         if rows is None:
             return asked.empty_table()
         rows = sort_rows(rows) if len(dates) > 1 else rows
-        return with_columns(_eligible(rows, calendar) if conditions == "sip" else rows, asked)
+        if conditions == "sip" and rows.num_rows:
+            rows = rows.combine_chunks()
+            times_ms = rows.column("timestamp").chunk(0).cast(pa.int64())
+            moves = judge_rows(rows.column("conditions").chunk(0), in_session(times_ms, "regular", calendar))
+            abroad = per_text(rows.column("symbol"), are_abroad).chunk(0)  # the US rules don't hold for these
+            rows = rows.filter(pc.or_(abroad, moves.high_low))
+        return with_columns(rows, asked)
 
     rows = read_consistently(layout, span, read)
     if "symbol" in rows.column_names:
@@ -187,14 +193,3 @@ def follow(
             yield pa.RecordBatch.from_pylist([], schema=TRADES)
             heard_at_s = time.monotonic()
         time.sleep(_POLL_S if time.monotonic() - last_row_s < _REST_S else _REST_POLL_S)
-
-
-def _eligible(rows: pa.Table, calendar: Calendar) -> pa.Table:
-    """The prints that may set a price; those of symbols for which the US rules don't hold stay."""
-    rows = rows.combine_chunks()
-    if not rows.num_rows:
-        return rows
-    times_ms = rows.column("timestamp").chunk(0).cast(pa.int64())
-    moves = judge_rows(rows.column("conditions").chunk(0), in_session(times_ms, "regular", calendar))
-    abroad = per_text(rows.column("symbol"), are_abroad).chunk(0)
-    return rows.filter(pc.or_(abroad, moves.high_low))

@@ -103,7 +103,12 @@ class Verification:
             self._compacted.setdefault(compaction.day, set()).update(compaction.origin)
         self._parts = list_parts(layout)
         self._csv = list_csv(layout)
-        self._csv_done = _read_csv_place(layout)
+        try:
+            self._csv_done = read_small(layout.cursor_file("csv"), lambda content: int(json.loads(content)["segment"]))
+        except (FileNotFoundError, DamagedFile):  # then those of all sealed segments are
+            unsealed = (file.id.number for file in list_segments(layout) if not file.sealed)
+            self._csv_done = min(unsealed, default=1 << 63)
+        """CSV files of segments below this number are finished."""
         self._early: list[Difference] = []
         self._journaled = self._read_journal()
         self._sealed = read_seals(layout)
@@ -154,7 +159,16 @@ class Verification:
         if self._missing:  # after the files: retention says so before it deletes a date
             deleted = read_deleted(self._layout)
             yield [difference for day, difference in self._missing if day not in deleted]
-        yield [*self._unknown_files(), *self._check_rejects()]
+        # What was listed, and belongs to no segment that the ledger or the journal knows.
+        unknown = [path for paths in self._csv.values() for path in paths]
+        for name, days in self._parts.items():
+            unknown += [date_folder(self._layout, day) / f"{name}.parquet" for day in days]
+        yield [
+            Difference(_place(self._layout, path), "of no segment that the ledger knows", "no such file")
+            for path in sorted(unknown)
+            if path.exists()
+        ]
+        yield list(self._check_rejects())
 
     def _check_ledger(self) -> Iterator[list[Difference]]:
         """Lines of the ledger that the disk has changed, and files of closed days that can't be read."""
@@ -328,15 +342,6 @@ class Verification:
                 yield from _compare(place, found, closed)
             self.account.rows["csv"] += found.rows
 
-    def _unknown_files(self) -> Iterator[Difference]:
-        """What was listed and belongs to no segment that the ledger or the journal knows."""
-        files = [
-            date_folder(self._layout, day) / f"{name}.parquet" for name, days in self._parts.items() for day in days
-        ]
-        for path in sorted(files + [path for paths in self._csv.values() for path in paths]):
-            if path.exists():
-                yield Difference(_place(self._layout, path), "of no segment that the ledger knows", "no such file")
-
     # Rejects
 
     def _count(self, segment: SegmentId, counts: Counts, reasons: Mapping[str, int], *, damaged: bool) -> None:
@@ -412,14 +417,6 @@ def _strangers(layout: Layout) -> Iterator[Difference]:
                 yield Difference(_place(layout, path), "not a file of a date", "nothing else in the dataset")
             elif path.is_symlink() and not path.exists():
                 yield Difference(_place(layout, path), "a link to nothing", "a file of rows")
-
-
-def _read_csv_place(layout: Layout) -> int:
-    """CSV files of segments below this number are finished. Where that is unknown, those of all sealed segments are."""
-    try:
-        return read_small(layout.cursor_file("csv"), lambda content: int(json.loads(content)["segment"]))
-    except (FileNotFoundError, DamagedFile):
-        return min((file.id.number for file in list_segments(layout) if not file.sealed), default=1 << 63)
 
 
 def _check_coverage(place: str, day: date, rows: list[Row]) -> Iterator[Difference]:
