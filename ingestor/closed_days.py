@@ -3,7 +3,7 @@
 Coverage goes to `coverage/date=…/coverage.parquet`, the segments' accounts to `accounts/`, all else (runs, settings,
 deleted days, rows that sinks skipped) to `ledger/closed-<month>.jsonl`. Only then is the day's file of the ledger
 removed. Each of these steps can be repeated and then changes nothing, so the next call completes what a crash
-interrupted. A reader who finds both the lines and the data reads the same twice; where two claims meet, the one that
+interrupted. A reader who finds both the lines and the data reads the same twice; where they disagree, the one that
 promises least holds.
 
 A gap that began on a day that is closed already is written into that day's file when the day of its fact is closed.
@@ -66,7 +66,7 @@ class Row(NamedTuple):
 
 
 def read_closed_coverage(layout: Layout, symbols: Collection[str] | None, first: date, last: date) -> Closed:
-    """What the closed days from `first` to `last` say of these symbols (None: of all).
+    """The coverage of these symbols (None: all) on the closed days from `first` to `last`.
 
     Raises DamagedFile naming a file that can't be read, OSError.
     """
@@ -181,7 +181,7 @@ def has_days_to_close(layout: Layout, before: date) -> bool:
 
 def close_days(layout: Layout, before: date) -> Iterator[date]:
     """Turn the facts of each UTC date before this one into data, and every file of format 1 but one that a run may
-    still need. Yields the dates as they are done. The caller holds `locked_upkeep`; a recorder may be running.
+    still need. Yields the dates as they are done. The caller holds `locked_maintenance`; a recorder may be running.
 
     Raises FormatTooNew, DamagedFile where what was written can't be read back (nothing is removed then), OSError.
     """
@@ -294,7 +294,7 @@ def _write_day(layout: Layout, day: date, rows: list[Row]) -> None:
 
 
 def join_rows(rows: Iterable[Row]) -> list[Row]:
-    """What several tellings of a day amount to, sorted by symbol and start; that which promises least stands."""
+    """One day out of several versions of it, sorted by symbol and start; the one that promises least holds."""
     by_symbol: dict[str, list[Interval]] = {}
     for_all: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for row in rows:

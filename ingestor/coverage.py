@@ -1,7 +1,7 @@
 """Coverage: from the ledger's facts to what can be said of each symbol at each moment. Pure: no file, no clock.
 
-A symbol is *claimed* from its first request until the run that asked for it ends and the next one does not ask, at most
-up to the last word of the ledger (the horizon). While it is claimed it is in one state:
+A symbol is *asked for* from its first request until the run that asked for it ends and the next one does not ask, at
+most up to the newest fact of the ledger (the horizon). During that time it is in one state:
 
     blind       a gap holds, for all symbols or for this one
     unproven    asked for, and no trade of it came on this connection yet: the venue acknowledges nothing; or the
@@ -27,7 +27,7 @@ from ingestor.facts import DAMAGED, Fact, proofs
 State = Literal["recorded", "blind", "unproven"]
 
 IRRELEVANT = '"fact":"segment.'
-"""What a line of the ledger holds that says nothing of coverage: nine tenths of its bytes need not be read."""
+"""Lines of the ledger that hold this say nothing of coverage: nine tenths of its bytes need not be read."""
 
 
 class Interval(NamedTuple):
@@ -42,7 +42,7 @@ class Interval(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """An interval of blindness, for one symbol or (None) for all that were claimed."""
+    """An interval of blindness, for one symbol or (None) for all that were asked for."""
 
     symbol: str | None
     cause: str
@@ -54,7 +54,7 @@ _Piece = TypeVar("_Piece", Interval, Gap)
 
 
 class Shares(NamedTuple):
-    """How long a symbol was in each state, in µs."""
+    """The time that a symbol spent in each state, in µs."""
 
     recorded_us: int
     blind_us: int
@@ -62,7 +62,7 @@ class Shares(NamedTuple):
 
 
 class Closed(NamedTuple):
-    """What was said of days that are closed, in any order; pieces may overlap, and end at midnight UTC."""
+    """The coverage of closed days, in any order; pieces may overlap, and end at midnight UTC."""
 
     intervals: Mapping[str, Sequence[Interval]]
     """By symbol."""
@@ -71,23 +71,23 @@ class Closed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What a root says."""
+    """The coverage of a root."""
 
     horizon_us: int
-    """The last word: nothing is claimed at or beyond it."""
+    """The time of the newest fact: nothing is said of any moment at or beyond it."""
     gaps: list[Gap]
     """Sorted by start. Gaps of one symbol may overlap those of all."""
     _told_from_us: int
-    _lives: "dict[str, list[_Life]]"
+    _requests: "dict[str, list[_Request]]"
     _blind: "dict[str | None, list[_Stretch]]"
-    _claims: "dict[str | None, list[_Stretch]]"
+    _asked_for: "dict[str | None, list[_Stretch]]"
     _doubts: "dict[str | None, list[_Stretch]]"
     _closed: Mapping[str, Sequence[Interval]]
 
     @property
     def symbols(self) -> list[str]:
         """Those that were ever requested, sorted."""
-        return sorted({*self._lives, *self._closed})
+        return sorted({*self._requests, *self._closed})
 
     def is_for_all(self, blind: Interval) -> bool:
         """Whether an interval of blindness is a part of a gap for all symbols."""
@@ -96,18 +96,18 @@ class Coverage:
         return before > 0 and blind.end_us <= whole[before - 1][1] and blind.cause == whole[before - 1][2]
 
     def intervals(self, symbol: str) -> list[Interval]:
-        """Sorted, without overlap, and without a hole while the symbol is claimed; empty where it never was.
+        """Sorted, without overlap, and without a hole while the symbol is asked for; empty where it never was.
 
         Made anew by each call: a year of an unsteady link has tens of thousands of them for each symbol.
         """
-        lives = self._lives.get(symbol, [])
+        requests = self._requests.get(symbol, [])
         blind = self._blind.get(None, [])
         if symbol in self._blind:
             blind = _settle(blind + self._blind[symbol])
-        claims = self._claims.get(symbol, [])
-        blind = _clip(blind, claims)
-        doubts = _clip(_settle(self._doubts.get(None, []) + self._doubts.get(symbol, [])), claims)
-        spans = list(_spans(symbol, lives, self.horizon_us))
+        asked = self._asked_for.get(symbol, [])
+        blind = _clip(blind, asked)
+        doubts = _clip(_settle(self._doubts.get(None, []) + self._doubts.get(symbol, [])), asked)
+        spans = list(_spans(symbol, requests, self.horizon_us))
         unproven = _settle([*((requested, proven, "") for requested, proven, _ in spans), *doubts])
         recorded = _settle((proven, ended, "") for _, proven, ended in spans)
         told = _stacked(symbol, blind, unproven, recorded)
@@ -135,19 +135,19 @@ def find_coverage(
     said_us = max((one.end_us for pieces in closed.intervals.values() for one in pieces), default=0)
     horizon_us = max(story.last_us, journaled_us, said_us)
     blind = story.end(horizon_us)
-    claims: dict[str | None, list[_Stretch]] = {
-        symbol: _claims(lives, horizon_us) for symbol, lives in story.lives.items()
+    asked: dict[str | None, list[_Stretch]] = {
+        symbol: _asked_spans(requests, horizon_us) for symbol, requests in story.requests.items()
     }
-    claims[None] = _settle(span for spans in claims.values() for span in spans)
+    asked[None] = _settle(span for spans in asked.values() for span in spans)
     gaps = [
         Gap(symbol, cause, start, end)
         for symbol, stretches in blind.items()
-        for start, end, cause in _clip(stretches, claims.get(symbol, []))
+        for start, end, cause in _clip(stretches, asked.get(symbol, []))
     ]
     gaps = sorted(gaps, key=attrgetter("start_us"))
     if closed.gaps:
         gaps = _join_gaps([*closed.gaps, *gaps])
-    return Coverage(horizon_us, gaps, story.told_from_us, story.lives, blind, claims, story.doubts, closed.intervals)
+    return Coverage(horizon_us, gaps, story.told_from_us, story.requests, blind, asked, story.doubts, closed.intervals)
 
 
 def join_intervals(symbol: str, pieces: Iterable[Interval]) -> list[Interval]:
@@ -178,14 +178,14 @@ def _join_gaps(gaps: Iterable[Gap]) -> list[Gap]:
 
 
 def state_at(intervals: Sequence[Interval], at_us: int) -> Interval | None:
-    """The interval of one symbol that holds this moment; None where nothing is claimed."""
+    """The interval of one symbol that holds this moment; None where the symbol is not asked for."""
     before = bisect_right(intervals, at_us, key=attrgetter("start_us"))
     found = intervals[before - 1] if before else None
     return found if found is not None and at_us < found.end_us else None
 
 
 def clip(pieces: Iterable[_Piece], start_us: int, end_us: int) -> list[_Piece]:
-    """What of intervals or gaps lies in [start, end)."""
+    """The parts of intervals or gaps that lie in [start, end)."""
     return [
         piece._replace(start_us=max(piece.start_us, start_us), end_us=min(piece.end_us, end_us))
         for piece in pieces
@@ -194,7 +194,7 @@ def clip(pieces: Iterable[_Piece], start_us: int, end_us: int) -> list[_Piece]:
 
 
 def sum_shares(intervals: Iterable[Interval]) -> Shares:
-    """How long each state lasted. To have it for a span, clip first."""
+    """The time spent in each state. For a span, clip first."""
     spent: Counter[State] = Counter()
     for one in intervals:
         spent[one.state] += one.end_us - one.start_us
@@ -202,7 +202,7 @@ def sum_shares(intervals: Iterable[Interval]) -> Shares:
 
 
 def blind_by_cause(gaps: Iterable[Gap]) -> dict[str, int]:
-    """For how long (µs) at least one symbol was blind, by cause. To have it for a span, clip first."""
+    """The time (µs) for which at least one symbol was blind, by cause. For a span, clip first."""
     by_cause: dict[str, list[_Stretch]] = {}
     for gap in gaps:
         by_cause.setdefault(gap.cause, []).append((gap.start_us, gap.end_us, gap.cause))
@@ -217,12 +217,12 @@ _NEVER = 1 << 62
 
 
 @dataclass(slots=True)
-class _Life:
-    """What was asked for together on one connection. For each symbol it lasts up to the symbol's next life."""
+class _Request:
+    """The symbols that were asked for together on one connection. For each it lasts up to the symbol's next request."""
 
     requested_us: int
     proven_us: dict[str, int] | None = field(default_factory=dict)
-    """By symbol; None marks an end: from then on nothing is claimed."""
+    """By symbol; None marks an end: from then on it is not asked for."""
 
 
 @dataclass(slots=True)
@@ -235,21 +235,21 @@ class _OpenGap:
 
 @dataclass(slots=True)
 class _Story:
-    """What the facts told so far amount to."""
+    """The facts so far, folded."""
 
     only: Collection[str] | None
-    lives: dict[str, list[_Life]] = field(default_factory=dict)
+    requests: dict[str, list[_Request]] = field(default_factory=dict)
     last_us: int = 0
     told_from_us: int = 0
     """These facts begin in the middle: of the time before that they tell nothing but gaps that were found later."""
     _gaps: "dict[str | None, list[_Stretch]]" = field(default_factory=dict)
     _open: dict[str | None, _OpenGap] = field(default_factory=dict)
-    _on: dict[tuple[str, int], _Life] = field(default_factory=dict)
+    _on: dict[tuple[str, int], _Request] = field(default_factory=dict)
     """By symbol and connection of this run: a proof may come when the connection is lost already."""
     _asked: dict[str, int] = field(default_factory=dict)
     """The connection on which each symbol was last requested in this run."""
     _requested: list[str] = field(default_factory=list)
-    """What was last asked for as a whole, and on which connection."""
+    """The last request for all symbols; `_connection` is the one it was made on."""
     _connection: int = 0
     _run: int | None = None
     _damaged: bool = False
@@ -301,7 +301,7 @@ class _Story:
                 # A line is lost, and with it perhaps the word that something was blind: all must be proven anew.
                 self._damaged = True
                 for symbol, connection in list(self._asked.items()):
-                    self._begin([symbol], connection, _Life(fact["at"]))
+                    self._begin([symbol], connection, _Request(fact["at"]))
         self.last_us = fact["at"] or self.last_us
 
     def end(self, horizon_us: int) -> "dict[str | None, list[_Stretch]]":
@@ -322,19 +322,19 @@ class _Story:
             self._close_gap(None, at_us)
         # Asking again on the same connection takes nothing back.
         fresh = [symbol for symbol in symbols if self._asked.get(symbol) != connection]
-        self._begin([one for one in fresh if self.only is None or one in self.only], connection, _Life(at_us))
+        self._begin([one for one in fresh if self.only is None or one in self.only], connection, _Request(at_us))
 
-    def _begin(self, symbols: Iterable[str], connection: int, life: _Life) -> None:
+    def _begin(self, symbols: Iterable[str], connection: int, request: _Request) -> None:
         for symbol in symbols:
-            self.lives.setdefault(symbol, []).append(life)
+            self.requests.setdefault(symbol, []).append(request)
             self._asked[symbol] = connection
-            self._on[symbol, connection] = life
+            self._on[symbol, connection] = request
 
     def _prove(self, symbol: str, connection: int, since_us: int) -> None:
         """A trade that came before its symbol was asked for (dropped, then asked for again) proves nothing."""
-        life = self._on.get((symbol, connection))
-        if life is not None and life.proven_us is not None and since_us >= life.requested_us:
-            life.proven_us.setdefault(symbol, since_us)
+        request = self._on.get((symbol, connection))
+        if request is not None and request.proven_us is not None and since_us >= request.requested_us:
+            request.proven_us.setdefault(symbol, since_us)
 
     def _open_gap(self, symbol: str | None, gap: _OpenGap) -> None:
         """A gap that is open already goes on, unless it was only implied."""
@@ -360,26 +360,26 @@ class _Story:
         if self._run == fact["run"] and not self._damaged:
             return
         at_us = fact["at"]
-        if self.lives and self._run != fact["run"]:
+        if self.requests and self._run != fact["run"]:
             self._open_gap(None, _OpenGap("crash", self.last_us, implied=True))
             for symbol in list(self._open):
                 self._close_gap(symbol, at_us)
-        elif not self.lives:
+        elif not self.requests:
             self.told_from_us = at_us
         self._run, self._damaged = fact["run"], False
         self._requested = fact["requested"]
         self._on.clear()
         self._asked.clear()
-        known = {symbol for life in fact["asked"] for symbol in (*life["proven"], *life["unproven"])}
-        for symbol in self.lives.keys() - known:
+        known = {symbol for request in fact["asked"] for symbol in (*request["proven"], *request["unproven"])}
+        for symbol in self.requests.keys() - known:
             self._drop(symbol, at_us)
         for told in fact["asked"]:
             # As it was where this is where the telling begins; else nothing of the time before is promised by it.
             since_us = told["since"] if self.told_from_us == at_us else at_us
-            life = _Life(since_us)
-            life.proven_us = {symbol: max(proven_us, since_us) for symbol, proven_us in told["proven"].items()}
+            request = _Request(since_us)
+            request.proven_us = {symbol: max(proven_us, since_us) for symbol, proven_us in told["proven"].items()}
             symbols = (*told["proven"], *told["unproven"])
-            self._begin([one for one in symbols if self.only is None or one in self.only], told["connection"], life)
+            self._begin([one for one in symbols if self.only is None or one in self.only], told["connection"], request)
             self._connection = max(self._connection, told["connection"])
         for gap in fact["open_gaps"]:
             self._open[gap["symbol"]] = _OpenGap(gap["cause"], max(gap["since"] + 1, at_us))
@@ -389,12 +389,12 @@ class _Story:
 
     def _start(self, fact: Fact) -> None:
         """A run takes over the gaps that the last one left, under the causes by which it knows them."""
-        if not self.lives and self._run is None and fact.get("asked"):
+        if not self.requests and self._run is None and fact.get("asked"):
             # The facts of the run before are closed: this one says what that asked for, and up to when it is heard of.
             ended_us, whole = fact["ended"], [gap["since"] for gap in fact["open_gaps"] if gap["symbol"] is None]
-            life = _Life(min([ended_us, *whole]) + 1)
+            request = _Request(min([ended_us, *whole]) + 1)
             self.told_from_us, self.last_us = ended_us + 1, ended_us
-            self._begin([one for one in fact["asked"] if self.only is None or one in self.only], 0, life)
+            self._begin([one for one in fact["asked"] if self.only is None or one in self.only], 0, request)
         at_us = fact["at"]
         for told in fact["open_gaps"]:
             held = self._open.get(told["symbol"])
@@ -402,10 +402,10 @@ class _Story:
             if held is not None and not held.implied:
                 held.cause, held.since_us = told["cause"], min(held.since_us, since_us)
             self._open_gap(told["symbol"], _OpenGap(told["cause"], since_us))
-        if self.lives:
+        if self.requests:
             self._open_gap(None, _OpenGap("crash", self.last_us, implied=True))
             ended_us = max(self.last_us, self._open[None].since_us)
-            for symbol in self.lives.keys() - set(fact.get("tickers", ())):  # last claimed when the run before ended
+            for symbol in self.requests.keys() - set(fact.get("tickers", ())):  # asked for until the run before ended
                 self._drop(symbol, ended_us)
             # Between two runs nobody watched the clock: what it skipped is blind.
             self._step_clock(at_us, min(at_us - ended_us, 0))
@@ -415,9 +415,9 @@ class _Story:
         self._run, self._damaged = fact.get("run"), False
 
     def _drop(self, symbol: str, ended_us: int) -> None:
-        lives = self.lives.get(symbol)
-        if lives and lives[-1].proven_us is not None:
-            lives.append(_Life(ended_us, None))
+        requests = self.requests.get(symbol)
+        if requests and requests[-1].proven_us is not None:
+            requests.append(_Request(ended_us, None))
         self._asked.pop(symbol, None)
         self._close_gap(symbol, ended_us)
 
@@ -427,8 +427,8 @@ class _Story:
             self._doubted_us = None
 
     def _step_clock(self, at_us: int, by_us: int, slept_us: int = 0) -> None:
-        """Set back, the clock parts what is under way in two. What it skipped, set forward or over a sleep, was
-        lived by nobody: all are blind for it. What it showed before was right or wrong, as a doubt says that ends here.
+        """A clock that is set back splits what is under way in two. What it skipped, set forward or over a sleep,
+        nobody saw: all symbols are blind for it. A doubt about what it showed before ends here.
         """
         showed_us = at_us - by_us
         if by_us:
@@ -442,9 +442,9 @@ class _Story:
             self._close_gap(symbol, showed_us)
             self._open[symbol] = _OpenGap(gap.cause, at_us, gap.implied)
         for symbol, connection in list(self._asked.items()):
-            proven = symbol in (self.lives[symbol][-1].proven_us or ())
-            self.lives[symbol].append(_Life(showed_us, None))
-            self._begin([symbol], connection, _Life(at_us, {symbol: at_us} if proven else {}))
+            proven = symbol in (self.requests[symbol][-1].proven_us or ())
+            self.requests[symbol].append(_Request(showed_us, None))
+            self._begin([symbol], connection, _Request(at_us, {symbol: at_us} if proven else {}))
 
 
 # Stretches of time
@@ -453,23 +453,23 @@ _Stretch = tuple[int, int, str]
 """Start, end, cause. A list of them is *settled* where it is sorted and without overlap."""
 
 
-def _claims(lives: Sequence[_Life], horizon_us: int) -> list[_Stretch]:
-    """The spans over which a symbol is claimed: its lives, joined where one follows on another."""
-    claims: list[_Stretch] = []
-    for start, end, _ in _settle((start, end, "") for start, _, end in _spans("", lives, horizon_us)):
-        if claims and claims[-1][1] == start:
-            claims[-1] = (claims[-1][0], end, "")
+def _asked_spans(requests: Sequence[_Request], horizon_us: int) -> list[_Stretch]:
+    """The spans over which a symbol is asked for: its requests, joined where one follows on another."""
+    asked: list[_Stretch] = []
+    for start, end, _ in _settle((start, end, "") for start, _, end in _spans("", requests, horizon_us)):
+        if asked and asked[-1][1] == start:
+            asked[-1] = (asked[-1][0], end, "")
         else:
-            claims.append((start, end, ""))
-    return claims
+            asked.append((start, end, ""))
+    return asked
 
 
-def _spans(symbol: str, lives: Sequence[_Life], horizon_us: int) -> Iterator[tuple[int, int, int]]:
-    """(requested, proven, ended) of each of this symbol's lives; one that was never proven is so at its end."""
-    for life, following in zip_longest(lives, lives[1:]):
-        if life.proven_us is not None:
+def _spans(symbol: str, requests: Sequence[_Request], horizon_us: int) -> Iterator[tuple[int, int, int]]:
+    """(requested, proven, ended) of each of this symbol's requests; one that was never proven is so at its end."""
+    for request, following in zip_longest(requests, requests[1:]):
+        if request.proven_us is not None:
             ended_us = horizon_us if following is None else min(following.requested_us, horizon_us)
-            yield life.requested_us, min(life.proven_us.get(symbol, ended_us), ended_us), ended_us
+            yield request.requested_us, min(request.proven_us.get(symbol, ended_us), ended_us), ended_us
 
 
 def _stacked(symbol: str, blind: list[_Stretch], unproven: list[_Stretch], recorded: list[_Stretch]) -> list[Interval]:
@@ -508,7 +508,7 @@ def _settle(stretches: Iterable[_Stretch]) -> list[_Stretch]:
 
 
 def _clip(stretches: Iterable[_Stretch], spans: Sequence[_Stretch]) -> list[_Stretch]:
-    """What of settled stretches lies in settled spans."""
+    """The parts of settled stretches that lie in settled spans."""
     found = list(stretches)
     return [
         (max(start, span_start), min(end, span_end), cause)
@@ -519,7 +519,7 @@ def _clip(stretches: Iterable[_Stretch], spans: Sequence[_Stretch]) -> list[_Str
 
 
 def _without(stretches: Iterable[_Stretch], taken: Sequence[_Stretch]) -> list[_Stretch]:
-    """What of settled stretches lies outside of `taken`, which is settled as well."""
+    """The parts of settled stretches that lie outside of `taken`, which is settled as well."""
     left: list[_Stretch] = []
     first = 0
     for start, end, cause in stretches:

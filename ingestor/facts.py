@@ -128,7 +128,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "open_gaps": _are_gaps,
     "asked": _are_asked,
 }  # fmt: skip
-"""What a field must be, wherever it stands."""
+"""The type of a field, in whichever fact it stands."""
 
 _REQUIRED: dict[str, tuple[str, ...]] = {
     "run.started": ("open_gaps",),
@@ -146,7 +146,7 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "day.deleted": ("date",),
     "sink.skipped": ("sink", "rows", "from", "to"),
 }
-"""What a fact must hold, of the fields that somebody reads."""
+"""The fields that a fact must have, of those that are read."""
 
 
 # The state of a run
@@ -163,7 +163,7 @@ class _Asked:
 
 @dataclass(slots=True)
 class RunState:
-    """What the facts of a run amount to. The next day's file, and the next run, begin with it.
+    """The facts of a run, folded. The next day's file, and the next run, begin with it.
 
     Bounded by the number of symbols, however long the run.
     """
@@ -180,17 +180,17 @@ class RunState:
     closed: int = 0
     """The highest of one that has an account."""
     last_received_us: int = 0
-    """When the last frame that it accounted for was received."""
+    """The receive time of the last frame that it accounted for."""
     stopped: bool = False
-    """Whether `run.stopped` was said."""
+    """Whether `run.stopped` is among the facts."""
     error: str | None = None
-    """What ended it then."""
+    """The error that ended it."""
     damaged: bool = False
     """Whether lines of it were changed by the disk: it may have said more than is known."""
     gaps: dict[str, Fact] = field(default_factory=dict)
     """The open ones."""
     requested: list[str] = field(default_factory=list)
-    """What was last asked for as a whole."""
+    """The last request for all symbols."""
     unconnected_us: int | None = None
     """Since when no connection is open; None while one is."""
     doubted_us: int | None = None
@@ -200,7 +200,7 @@ class RunState:
 
     @property
     def ended_us(self) -> int:
-        """Up to when it claims to have seen, at most."""
+        """The end of what it has seen, at most."""
         whole = [int(gap["since"]) for gap in self.gaps.values() if gap["symbol"] is None]
         return max([self.last_us, *whole])
 
@@ -247,16 +247,16 @@ class RunState:
 
     def restate(self, at_us: int) -> Fact:
         """The `day.started` with which a file of this run can be understood without those before it."""
-        lives: dict[tuple[int, int], Fact] = {}
+        requests: dict[tuple[int, int], Fact] = {}
         for symbol, one in self.asked.items():
-            life = lives.setdefault(
+            request = requests.setdefault(
                 (one.connection, one.since_us),
                 {"connection": one.connection, "since": one.since_us, "proven": {}, "unproven": []},
             )
             if one.proven_us is None:
-                life["unproven"].append(symbol)
+                request["unproven"].append(symbol)
             else:
-                life["proven"][symbol] = one.proven_us
+                request["proven"][symbol] = one.proven_us
         return {
             "at": at_us,
             "fact": "day.started",
@@ -270,7 +270,7 @@ class RunState:
             "requested": self.requested,
             "unconnected": self.unconnected_us,
             "doubted": self.doubted_us,
-            "asked": list(lives.values()),
+            "asked": list(requests.values()),
         }
 
     def _start(self, fact: Fact) -> None:
@@ -295,11 +295,11 @@ class RunState:
         self.requested, self.unconnected_us = fact["requested"], fact["unconnected"]
         self.doubted_us = fact.get("doubted")
         self.asked = {}
-        for life in fact["asked"]:
-            since: dict[str, int | None] = {**life["proven"], **dict.fromkeys(life["unproven"])}
+        for request in fact["asked"]:
+            since: dict[str, int | None] = {**request["proven"], **dict.fromkeys(request["unproven"])}
             for symbol, since_us in since.items():
-                self.asked[symbol] = _Asked(life["connection"], life["since"], since_us)
-        self._connection = max((life["connection"] for life in fact["asked"]), default=0)
+                self.asked[symbol] = _Asked(request["connection"], request["since"], since_us)
+        self._connection = max((request["connection"] for request in fact["asked"]), default=0)
 
     def _request(self, fact: Fact) -> None:
         connection, symbols = fact["connection"], fact["symbols"]
@@ -324,7 +324,7 @@ class RunState:
 
 
 def proofs(fact: Fact) -> Iterator[tuple[str, int]]:
-    """Which symbols a fact proves, and since when (µs)."""
+    """The symbols that a fact proves, each with the time (µs) since which it is proven."""
     if fact["fact"] == "symbol.proven":
         yield fact["symbol"], fact["since"]
     else:

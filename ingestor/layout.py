@@ -24,7 +24,7 @@ DIRECTORY_MODE = 0o750
 _SMALL_BYTES = 1 << 20
 _LINE_BYTES = 1 << 21
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
-"""How a file system says that it knows no locks."""
+"""Errors by which a file system says that it knows no locks."""
 _LOCK_BYTES = 256
 _LOCK_ATTEMPTS = 20
 _LOCK_RETRY_S = 0.01
@@ -71,18 +71,22 @@ class Layout:
 
     @property
     def csv(self) -> Path:
+        """CSV files, a folder per date on which their segment began."""
         return self.root / "csv"
 
     @property
     def journal(self) -> Path:
+        """The segments that are not in the dataset yet, or that an external sink still reads."""
         return self.root / "journal"
 
     @property
     def cursors(self) -> Path:
+        """One file per sink: the place in the journal up to which it has read."""
         return self.root / "cursors"
 
     @property
     def rejects(self) -> Path:
+        """Frames and trades that were refused, one file of lines per UTC date."""
         return self.root / "rejects"
 
     @property
@@ -102,20 +106,22 @@ class Layout:
 
     @property
     def accounts(self) -> Path:
-        """What each segment held, by symbol; and the counts of conservation."""
+        """The content of each segment, by symbol, and the counts of conservation."""
         return self.root / "accounts"
 
     @property
     def staging(self) -> Path:
+        """Files under construction, and locks of dates; on the file system of the rest, so that a rename publishes."""
         return self.root / "staging"
 
     @property
     def aside(self) -> Path:
-        """What salvage could not read, kept for a person to look at."""
+        """Bytes that salvage could not read, kept for a person to look at."""
         return self.journal / "aside"
 
     @property
     def synced(self) -> Path:
+        """Holds the place in the journal up to which rows survive a power cut."""
         return self.journal / "synced"
 
     @property
@@ -130,7 +136,7 @@ class Layout:
 
     @property
     def root_name(self) -> Path:
-        """What other systems know this root by."""
+        """Holds the name by which other systems know this root."""
         return self.root / ".name"
 
     @property
@@ -140,24 +146,31 @@ class Layout:
 
     @property
     def ballast(self) -> Path:
+        """Reserved bytes, freed when the disk is full, so that a stop has room."""
         return self.journal / "ballast"
 
     def open_segment(self, segment: SegmentId) -> Path:
+        """A segment of the journal until it is sealed."""
         return self.journal / f"{segment}.journal"
 
     def sealed_segment(self, segment: SegmentId) -> Path:
+        """The same segment once its files are published: the rename to this name is the commit."""
         return self.journal / f"{segment}.sealed.journal"
 
     def parquet_file(self, segment: SegmentId, day: date) -> Path:
+        """The rows of one segment that are of this UTC date."""
         return self.trades / f"date={day.isoformat()}" / f"{segment}.parquet"
 
     def csv_file(self, segment: SegmentId) -> Path:
+        """The rows of one segment, by the date on which it began."""
         return self.csv / f"date={segment.started:%Y-%m-%d}" / f"{segment}.csv"
 
     def cursor_file(self, sink: str) -> Path:
+        """The cursor of one sink."""
         return self.cursors / f"{sink}.json"
 
     def rejects_file(self, day: date) -> Path:
+        """The rejects that were received on this UTC date."""
         return self.rejects / f"date={day.isoformat()}.jsonl"
 
     def ledger_file(self, run: int, part: int, day: date) -> Path:
@@ -165,10 +178,11 @@ class Layout:
         return self.ledger / f"{run:06d}-{part:04d}-{day.isoformat()}.jsonl"
 
     def closed_facts_file(self, day: date) -> Path:
-        """What of the closed days of a month is neither coverage nor accounts."""
+        """The facts of a month's closed days that are neither coverage nor accounts."""
         return self.ledger / f"closed-{day:%Y-%m}.jsonl"
 
     def coverage_file(self, day: date) -> Path:
+        """The coverage of a closed day."""
         return self.coverage / f"date={day.isoformat()}" / "coverage.parquet"
 
     def account_file(self, segment: SegmentId) -> Path:

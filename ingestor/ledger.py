@@ -1,7 +1,7 @@
 """The ledger: what the recorder asked for, what it heard, and when it was blind.
 
-A fact is a line of JSON: `at` (µs since 1970), `fact` (`noun.past_participle`), its fields, and `crc`, the CRC32 of the
-line before it; synced before it counts. A run begins a file of its own, and a new one at each midnight UTC
+A fact is a line of JSON: `at` (µs since 1970), `fact` (`noun.past_participle`), its fields, and `crc`, the CRC32 of all
+before it in the line. It is synced before it counts. A run begins a file of its own, and a new one at each midnight UTC
 (`ledger/<run>-<part>-<day>.jsonl`), which begins with `day.started`: so each file can be understood without those
 before it. The facts of days that are over become data (`closed_days`). Format 1 had one file per run, without
 checksums, in `coverage/`.
@@ -36,8 +36,8 @@ checksums, in `coverage/`.
     segment.sealed      segment, dates: rows by UTC date
     day.deleted         date, retention_s: told before it is done
     settings.reloaded   added, dropped: tickers; waiting: other settings that changed.  settings.refused with error
-    sink.skipped        sink, rows, from, to: what it lost its claim on, or found gone: places of the journal (segment,
-                        offset) and at most so many rows
+    sink.skipped        sink, rows, from, to: at most so many rows that its slot no longer kept, or that it found gone,
+                        between two places of the journal (segment, offset)
     disk.low            free, floor: bytes, where less than storage.min_free is left;  disk.recovered
     run.stopped         error (null: in order)
 """
@@ -103,7 +103,7 @@ class LedgerFile(NamedTuple):
 
 
 def parse_ledger_name(path: Path) -> LedgerFile | None:
-    """What the name of a file says; None where it isn't one of the ledger's."""
+    """The run, part and day in a file's name; None where it isn't one of the ledger's."""
     if path.suffix != ".jsonl":
         return None
     if old := _RUN_FILE.fullmatch(path.stem):
@@ -178,7 +178,7 @@ def _list_known(layout: Layout) -> list[Path]:
 
 
 def read_all_facts(layout: Layout, skip: str | None = None) -> Iterator[Fact]:
-    """What is kept of closed days (neither coverage nor accounts), then the facts of the others; `skip` as above.
+    """The facts kept of closed days (neither coverage nor accounts), then those of the others; `skip` as above.
 
     A fact may be told twice while a day is being closed. Raises NotARecording, FormatTooNew, OSError.
     """

@@ -30,7 +30,7 @@ ORIGIN_KEY = b"ingestor.origin"
 
 _MAGIC = b"PAR1"
 _TAIL = struct.Struct("<I4s")
-"""How long the footer is, and the end of the file."""
+"""The last bytes of a file: the length of its footer, and the magic number."""
 _CHECKS = struct.Struct("<8sIIQ8s")
 _CHECKS_BEGIN, _CHECKS_END = b"\x89CHECKS\n", b"\nSKCEHC\x89"
 _SEARCHED = 1 << 20
@@ -117,7 +117,7 @@ def _open(path: Path, opened: Path | None = None) -> BinaryIO:
 
 
 def _find_footer(file: BinaryIO, size: int) -> int | None:
-    """Where the footer begins; None where this is no Parquet."""
+    """The offset of the footer; None where this is not a Parquet file."""
     if size < _TAIL.size + len(_MAGIC):
         return None
     length, magic = _TAIL.unpack(os.pread(file.fileno(), _TAIL.size, size - _TAIL.size))
@@ -185,7 +185,7 @@ def check_columns(path: Path, names: Collection[str]) -> None:
 
 @contextlib.contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """What can't be read of this file while the block runs is DamagedFile, which names it: Arrow's errors don't.
+    """Raise errors of reading this file while the block runs as DamagedFile, which names it: Arrow's errors don't.
 
     A file that is gone stays FileNotFoundError: it may have been compacted, and the caller then looks again.
     """
@@ -198,7 +198,7 @@ def named_errors(path: Path) -> Iterator[None]:
 
 
 def count_rows(path: Path) -> int:
-    """How many rows a file's footer promises. Raises FileNotFoundError, DamagedFile."""
+    """The number of rows that a file's footer promises. Raises FileNotFoundError, DamagedFile."""
     with open_parquet(path) as file:
         return int(file.metadata.num_rows)
 

@@ -1,4 +1,4 @@
-"""What a trade is: the one schema from `Feed.decode` to every sink and reader."""
+"""The schema of trades, from `Feed.decode` to every sink and reader."""
 
 import pyarrow as pa
 
@@ -22,10 +22,10 @@ RECORDER_FIELDS: tuple[pa.Field, ...] = (
 )
 
 VENUE_TRADES = pa.schema(VENUE_FIELDS)
-"""What every feed decodes: columns (timestamp, symbol, price, volume, conditions)."""
+"""The columns that every feed decodes: timestamp, symbol, price, volume, conditions."""
 
 TRADES = pa.schema(VENUE_FIELDS + RECORDER_FIELDS)
-"""What is journaled: a feed's columns, then the recorder's. A feed may append columns of its own at the end."""
+"""The columns of the journal: a feed's, then the recorder's. A feed may append columns of its own at the end."""
 
 RUN_SHIFT = 40
 """`sequence >> RUN_SHIFT` is the run that recorded a row."""

@@ -12,7 +12,7 @@ from journals import parquet_rows, trades
 from recordings import Print, Recording, add_trade_ids
 
 import ingestor
-from ingestor.dataset.compact import Compaction, clear_leftovers, compact_days, has_work, locked_upkeep
+from ingestor.dataset.compact import Compaction, clear_leftovers, compact_days, has_work, locked_maintenance
 from ingestor.dataset.snapshot import Compacted, date_folder, list_names, read_origin
 from ingestor.errors import CompactionRunning, ConservationViolated, DamagedFile, FormatTooNew
 from ingestor.layout import Layout
@@ -186,7 +186,10 @@ def test_a_day_of_very_many_files_takes_several_goes(tmp_path: Path) -> None:
 
 
 def test_only_one_at_a_time(recording: Recording) -> None:
-    with locked_upkeep(recording.layout), pytest.raises(CompactionRunning, match="being compacted by another process"):
+    with (
+        locked_maintenance(recording.layout),
+        pytest.raises(CompactionRunning, match="being compacted by another process"),
+    ):
         compact(recording)
     assert len(compact(recording)) == 1
 

@@ -10,7 +10,7 @@ from recorders import eventually
 from recordings import Print, Recording
 
 from ingestor.closed_days import close_days
-from ingestor.dataset.compact import locked_upkeep
+from ingestor.dataset.compact import locked_maintenance
 from ingestor.dataset.maintenance import GRACE, Maintenance, MaintenanceLoop
 from ingestor.dataset.snapshot import date_folder, list_days, list_names
 from ingestor.layout import locked_date
@@ -89,7 +89,7 @@ def test_retention(recording: Recording) -> None:
 def test_a_start_clears_what_a_crash_left_unless_somebody_is_at_work(recording: Recording) -> None:
     left = recording.layout.staging / "date=2026-01-19.compacted"
     left.mkdir()
-    with locked_upkeep(recording.layout):
+    with locked_maintenance(recording.layout):
         Maintenance(recording.layout, recording.ledger, None)
         assert left.exists()
     Maintenance(recording.layout, recording.ledger, None)

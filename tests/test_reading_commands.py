@@ -13,7 +13,7 @@ from recordings import Print, Recording, make_sample
 
 import ingestor
 from ingestor.cli.main import cli
-from ingestor.dataset.compact import locked_upkeep
+from ingestor.dataset.compact import locked_maintenance
 from ingestor.ledger import Ledger
 
 
@@ -146,7 +146,7 @@ def test_compact_in_the_background_logs_what_it_does(tmp_path: Path) -> None:
 
 def test_a_second_compaction_fails_and_says_why(tmp_path: Path) -> None:
     recording = Recording(tmp_path)
-    with locked_upkeep(recording.layout):
+    with locked_maintenance(recording.layout):
         done = run_compact(recording)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"error: {tmp_path} is being compacted by another process\n"

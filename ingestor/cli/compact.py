@@ -28,14 +28,14 @@ def compact(config: Path | None, root: Path | None, as_json: bool, background: b
     back and compared before anything is removed. Late trades make a new small file, which the next compaction merges.
     """
     from ingestor.closed_days import close_days
-    from ingestor.dataset.compact import compact_days, locked_upkeep
+    from ingestor.dataset.compact import compact_days, locked_maintenance
     from ingestor.dataset.snapshot import open_recording
 
     configure_logs("info" if background else "warning", "auto", [])
     if background:
         os.nice(_LOWEST)
     layout, today = open_recording(root_from(config, root)), datetime.now(UTC).date()
-    with locked_upkeep(layout):
+    with locked_maintenance(layout):
         for day in close_days(layout, today):
             log.info("day.closed", date=day.isoformat())
     done = []

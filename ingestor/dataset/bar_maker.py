@@ -134,7 +134,7 @@ def _run_starts(*keys: pa.Array) -> pa.Array:
 def _moves(
     symbols: pa.DictionaryArray, times_ms: pa.Array, conditions: pa.DictionaryArray, recipe: Recipe
 ) -> MovesColumns:
-    """What each print moves: by the US rules where they hold, else everything."""
+    """The fields that each print moves: by the US rules where they hold, else all."""
     abroad = are_abroad(symbols.dictionary)
     everything = pa.repeat(True, len(times_ms))
     if recipe.conditions == "all" or pc.all(abroad).as_py() or not len(conditions.dictionary):

@@ -31,19 +31,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import structlog
 
+from ingestor import parquet
+from ingestor.dataset import snapshot
 from ingestor.dataset.rows import concat_rows, plain_texts, with_columns
-from ingestor.dataset.snapshot import (
-    Compacted,
-    current_files,
-    date_folder,
-    list_days,
-    list_names,
-    newest_number,
-    read_origin,
-    split_names,
-    whole_compactions,
-    without_unsealed,
-)
 from ingestor.dataset.stream import AT_ONCE, HELD_ROWS, merge_rows, open_rows
 from ingestor.errors import CompactionRunning, ConservationViolated, DamagedFile
 from ingestor.layout import (
@@ -58,16 +48,6 @@ from ingestor.layout import (
     sync_directory,
     sync_file,
     try_lock,
-)
-from ingestor.parquet import (
-    ROW_GROUP,
-    add_checksums,
-    check_pages,
-    count_rows,
-    file_schema,
-    named_errors,
-    open_parquet,
-    writer_options,
 )
 
 log = structlog.get_logger()
@@ -99,7 +79,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 @dataclass(slots=True)
 class Tally:
-    """Grows with every table added. Its total is equal for equal rows."""
+    """A checksum of rows, table by table. Its total is equal for equal rows, in whatever order."""
 
     rows: int = 0
     _sums: dict[str, int] = field(default_factory=dict)
@@ -117,7 +97,7 @@ class Tally:
             self._count_held()
 
     def total(self) -> tuple[int, dict[str, int]]:
-        """How many rows, and a checksum of each column."""
+        """The number of rows, and a checksum of each column."""
         self._count_held()
         return self.rows, self._sums
 
@@ -178,9 +158,9 @@ def compact_days(layout: Layout, before: date, file_bytes: int = FILE_BYTES) -> 
     read (the date is then as it was), FormatTooNew, OSError.
     """
     damaged: DamagedFile | None = None
-    with locked_upkeep(layout):
+    with locked_maintenance(layout):
         clear_leftovers(layout)
-        for day in list_days(layout):
+        for day in snapshot.list_days(layout):
             try:
                 while day < before and (done := _compact_date(layout, day, file_bytes)) is not None:
                     yield done
@@ -196,16 +176,18 @@ def compact_days(layout: Layout, before: date, file_bytes: int = FILE_BYTES) -> 
 
 def has_work(layout: Layout, before: date) -> bool:
     """Whether a date before this one has several files, of which one is not compacted."""
-    for day in list_days(layout):
-        compacted, parts = split_names(list_names(date_folder(layout, day))) if day < before else ([], [])
+    for day in snapshot.list_days(layout):
+        compacted, parts = (
+            snapshot.split_names(snapshot.list_names(snapshot.date_folder(layout, day))) if day < before else ([], [])
+        )
         if parts and len(parts) + len(compacted) > 1:
             return True
     return False
 
 
 @contextlib.contextmanager
-def locked_upkeep(layout: Layout) -> Iterator[None]:
-    """Hold this root as the one who compacts it. Raises CompactionRunning where another does."""
+def locked_maintenance(layout: Layout) -> Iterator[None]:
+    """Hold this root as the only process that compacts it. Raises CompactionRunning where another does."""
     fd = open_own(layout.staging / "upkeep.lock", os.O_RDWR)
     try:
         if not try_lock(fd):
@@ -216,20 +198,20 @@ def locked_upkeep(layout: Layout) -> Iterator[None]:
 
 
 def clear_leftovers(layout: Layout, turned: Callable[[], None] = lambda: None) -> None:
-    """Remove what a crash of compaction or retention has left. The caller holds `locked_upkeep`; `turned` is called as
-    the work proceeds.
+    """Remove what a crash of compaction or retention has left. The caller holds `locked_maintenance`; `turned` is
+    called as the work proceeds.
 
     A date with a file that can't be read is logged, and stays as it is. Raises OSError.
     """
     for folder in [*layout.staging.glob("date=*.compacted"), *layout.staging.glob("*.date=*.deleted")]:
         log.info("leftover.removed", file=folder.name)
         remove_tree(folder, turned)
-    for day in list_days(layout):
+    for day in snapshot.list_days(layout):
         turned()
         try:
-            if split_names(list_names(date_folder(layout, day)))[0]:
+            if snapshot.split_names(snapshot.list_names(snapshot.date_folder(layout, day)))[0]:
                 with locked_date(layout, day):
-                    _remove_superseded(date_folder(layout, day))
+                    _remove_superseded(snapshot.date_folder(layout, day))
         except DamagedFile as error:
             log.error("day.damaged", date=day.isoformat(), error=str(error), hint="`ingestor verify` names all of them")
         except FileNotFoundError as error:
@@ -238,12 +220,12 @@ def clear_leftovers(layout: Layout, turned: Callable[[], None] = lambda: None) -
 
 def _compact_date(layout: Layout, day: date, file_bytes: int) -> Compaction | None:
     """Merge the committed files of a date, or the oldest of very many; None where there is nothing to merge."""
-    folder = date_folder(layout, day)
-    names = list_names(folder)  # before the journal: what is listed here and not unsealed there is committed
+    folder = snapshot.date_folder(layout, day)
+    names = snapshot.list_names(folder)  # before the journal: what is listed here and not unsealed there is committed
     unsealed = {str(file.id) for file in list_segments(layout) if not file.sealed}
     sync_directory(layout.journal)  # after its listing: a power cut must not undo a commit that is relied on
-    inputs = current_files(folder, without_unsealed(names, unsealed))[:AT_ONCE]
-    if len(inputs) < 2 or all(Compacted.parse(path.name) for path in inputs):
+    inputs = snapshot.current_files(folder, snapshot.without_unsealed(names, unsealed))[:AT_ONCE]
+    if len(inputs) < 2 or all(snapshot.Compacted.parse(path.name) for path in inputs):
         return None
     staged = layout.staging / f"{folder.name}.compacted"
     remove_tree(staged)  # what an attempt left that failed in this process
@@ -276,13 +258,13 @@ def _write(staged: Path, inputs: list[Path], file_bytes: int) -> _Written:
     Raises ConservationViolated, DamagedFile, OSError.
     """
     for path in inputs:  # what is wrong in them would get right checksums
-        check_pages(path)
-    written = _Written(frozenset().union(*map(read_origin, inputs)))
+        parquet.check_pages(path)
+    written = _Written(frozenset().union(*map(snapshot.read_origin, inputs)))
     schemas = []
     for path in inputs:
-        with open_parquet(path) as file, named_errors(path):
+        with parquet.open_parquet(path) as file, parquet.named_errors(path):
             schemas.append(file.schema_arrow.remove_metadata())
-    schema = file_schema(pa.unify_schemas(schemas), ",".join(sorted(written.origin)))
+    schema = parquet.file_schema(pa.unify_schemas(schemas), ",".join(sorted(written.origin)))
     with contextlib.ExitStack() as stack:
         batch_rows = min(max(HELD_ROWS // len(inputs), 1 << 10), 1 << 16)
         sources = [open_rows(stack, path, batch_rows) for path in inputs]
@@ -290,7 +272,7 @@ def _write(staged: Path, inputs: list[Path], file_bytes: int) -> _Written:
     _verify(staged, written, inputs)
     paths = sorted(staged.iterdir())
     for index, path in enumerate(paths, 1):
-        final = staged / str(Compacted(newest_number(written.origin), index, len(paths)))
+        final = staged / str(snapshot.Compacted(snapshot.newest_number(written.origin), index, len(paths)))
         path.rename(final)
         set_mode(final, FILE_MODE)
         sync_file(final)
@@ -306,35 +288,35 @@ def _write_files(folder: Path, schema: pa.Schema, tables: Iterator[pa.Table], fi
         path = folder / f"{number:06d}"
         with (
             pa.OSFile(str(path), "wb") as sink,
-            pq.ParquetWriter(sink, schema, **writer_options(schema)) as writer,
+            pq.ParquetWriter(sink, schema, **parquet.writer_options(schema)) as writer,
         ):
-            writer.write_table(first, row_group_size=ROW_GROUP)
+            writer.write_table(first, row_group_size=parquet.ROW_GROUP)
             while sink.tell() < file_bytes and (group := next(groups, None)) is not None:
-                writer.write_table(group, row_group_size=ROW_GROUP)
-        add_checksums(path)
+                writer.write_table(group, row_group_size=parquet.ROW_GROUP)
+        parquet.add_checksums(path)
 
 
 def _row_groups(tables: Iterator[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
-    """The same rows in tables of ROW_GROUP rows; the last may be shorter."""
+    """The same rows in tables of parquet.ROW_GROUP rows; the last may be shorter."""
     held = schema.empty_table()
     for table in tables:
         held = pa.concat_tables([held, with_columns(plain_texts(table), schema).cast(schema)])
-        while held.num_rows >= ROW_GROUP:
-            yield held.slice(0, ROW_GROUP)
-            held = held.slice(ROW_GROUP)
+        while held.num_rows >= parquet.ROW_GROUP:
+            yield held.slice(0, parquet.ROW_GROUP)
+            held = held.slice(parquet.ROW_GROUP)
     if held.num_rows:
         yield held
 
 
 def _verify(staged: Path, written: _Written, inputs: list[Path]) -> None:
-    """What is on the disk is what the inputs hold. Raises ConservationViolated."""
+    """Check that the files on the disk hold the rows of the inputs. Raises ConservationViolated."""
     found = Tally()
     with contextlib.ExitStack() as stack:
         for path in sorted(staged.iterdir()):
-            check_pages(path)
+            parquet.check_pages(path)
             for table in open_rows(stack, path, 1 << 16):
                 found.add(table)
-    promised = sum(map(count_rows, inputs))
+    promised = sum(map(parquet.count_rows, inputs))
     if found.total() != written.tally.total() or found.rows != promised:
         raise ConservationViolated(
             f"compaction of {inputs[0].parent.name} wrote {found.rows} rows for {promised}, or other values: given up"
@@ -345,10 +327,12 @@ def _verify(staged: Path, written: _Written, inputs: list[Path]) -> None:
 
 
 def _take_place(layout: Layout, day: date, staged: Path, written: _Written, inputs: list[Path]) -> bool:
-    """Let the new files speak for the date; False, and nothing is changed, where retention has deleted it meanwhile."""
-    folder = date_folder(layout, day)
+    """Put the new files in the place of the old ones; False, and nothing is changed, where retention has deleted the
+    date meanwhile.
+    """
+    folder = snapshot.date_folder(layout, day)
     with locked_date(layout, day):
-        names = list_names(folder)
+        names = snapshot.list_names(folder)
         if not {path.name for path in inputs} <= set(names):
             remove_tree(staged)
             return False
@@ -368,7 +352,7 @@ def _take_place(layout: Layout, day: date, staged: Path, written: _Written, inpu
 
 
 def _link_all(folder: Path, names: list[str], other: Path) -> bool:
-    """Give these files a second name in the other folder; False where the file system knows no second names."""
+    """Hard-link these files into the other folder; False where the file system has no hard links."""
     try:
         for name in names:
             (other / name).hardlink_to(folder / name)
@@ -390,9 +374,9 @@ def _link_all(folder: Path, names: list[str], other: Path) -> bool:
 
 def _remove_superseded(folder: Path) -> None:
     """Remove compactions that never became whole, and what whole ones have replaced. The date's lock is held."""
-    compacted, parts = split_names(list_names(folder))
-    whole = {str(name) for names in whole_compactions(compacted) for name in names}
-    kept = {path.name for path in current_files(folder, [*whole, *parts])}
+    compacted, parts = snapshot.split_names(snapshot.list_names(folder))
+    whole = {str(name) for names in snapshot.whole_compactions(compacted) for name in names}
+    kept = {path.name for path in snapshot.current_files(folder, [*whole, *parts])}
     gone = [name for name in [*map(str, compacted), *parts] if name not in kept]
     for name in gone:
         (folder / name).unlink()

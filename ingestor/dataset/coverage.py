@@ -95,10 +95,10 @@ def read_coverage(
 def load_coverage(
     layout: Layout, symbols: Collection[str] | None = None, journaled_us: int | None = None, span: Span = EVER
 ) -> Coverage:
-    """What can be said of these symbols (None: of all); beside a live recorder, up to its newest frame.
+    """The coverage of these symbols (None: all); while a recorder runs, up to its newest frame.
 
-    `journaled_us` is when that was received, where the caller has read the journal. `span` bounds what must be looked
-    at: of other times the answer may say less. Raises NotARecording, FormatTooNew, DamagedFile, OSError.
+    `journaled_us` is the receive time of that frame, where the caller has read the journal. `span` bounds what must be
+    read: of other times the answer may say less. Raises NotARecording, FormatTooNew, DamagedFile, OSError.
     """
     if journaled_us is None:
         # The newest frame in the journal; before the ledger: what that says later holds for these frames too.
@@ -127,7 +127,7 @@ def load_coverage(
 def read_known_coverage(
     layout: Layout, symbols: Collection[str] | None = None, journaled_us: int | None = None, span: Span = EVER
 ) -> Coverage:
-    """The same; nothing where a root has neither ledger nor coverage, as a copy of the trades alone.
+    """Like `load_coverage`, but empty where a root has neither ledger nor coverage, such as a copy of the trades alone.
 
     Raises FormatTooNew, DamagedFile, OSError.
     """
@@ -138,9 +138,9 @@ def read_known_coverage(
 
 
 class CoverageWatch:
-    """What the facts of days that are not closed say, as if what holds now held for ever: clip it to what has passed.
+    """Coverage of days that are not closed, kept up to date. It assumes that what holds now holds for ever: clip it.
 
-    All of them are read when a file of the ledger begins; then, of that one, what it has told since the last look.
+    All facts are read when a file of the ledger begins; then, of that file, those since the last call.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -173,7 +173,7 @@ class CoverageWatch:
 
 @contextlib.contextmanager
 def no_warnings() -> Iterator[None]:
-    """Within this nobody is warned of unknown symbols: a program asks, which says it in its own way."""
+    """Suppress warnings of unknown symbols within this block, for a program that reports them in its own way."""
     token = _QUIET.set(True)
     try:
         yield
@@ -184,7 +184,7 @@ def no_warnings() -> Iterator[None]:
 def warn_of_unknown(
     layout: Layout, symbols: tuple[str, ...] | None, found: pa.ChunkedArray | Iterable[str] = ()
 ) -> None:
-    """Name those that nobody asked for and nobody sent. What is in `found` needs no look.
+    """Warn of the symbols that were never asked for and never sent. Those in `found` are known to be recorded.
 
     Raises FormatTooNew, OSError.
     """
@@ -218,7 +218,7 @@ def describe_unknown(symbol: str, known: Iterable[str]) -> str:
 
 
 def known_symbols(layout: Layout) -> set[str]:
-    """All that were asked for or sent trades of late: as the ledger says, or the rows where a root has none."""
+    """All symbols that were asked for or sent trades recently, by the ledger, or by the rows where a root has none."""
     recent = list_closed_days(layout)[-_KNOWN_DAYS:]
     if recent or list_ledgers(layout):
         today = Span(day_start_ms(recent[-1]) if recent else None, None)
@@ -261,6 +261,6 @@ def explain_nothing(root: Path, symbols: Sequence[str] | None, tz: tzinfo) -> st
 
 
 def _first_said(layout: Layout, symbols: tuple[str, ...] | None, days: Iterable[date]) -> list[Interval]:
-    """What the first of these closed days says that says anything of these symbols."""
+    """The intervals of the first of these closed days that has any of these symbols."""
     told = (read_closed_coverage(layout, symbols, day, day) for day in days)
     return next(([piece for own in one.intervals.values() for piece in own] for one in told if one.intervals), [])

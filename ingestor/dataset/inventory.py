@@ -32,7 +32,7 @@ _CSV_TYPES = {"symbol": pa.string(), "sequence": pa.int64(), "repeated": pa.bool
 
 @dataclass(slots=True)
 class Recount:
-    """What was found in one file, or in one segment of the journal."""
+    """The rows counted in one file, or in one segment of the journal."""
 
     rows: int = 0
     trades: Counter[str] = field(default_factory=Counter)
@@ -68,12 +68,12 @@ class Recount:
 
 
 def count_values(symbols: Any) -> dict[str, int]:
-    """How often each symbol occurs in a column."""
+    """The number of rows of each symbol in a column."""
     return {entry["values"]: entry["counts"] for entry in symbols.value_counts().to_pylist()}
 
 
 def recount_parquet(path: Path, day: date, columns: list[str]) -> tuple[Recount, str]:
-    """What a file of the dataset holds, and the origin it names. Raises FileNotFoundError; other faults are told."""
+    """The rows of a file of the dataset, and the origin it names. Raises FileNotFoundError; lists other faults."""
     recount = Recount()
     origin = ""
     try:
@@ -93,7 +93,7 @@ def recount_parquet(path: Path, day: date, columns: list[str]) -> tuple[Recount,
 
 
 def recount_csv(path: Path, columns: list[str]) -> Recount:
-    """What a CSV file, packed or not, holds. Raises FileNotFoundError; every other fault is told."""
+    """The rows of a CSV file, gzipped or not. Raises FileNotFoundError; lists every other fault."""
     recount = Recount()
     last = -1
     try:
@@ -143,7 +143,7 @@ def _recount_groups(file: pq.ParquetFile, day: date, recount: Recount) -> None:
 
 
 def _faults_of_statistics(group: pq.RowGroupMetaData, rows: pa.Table) -> Iterator[tuple[str, str]]:
-    """Where a row group's statistics differ from its rows: whoever filters by them reads other rows, or skips some.
+    """Faults of a row group's statistics that differ from its rows: a filter by them would return other rows.
 
     For groups whose columns were all read: Arrow then raises what in their metadata `column` would abort at.
     """
@@ -181,7 +181,7 @@ def _lies_in(timestamps: pa.ChunkedArray, day: date) -> bool:
 
 
 def _faults_of_schema(schema: pa.Schema, columns: list[str]) -> list[tuple[str, str]]:
-    """What of the schema is not as this root's ledger and this version have it."""
+    """Faults of a schema that is not as this root's ledger and this version have it."""
     version = (schema.metadata or {}).get(FORMAT_KEY, b"missing").decode(errors="replace")
     if version not in map(str, range(1, FORMAT_VERSION + 1)):
         return [(f"format {version}", str(FORMAT_VERSION))]

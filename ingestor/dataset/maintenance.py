@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 
 from ingestor.closed_days import has_days_to_close
-from ingestor.dataset.compact import clear_leftovers, has_work, locked_upkeep
+from ingestor.dataset.compact import clear_leftovers, has_work, locked_maintenance
 from ingestor.dataset.snapshot import list_days, parse_days
 from ingestor.errors import CompactionRunning, IngestorError
 from ingestor.history import read_history
@@ -117,7 +117,7 @@ class Maintenance:
         self.child: subprocess.Popen[bytes] | None = None
         """The compaction that is under way."""
         try:
-            with locked_upkeep(layout):
+            with locked_maintenance(layout):
                 clear_leftovers(layout, turned)
         except CompactionRunning:
             log.info("compaction.running", hint="it was started by hand, and clears what an earlier one left")
@@ -179,14 +179,15 @@ class MaintenanceLoop:
         """When the work last made progress."""
 
     def run(self) -> None:
-        upkeep = self._make()
+        """Do what is due until `stop` is set."""
+        maintenance = self._make()
         try:
             while not self.stop.is_set():
                 self._turn()
-                upkeep.tick()
+                maintenance.tick()
                 self.stop.wait(_WATCH_S)
         finally:
-            upkeep.close()
+            maintenance.close()
 
     def _turn(self) -> None:
         self.turned_at_s = time.monotonic()

@@ -62,7 +62,7 @@ class Circumstance:
 
 
 def judge(conditions: str | None, where: Circumstance) -> Moves:
-    """What a print with these codes (joined by `,`) moves.
+    """The fields that a print with these codes (joined by `,`) moves.
 
     Outside regular hours code 24 is what every print has: there it doesn't keep one from moving an intraday bar.
     """
@@ -83,7 +83,7 @@ class MovesColumns(NamedTuple):
 
 
 def judge_rows(conditions: pa.DictionaryArray, regular_hours: pa.Array | None) -> MovesColumns:
-    """What each print moves; `regular_hours` says for each whether it is in them, None means bars of a day.
+    """The fields that each print moves; `regular_hours` says for each whether it is in them, None means daily bars.
 
     The rules are asked once for each text that occurs, and a row gets its answers as the bits of one number.
     """
@@ -129,7 +129,7 @@ def in_session(
 
 
 def are_abroad(symbols: pa.Array) -> pa.Array:
-    """Whether each of these texts is a symbol that US hours and rules say nothing of."""
+    """For each of these texts, whether it is a symbol to which US hours and rules don't apply."""
     return pa.array([None if one is None else not is_us_symbol(one) for one in symbols.to_pylist()], pa.bool_())
 
 

@@ -103,8 +103,8 @@ def _files(layout: Layout, span: Span) -> list[Path]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """What is whole; the last line may be under way, and one that a crash cut was ended by the next start. A count of
-    those beyond `storage.rejects_per_day` is no reject.
+    """The whole lines; the last one may be unfinished, and a start ends one that a crash cut. A count of those beyond
+    `storage.rejects_per_day` is no reject.
     """
     for line in read_lines(path):
         with contextlib.suppress(ValidationError):

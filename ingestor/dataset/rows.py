@@ -27,7 +27,7 @@ _TIME_BITS = 42
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which rows, and which of their columns."""
+    """The rows and columns to read."""
 
     span: Span
     columns: tuple[str, ...]
@@ -73,7 +73,7 @@ def read_rows(path: Path, selection: Selection, day: date | None = None) -> pa.T
 
 
 def filter_rows(rows: pa.Table, selection: Selection, span: Span) -> pa.Table:
-    """The rows that are asked for; `span` is the part of the question that is still open."""
+    """The rows that are asked for; `span` is what is left to be checked of the selection's."""
     masks = []
     if selection.symbols is not None:
         wanted = pa.array(selection.symbols, pa.string())

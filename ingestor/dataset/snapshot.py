@@ -56,6 +56,7 @@ class Compacted:
 
     @classmethod
     def parse(cls, name: str) -> "Compacted | None":
+        """The compaction that a file's name says; None for any other name."""
         found = _COMPACTED.fullmatch(name)
         return None if found is None else cls(*map(int, found.groups()))
 
@@ -76,6 +77,7 @@ def list_days(layout: Layout, span: Span = EVER) -> list[date]:
 
 
 def date_folder(layout: Layout, day: date) -> Path:
+    """The folder of a UTC date's Parquet files."""
     return layout.trades / f"date={day.isoformat()}"
 
 
@@ -159,14 +161,14 @@ def parse_days(names: Iterable[str]) -> Iterator[date]:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What there is to read."""
+    """The files and journaled rows to read, which belong together."""
 
     files: dict[date, list[Path]]
     """By UTC date, oldest first; the files of a date in order of sequence."""
     journaled: list[pa.RecordBatch]
     """Rows that are not in the dataset yet, in order of sequence."""
     journaled_us: int
-    """When the newest frame of these was received; 0 where there is none."""
+    """The receive time of the newest frame of these; 0 where there is none."""
 
 
 def open_recording(root: str | Path) -> Layout:
@@ -277,7 +279,7 @@ def _read_journal(layout: Layout, unsealed: tuple[SegmentId, ...]) -> list[Rows]
 
 
 def _last_start(layout: Layout) -> Fact:
-    """What the newest run that got so far said when it started; nothing in a root without a ledger."""
+    """The `run.started` or `day.started` of the newest run that has one; empty in a root without a ledger."""
     with contextlib.suppress(FileNotFoundError):  # its day was closed: a later file is there now
         for path in reversed(list_ledgers(layout)):
             first = next(read_facts(path), {})

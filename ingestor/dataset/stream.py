@@ -103,7 +103,7 @@ def _read_batches(path: Path, batches: Iterator[pa.RecordBatch], selection: Sele
 
 
 class _Head:
-    """What is held of one source: the rows that come next."""
+    """The rows held of one source: those that come next."""
 
     def __init__(self, source: Iterator[pa.Table], rows: int, look: Callable[[pa.Table], None] | None) -> None:
         self._source = source
@@ -145,7 +145,7 @@ def _key(rows: pa.Table, at: int) -> _Key:
 
 
 def _count_until(rows: pa.Table, bound: _Key) -> int:
-    """How many of these sorted rows stand at or before this place."""
+    """The number of these sorted rows that stand at or before this place."""
     symbols, times, sequences = (
         rows.column("symbol"),
         rows.column("timestamp").cast(pa.int64()),

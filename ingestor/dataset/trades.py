@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.005
 _REST_POLL_S = 0.025
-"""Where nothing has come for a second: then most of what a look costs is the waking up."""
+"""The interval where nothing has come for a second: most of the cost of a poll is then the waking up."""
 _REST_S = 1.0
 
 

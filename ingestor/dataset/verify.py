@@ -1,9 +1,9 @@
 """Verifies a recording: recounts every file against the ledger, and holds the ledger to the equations of conservation.
 
-Safe beside a live recorder. What is compared was written in a fixed order: a record's rejects, the record, the account
-of its segment, the files, the commit, `segment.sealed`. So this looks the other way round: it lists the files,
-reads the journal, then the ledger (a listed file has its account there), then opens the files of segments that the
-journal no longer speaks for (they are all there), and the rejects last.
+Safe while a recorder runs. A recorder writes in a fixed order: a record's rejects, the record, the account of its
+segment, the files, the commit, `segment.sealed`. So verification reads in the opposite order: it lists the files, reads
+the journal, then the ledger (a listed file has its account there), then opens the files of segments that the journal no
+longer speaks for (all of them exist), and the rejects last.
 """
 
 import contextlib
@@ -18,19 +18,7 @@ from typing import Any
 
 from ingestor.accounts import read_accounts, read_seals
 from ingestor.closed_days import Row, list_closed_days, read_day
-from ingestor.dataset.inventory import (
-    CompactedDay,
-    Journaled,
-    Recount,
-    list_compactions,
-    list_compactions_of,
-    list_csv,
-    list_parts,
-    read_deleted,
-    read_journal,
-    recount_csv,
-    recount_parquet,
-)
+from ingestor.dataset import inventory
 from ingestor.dataset.snapshot import date_folder, list_days, parse_days
 from ingestor.errors import DamagedFile
 from ingestor.facts import DAMAGED, Fact
@@ -42,7 +30,7 @@ from ingestor.schema import RUN_SHIFT, TRADES
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Something that is not as it must be."""
+    """One thing that verification found wrong."""
 
     place: str
     """A file under the root, or a segment in the ledger."""
@@ -55,7 +43,7 @@ class Difference:
 
 @dataclass(slots=True)
 class Account:
-    """What was verified, in total."""
+    """The totals of a verification."""
 
     segments: int = 0
     counts: Counts = field(default_factory=Counts)
@@ -82,10 +70,10 @@ class Account:
 
 @dataclass(slots=True)
 class _Rejected:
-    """What the records of a run say of its rejects."""
+    """The rejects of a run, by its records."""
 
     frames: int = 0
-    """How many frames of the run have a record: a line of a later frame is of none."""
+    """Frames of the run that have a record: a line of rejects of a later frame has none."""
     reasons: Counter[str] = field(default_factory=Counter)
     damaged: bool = False
 
@@ -97,12 +85,12 @@ class Verification:
         """List the files and read the journal. Raises NotARecording, FormatTooNew, OSError."""
         self.account = Account()
         self._layout = layout
-        self._compactions = list_compactions(layout)
+        self._compactions = inventory.list_compactions(layout)
         self._compacted: dict[date, set[str]] = {}
         for compaction in self._compactions:
             self._compacted.setdefault(compaction.day, set()).update(compaction.origin)
-        self._parts = list_parts(layout)
-        self._csv = list_csv(layout)
+        self._parts = inventory.list_parts(layout)
+        self._csv = inventory.list_csv(layout)
         try:
             self._csv_done = read_small(layout.cursor_file("csv"), lambda content: int(json.loads(content)["segment"]))
         except (FileNotFoundError, DamagedFile):  # then those of all sealed segments are
@@ -118,12 +106,12 @@ class Verification:
         self._last_sequence = -1
         self._missing: list[tuple[date, Difference]] = []
         self.files = sum(map(len, [*self._parts.values(), *self._csv.values()])) + len(self._compactions)
-        """How many steps `run` will about take."""
+        """The approximate number of steps that `run` will take."""
 
-    def _read_journal(self) -> dict[str, Journaled]:
-        """What the journal speaks for; nothing, and that is a difference, where it can't be read."""
+    def _read_journal(self) -> dict[str, inventory.Journaled]:
+        """The segments that the journal speaks for. Where it can't be read: none, and that is a difference."""
         try:
-            return read_journal(self._layout)
+            return inventory.read_journal(self._layout)
         except DamagedFile as error:
             self._early.append(self._damaged(error))
             return {}
@@ -157,7 +145,7 @@ class Verification:
         for compaction in self._compactions:
             yield list(self._check_compaction(compaction))
         if self._missing:  # after the files: retention says so before it deletes a date
-            deleted = read_deleted(self._layout)
+            deleted = inventory.read_deleted(self._layout)
             yield [difference for day, difference in self._missing if day not in deleted]
         # What was listed, and belongs to no segment that the ledger or the journal knows.
         unknown = [path for paths in self._csv.values() for path in paths]
@@ -196,7 +184,7 @@ class Verification:
                 yield [self._damaged(error)]
 
     def _check_side_files(self) -> Iterator[Difference]:
-        """What a start or a sink goes by: no trade is in there, and where one can't be read it is made anew."""
+        """Small files that a start or a sink reads: they hold no trades, and one that can't be read is made anew."""
         layout = self._layout
         for path in [*sorted(layout.cursors.glob("*.json")), layout.accepted_keys, layout.holidays, layout.state]:
             try:
@@ -243,7 +231,7 @@ class Verification:
             missing = Difference(str(segment), "no file of it", f"{sum(closed['symbols'].values())} rows")
             self._missing.append((segment.started.date(), missing))
             return
-        whole, sound = Recount(), True
+        whole, sound = inventory.Recount(), True
         for day in sorted(days):
             if self._is_compacted(segment, day):
                 sound = False
@@ -259,12 +247,14 @@ class Verification:
             yield from _compare(place, whole, closed)
             yield from self._check_sequence(place, whole, segment.run)
 
-    def _check_part(self, segment: SegmentId, day: date, rows: int | None) -> tuple[Recount | None, list[Difference]]:
-        """What one file holds, None where it is not sound; it must be `rows` rows (None: the ledger doesn't say)."""
+    def _check_part(
+        self, segment: SegmentId, day: date, rows: int | None
+    ) -> tuple[inventory.Recount | None, list[Difference]]:
+        """The recount of one file, None where it is not sound; it must hold `rows` rows (None: unknown)."""
         path = self._layout.parquet_file(segment, day)
         place = _place(self._layout, path)
         try:
-            found, origin = recount_parquet(path, day, self._columns.get(segment.run, TRADES.names))
+            found, origin = inventory.recount_parquet(path, day, self._columns.get(segment.run, TRADES.names))
         except FileNotFoundError:
             expected = "the rows of its segment" if rows is None else f"{rows} rows (segment.sealed)"
             self._missing.append((day, Difference(place, "missing", expected)))
@@ -277,7 +267,7 @@ class Verification:
         self.account.rows["parquet"] += found.rows
         return None if differences else found, differences
 
-    def _check_sequence(self, place: str, found: Recount, run: int) -> Iterator[Difference]:
+    def _check_sequence(self, place: str, found: inventory.Recount, run: int) -> Iterator[Difference]:
         """Sequence numbers rise from segment to segment, and name the run."""
         if found.first_sequence is None or found.last_sequence is None:
             return
@@ -293,15 +283,15 @@ class Verification:
             return True
         if self._layout.parquet_file(segment, day).exists():
             return False
-        return any(str(segment) in one.origin for one in list_compactions_of(self._layout, day))
+        return any(str(segment) in one.origin for one in inventory.list_compactions_of(self._layout, day))
 
-    def _check_compaction(self, compaction: CompactedDay) -> Iterator[Difference]:
+    def _check_compaction(self, compaction: inventory.CompactedDay) -> Iterator[Difference]:
         """A day's compacted files. Where the ledger lacks a seal, nothing says how many rows they must hold."""
         columns = self._columns[max(self._columns)] if self._columns else TRADES.names
         rows = 0
         for path in compaction.paths:
             try:
-                found, origin = recount_parquet(path, compaction.day, columns)
+                found, origin = inventory.recount_parquet(path, compaction.day, columns)
             except FileNotFoundError:  # compacted anew since it was listed
                 return
             place = _place(self._layout, path)
@@ -335,7 +325,7 @@ class Verification:
         if len(own) > 1:
             yield Difference(_place(self._layout, plain), "beside a packed copy", "one of the two")
         for path in own[:1]:
-            found = recount_csv(path, self._columns.get(segment.run, TRADES.names))
+            found = inventory.recount_csv(path, self._columns.get(segment.run, TRADES.names))
             place = _place(self._layout, path)
             yield from (Difference(place, *fault) for fault in found.faults)
             if not found.faults:
@@ -404,7 +394,7 @@ class Verification:
 
 
 def _strangers(layout: Layout) -> Iterator[Difference]:
-    """What is in the dataset and no file of it."""
+    """Entries of the dataset's folder that are no files of it."""
     for folder in sorted(layout.trades.iterdir()) if layout.trades.is_dir() else ():
         if not folder.is_dir():
             yield Difference(_place(layout, folder), "not the folder of a date", "nothing else in the dataset")
@@ -432,8 +422,8 @@ def _check_coverage(place: str, day: date, rows: list[Row]) -> Iterator[Differen
         yield Difference(place, "a cause without blindness, or the other way round", "a cause where it is blind")
 
 
-def _compare(place: str, found: Recount, closed: Fact) -> Iterator[Difference]:
-    """What was counted again, against the segment's account."""
+def _compare(place: str, found: inventory.Recount, closed: Fact) -> Iterator[Difference]:
+    """Compare a recount with the segment's account."""
     for what, counted, told in (
         ("rows", found.trades, closed["symbols"]),
         ("repeated rows", found.repeated, closed["repeated"]),

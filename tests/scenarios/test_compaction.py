@@ -20,7 +20,7 @@ from requirements import of_tier
 import ingestor
 from ingestor.accounts import read_accounts, read_seals
 from ingestor.coverage import clip
-from ingestor.dataset.compact import clear_leftovers, compact_days, locked_upkeep
+from ingestor.dataset.compact import clear_leftovers, compact_days, locked_maintenance
 from ingestor.dataset.coverage import load_coverage
 from ingestor.dataset.maintenance import delete_expired
 from ingestor.dataset.snapshot import list_days, list_names
@@ -138,7 +138,7 @@ def test_kill_compaction(original: Layout, tmp_path: Path, tally: Tally, exchang
             interrupted += kill_within(COMPACT, root, most_s, moment, **environment)
             assert read(root) == truth
             if interrupted % 3 == 0:  # what a start of the recorder does
-                with locked_upkeep(Layout(root)):
+                with locked_maintenance(Layout(root)):
                     clear_leftovers(Layout(root))
                 assert read(root) == truth
         list(compact_days(Layout(root), date(2026, 11, 19), 30_000))
@@ -178,7 +178,7 @@ def test_kill_retention(original: Layout, tmp_path: Path, tally: Tally) -> None:
             assert read(root).num_rows == truth.num_rows - sum(rows for day, rows in by_day.items() if day not in left)
         ledger = Ledger(Layout(root), 2 + KILLS, date(2026, 11, 20))
         delete_expired(Layout(root), ledger, timedelta(hours=24), datetime(2026, 11, 20, tzinfo=UTC))
-        with locked_upkeep(Layout(root)):
+        with locked_maintenance(Layout(root)):
             clear_leftovers(Layout(root))
         assert list_days(Layout(root)) == [date(2026, 11, 19)]
         assert [path.name for path in (root / "staging").iterdir() if path.suffix != ".lock"] == []
