@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.coverage import Coverage, sum_shares
+from ingestor.coverage import sum_shares
 from ingestor.dataset.arguments import Engine, Names, check_engine, find_names, find_root
 from ingestor.dataset.coverage import read_known_coverage, warn_of_unknown
 from ingestor.dataset.rows import Selection, as_frame, plain_texts, read_dates
@@ -67,7 +67,17 @@ def describe(root: str | Path, symbols: Names | None = None, tz: str = "UTC", *,
 
     def read(snapshot: Snapshot) -> pa.Table:
         coverage = read_known_coverage(layout, chosen, snapshot.journaled_us)
-        return _description(_facts(snapshot, chosen), coverage)
+        facts = _facts(snapshot, chosen)
+        described: list[dict[str, Any]] = []
+        for symbol in sorted({*facts, *coverage.symbols}):
+            intervals = coverage.intervals(symbol)
+            shares = sum_shares(intervals)
+            total_us = sum(shares)
+            row: dict[str, Any] = {"symbol": symbol, "gaps": sum(one.state == "blind" for one in intervals)}
+            for name, us in zip(("recorded", "blind", "unproven"), shares, strict=True):
+                row[name] = us / total_us if total_us else None
+            described.append(row | (_recorded(facts[symbol]) if symbol in facts else {"trades": 0, "bytes": 0}))
+        return pa.Table.from_pylist(described, schema=DESCRIPTION)
 
     rows = read_consistently(layout, EVER, read)
     warn_of_unknown(layout, chosen, rows.column("symbol"))
@@ -113,19 +123,6 @@ def _summed(rows: pa.Table) -> list[dict[str, Any]]:
         }
         for one in spans.to_pylist()
     ]
-
-
-def _description(facts: dict[str, dict[str, Any]], coverage: Coverage) -> pa.Table:
-    rows: list[dict[str, Any]] = []
-    for symbol in sorted({*facts, *coverage.symbols}):
-        intervals = coverage.intervals(symbol)
-        shares = sum_shares(intervals)
-        total_us = sum(shares)
-        row: dict[str, Any] = {"symbol": symbol, "gaps": sum(one.state == "blind" for one in intervals)}
-        for name, us in zip(("recorded", "blind", "unproven"), shares, strict=True):
-            row[name] = us / total_us if total_us else None
-        rows.append(row | (_recorded(facts[symbol]) if symbol in facts else {"trades": 0, "bytes": 0}))
-    return pa.Table.from_pylist(rows, schema=DESCRIPTION)
 
 
 def _recorded(facts: dict[str, Any]) -> dict[str, Any]:
