@@ -16,7 +16,6 @@ from ingestor.capture.rejects import Rejects
 from ingestor.capture.session import Session
 from ingestor.capture.stream_state import Observed, Observer
 from ingestor.capture.subscriptions import Subscriptions
-from ingestor.capture.venues import check_venue
 from ingestor.capture.wall_clock import Clock
 from ingestor.config import Settings
 from ingestor.config.key import load_secret
@@ -143,7 +142,7 @@ def _make_file_sinks(settings: Settings, layout: Layout, ledger: Ledger) -> list
     if "parquet" in settings.storage.formats:
         sinks.append(ParquetFiles(layout, ledger))
     if "csv" in settings.storage.formats:
-        sinks.append(CsvFiles(layout, compress=settings.storage.csv_gzip))
+        sinks.append(CsvFiles(layout))
     return sinks
 
 
@@ -169,3 +168,17 @@ def make_sink_process(settings: Settings, layout: Layout, config_dir: Path) -> S
         stop_timeout=settings.stop_timeout,
     )
     return SinkProcess(handover)
+
+
+def check_venue(root: Path, history: History, feed: str, venue: str) -> None:
+    """Raises ConfigError where the newest run of this root recorded another venue.
+
+    `venue` tells those apart that speak one language; it is empty where a language is one venue's. Runs before this
+    was written down told the feed alone.
+    """
+    if history.feed in {None, feed} and history.venue in {None, venue}:
+        return
+    raise ConfigError(
+        f"{root} holds the trades of {history.venue or history.feed}, and this is {venue or feed}: give each venue a "
+        "root of its own (storage.root); where the venue moved, keep its old name (feed.name of the json feed)"
+    )

@@ -1,6 +1,7 @@
 """Builders for the tests of the journal and of what follows it: trades, blocks, roots, and real faults of the disk."""
 
 import contextlib
+import gzip
 import os
 import resource
 import tempfile
@@ -16,9 +17,8 @@ from structlog.testing import capture_logs
 
 from ingestor.facts import Fact, proofs
 from ingestor.history import next_segment, read_history
-from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Event, Follower, Rows, SegmentEnd
-from ingestor.journal.segment import Header, Kind, encode_record
+from ingestor.journal.segment import Cursor, Header, Kind, encode_record
 from ingestor.journal.writer import Block, Journal, Rotation, Segments
 from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.ledger import Ledger, day_of, list_ledgers, now_us, read_facts
@@ -236,25 +236,31 @@ class Life:
         )
         self.writer = Writer(layout, run=self.run, segment=first_segment, rotation=rotation, clock=self.clock)
 
-    def make_runner(
-        self, stop: threading.Event, *others: Sink, compress: bool = False
-    ) -> tuple[Runner, SegmentAccounts]:
+    def make_runner(self, stop: threading.Event, *others: Sink) -> tuple[Runner, SegmentAccounts]:
         """What carries the journal to new sinks, and to `others` with them; the accounts among them."""
         accounts = SegmentAccounts(self._layout, self.ledger, self._closed)
-        csv = CsvFiles(self._layout, compress=compress)
+        csv = CsvFiles(self._layout)
         sinks: list[Sink] = [accounts, ParquetFiles(self._layout, self.ledger), csv]
         for other in others:
             sinks.insert(other.before if isinstance(other, Crash) else len(sinks), other)
         return Runner(self._layout, sinks, stop), accounts
 
     def drain(self, *others: Sink, compress: bool = False) -> SegmentAccounts:
-        """Carry what is synced to new sinks, which then close, or are dropped where a Crash is among them."""
+        """Carry what is synced to new sinks, which then close, or are dropped where a Crash is among them.
+
+        `compress`: as an earlier version did with CSV files that were complete.
+        """
         stop = threading.Event()
         stop.set()
-        runner, accounts = self.make_runner(stop, *others, compress=compress)
+        before = set(self._layout.csv.rglob("*.csv"))
+        runner, accounts = self.make_runner(stop, *others)
         with contextlib.suppress(Crashed):
             runner.run()
         drop_descriptors(self._layout.csv)
+        if compress:
+            for path in set(self._layout.csv.rglob("*.csv")) - before:
+                path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+                path.unlink()
         return accounts
 
     def stop(self, *, compress: bool = False) -> SegmentAccounts:

@@ -82,5 +82,5 @@ def venue(behave: Callable[[socket.socket], None], certificate: Certificate | No
 
 
 def connect(url: str, **changes: Any) -> Connection:
-    options: dict[str, Any] = {"timeout_s": 10.0, "ca_file": None, "fast_frames": True, "stop": threading.Event()}
+    options: dict[str, Any] = {"timeout_s": 10.0, "ca_file": None, "stop": threading.Event()}
     return open_connection(url, **(options | changes))

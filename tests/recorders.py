@@ -24,7 +24,7 @@ from ingestor.capture.session import Session
 from ingestor.capture.stream_state import Observed, Observer
 from ingestor.capture.subscriptions import Subscriptions
 from ingestor.capture.wall_clock import Clock
-from ingestor.config.recorder import ConnectionSettings, JournalSettings
+from ingestor.config.sections import ConnectionSettings, JournalSettings
 from ingestor.coverage import find_coverage, state_at
 from ingestor.facts import Fact
 from ingestor.feeds import Feed

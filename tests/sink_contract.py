@@ -36,19 +36,19 @@ from journals import (
 from pyarrow import fs as pafs
 from servers import KafkaCluster, RedisServer, S3Server, wait_until
 
-from ingestor.config.sinks import KafkaSettings, RedisSettings
-from ingestor.journal.cursor import Cursor
+from ingestor.config.sections import KafkaSettings, RedisSettings
 from ingestor.journal.follower import Follower
+from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout
 from ingestor.schema import TRADES
 from ingestor.sinks import Sink
 from ingestor.sinks.csv_files import CsvFiles
-from ingestor.sinks.cursors import read_place
 from ingestor.sinks.external_worker import ExternalWorker, deliver
 from ingestor.sinks.kafka_topic import KafkaTopic
 from ingestor.sinks.object_store import ObjectStore
 from ingestor.sinks.parquet_files import ParquetFiles
 from ingestor.sinks.redis_db import RedisStreams
+from ingestor.sinks.retention_slots import read_place
 from ingestor.sinks.runner import Runner
 from ingestor.sinks.sqlite_db import SqliteDatabase
 
@@ -200,7 +200,7 @@ class Csv(FileDestination):
     name = "csv"
 
     def open(self, layout: Layout, start: Cursor) -> Sink:
-        return CsvFiles(layout, compress=False)
+        return CsvFiles(layout)
 
     def rows(self) -> pa.Table:
         files = sorted(self._layout.csv.rglob("*.csv"), key=lambda path: path.name)

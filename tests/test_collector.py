@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from prepared import FRAME, prepared_recording, record_frames
 
-from ingestor.journal.cursor import read_synced
+from ingestor.journal.segment import read_synced
 from ingestor.ledger import now_us
 from ingestor.operations.collector import Watch
 from ingestor.operations.recorder_status import SinkLag
-from ingestor.sinks.cursors import write_place
+from ingestor.sinks.retention_slots import write_place
 
 
 def test_what_was_recorded_is_seen(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ingestor.config import Flags, Settings, load_settings, settings_from_flags
-from ingestor.config.recorder import JournalSettings, StorageSettings
+from ingestor.config.sections import JournalSettings, StorageSettings
 from ingestor.errors import ConfigError
 
 Write = Callable[[str | bytes], Path]
@@ -43,9 +43,9 @@ def test_every_value_is_read(write: Write) -> None:
         write(
             "tickers: [AAPL]\n"
             "feed: {url: 'ws://venue:8765', allow_plaintext: true}\n"
-            "storage: {root: /x, formats: [csv, parquet], csv_gzip: true, rotate: {age: 2s, size: 1MB}}\n"
+            "storage: {root: /x, formats: [csv, parquet], min_free: 2GB, rotate: {age: 2s, size: 1MB}}\n"
             "journal: {linger: 0s, sync_interval: 30s}\n"
-            "connection: {ca_file: ca.pem, fast_frames: false, buffer: 512KB}\n"
+            "connection: {ca_file: ca.pem, buffer: 512KB}\n"
             "logging: {level: debug, format: json}\n"
             "stop_timeout: 5s\n"
         )
@@ -55,7 +55,7 @@ def test_every_value_is_read(write: Write) -> None:
     assert settings.storage.formats == ("csv", "parquet")
     assert (settings.storage.rotate.age, settings.storage.rotate.size) == (2.0, 1 << 20)
     assert (settings.journal.linger, settings.journal.sync_interval) == (0.0, 30.0)
-    assert (settings.connection.ca_file, settings.connection.fast_frames) == (Path("ca.pem"), False)
+    assert (settings.connection.ca_file, settings.storage.min_free) == (Path("ca.pem"), 2 << 30)
     assert (settings.logging.level, settings.logging.format, settings.stop_timeout) == ("debug", "json", 5.0)
 
 
@@ -146,6 +146,18 @@ MISTAKES = {
         "tickers: [A]\napi_key: hunter2\n",
         ["2:1: unknown key `api_key`: the key belongs into"],
     ),
+    "compression of CSV, which is gone": (
+        "tickers: [A]\nstorage: {csv_gzip: false}\n",
+        ["2:11: `csv_gzip` no longer exists: the recorder leaves CSV files as they are; delete this line"],
+    ),
+    "bulk reading, which is no choice any more": (
+        "tickers: [A]\nconnection: {fast_frames: true}\n",
+        ["2:14: `fast_frames` no longer exists: frames are always read in bulk; delete this line"],
+    ),
+    "Google's store": (
+        "tickers: [A]\nsinks: {object_store: {uri: 'gs://bucket/x'}}\n",
+        ["2:24: gs:// is no longer supported: mirror to s3:// or to a directory"],
+    ),
     "section is text": ("tickers: [A]\njournal: 1s\n", ["2:1: `journal` must be a mapping"]),
     "section is a list": ("tickers: [A]\nstorage: [csv]\n", ["2:1: `storage` must be a mapping"]),
     "value is a list": ("tickers: [A]\nstop_timeout: [1s]\n", ["2:1: `stop_timeout` must be one value"]),
@@ -155,7 +167,7 @@ MISTAKES = {
     "null": ("tickers: [A]\nstop_timeout: null\n", ["2:1: `null` is no duration"]),
     "no path": ("tickers: [A]\nstorage: {root: null}\n", ["2:11: must be a path"]),
     "no home": ("tickers: [A]\nstorage: {root: ~nobody-here/x}\n", ["2:11: `~nobody-here/x` names a home"]),
-    "yes": ("tickers: [A]\nstorage: {csv_gzip: yes}\n", ["2:11: must be true or false, not `yes`"]),
+    "yes": ("tickers: [A]\ntickers_watch: yes\n", ["2:1: must be true or false, not `yes`"]),
     "no choice": (
         "tickers: [A]\nlogging: {level: loud}\n",
         ["2:11: must be 'debug', 'info', 'warning' or 'error'"],

@@ -36,10 +36,9 @@ def end_of(*pieces: bytes) -> tuple[list[bytes], Connection, str]:
 # basic
 
 
-@pytest.mark.parametrize("fast_frames", [True, False])
-def test_it_gives_frames_as_they_come(fast_frames: bool) -> None:
+def test_it_gives_frames_as_they_come() -> None:
     with venue(say(text(b"one") + text(b"two"), text(b"three"))) as url:
-        connection = connect(url, fast_frames=fast_frames)
+        connection = connect(url)
         frames: list[bytes] = []
         while len(frames) < 3:
             frames += connection.receive()

@@ -8,10 +8,10 @@ from journals import Writer, make_root
 from structlog.testing import capture_logs
 
 from ingestor.history import read_history
-from ingestor.journal.cursor import Cursor
 from ingestor.journal.scan import Backlog, Backlogs
+from ingestor.journal.segment import Cursor
 from ingestor.layout import list_segments
-from ingestor.sinks.cursors import Lags, name_root, note_loss, read_losses, read_place, write_place
+from ingestor.sinks.retention_slots import Lags, name_root, note_loss, read_losses, read_place, write_place
 
 
 def test_a_place_is_read_as_it_was_written(tmp_path: Path) -> None:

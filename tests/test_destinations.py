@@ -7,7 +7,7 @@ import pytest
 
 from ingestor.config import load_settings
 from ingestor.config.key import load_secret
-from ingestor.config.sinks import SinkSettings
+from ingestor.config.sections import SinkSettings
 from ingestor.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[1] / "config/ingestor.yaml"

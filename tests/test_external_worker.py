@@ -10,12 +10,12 @@ from recorders import eventually
 from structlog.testing import capture_logs
 
 from ingestor.errors import SinkUnavailable
-from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Event, Rows, SegmentEnd, find_journal_end
+from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout
 from ingestor.sinks import Sink
-from ingestor.sinks.cursors import read_losses, read_place, write_place
 from ingestor.sinks.external_worker import ExternalWorker
+from ingestor.sinks.retention_slots import read_losses, read_place, write_place
 
 
 class Memory(Holder):

@@ -59,11 +59,11 @@ def read_with_library(data: bytes) -> Messages:
     return said
 
 
-def read_pieces(ends: Ends, pieces: list[bytes], *, fast: bool) -> Messages:
+def read_pieces(ends: Ends, pieces: list[bytes]) -> Messages:
     """What a FrameStream makes of a stream that comes in exactly these pieces: each is read before the next is sent."""
     venue, client = ends
     client.settimeout(5)
-    stream = FrameStream(client, fast=fast, max_message=MAX)
+    stream = FrameStream(client, max_message=MAX)
     stream.sock = client  # what `connect` does
     said: Messages = []
     sent = 0
@@ -136,9 +136,8 @@ def cut(data: bytes, places: list[float]) -> list[bytes]:
 
 def assert_same(data: bytes, places: list[float], pair: Callable[[], AbstractContextManager[Ends]]) -> None:
     expected = read_with_library(data)
-    for fast in (True, False):
-        with pair() as ends:
-            assert read_pieces(ends, cut(data, places), fast=fast) == expected
+    with pair() as ends:
+        assert read_pieces(ends, cut(data, places)) == expected
 
 
 # basic
@@ -271,13 +270,12 @@ def test_a_byte_at_a_time() -> None:
 # known errors
 
 
-@pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
-def test_a_frame_that_trickles_never_holds_the_reader(opcode: int, fast: bool) -> None:
+def test_a_frame_that_trickles_never_holds_the_reader(opcode: int) -> None:
     """Each call reads once, whatever comes of it: between two calls its caller can judge, and stop."""
     with socket_pair() as (venue, client):
         client.settimeout(5)
-        stream = FrameStream(client, fast=fast, max_message=MAX)
+        stream = FrameStream(client, max_message=MAX)
         venue.sendall(frame(opcode, bytes(100_000))[:10])
         for received in range(10, 30):
             assert take(stream) == []
@@ -285,18 +283,16 @@ def test_a_frame_that_trickles_never_holds_the_reader(opcode: int, fast: bool) -
             venue.sendall(b"\0")
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_nothing_within_the_timeout_is_no_end(fast: bool) -> None:
+def test_nothing_within_the_timeout_is_no_end() -> None:
     with socket_pair() as (venue, client):
         client.settimeout(0.01)
-        stream = FrameStream(client, fast=fast, max_message=MAX)
+        stream = FrameStream(client, max_message=MAX)
         with pytest.raises(NothingYet):
             stream.receive()
         venue.sendall(frame(TEXT, b"late"))
         assert stream.receive() == (ABNF.OPCODE_TEXT, [b"late"])
 
 
-@pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize(
     "flood",
     [
@@ -305,9 +301,9 @@ def test_nothing_within_the_timeout_is_no_end(fast: bool) -> None:
     ],
     ids=["one frame", "fragments with control frames between"],
 )
-def test_a_message_without_end_is_refused(flood: bytes, fast: bool) -> None:
+def test_a_message_without_end_is_refused(flood: bytes) -> None:
     with socket_pair() as (venue, client):
-        stream = FrameStream(client, fast=fast, max_message=MAX)
+        stream = FrameStream(client, max_message=MAX)
         waiting = select.poll()  # not `select`, which takes no descriptor above 1023
         waiting.register(client, select.POLLIN)
 
@@ -324,14 +320,14 @@ def test_a_message_without_end_is_refused(flood: bytes, fast: bool) -> None:
 def test_many_messages_are_no_long_one() -> None:
     data = (frame(TEXT, bytes(60_000)) + frame(PING, b"") + frame(BINARY, bytes(60_000))) * 30
     with socket_pair() as ends:
-        assert len(read_pieces(ends, cut(data, []), fast=True)) == 91
+        assert len(read_pieces(ends, cut(data, []))) == 91
 
 
 def test_a_pong_that_nobody_takes_is_the_end() -> None:
     """A venue that floods with pings and reads nothing: half a pong may be out, and nothing can follow it."""
     with socket_pair() as (venue, client):
         client.settimeout(0.05)
-        stream = FrameStream(client, fast=True, max_message=MAX)
+        stream = FrameStream(client, max_message=MAX)
         stream.sock = client
         pings = frame(PING, bytes(125)) * 200
 

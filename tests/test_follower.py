@@ -29,9 +29,9 @@ from journals import (
 from requirements import of_tier
 
 from ingestor.errors import Lagged
-from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Event, Follower, Rows, find_journal_end
 from ingestor.journal.scan import Backlogs, JournalFolder
+from ingestor.journal.segment import Cursor
 from ingestor.journal.writer import Segments
 from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.schema import TRADES

@@ -85,7 +85,7 @@ def retiring(tmp_path: Path) -> Iterator[tuple[RunningVenue, Rig, Handover, thre
     stop = threading.Event()
     with running_venue(VENUE) as venue:
         rig = make_rig(tmp_path, venue.url, SYMBOLS, feed=Ageing(venue.url, "trade"))
-        connection = connect(venue.url, timeout_s=5.0, ca_file=None, fast_frames=True, stop=stop)
+        connection = connect(venue.url, timeout_s=5.0, ca_file=None, stop=stop)
         for message in Ageing(venue.url, "trade").subscribe(SYMBOLS):
             connection.send(message)
         thread = Handover(connection, 1, 1_000_000, rig.buffer, rig.gaps, rig.clock, stop, overlap_s=0.1)

@@ -13,7 +13,7 @@ import pytest
 from prepared import prepared_recording
 
 from ingestor.config.addresses import split_address
-from ingestor.config.recorder import HealthSettings
+from ingestor.config.sections import HealthSettings
 from ingestor.operations.collector import Watch
 from ingestor.operations.health import HealthServer, open_health
 from ingestor.operations.recorder_status import decode_status, find_problems

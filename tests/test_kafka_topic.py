@@ -14,10 +14,10 @@ from journals import make_root, read_events, trades
 from servers import KafkaCluster
 from sink_contract import EXTRA, ROOT, TOPIC, TopicReader, fill_journal
 
-from ingestor.config.sinks import KafkaSettings
+from ingestor.config.sections import KafkaSettings
 from ingestor.errors import SinkUnavailable
-from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Rows
+from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout
 from ingestor.sinks.kafka_topic import KafkaTopic, encode_arrow, encode_json, patience_s
 

@@ -141,7 +141,7 @@ def test_no_circles() -> None:
     ("importer", "imported", "allowed"),
     [
         ("ingestor.config", "ingestor.errors", True),
-        ("ingestor.config.tickers", "ingestor.config.types", True),
+        ("ingestor.config.sections", "ingestor.config.types", True),
         ("ingestor.errors", "ingestor.config", False),
         ("ingestor.capture.session", "ingestor.capture.buffer", True),
         ("ingestor.capture.session", "ingestor.sinks.runner", False),

@@ -19,8 +19,7 @@ from sink_contract import Sqlite
 
 import ingestor
 from ingestor.config import Settings
-from ingestor.config.recorder import LoggingSettings
-from ingestor.config.sinks import RedisSettings, SinkSettings, SqliteSettings
+from ingestor.config.sections import LoggingSettings, RedisSettings, SinkSettings, SqliteSettings
 from ingestor.errors import ConfigError
 from ingestor.layout import Layout
 from ingestor.recording import make_sink_process

@@ -13,10 +13,10 @@ from recorders import eventually
 from servers import PASSWORD, RedisServer, free_ports
 from sink_contract import EXTRA, ROOT, Redis, fill_journal
 
-from ingestor.config.sinks import RedisSettings
+from ingestor.config.sections import RedisSettings
 from ingestor.errors import SinkUnavailable
-from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Rows
+from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout
 from ingestor.sinks.external_worker import ExternalWorker
 from ingestor.sinks.redis_db import RedisLive, RedisStreams

@@ -5,11 +5,10 @@ from pathlib import Path
 from journals import Holder, Writer, drain, ledger_facts, make_ledger, make_root, unsealed
 from structlog.testing import capture_logs
 
-from ingestor.journal.cursor import Cursor
+from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.ledger import Ledger
-from ingestor.sinks.cursors import note_loss, read_losses, write_place
-from ingestor.sinks.retention_slots import RetentionSlots
+from ingestor.sinks.retention_slots import RetentionSlots, note_loss, read_losses, write_place
 from ingestor.sinks.segment_accounts import SegmentAccounts
 
 PLENTY = 1 << 40

@@ -8,8 +8,8 @@ from journals import Holder, Writer, drain, ends, make_root, read_events, sequen
 from structlog.testing import capture_logs
 
 from ingestor.errors import SinkUnavailable
-from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Event, Rows, SegmentEnd
+from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.sinks.runner import Runner
 

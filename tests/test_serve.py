@@ -24,11 +24,11 @@ from recordings import Print, Recording
 from requirements import require
 from servers import RedisServer
 
-from ingestor.config.sinks import RedisSettings
+from ingestor.config.sections import RedisSettings
 from ingestor.feeds import Frames
 from ingestor.feeds.finnhub import Finnhub
-from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Rows
+from ingestor.journal.segment import Cursor
 from ingestor.metrics import Counts
 from ingestor.sinks.redis_db import RedisLive
 

@@ -9,8 +9,8 @@ from journals import Writer, make_root, read_events, writing_descriptors
 from sink_contract import EXTRA, ROOT, Sqlite, fill_journal
 
 from ingestor.errors import SinkUnavailable
-from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Rows
+from ingestor.journal.segment import Cursor
 from ingestor.sinks.sqlite_db import SqliteDatabase
 
 

@@ -11,7 +11,7 @@ from prepared import prepared_recording
 from ingestor.cli.main import cli
 from ingestor.config import Settings, Source
 from ingestor.config.feeds import BINANCE_STREAMS
-from ingestor.config.tickers import shard_of, symbols_of_shard
+from ingestor.config.sections import shard_of, symbols_of_shard
 from ingestor.operations.reload import LiveSettings
 
 SYMBOLS = tuple(f"{kind}{number}" for kind in ("S", "BINANCE:C", "OANDA:F") for number in range(1000))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ingestor.config.recorder import JournalSettings
+from ingestor.config.sections import JournalSettings
 from ingestor.texts import format_duration, format_size, parse_duration, parse_size
 
 

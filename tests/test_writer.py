@@ -22,9 +22,9 @@ from journals import (
 )
 
 from ingestor.errors import RowsUnsaved
-from ingestor.journal.cursor import Cursor, read_synced
 from ingestor.journal.follower import Rows
 from ingestor.journal.scan import read_identity
+from ingestor.journal.segment import Cursor, read_synced
 from ingestor.journal.writer import Rotation
 from ingestor.layout import list_segments
 

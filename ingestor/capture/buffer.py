@@ -33,7 +33,7 @@ class _Chunk:
 
 
 class Buffer:
-    """A queue of frames between two threads, bounded by the memory they take. One lock a chunk of frames, none a
+    """A queue of frames between two threads, bounded by the memory they take. One lock per chunk of frames, none per
     frame.
     """
 
@@ -64,14 +64,11 @@ class Buffer:
             if len(self._chunks) == 1 or self.bytes >= self._full_block:  # else the recorder has no reason to wake
                 self._changed.notify_all()
             if self.bytes >= self._max_bytes:
-                self._wait_for_room()
+                paused_at = self._clock()
+                self.pauses += 1
+                self._changed.wait_for(lambda: self.bytes < self._max_bytes // 2 or self._closed)
+                self.paused_s += self._clock() - paused_at
         return True
-
-    def _wait_for_room(self) -> None:
-        paused_at = self._clock()
-        self.pauses += 1
-        self._changed.wait_for(lambda: self.bytes < self._max_bytes // 2 or self._closed)
-        self.paused_s += self._clock() - paused_at
 
     def take(self, linger_s: float, timeout_s: float) -> FrameBlock | None:
         """The frames that wait, in order, of one connection, about 1 MB at most; None where none came in `timeout_s`.
@@ -84,22 +81,18 @@ class Buffer:
             due = self._chunks[0].put_at + linger_s
             while self.bytes < self._full_block and not self._closed and (left := due - self._clock()) > 0:
                 self._changed.wait(left)
-            block = self._pop_block()
+            connection = self._chunks[0].connection
+            payloads: list[bytes] = []
+            received_us: list[int] = []
+            size = 0
+            while self._chunks and self._chunks[0].connection == connection and size < _BLOCK_BYTES:
+                chunk = self._chunks.popleft()
+                payloads += chunk.payloads
+                received_us += [chunk.received_us] * len(chunk.payloads)
+                size += chunk.size
+            self.bytes -= size
             self._changed.notify_all()
-            return block
-
-    def _pop_block(self) -> FrameBlock:
-        connection = self._chunks[0].connection
-        payloads: list[bytes] = []
-        received_us: list[int] = []
-        size = 0
-        while self._chunks and self._chunks[0].connection == connection and size < _BLOCK_BYTES:
-            chunk = self._chunks.popleft()
-            payloads += chunk.payloads
-            received_us += [chunk.received_us] * len(chunk.payloads)
-            size += chunk.size
-        self.bytes -= size
-        return FrameBlock(connection, Frames(payloads, received_us))
+            return FrameBlock(connection, Frames(payloads, received_us))
 
     def lag_s(self) -> float:
         """How long the oldest waiting frame has waited."""

@@ -148,15 +148,13 @@ class Connection:
         return ConnectionLost(f"the venue closed it: {describe_close(self.close_code, reason)}")
 
 
-def connect(
-    url: str, *, timeout_s: float, ca_file: Path | None, fast_frames: bool, stop: threading.Event
-) -> Connection:
+def connect(url: str, *, timeout_s: float, ca_file: Path | None, stop: threading.Event) -> Connection:
     """A new connection: TCP, TLS and the handshake, all within `timeout_s`; `stop` cuts it short.
 
     Raises HandshakeRefused with the HTTP status where the venue says no, ConnectionLost on any other failure;
     neither holds the key that is in the URL.
     """
-    handshake = _Handshake(url, timeout_s, ca_file, fast_frames=fast_frames)
+    handshake = _Handshake(url, timeout_s, ca_file)
     handshake.start()
     deadline_s = time.monotonic() + timeout_s
     while not handshake.ended.wait(_LOOK_S):
@@ -170,13 +168,12 @@ def connect(
 class _Handshake(threading.Thread):
     """From an address to an open WebSocket, in a thread of its own, which nobody need wait for."""
 
-    def __init__(self, url: str, timeout_s: float, ca_file: Path | None, *, fast_frames: bool) -> None:
+    def __init__(self, url: str, timeout_s: float, ca_file: Path | None) -> None:
         super().__init__(name="handshake", daemon=True)
         self.ended = threading.Event()
         self._url = url
         self._timeout_s = timeout_s
         self._ca_file = ca_file
-        self._fast_frames = fast_frames
         self._lock = threading.Lock()
         self._given_up = False
         self._opened: FrameStream | None = None
@@ -191,7 +188,11 @@ class _Handshake(threading.Thread):
         except Exception as error:  # noqa: BLE001  nothing that a venue answers may end the recorder
             self._error = ConnectionLost(f"the handshake failed: {explain(error)}")
         else:
-            self._hand_over(opened)
+            with self._lock:
+                if self._given_up:
+                    opened.hang_up()
+                else:
+                    self._opened = opened
         self.ended.set()
 
     def result(self) -> FrameStream:
@@ -209,20 +210,13 @@ class _Handshake(threading.Thread):
             elif self._socket is not None:
                 _wake(self._socket)
 
-    def _hand_over(self, opened: FrameStream) -> None:
-        with self._lock:
-            if self._given_up:
-                opened.hang_up()
-            else:
-                self._opened = opened
-
     def _open(self) -> FrameStream:
         try:
             tcp = self._open_socket()
         except (OSError, ValueError) as error:
             raise ConnectionLost(f"can't connect: {explain(error)}") from None
         try:
-            return _shake_hands(tcp, self._url, fast_frames=self._fast_frames)
+            return _shake_hands(tcp, self._url)
         except BaseException:
             tcp.close()
             raise
@@ -275,9 +269,9 @@ def _connect_any(host: str, port: int, timeout_s: float) -> socket.socket:
     raise failure
 
 
-def _shake_hands(tcp: socket.socket, url: str, *, fast_frames: bool) -> FrameStream:
+def _shake_hands(tcp: socket.socket, url: str) -> FrameStream:
     """An open WebSocket on this socket. Raises HandshakeRefused, WebSocketException, OSError, ValueError."""
-    stream = FrameStream(tcp, fast=fast_frames, max_message=_MAX_MESSAGE)
+    stream = FrameStream(tcp, max_message=_MAX_MESSAGE)
     try:
         stream.connect(  # type: ignore[no-untyped-call]  # the library gives this one no types
             url, socket=tcp, redirect_limit=0, suppress_origin=True

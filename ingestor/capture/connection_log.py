@@ -1,4 +1,4 @@
-"""What the ledger and the log say of each connection: how it began, what of it was seen, why it ended."""
+"""Tells the ledger and the log of each connection: how it began, what of it was seen, why it ended."""
 
 import time
 from dataclasses import dataclass
@@ -82,12 +82,10 @@ class ConnectionLog:
             frames=life.frames,
         )
         log.warning("connection.lost", connection=life.number, reason=str(error), frames=life.frames)
-        self._gaps.open(self._cause(life, error), life.seen_until_us, heard_us=heard_us)
+        cause: Cause = "stall" if isinstance(error, Stalled) else "connection"
+        if life.paused_s is not None:  # the venue gave up on a reader that waited
+            cause = "disk" if self._observed.disk_failed_s >= life.paused_s else "backpressure"
+        self._gaps.open(cause, life.seen_until_us, heard_us=heard_us)
         self._short_lives = self._short_lives + 1 if time.monotonic() - life.opened_s < _SHORT_S else 0
         if self._short_lives >= _SHORT_LIVES_OF_A_SHARED_KEY:
             log.error("key.shared", hint="connections close as soon as they open: somebody else uses this API key")
-
-    def _cause(self, life: ConnectionRecord, error: ConnectionLost) -> Cause:
-        if life.paused_s is not None:
-            return "disk" if self._observed.disk_failed_s >= life.paused_s else "backpressure"
-        return "stall" if isinstance(error, Stalled) else "connection"

@@ -27,7 +27,7 @@ from tenacity import (
 from tenacity.nap import sleep_using_event
 
 from ingestor.capture.connection import Connection, connect
-from ingestor.config.recorder import ConnectionSettings
+from ingestor.config.sections import ConnectionSettings
 from ingestor.errors import ConnectionLost, DamagedFile, FeedRefused, HandshakeRefused
 from ingestor.feeds import Feed
 from ingestor.layout import Layout, read_small, write_whole
@@ -115,7 +115,6 @@ class Connector:
                 self._feed.url(),
                 timeout_s=self._settings.connect_timeout,
                 ca_file=self._settings.ca_file,
-                fast_frames=self._settings.fast_frames,
                 stop=self._stop,
             )
         except HandshakeRefused as error:

@@ -50,13 +50,12 @@ def scan_text_frames(data: bytes, at: int = 0) -> tuple[list[bytes], int]:
 
 
 class FrameStream(WebSocket):
-    """A `WebSocket` that is read a chunk at a time. With `fast` off every frame goes through the library's parser."""
+    """A `WebSocket` that is read a chunk at a time."""
 
-    def __init__(self, sock: socket.socket, *, fast: bool, max_message: int) -> None:
+    def __init__(self, sock: socket.socket, *, max_message: int) -> None:
         super().__init__(enable_multithread=False, skip_utf8_validation=True)
         self.bytes_received = 0
         self._tcp = sock
-        self._fast = fast
         self._max_message = max_message
         self._ahead = b""
         self._at = 0
@@ -70,7 +69,7 @@ class FrameStream(WebSocket):
         Raises NothingYet, any other WebSocketException or OSError where the connection is of no more use.
         """
         self._may_read = True
-        if not self._fast or self._inside_message():
+        if self._inside_message():
             return self._receive_slowly()
         if self._at == len(self._ahead):
             self._read()
@@ -78,7 +77,10 @@ class FrameStream(WebSocket):
         if payloads:
             self._since_message = len(self._ahead) - self._at
             return ABNF.OPCODE_TEXT, payloads
-        if self._short_text_frame_is_cut():
+        # Where a text frame of less than 64 KB is cut, the rest of it is read. A longer one is for the library, which
+        # gathers its pieces in a list: adding each to the bytes before it takes time by the square of their number.
+        ahead, at = self._ahead, self._at
+        if ahead[at] == _FIN_TEXT and (len(ahead) == at + 1 or ahead[at + 1] < _LENGTH_64):
             self._read()
             return ABNF.OPCODE_TEXT, []
         return self._receive_slowly()
@@ -97,13 +99,6 @@ class FrameStream(WebSocket):
         """Whether the library has begun to read a message: then only the library can end it."""
         parser = self.frame_buffer
         return bool(self.cont_frame.recving_frames or parser.header or parser.recv_buffer)
-
-    def _short_text_frame_is_cut(self) -> bool:
-        """Whether the beginning of a text frame of less than 64 KB lies ahead. A longer one is for the library, which
-        gathers its pieces in a list: adding each to the bytes before it takes time by the square of their number.
-        """
-        ahead, at = self._ahead, self._at
-        return ahead[at] == _FIN_TEXT and (len(ahead) == at + 1 or ahead[at + 1] < _LENGTH_64)
 
     def _recv(self, bufsize: int) -> bytes:
         """Where the library's parser gets its bytes."""

@@ -62,7 +62,12 @@ class Liveness:
         patience_s = 2 * self._ping_interval_s
         if self._pinged_at_s is not None and counters.pongs and now_s - self._pinged_at_s >= patience_s:
             return Verdict(lost=f"no answer to a ping, and nothing else, for {patience_s:g} s")
-        return Verdict(ping=self._ping_is_due(now_s))
+        if now_s < self._next_ping_s:
+            return Verdict()
+        self._next_ping_s = now_s + self._ping_interval_s
+        if self._pinged_at_s is None:
+            self._pinged_at_s = now_s
+        return Verdict(ping=True)
 
     def suspend(self, now_s: float) -> None:
         """The reader was paused, and what waits in the socket says nothing of when it came: start anew."""
@@ -77,14 +82,6 @@ class Liveness:
             self._bytes_at_s = now_s
             self._pinged_at_s = None
         self._seen = counters
-
-    def _ping_is_due(self, now_s: float) -> bool:
-        if now_s < self._next_ping_s:
-            return False
-        self._next_ping_s = now_s + self._ping_interval_s
-        if self._pinged_at_s is None:
-            self._pinged_at_s = now_s
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,18 +189,15 @@ class TradeWatch:
         Half of them silent is a market that pauses, or a drought in the making.
         """
         known = [symbol for symbol, pace in self._paces.items() if pace.known and phases[symbol] != "closed"]
-        silent = [symbol for symbol in known if self._is_overdue(self._paces[symbol], now_s)]
+        least_s = 2 * self._silence_s
+        silent = [
+            symbol for symbol in known if now_s - (pace := self._paces[symbol]).since_s >= pace.longest_s(least_s)
+        ]
         self._asked_s = {symbol: at_s for symbol, at_s in self._asked_s.items() if symbol in silent}
         if 2 * len(silent) > len(known):
             return ()
-        alone = [symbol for symbol in silent if self._flowed_since(self._paces[symbol], now_s)]
+        # Something traded in the later half of its silence: otherwise all of them fell silent together.
+        alone = [symbol for symbol in silent if self._all.since_s > (self._paces[symbol].since_s + now_s) / 2]
         due = [symbol for symbol in alone if now_s - self._asked_s.get(symbol, float("-inf")) >= _ASK_AGAIN_S]
         self._asked_s |= dict.fromkeys(due, now_s)
         return tuple(due)
-
-    def _flowed_since(self, pace: _Pace, now_s: float) -> bool:
-        """Something traded in the later half of its silence: else all of them fell silent together."""
-        return self._all.since_s > (pace.since_s + now_s) / 2
-
-    def _is_overdue(self, pace: _Pace, now_s: float) -> bool:
-        return now_s - pace.since_s >= pace.longest_s(2 * self._silence_s)

@@ -1,4 +1,4 @@
-"""When each market trades: hours by kind of symbol, holidays and early closes as the venue tells them.
+"""The calendar of each market: hours by kind of symbol, holidays and early closes as the venue tells them.
 
 Asked in a short-lived thread of its own: nothing of this can hold up, or end, a recording.
 """
@@ -43,22 +43,16 @@ def find_phase(symbol: str, now: datetime, calendar: Calendar = _RULES) -> Phase
     """
     local = now.astimezone(NEW_YORK)
     if is_us_symbol(symbol):
-        return _stock_phase(local, calendar)
-    return "closed" if symbol.partition(":")[0] in _FOREX and _is_forex_weekend(local) else "regular"
-
-
-def _stock_phase(local: datetime, calendar: Calendar) -> Phase:
-    hours, minute = calendar.hours(local.date()), local.hour * 60 + local.minute
-    if hours is None or not hours.early <= minute < hours.late:
-        return "closed"
-    return "regular" if hours.opens <= minute < hours.closes else "extended"
-
-
-def _is_forex_weekend(local: datetime) -> bool:
+        hours, minute = calendar.hours(local.date()), local.hour * 60 + local.minute
+        if hours is None or not hours.early <= minute < hours.late:
+            return "closed"
+        return "regular" if hours.opens <= minute < hours.closes else "extended"
+    if symbol.partition(":")[0] not in _FOREX:
+        return "regular"
     friday, saturday, sunday = 4, 5, 6
-    evening = local.time() >= time(17, 0)
-    day = local.weekday()
-    return day == saturday or (day == friday and evening) or (day == sunday and not evening)
+    day, evening = local.weekday(), local.time() >= time(17, 0)
+    weekend = day == saturday or (day == friday and evening) or (day == sunday and not evening)
+    return "closed" if weekend else "regular"
 
 
 def find_rest_base(feed_url: str) -> str | None:

@@ -16,7 +16,7 @@ from ingestor.capture.market_calendar import Markets
 from ingestor.capture.stream_state import Observed
 from ingestor.capture.subscriptions import Subscriptions
 from ingestor.capture.wall_clock import Clock
-from ingestor.config.recorder import ConnectionSettings
+from ingestor.config.sections import ConnectionSettings
 from ingestor.errors import Stalled
 
 log = structlog.get_logger()

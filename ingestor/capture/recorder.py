@@ -14,7 +14,7 @@ from ingestor.capture.rejects import Refused, Rejects, find_refused
 from ingestor.capture.stream_state import Delays, Observed, Observer
 from ingestor.capture.validate import AHEAD_US, Deduplicator, Validated, validate
 from ingestor.capture.wall_clock import VenueTime
-from ingestor.config.recorder import JournalSettings
+from ingestor.config.sections import JournalSettings
 from ingestor.errors import RowsUnsaved
 from ingestor.feeds import Decoded, Feed
 from ingestor.journal.segment import Header, Kind
@@ -129,7 +129,10 @@ class Recorder:
                 self._record(block)
                 # Journaled within `linger` of its receipt: what this block took is time that the next can't wait.
                 self._linger_s = max(self._settings.linger - (time.monotonic() - began_s), 0.0)
-            self._sync_if_due()
+            age_s = time.monotonic() - self._synced_at_s
+            if age_s >= self._settings.sync_interval or self._journal.unsynced.full:
+                self._keeper.sync()
+                self._synced_at_s = time.monotonic()
             self._journal.rotate_if_due()
         self._keeper.close()
 
@@ -190,12 +193,6 @@ class Recorder:
         columns = dict(zip(rows.schema.names, rows.columns, strict=True))
         columns |= {"received_at": received_at, "sequence": sequence, "repeated": repeated}
         return pa.RecordBatch.from_arrays([columns[name] for name in self._schema.names], schema=self._schema)
-
-    def _sync_if_due(self) -> None:
-        age_s = time.monotonic() - self._synced_at_s
-        if age_s >= self._settings.sync_interval or self._journal.unsynced.full:
-            self._keeper.sync()
-            self._synced_at_s = time.monotonic()
 
 
 def _count(frames: int, decoded: Decoded, trades: int, refused: list[Refused]) -> Counts:

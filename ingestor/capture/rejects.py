@@ -1,4 +1,4 @@
-"""What was not recorded: refused frames and trades, with their reason, as lines per date, bounded."""
+"""Rejects: refused frames and trades, with their reason, as lines per date, bounded."""
 
 import hashlib
 import json
@@ -54,24 +54,19 @@ def find_refused(frames: Frames, decoded: Decoded, rejected: list[tuple[int, str
     """
     found = [(one.frame, one.trade, one.reason) for one in decoded.rejects]
     if rejected:
-        places = _find_places(decoded)
+        # Where each decoded trade stands: its frame in the block, and its place among all trades of that frame.
+        taken = {(one.frame, one.trade) for one in decoded.rejects}
+        places: list[tuple[int, int]] = []
+        for frame in decoded.frame_of.to_pylist():
+            trade = places[-1][1] + 1 if places and places[-1][0] == frame else 0
+            while (frame, trade) in taken:
+                trade += 1
+            places.append((frame, trade))
         found += [(*places[row], reason) for row, reason in rejected]
     return [
-        Refused(first_frame + frame, trade, reason, frames.received_us[frame], frames.payloads[frame])
-        for frame, trade, reason in found
+        Refused(first_frame + at, trade, reason, frames.received_us[at], frames.payloads[at])
+        for at, trade, reason in found
     ]
-
-
-def _find_places(decoded: Decoded) -> list[tuple[int, int]]:
-    """Where each decoded trade stands: its frame in the block, and its place among all trades of that frame."""
-    taken = {(one.frame, one.trade) for one in decoded.rejects}
-    places: list[tuple[int, int]] = []
-    for frame in decoded.frame_of.to_pylist():
-        trade = places[-1][1] + 1 if places and places[-1][0] == frame else 0
-        while (frame, trade) in taken:
-            trade += 1
-        places.append((frame, trade))
-    return places
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +179,10 @@ class Rejects:
         path = self._layout.rejects_file(day)
         self._fd = open_own(path, os.O_RDWR)
         sync_directory(path.parent)
-        self._size = _end_last_line(self._fd)
+        self._size = os.fstat(self._fd).st_size
+        # A line that a crash cut must not swallow the next one.
+        if self._size and os.pread(self._fd, 1, self._size - 1) != b"\n":
+            self._size += os.pwrite(self._fd, b"\n", self._size)
         self._left_out = {}
         self._day = day
 
@@ -201,11 +199,3 @@ class Rejects:
         # Latin-1 gives every byte a character, so that the text can be turned back into the very bytes that came.
         line["text"] = refused.payload[:_TEXT_MAX].decode("latin-1")
         return json.dumps(line, separators=(",", ":")) + "\n"
-
-
-def _end_last_line(fd: int) -> int:
-    """A line that a crash cut must not swallow the next one. Returns the file's size."""
-    size = os.fstat(fd).st_size
-    if size and os.pread(fd, 1, size - 1) != b"\n":
-        size += os.pwrite(fd, b"\n", size)
-    return size

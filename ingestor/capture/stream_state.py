@@ -1,4 +1,4 @@
-"""What is known of the stream: symbols proven, refusals, delays, what fits nothing."""
+"""The state of the stream: symbols proven, refusals, delays, and messages that fit nothing."""
 
 import math
 import threading

@@ -1,4 +1,4 @@
-"""What is asked of the venue, and what of it is asked for again."""
+"""Asks the venue for symbols, and asks again for those that it refused or that fell silent."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -123,13 +123,11 @@ class Subscriptions:
                 self._gaps.open("refused", refusal.received_us, refusal.symbol)
                 self._retry_at_s.setdefault(refusal.symbol, now_s + self._retry_s)
             else:
-                for symbol in self._silent():
+                # It may mean any symbol of which no trade came on this connection.
+                last_s = self._observed.last_trade_s
+                silent = [one for one in self.symbols if last_s.get(one, float("-inf")) < self._requested_s]
+                for symbol in silent:
                     self._retry_at_s.setdefault(symbol, now_s + self._retry_s)
-
-    def _silent(self) -> list[str]:
-        """Any of these may be meant by a refusal that names none of ours: no trade came of them on this connection."""
-        last_s = self._observed.last_trade_s
-        return [symbol for symbol in self.symbols if last_s.get(symbol, float("-inf")) < self._requested_s]
 
     def send_due(self, connection: Connection, now_s: float) -> None:
         """Send what is to be asked for, as fast as the venue wants to be asked. Raises ConnectionLost."""

@@ -47,11 +47,12 @@ def validate(trades: pa.RecordBatch, now_us: int, *, signed_prices: bool = False
     invisible twin of another symbol), `bad_price` (not finite, or not above 0 unless prices are
     signed), `bad_volume` (not finite, or below 0). A null is bad, except in volume, where it means unknown.
     """
+    volume = trades["volume"]
     good = {
         "bad_time": _are_within(trades["timestamp"].view(pa.int64()), _EARLIEST_MS, (now_us + AHEAD_US) // 1000),
         "bad_symbol": _are_symbols(trades["symbol"]),
         "bad_price": _are_within(trades["price"], -_MOST if signed_prices else _LEAST_PRICE, _MOST),
-        "bad_volume": _are_within(_known_or_zero(trades["volume"]), 0.0, _MOST),
+        "bad_volume": _are_within(volume.fill_null(0.0) if volume.null_count else volume, 0.0, _MOST),
     }
     if all(mask.true_count == trades.num_rows for mask in good.values()):
         return Validated(None, [])
@@ -74,16 +75,9 @@ def _are_within(values: Any, least: float, most: float) -> Any:
 def _are_symbols(symbols: Any) -> Any:
     """Symbols repeat: each distinct one is judged once."""
     encoded = symbols.dictionary_encode()
-    good: Any = pa.array(map(_is_symbol, encoded.dictionary.to_pylist()), pa.bool_()).take(encoded.indices)
+    verdicts = [0 < len(text) <= _SYMBOL_CHARACTERS and is_visible(text) for text in encoded.dictionary.to_pylist()]
+    good: Any = pa.array(verdicts, pa.bool_()).take(encoded.indices)
     return good.fill_null(False) if good.null_count else good
-
-
-def _is_symbol(text: str) -> bool:
-    return 0 < len(text) <= _SYMBOL_CHARACTERS and is_visible(text)
-
-
-def _known_or_zero(volumes: Any) -> Any:
-    return volumes.fill_null(0.0) if volumes.null_count else volumes
 
 
 @dataclass(frozen=True, slots=True)

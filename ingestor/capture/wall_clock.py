@@ -1,8 +1,8 @@
-"""What the wall clock is worth: every receipt is stamped by it, and it may be set, sleep, or be wrong from the start.
+"""Checks the wall clock, which stamps every receipt, and which may be set, sleep, or be wrong from the start.
 
 Clocks are witnesses. Three of the machine's are compared at each receipt: the wall clock, one that stands still while
 the machine sleeps (`CLOCK_MONOTONIC`), one that doesn't (`CLOCK_BOOTTIME`). So a sleep, a step and a slow drift are
-told apart; a machine that merely stood still (`attention`) moves all three alike. The venue is the fourth: the
+told apart; a machine that merely stood still (see `PauseDetector`) moves all three alike. The venue is the fourth: the
 `Date` of its handshake, and the times of its trades.
 
 What waited in the socket over a sleep or a standstill is stamped when it is read: `received_at` is the time of receipt,
@@ -115,11 +115,8 @@ class VenueTime:
         if self._by_date_us is not None:
             return told_us if abs(told_us + self._by_date_us) < _DAY_US else 0
         alike = max(self._ahead_us) - min(self._ahead_us) < 3_600_000_000
-        return told_us if alike and len(self._ahead_us) == _TRADES and not self._fits else 0
-
-    @property
-    def _fits(self) -> bool:
-        return any(newest_us > -_DAY_US for newest_us in self._newest_us)
+        fits = any(newest_us > -_DAY_US for newest_us in self._newest_us)
+        return told_us if alike and len(self._ahead_us) == _TRADES and not fits else 0
 
     def step(self, by_us: int) -> None:
         """Our clock was set by so much."""
@@ -169,7 +166,12 @@ class Clock:
             reading = Reading.now()
             step = self._wall.find_step(reading)
             if step is not None:
-                self._tell_step(step, reading.wall_us)
+                self._ledger.record("clock.stepped", at=reading.wall_us, by_us=step.by_us, slept_us=step.slept_us)
+                log.warning("clock.stepped", by_s=round(step.by_us / 1e6, 3), slept_s=round(step.slept_us / 1e6, 3))
+                self._since_us = reading.wall_us
+                self._doubted = False  # coverage begins anew with a step: what is still wrong is told again
+                self._gaps.step(step.by_us)
+                self.venue.step(step.by_us - step.slept_us)
             return reading.wall_us
 
     def opened(self, date: str | None) -> None:
@@ -199,11 +201,3 @@ class Clock:
             else:
                 self._ledger.record("clock.trusted")
                 log.info("clock.trusted")
-
-    def _tell_step(self, step: Step, at_us: int) -> None:
-        self._ledger.record("clock.stepped", at=at_us, by_us=step.by_us, slept_us=step.slept_us)
-        log.warning("clock.stepped", by_s=round(step.by_us / 1e6, 3), slept_s=round(step.slept_us / 1e6, 3))
-        self._since_us = at_us
-        self._doubted = False  # coverage begins anew with a step: what is still wrong is told again
-        self._gaps.step(step.by_us)
-        self.venue.step(step.by_us - step.slept_us)

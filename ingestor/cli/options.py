@@ -204,7 +204,7 @@ def root_from(config: Path | None, root: Path | None) -> Path:
     if root is not None:
         return root
     from ingestor.config import DEFAULT_PATH, load_settings
-    from ingestor.config.recorder import StorageSettings
+    from ingestor.config.sections import StorageSettings
 
     if config is None and not DEFAULT_PATH.exists():
         return StorageSettings().root

@@ -16,7 +16,7 @@ from ingestor.cli.options import (
     root_from,
 )
 from ingestor.cli.printing import format_address
-from ingestor.config.sinks import RedisSettings
+from ingestor.config.sections import RedisSettings
 from ingestor.errors import ConfigError
 from ingestor.layout import Layout
 from ingestor.logs import configure_logs

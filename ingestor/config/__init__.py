@@ -1,7 +1,7 @@
 """Settings: one YAML file and the environment, read once, frozen; every mistake named with its place.
 
 Every default is in this room and nowhere else; `config/ingestor.yaml` is the manual; a test holds it to them. The
-sections are in `feeds`, `tickers`, `recorder` and `sinks`; here they come together and are read. Secrets are in `key`.
+sections are in `feeds` and `sections`; here they come together and are read. Secrets are in `key`.
 """
 
 import difflib
@@ -13,7 +13,6 @@ from typing import Annotated, ClassVar, Self, get_args
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from ingestor.config import recorder
 from ingestor.config.feeds import (
     FEEDS,
     BinanceSettings,
@@ -23,8 +22,17 @@ from ingestor.config.feeds import (
     check_binance_tickers,
 )
 from ingestor.config.key import KEY_BELONGS
-from ingestor.config.sinks import SinkSettings
-from ingestor.config.tickers import ShardSettings, Tickers, symbols_of_shard
+from ingestor.config.sections import (
+    ConnectionSettings,
+    HealthSettings,
+    JournalSettings,
+    LoggingSettings,
+    ShardSettings,
+    SinkSettings,
+    StorageSettings,
+    Tickers,
+    symbols_of_shard,
+)
 from ingestor.config.types import Duration, Section, Switch, lasting, null_as_none
 from ingestor.config.yaml_file import KeyPath, Mistake, YamlFile, read_yaml
 from ingestor.errors import ConfigError
@@ -45,12 +53,12 @@ class Settings(Section):
     shard: Annotated[ShardSettings | None, BeforeValidator(null_as_none)] = Field(
         default=None, description="record only this recorder's part of the tickers; null records all"
     )
-    storage: recorder.StorageSettings = recorder.StorageSettings()
-    journal: recorder.JournalSettings = recorder.JournalSettings()
-    connection: recorder.ConnectionSettings = recorder.ConnectionSettings()
-    health: recorder.HealthSettings = recorder.HealthSettings()
+    storage: StorageSettings = StorageSettings()
+    journal: JournalSettings = JournalSettings()
+    connection: ConnectionSettings = ConnectionSettings()
+    health: HealthSettings = HealthSettings()
     sinks: SinkSettings = SinkSettings()
-    logging: recorder.LoggingSettings = recorder.LoggingSettings()
+    logging: LoggingSettings = LoggingSettings()
     stop_timeout: Annotated[Duration, lasting("0s", "1h")] = Field(
         default=60.0, description="how long an orderly stop may wait for files to be complete"
     )
@@ -153,6 +161,14 @@ def _validate(file: YamlFile, flags: Flags) -> Settings:
 # What is said of a mistake
 
 _KEY_WORDS = frozenset({"api_key", "apikey", "finnhub_api_key", "key", "secret", "token"})
+_GONE: Mapping[KeyPath, str] = {
+    (
+        "connection",
+        "fast_frames",
+    ): "`fast_frames` no longer exists: frames are always read in bulk; delete this line",
+    ("storage", "csv_gzip"): "`csv_gzip` no longer exists: the recorder leaves CSV files as they are; delete this line",
+}
+"""Settings of earlier versions, and what to do about each."""
 _ONE_VALUE = "`{key}` must be one value, not a list or a mapping"
 _SENTENCES = {
     "missing": "`{key}` is missing",
@@ -180,11 +196,9 @@ def _sentence(detail: ErrorDetails, settings: type[BaseModel]) -> str:
         return str(context["error"])
     if detail["type"] == "extra_forbidden":
         known = _keys_beside(path, settings)
-        if key.lower() in _KEY_WORDS:
-            return f"unknown key `{key}`: {KEY_BELONGS}"
-        if near := difflib.get_close_matches(key.lower(), known, n=1):
-            return f"unknown key `{key}`: did you mean `{near[0]}`?"
-        return f"unknown key `{key}`: known here are {', '.join(known)}"
+        near = difflib.get_close_matches(key.lower(), known, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"known here are {', '.join(known)}"
+        return _GONE.get(path) or f"unknown key `{key}`: {KEY_BELONGS if key.lower() in _KEY_WORDS else hint}"
     if template := _SENTENCES.get(detail["type"]):
         return template.format(key=key, **context)
     return detail["msg"]

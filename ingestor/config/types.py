@@ -167,8 +167,10 @@ def _check_redis_url(url: str) -> str:
 
 def _check_store(uri: str) -> str:
     parts = urlsplit(uri)
-    if not uri or ("://" in uri and parts.scheme not in {"s3", "gs", "file"}) or not uri.isprintable():
-        raise ValueError("must be s3://bucket/path, gs://bucket/path, or a directory")
+    if parts.scheme == "gs":
+        raise ValueError("gs:// is no longer supported: mirror to s3:// or to a directory")
+    if not uri or ("://" in uri and parts.scheme not in {"s3", "file"}) or not uri.isprintable():
+        raise ValueError("must be s3://bucket/path, or a directory")
     if parts.password is not None or "secret_key" in parts.query:
         raise ValueError("credentials belong into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, never in here")
     return uri

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from ingestor.dataset.snapshot import date_folder, list_days, list_names, read_origin, split_names, whole_compactions
 from ingestor.errors import DamagedFile, Lagged
-from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Event, Follower, Rows, SegmentEnd
+from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout, SegmentId, check_is_file, list_segments
 from ingestor.ledger import read_all_facts
 from ingestor.metrics import Counts

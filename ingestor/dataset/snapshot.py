@@ -26,8 +26,8 @@ from ingestor.dataset.times import EVER, Span
 from ingestor.errors import DamagedFile, FormatTooNew, Lagged, NotARecording
 from ingestor.facts import Fact
 from ingestor.history import read_state
-from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Follower, Rows
+from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.ledger import list_ledgers, read_facts
 from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY, named_errors, open_parquet

@@ -15,14 +15,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.feeds import Decoded, Frames, Notice, Terms
-from ingestor.feeds.json_blocks import decode_blocks, no_false, read_table
-from ingestor.feeds.strict_json import (
+from ingestor.feeds.json_frames import (
     DECIMAL,
     JsonObject,
     Reading,
     RefusedError,
+    decode_blocks,
+    no_false,
     notice_text,
     read_json,
+    read_table,
     take_decimal,
     take_integer,
     take_object,

@@ -9,13 +9,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.feeds import Decoded, Frames, Notice, Terms
-from ingestor.feeds.json_blocks import decode_blocks, no_false, read_table
-from ingestor.feeds.strict_json import (
+from ingestor.feeds.json_frames import (
     JsonObject,
     Reading,
     RefusedError,
+    decode_blocks,
+    no_false,
     notice_text,
     read_json,
+    read_table,
     take_integer,
     take_number,
     take_object,
@@ -47,18 +49,14 @@ def read_frame(frame: int, payload: bytes, reading: Reading) -> None:
         document = take_object(read_json(payload), _FRAME_KEYS)
         kind = take_text(document.get("type"), "no_type")
         if kind == "trade":
-            reading.add_trades(frame, _items(document), _trade)
+            items = document.get("data")
+            if not isinstance(items, list):
+                raise RefusedError("no_data")
+            reading.add_trades(frame, items, _trade)
         else:
             reading.notices.append(_notice(frame, kind, document))
     except RefusedError as refused:
         reading.reject(frame, refused)
-
-
-def _items(document: JsonObject) -> list[Any]:
-    items = document.get("data")
-    if not isinstance(items, list):
-        raise RefusedError("no_data")
-    return items
 
 
 def _notice(frame: int, kind: str, document: JsonObject) -> Notice:
@@ -78,34 +76,36 @@ def _notice(frame: int, kind: str, document: JsonObject) -> Notice:
 def _trade(item: Any) -> tuple[int, str, float, float | None, str | None]:
     """One row of VENUE_TRADES; the time in milliseconds."""
     item = take_object(item, _TRADE_KEYS)
-    volume = item.get("v")
-    return (
+    volume, codes = item.get("v"), item.get("c")
+    row = (
         take_integer(item.get("t"), "bad_time"),
         take_text(item.get("s"), "bad_symbol"),
         take_number(item.get("p"), "bad_price"),
         None if volume is None else take_number(volume, "bad_volume"),
-        _conditions(item.get("c")),
     )
-
-
-def _conditions(codes: Any) -> str | None:
     if codes is None:
-        return None
+        return *row, None
     if not isinstance(codes, list) or any(take_text(code, "bad_conditions") == "" or "," in code for code in codes):
         raise RefusedError("bad_conditions")
-    return ",".join(codes)
+    return *row, ",".join(codes)
 
 
 def write_frames(trades: pa.RecordBatch) -> list[bytes]:
     """One frame with all of these trades (prices and volumes are finite); none for an empty batch."""
     if not trades.num_rows:
         return []
+    symbols: dict[str, str] = {symbol: json.dumps(symbol) for symbol in trades["symbol"].unique().to_pylist()}
+    conditions: dict[str | None, str] = {
+        joined: json.dumps(joined.split(",") if joined else [], separators=(",", ":"))
+        for joined in trades["conditions"].unique().drop_null().to_pylist()
+    }
+    conditions[None] = "null"
     columns = (
-        _written_conditions(trades["conditions"]),
+        map(conditions.__getitem__, trades["conditions"].to_pylist()),
         map(_written_number, trades["price"].to_pylist()),
-        _written_symbols(trades["symbol"]),
+        map(symbols.__getitem__, trades["symbol"].to_pylist()),
         trades["timestamp"].cast(pa.int64()).to_pylist(),
-        map(_written_volume, trades["volume"].to_pylist()),
+        ("" if volume is None else f',"v":{_written_number(volume)}' for volume in trades["volume"].to_pylist()),
     )
     items = (f'{{"c":{c},"p":{p},"s":{s},"t":{t}{v}}}' for c, p, s, t, v in zip(*columns, strict=True))
     return [f'{{"data":[{",".join(items)}],"type":"trade"}}'.encode()]
@@ -114,26 +114,6 @@ def write_frames(trades: pa.RecordBatch) -> list[bytes]:
 def _written_number(number: Any) -> str:
     """The shortest text that reads back as this double; Finnhub writes whole numbers without a point."""
     return repr(number).removesuffix(".0")
-
-
-def _written_volume(volume: float | None) -> str:
-    return "" if volume is None else f',"v":{_written_number(volume)}'
-
-
-def _written_symbols(symbols: Any) -> list[str]:
-    written = {symbol: json.dumps(symbol) for symbol in symbols.unique().to_pylist()}
-    return [written[symbol] for symbol in symbols.to_pylist()]
-
-
-def _written_conditions(conditions: Any) -> list[str]:
-    written = {joined: _written_codes(joined) for joined in conditions.unique().to_pylist()}
-    return [written[joined] for joined in conditions.to_pylist()]
-
-
-def _written_codes(joined: str | None) -> str:
-    if joined is None:
-        return "null"
-    return json.dumps(joined.split(",") if joined else [], separators=(",", ":"))
 
 
 class Finnhub:
@@ -162,11 +142,11 @@ class Finnhub:
         return parts._replace(query=f"{parts.query}&{token}" if parts.query else token).geturl()
 
     def subscribe(self, symbols: Sequence[str]) -> list[str]:
-        """One message a symbol; Finnhub acknowledges none of them."""
+        """One message per symbol; Finnhub acknowledges none of them."""
         return [_request("subscribe", symbol) for symbol in symbols]
 
     def unsubscribe(self, symbols: Sequence[str]) -> list[str]:
-        """One message a symbol."""
+        """One message per symbol."""
         return [_request("unsubscribe", symbol) for symbol in symbols]
 
     def decode(self, frames: Frames) -> Decoded:
@@ -214,15 +194,12 @@ def _columns(lists: Any) -> pa.RecordBatch | None:
     time, symbol, price, volume, codes = (items.field(key) for key in "tspvc")
     if time.null_count or symbol.null_count or price.null_count:
         return None
-    if not (no_false(pc.is_finite(price)) and no_false(pc.is_finite(volume)) and _are_codes(codes.flatten())):
+    if not (no_false(pc.is_finite(price)) and no_false(pc.is_finite(volume))):
+        return None
+    each = codes.flatten()
+    if each.null_count or not no_false(pc.greater(pc.binary_length(each), pa.scalar(0))):
+        return None
+    if pc.any(pc.match_substring(each, ",")).as_py():
         return None
     conditions: Any = pc.binary_join(codes, ",")
     return pa.record_batch([time.cast(TIMESTAMP), symbol, price, volume, conditions], schema=VENUE_TRADES)
-
-
-def _are_codes(codes: Any) -> bool:
-    return (
-        codes.null_count == 0
-        and no_false(pc.greater(pc.binary_length(codes), pa.scalar(0)))
-        and not pc.any(pc.match_substring(codes, ",")).as_py()
-    )

@@ -18,7 +18,7 @@ import pyarrow as pa
 from ingestor.config.feeds import JsonSettings
 from ingestor.config.types import KEY_PLACE
 from ingestor.feeds import Decoded, Frames, Notice, Terms
-from ingestor.feeds.strict_json import (
+from ingestor.feeds.json_frames import (
     ANY_DECIMAL,
     JsonObject,
     Reading,
@@ -75,18 +75,18 @@ class JsonMap:
         return self._settings.url.replace(KEY_PLACE, quote(self._key, safe=""))
 
     def subscribe(self, symbols: Sequence[str]) -> list[str]:
-        """One message a symbol, or one in all where the template names none; none without a template."""
+        """One message per symbol, or one in all where the template names none; none without a template."""
         return _filled(self._settings.subscribe, symbols, self._key)
 
     def unsubscribe(self, symbols: Sequence[str]) -> list[str]:
-        """One message a symbol; none without a template that names it."""
+        """One message per symbol; none without a template that names it."""
         template = self._settings.unsubscribe
         return _filled(template, symbols, self._key) if template and "{symbol}" in template else []
 
     def decode(self, frames: Frames) -> Decoded:
         """What the frames say. Never raises on bad input: what can't be read is a Reject.
 
-        Frame by frame: shapes are anybody's here, and 100,000 frames a second are enough for them.
+        Frame by frame: shapes are anybody's here, and 100,000 frames per second are enough for them.
         """
         reader, reading = _Reader(self._layout, self._key), Reading()
         for frame, (payload, received_us) in enumerate(zip(frames.payloads, frames.received_us, strict=True)):
@@ -94,7 +94,7 @@ class JsonMap:
         return reading.decoded(VENUE_TRADES)
 
     def encode(self, trades: pa.RecordBatch) -> list[bytes]:
-        """One frame a trade; what this venue has no field for is not said."""
+        """One frame per trade; what this venue has no field for is not said."""
         columns = (trades["timestamp"].cast(pa.int64()), *trades.columns[1:4])
         rows = zip(*(column.to_pylist() for column in columns), strict=True)
         return [self._written(*row).encode() for row in rows]
@@ -105,22 +105,23 @@ class JsonMap:
         if layout.volume and volume is not None:
             values.append((layout.volume, volume))
         if layout.timestamp:
-            values.append((layout.timestamp, _written_time(time_ms, layout)))
-        message = _put(None, layout.items, self._new_trade(values), layout.listed)
+            written: int | str | float = time_ms / 1000
+            if layout.time_unit == "iso":
+                written = (_EPOCH + time_ms * _MS).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            elif layout.time_unit != "s":
+                written = int(time_ms * _PER_MS[layout.time_unit])
+            values.append((layout.timestamp, written))
+        trade: Any = None
+        for place, value in values:
+            if not place.in_message:
+                trade = _put(trade, place.path, value)
+        message = _put(None, layout.items, [trade] if layout.items else trade, layout.listed)
         for path, text in layout.match:
             message = _put(message, path, text, layout.listed)
         for place, value in values:
             if place.in_message:
                 message = _put(message, place.path, value)
         return json.dumps(message, separators=(",", ":"), ensure_ascii=False)
-
-    def _new_trade(self, values: list[tuple["_Place", object]]) -> Any:
-        """What stands at `items`."""
-        trade: Any = None
-        for place, value in values:
-            if not place.in_message:
-                trade = _put(trade, place.path, value)
-        return [trade] if self._layout.items else trade
 
 
 class _Place(NamedTuple):
@@ -168,7 +169,12 @@ class _Layout:
             volume=volume,
             timestamp=timestamp,
             items=items,
-            listed=frozenset(path for text in paths for path in _lists(text)),
+            listed=frozenset(
+                _path(".".join(keys[: at + 1]))
+                for keys in (text.split(".") for text in paths)
+                for at, key in enumerate(keys)
+                if key.endswith("[]")
+            ),
             match=tuple(zip(matched, settings.match.values(), strict=True)),
             arrays=any(place.path[0].isdecimal() for place in places if place and not place.in_message),
             by_symbol=settings.prices_by_symbol,
@@ -184,11 +190,6 @@ def _place(text: str | None) -> _Place:
 
 def _path(text: str) -> Path:
     return tuple(key.removesuffix("[]") for key in text.split(".")) if text else ()
-
-
-def _lists(text: str) -> Iterator[Path]:
-    keys = text.split(".")
-    yield from (_path(".".join(keys[: at + 1])) for at, key in enumerate(keys) if key.endswith("[]"))
 
 
 def _filled(template: str | None, symbols: Sequence[str], key: str) -> list[str]:
@@ -218,12 +219,6 @@ def _put(at: Any, path: Path, value: Any, listed: frozenset[Path] = frozenset(),
             below = [None]
         at[path[0]] = _put(below, path[1:], value, listed, here)
     return at
-
-
-def _written_time(time_ms: int, layout: _Layout) -> int | str | float:
-    if layout.time_unit == "iso":
-        return (_EPOCH + time_ms * _MS).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return time_ms / 1000 if layout.time_unit == "s" else int(time_ms * _PER_MS[layout.time_unit])
 
 
 # A frame at a time
@@ -272,7 +267,14 @@ class _Reader:
         if path:
             self._look(_find(value, path[:1]), path[1:], [(keys[1:], text) for keys, text in below], found)
         elif isinstance(value, JsonObject):
-            found.items += self._unfolded(value) if self.layout.by_symbol and self._is_map(value) else [value]
+            is_map = (
+                self.layout.by_symbol
+                and bool(value)
+                and not value.repeated
+                and value.keys().isdisjoint(self.layout.reserved)
+                and all(type(price) in (int, float) for price in value.values())
+            )
+            found.items += self._unfolded(value) if is_map else [value]
         else:
             found.astray = True
 
@@ -309,14 +311,6 @@ class _Reader:
                 found.other = found.other or (item, said)
                 return
         found.items.append(item)
-
-    def _is_map(self, item: JsonObject) -> bool:
-        return (
-            bool(item)
-            and not item.repeated
-            and item.keys().isdisjoint(self.layout.reserved)
-            and all(type(value) in (int, float) for value in item.values())
-        )
 
     def _unfolded(self, prices: JsonObject) -> Iterator[JsonObject]:
         """Those of a map as if they had come one by one."""
@@ -395,21 +389,16 @@ def _amount(value: Any, reason: str) -> float:
 def _milliseconds(value: Any, layout: _Layout) -> int:
     """Since 1970; what is finer is cut off."""
     if layout.time_unit == "iso":
-        return _read_iso(take_text(value, "bad_time"), layout.zone)
+        try:
+            time = datetime.fromisoformat(take_text(value, "bad_time"))
+            if time.tzinfo is None and layout.zone is None:  # nobody can tell when it was
+                raise RefusedError("no_time_zone")
+            return ((time if time.tzinfo else time.replace(tzinfo=layout.zone)) - _EPOCH) // _MS
+        except (ValueError, OverflowError):
+            raise RefusedError("bad_time") from None
     number = value if type(value) is int else _amount(value, "bad_time")
     exact = Decimal(value) if isinstance(value, str) else Decimal(repr(number))
     whole = int(_CUTTING.divide(exact, _PER_MS[layout.time_unit]))
     if not -(2**63) <= whole < 2**63:
         raise RefusedError("bad_time")
     return whole
-
-
-def _read_iso(text: str, zone: tzinfo | None) -> int:
-    """ISO 8601. What names no zone is in this one, and refused without one: nobody can tell when it was."""
-    try:
-        time = datetime.fromisoformat(text)
-        if time.tzinfo is None and zone is None:
-            raise RefusedError("no_time_zone")
-        return ((time if time.tzinfo else time.replace(tzinfo=zone)) - _EPOCH) // _MS
-    except (ValueError, OverflowError):
-        raise RefusedError("bad_time") from None

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from ingestor.errors import DamagedFile, Lagged
-from ingestor.journal.cursor import Cursor, read_synced
 from ingestor.journal.scan import (
     JournalFolder,
     blames_file,
@@ -24,12 +23,14 @@ from ingestor.journal.scan import (
     read_schema,
 )
 from ingestor.journal.segment import (
+    Cursor,
     Kind,
     Record,
     decode_reasons,
     decode_rows,
     decode_schema,
     read_record,
+    read_synced,
 )
 from ingestor.layout import Layout, SegmentFile, SegmentId, list_segments
 from ingestor.metrics import Counts
@@ -122,7 +123,11 @@ class Follower:
                 self._segment = self._enter()
                 if self._segment is None:
                     return
-            for event in self._segment.read(self._limit(self._segment)):
+            limit = None  # the segment's end
+            if self._synced_only:
+                synced = read_synced(self._layout)
+                limit = synced.offset if synced.segment == self._segment.file.id.number else 0
+            for event in self._segment.read(limit):
                 self.cursor = event.at
                 yield self._unseen(event) if isinstance(event, Rows) else event
             if not self._segment.over:
@@ -178,13 +183,6 @@ class Follower:
             return self._folder.cap(file.id.number) is not None and 0 < self.cursor.segment < file.id.number
         return bool(identity["previous"] >= self.cursor.segment > 0)
 
-    def _limit(self, segment: "_ReadSegment | _LostSegment") -> int | None:
-        """Where this follower must stop in a segment that may still grow; None: at its end."""
-        if not self._synced_only:
-            return None
-        synced = read_synced(self._layout)
-        return synced.offset if synced.segment == segment.file.id.number else 0
-
     def _unseen(self, rows: Rows) -> Rows:
         """These rows without those already given: a reader to the end may have read what an abandoned segment lost."""
         if not rows.batch.num_rows:
@@ -239,24 +237,21 @@ class _ReadSegment:
 
         Sets `over` when nothing can follow.
         """
-        yield from self._read_rest()  # first: what an abandoned segment holds behind its end may look whole
+        # Before anything else: what an abandoned segment holds behind its end may look whole. Where nobody writes the
+        # segment any more, all that is left is read, and what is no record is stepped over.
+        end = self._folder.final_end(self.file.id.number, self._fd)
+        if end is not None:
+            while self._offset < end and not self.over:
+                record = read_record(self._fd, self._offset, end)
+                if record is not None:
+                    yield from self._take(record)
+                    continue
+                start, self._offset = self._offset, find_record(self._fd, self._offset + 1, end) or end
+                self._reasons = {}
+                yield from self._damage(start)
+            self.over = True
         while not self.over and (record := read_record(self._fd, self._offset, limit)) is not None:
             yield from self._take(record)
-
-    def _read_rest(self) -> Iterator[Rows | Damage]:
-        """All that is left, where nobody writes this segment any more: steps over what is no record; else nothing."""
-        end = self._folder.final_end(self.file.id.number, self._fd)
-        if end is None:
-            return
-        while self._offset < end and not self.over:
-            record = read_record(self._fd, self._offset, end)
-            if record is not None:
-                yield from self._take(record)
-                continue
-            start, self._offset = self._offset, find_record(self._fd, self._offset + 1, end) or end
-            self._reasons = {}
-            yield from self._damage(start)
-        self.over = True
 
     def _take(self, record: Record) -> Iterator[Rows | Damage]:
         self._offset = record.end

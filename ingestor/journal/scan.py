@@ -14,8 +14,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from ingestor.journal.cursor import Cursor, read_synced
-from ingestor.journal.segment import MAGIC, Header, Kind, Record, decode_schema, read_header, read_record
+from ingestor.journal.segment import (
+    MAGIC,
+    Cursor,
+    Header,
+    Kind,
+    Record,
+    decode_schema,
+    read_header,
+    read_record,
+    read_synced,
+)
 from ingestor.layout import Layout, SegmentFile, SegmentId, list_segments
 
 _WINDOW = 1 << 20
@@ -277,21 +286,20 @@ class Backlogs:
         files = list_segments(self._layout)
         backlog = Backlog()
         for file in files:
-            if start.segment <= file.id.number <= end.segment:
-                backlog += self._measure_segment(file, start, end)
+            number = file.id.number
+            if not start.segment <= number <= end.segment:
+                continue
+            first = start.offset if number == start.segment else 0
+            last = end.offset if number == end.segment else None
+            if first or last is not None:
+                backlog += self._read(file, first, last)
+                continue
+            if number not in self._whole:
+                self._whole[number] = self._read(file, first, last)
+            backlog += self._whole[number]
         oldest = files[0].id.number if files else 0
         self._whole = {number: known for number, known in self._whole.items() if number >= oldest}
         return backlog
-
-    def _measure_segment(self, file: SegmentFile, start: Cursor, end: Cursor) -> Backlog:
-        number = file.id.number
-        first = start.offset if number == start.segment else 0
-        last = end.offset if number == end.segment else None
-        if first or last is not None:
-            return self._read(file, first, last)
-        if number not in self._whole:
-            self._whole[number] = self._read(file, first, last)
-        return self._whole[number]
 
     def _read(self, file: SegmentFile, first: int, last: int | None) -> Backlog:
         backlog = Backlog()

@@ -18,9 +18,18 @@ import pyarrow as pa
 import structlog
 
 from ingestor.errors import RowsUnsaved
-from ingestor.journal.cursor import Cursor, encode_synced
 from ingestor.journal.scan import blames_file, open_file
-from ingestor.journal.segment import Header, Kind, Pieces, encode_reasons, encode_record, encode_schema, encode_start
+from ingestor.journal.segment import (
+    Cursor,
+    Header,
+    Kind,
+    Pieces,
+    encode_reasons,
+    encode_record,
+    encode_schema,
+    encode_start,
+    encode_synced,
+)
 from ingestor.layout import FILE_MODE, Layout, SegmentId, list_segments, open_own, sync_directory
 from ingestor.schema import FORMAT_VERSION
 

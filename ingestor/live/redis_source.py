@@ -12,7 +12,7 @@ import pyarrow as pa
 import structlog
 from redis.exceptions import RedisError
 
-from ingestor.config.sinks import RedisSettings
+from ingestor.config.sections import RedisSettings
 from ingestor.errors import SinkUnavailable
 from ingestor.live.board import Quote, State
 from ingestor.live.hub import RecordingState, TradeBlock

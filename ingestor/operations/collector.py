@@ -21,8 +21,8 @@ from ingestor.operations.recorder_status import (
     Strange,
 )
 from ingestor.recording import Recording
-from ingestor.sinks.cursors import Lag, Lags
 from ingestor.sinks.destinations import configured_sinks
+from ingestor.sinks.retention_slots import Lag, Lags
 
 _SYMBOLS_MAX = 1000
 _RATE_S = 10.0

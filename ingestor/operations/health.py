@@ -20,7 +20,7 @@ import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 
 from ingestor.config.addresses import Hosts, allowed_hosts, is_loopback, split_address
-from ingestor.config.recorder import HealthSettings
+from ingestor.config.sections import HealthSettings
 from ingestor.operations.collector import Watch
 from ingestor.operations.prometheus import StatusMetrics
 from ingestor.operations.recorder_status import encode_status, find_problems

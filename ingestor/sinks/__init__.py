@@ -5,8 +5,8 @@ A new destination is one file here, and one line where the daemon builds the sin
 
 from typing import Protocol
 
-from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
+from ingestor.journal.segment import Cursor
 
 
 class Sink(Protocol):

@@ -5,10 +5,8 @@ start.
 """
 
 import errno
-import gzip
 import json
 import os
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -19,20 +17,19 @@ import structlog
 from pydantic import BaseModel
 
 from ingestor.errors import ConfigError, DamagedFile, SinkUnavailable
-from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
+from ingestor.journal.segment import Cursor
 from ingestor.layout import (
     FILE_MODE,
     Layout,
     list_segments,
     make_folder,
-    publish,
     read_small,
     set_aside,
     sync_directory,
     write_whole,
 )
-from ingestor.sinks.cursors import Whole
+from ingestor.sinks.retention_slots import Whole
 
 _COMMIT_S = 1.0
 _UNSYNCED_MAX = 16 << 20
@@ -53,10 +50,9 @@ class CsvFiles:
 
     name = "csv"
 
-    def __init__(self, layout: Layout, *, compress: bool) -> None:
+    def __init__(self, layout: Layout) -> None:
         """Take up where the cursor says. Raises OSError."""
         self._layout = layout
-        self._compress = compress
         self._file: _GrowingFile | None = None
         self._committed, self._known = _read_cursor(layout)
         self._at = self._committed
@@ -86,10 +82,8 @@ class CsvFiles:
                 ended, self._file = self._file, None
                 ended.close()
             self._known = 0
-            if not self._compress:  # a crash may have left a packed one, and the setting has changed since
-                path.with_name(path.name + ".gz").unlink(missing_ok=True)
-            if self._compress and path.exists():
-                _compress(path, self._layout.staging)
+            # Earlier versions could compress a file that was complete; a crash of theirs may have left that one too.
+            path.with_name(path.name + ".gz").unlink(missing_ok=True)
             self._commit(end.at)
         except OSError as error:
             raise SinkUnavailable(f"can't end {path.name}: {error.strerror or error}") from None
@@ -201,20 +195,6 @@ def _as_text(column: pa.Array) -> pa.Array:
         return column
     times = column.dictionary_encode()
     return pc.binary_replace_slice(times.dictionary.cast(pa.string()), 10, 11, "T").take(times.indices)
-
-
-def _compress(path: Path, staging: Path) -> None:
-    """Put `X.csv.gz` in the place of `X.csv`. Raises OSError.
-
-    A crash between the two steps leaves both, and the cursor before them: the next start comes here again.
-    """
-    final = path.with_name(path.name + ".gz")
-    staged = staging / final.name
-    with path.open("rb") as plain, gzip.open(staged, "wb", compresslevel=6) as packed:
-        shutil.copyfileobj(plain, packed, 1 << 20)
-    publish(staged, final)
-    path.unlink()
-    sync_directory(path.parent)
 
 
 def _read_cursor(layout: Layout) -> tuple[Cursor, int]:

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from functools import partial
 from importlib.util import find_spec
 
-from ingestor.config.sinks import SinkSettings
+from ingestor.config.sections import SinkSettings
 from ingestor.errors import ConfigError
-from ingestor.journal.cursor import Cursor
+from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout
 from ingestor.sinks import Sink
-from ingestor.sinks.cursors import name_root
 from ingestor.sinks.external_worker import ExternalWorker
+from ingestor.sinks.retention_slots import name_root
 
 SECRETS = {"redis": "REDIS_PASSWORD", "kafka": "KAFKA_PASSWORD"}
 """By sink: where its password is looked for, as the API key is."""

@@ -22,11 +22,11 @@ from tenacity import (
 from tenacity.nap import sleep_using_event
 
 from ingestor.errors import Lagged, SinkUnavailable
-from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Event, Follower, Rows, find_journal_end
+from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.sinks import Sink
-from ingestor.sinks.cursors import note_loss, read_place, write_place
+from ingestor.sinks.retention_slots import note_loss, read_place, write_place
 
 log = structlog.get_logger()
 
@@ -135,7 +135,8 @@ class ExternalWorker:
 
     def _pass_over(self, place: Cursor, error: Lagged) -> Cursor:
         """Where there is something again, behind a place that is gone."""
-        following = _next_there_is(self._layout, place)
+        numbers = [file.id.number for file in list_segments(self._layout) if file.id.number >= place.segment]
+        following = Cursor(min(numbers, default=place.segment + 1), 0)
         self._tell_loss(place, following, str(error))
         return following
 
@@ -176,12 +177,6 @@ class ExternalWorker:
         if fault != self._fault:
             self._fault = fault
             log.error("sink.failed", sink=self.name, error=fault)
-
-
-def _next_there_is(layout: Layout, place: Cursor) -> Cursor:
-    """The beginning of the oldest segment from this place on; its own is gone."""
-    numbers = [file.id.number for file in list_segments(layout) if file.id.number >= place.segment]
-    return Cursor(min(numbers, default=place.segment + 1), 0)
 
 
 def deliver(sink: Sink, event: Event) -> None:

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from ingestor.config.sinks import KafkaSettings
+from ingestor.config.sections import KafkaSettings
 from ingestor.errors import ConfigError, SinkUnavailable
-from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
+from ingestor.journal.segment import Cursor
 
 _ROOM_S = 0.1
 _PATIENCE_MS = 30_000

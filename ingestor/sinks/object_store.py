@@ -18,8 +18,8 @@ import structlog
 from pyarrow import fs as pafs
 
 from ingestor.errors import SinkUnavailable
-from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
+from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.ledger import read_all_facts
 
@@ -49,7 +49,12 @@ class ObjectStore:
         with _translated(uri):
             self._files, place = _open_place(uri)
             self._base = f"{place}/{_ROOT_FOLDER}{root}" if shared else place
-            there = dict(self._list_there())
+            selector = pafs.FileSelector(self._base, recursive=True, allow_not_found=True)
+            there = {
+                found.path.removeprefix(f"{self._base}/"): found.size
+                for found in self._files.get_file_info(selector)
+                if found.type == pafs.FileType.File
+            }
             if shared and self._is_there(f"{place}/{_OWNER}"):
                 raise SinkUnavailable(f"{uri} is the mirror of one root alone: share another place")
             if any(name.startswith(_ROOT_FOLDER) for name in there):
@@ -71,28 +76,25 @@ class ObjectStore:
             return
         self._pass_due_s = now_s + _PASS_S
         with _translated(self._base):
-            self._mirror()
+            here, unsealed = _list_here(self._layout)
+            if here != self._mirrored:
+                for name, size in sorted(here.items()):
+                    if self._there.get(name) != size:
+                        self._bring(name)
+                # After what replaces it is there: at no moment does the mirror lack rows.
+                for name in _find_gone(self._layout, here, self._there):
+                    self._files.delete_file(f"{self._base}/{name}")
+                    del self._there[name]
+                    log.info("mirror.removed", file=name)
+                self._mirrored = here
+        first_unsealed = min((number for number in unsealed if number < self._ended.segment), default=None)
+        self._committed = self._ended if first_unsealed is None else Cursor(first_unsealed, 0)
 
     def committed(self) -> Cursor:
         return self._committed
 
     def close(self) -> None:
         """Nothing: a file is there, or it isn't."""
-
-    def _mirror(self) -> None:
-        """Bring over what is new, then remove what it replaces. Raises OSError."""
-        here, unsealed = _list_here(self._layout)
-        if here != self._mirrored:
-            for name, size in sorted(here.items()):
-                if self._there.get(name) != size:
-                    self._bring(name)
-            for name in _find_gone(self._layout, here, self._there):
-                self._files.delete_file(f"{self._base}/{name}")
-                del self._there[name]
-                log.info("mirror.removed", file=name)
-            self._mirrored = here
-        first_unsealed = min((number for number in unsealed if number < self._ended.segment), default=None)
-        self._committed = self._ended if first_unsealed is None else Cursor(first_unsealed, 0)
 
     def _bring(self, name: str) -> None:
         try:
@@ -133,12 +135,6 @@ class ObjectStore:
     def _is_there(self, path: str) -> bool:
         return bool(self._files.get_file_info(path).type != pafs.FileType.NotFound)
 
-    def _list_there(self) -> Iterator[tuple[str, int]]:
-        selector = pafs.FileSelector(self._base, recursive=True, allow_not_found=True)
-        for found in self._files.get_file_info(selector):
-            if found.type == pafs.FileType.File:
-                yield found.path.removeprefix(f"{self._base}/"), found.size
-
 
 def _open_place(uri: str) -> tuple[pafs.FileSystem, str]:
     """The file system and the path in it. Raises OSError."""
@@ -171,13 +167,11 @@ def _find_gone(layout: Layout, here: Collection[str], there: Collection[str]) ->
     missing = [name for name in there if name not in here]
     kept_days = {name.partition("/")[0] for name in here}
     lost_days = {name.partition("/")[0] for name in missing} - kept_days
-    deleted_days = _read_deleted_days(layout) if lost_days else set()
+    deleted_days = set()
+    if lost_days:  # only here is the ledger read: retention deletes whole days, and says so
+        facts = read_all_facts(layout, '"fact":"s')
+        deleted_days = {f"date={fact['date']}" for fact in facts if fact["fact"] == "day.deleted"}
     return [name for name in missing if name.partition("/")[0] in kept_days | deleted_days]
-
-
-def _read_deleted_days(layout: Layout) -> set[str]:
-    """The names of the folders that retention has removed, as the ledger says. Raises OSError."""
-    return {f"date={fact['date']}" for fact in read_all_facts(layout, '"fact":"s') if fact["fact"] == "day.deleted"}
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Seals segments into the dataset: one Parquet file a segment and UTC date. Exactly once: a file's name is its
+"""Seals segments into the dataset: one Parquet file per segment and UTC date. Exactly once: a file's name is its
 segment's id.
 """
 
@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 import structlog
 
 from ingestor.errors import SinkUnavailable
-from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
+from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout, SegmentId, list_segments, locked_date, publish, sync_directory
 from ingestor.ledger import Ledger
 from ingestor.parquet import sort_trades, write_parquet
@@ -33,7 +33,10 @@ class ParquetFiles:
         self._layout = layout
         self._ledger = ledger
         self._batches: list[pa.RecordBatch] = []
-        self._committed = _first_unsealed(layout)
+        segments = list_segments(layout)
+        behind = Cursor(segments[-1].id.number + 1, 0) if segments else Cursor(0, 0)
+        # The oldest segment that the dataset doesn't speak for, or the place behind the newest.
+        self._committed = next((Cursor(file.id.number, 0) for file in segments if not file.sealed), behind)
         self.rows: Counter[int] = Counter()
         """Published by this process, by the run that recorded them."""
 
@@ -77,7 +80,7 @@ class ParquetFiles:
 
 
 def publish_rows(layout: Layout, segment: SegmentId, batches: list[pa.RecordBatch]) -> dict[date, int]:
-    """Publish a segment's rows, a file a UTC date; how many rows went to each. Raises OSError.
+    """Publish a segment's rows, a file per UTC date; how many rows went to each. Raises OSError.
 
     The same rows give the same files under the same names, however often it is done.
     """
@@ -100,12 +103,3 @@ def split_by_date(rows: pa.Table) -> Iterator[tuple[date, pa.Table]]:
     for day in found:
         part = rows if len(found) == 1 else rows.filter(pc.equal(days, day))
         yield _EPOCH + timedelta(days=day), part
-
-
-def _first_unsealed(layout: Layout) -> Cursor:
-    """The oldest segment that the dataset doesn't speak for, or the place behind the newest."""
-    segments = list_segments(layout)
-    for file in segments:
-        if not file.sealed:
-            return Cursor(file.id.number, 0)
-    return Cursor(segments[-1].id.number + 1, 0) if segments else Cursor(0, 0)

@@ -24,8 +24,7 @@ from tenacity import (
     wait_random,
 )
 
-from ingestor.config.recorder import LoggingSettings
-from ingestor.config.sinks import SinkSettings
+from ingestor.config.sections import LoggingSettings, SinkSettings
 
 _WATCH_S = 0.2
 _PAUSE_S = 0.5

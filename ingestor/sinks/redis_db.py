@@ -13,10 +13,10 @@ import redis
 import structlog
 from redis.exceptions import AuthenticationError, RedisError
 
-from ingestor.config.sinks import RedisSettings
+from ingestor.config.sections import RedisSettings
 from ingestor.errors import SinkUnavailable
-from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
+from ingestor.journal.segment import Cursor
 
 _PATIENCE_S = 10.0
 _ROWS_A_TRANSACTION = 5_000

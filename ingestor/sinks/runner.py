@@ -11,9 +11,9 @@ from pathlib import Path
 import structlog
 
 from ingestor.errors import DamagedFile, Lagged, SinkUnavailable
-from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Event, Follower, Rows
 from ingestor.journal.scan import blames_file, open_file
+from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.sinks import Sink
 from ingestor.sinks.retention_slots import RetentionSlots
@@ -52,7 +52,10 @@ class Runner:
             if stopping and at_end:
                 self._close()
                 return
-            self._wait(at_end=at_end)
+            if at_end:
+                self._stop.wait(_POLL_S)
+            else:
+                self.hurried.wait(_RETRY_S)
 
     def _deliver_all(self) -> bool:
         """Hand out all that is synced; whether the journal's end was reached. What can't be read waits."""
@@ -72,12 +75,6 @@ class Runner:
                 return self._works("journal", None)
             self._deliver(event)
         return False
-
-    def _wait(self, *, at_end: bool) -> None:
-        if at_end:
-            self._stop.wait(_POLL_S)
-        else:
-            self.hurried.wait(_RETRY_S)
 
     def _free(self) -> None:
         try:

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.errors import SinkUnavailable
-from ingestor.journal.cursor import Cursor
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
+from ingestor.journal.segment import Cursor
 
 _PATIENCE_S = 5.0
 _ROWS_A_TRANSACTION = 50_000

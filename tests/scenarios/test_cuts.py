@@ -30,7 +30,7 @@ from requirements import of_tier
 from structlog.testing import capture_logs
 
 from ingestor.config import Settings
-from ingestor.config.recorder import StorageSettings
+from ingestor.config.sections import StorageSettings
 from ingestor.journal.follower import Rows
 from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.recording import prepare

@@ -28,7 +28,7 @@ from ingestor.closed_days import close_days
 from ingestor.dataset.compact import compact_days
 from ingestor.layout import Layout, list_segments
 from ingestor.ledger import list_ledgers
-from ingestor.sinks.cursors import name_root
+from ingestor.sinks.retention_slots import name_root
 
 LONG = "CHAOS_ROUNDS" in os.environ
 TODAY = datetime.now(UTC).date()

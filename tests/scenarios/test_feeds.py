@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from harness import EXIT_S, Tally, Venue, compare, environ, running_venue, wait_for
 
-from ingestor.config.tickers import symbols_of_shard
+from ingestor.config.sections import symbols_of_shard
 from ingestor.layout import Layout, list_segments
 from ingestor.schema import TRADES
 

@@ -40,8 +40,8 @@ from journals import (
 )
 from structlog.testing import capture_logs
 
-from ingestor.journal.cursor import read_synced
 from ingestor.journal.follower import Follower
+from ingestor.journal.segment import read_synced
 from ingestor.layout import list_segments
 
 crashes = st.builds(Crash, after=st.integers(0, 12), before=st.integers(0, 3))
@@ -77,9 +77,8 @@ class JournalMachine(RuleBasedStateMachine):
         self.recorded: list[int] = []
         self.viewed: list[int] = []
 
-    @initialize(compress=st.booleans())
-    def begin(self, *, compress: bool) -> None:
-        self.compress = compress
+    @initialize()
+    def begin(self) -> None:
         self.life = Life(self.layout, clock=self.clock)
 
     def journal_did(self) -> None:
@@ -117,7 +116,7 @@ class JournalMachine(RuleBasedStateMachine):
     @rule()
     def seal(self) -> None:
         assert self.life is not None
-        self.life.drain(compress=self.compress)
+        self.life.drain()
 
     @precondition(alive)
     @rule()
@@ -128,7 +127,7 @@ class JournalMachine(RuleBasedStateMachine):
         self.unsynced = []
         self.a_record_follower_has_what_is_synced()  # before the segment is freed, else it has lagged
         self.a_view_gets_no_row_twice()
-        self.life.drain(compress=self.compress)
+        self.life.drain()
         assert self.life.ledger.close()
         self.life = Life(self.layout, clock=self.clock)
 
@@ -173,7 +172,7 @@ class JournalMachine(RuleBasedStateMachine):
     def sinks_crash(self, crash: Crash) -> None:
         """The process dies within the work of its sinks."""
         assert self.life is not None
-        self.life.drain(crash, compress=self.compress)
+        self.life.drain(crash)
         self.kill()
 
     @precondition(alive)
@@ -245,7 +244,7 @@ class JournalMachine(RuleBasedStateMachine):
         else:
             self.stop_and_start()
         assert self.life is not None
-        self.life.stop(compress=self.compress)
+        self.life.stop()
         assert parquet_sequences(self.layout) == self.synced
         assert csv_sequences(self.layout) == self.synced
         closed = ledger_facts(self.layout, "segment.closed")
@@ -255,7 +254,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            if hasattr(self, "compress"):
+            if self.life is not None:
                 self.end()
         finally:
             self.record.close()

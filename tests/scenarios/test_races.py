@@ -71,7 +71,7 @@ def test_races(tmp_path: Path, tally: Tally, *, freeing: bool) -> None:
     ended = threading.Event()
     with capture_logs():
         life = Life(layout, rotation=Rotation(age_s=1, size=3000), clock=Clock())
-        runner, accounts = life.make_runner(ended, *([] if freeing else [Holder()]), compress=True)
+        runner, accounts = life.make_runner(ended, *([] if freeing else [Holder()]))
         with ThreadPoolExecutor() as pool:
             writing = pool.submit(write, life, ended)
             running = pool.submit(runner.run)

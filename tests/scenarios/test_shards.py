@@ -20,12 +20,12 @@ from servers import KafkaCluster, S3Server
 from sink_contract import TopicReader
 
 from ingestor.config import load_settings
-from ingestor.config.tickers import symbols_of_shard
+from ingestor.config.sections import symbols_of_shard
 from ingestor.config.yaml_file import read_yaml
-from ingestor.journal.cursor import Cursor
+from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout
 from ingestor.schema import TRADES
-from ingestor.sinks.cursors import Lags, name_root, read_place
+from ingestor.sinks.retention_slots import Lags, name_root, read_place
 
 EXAMPLE = REPOSITORY / "config/shards.yaml"
 SHARDS = 3

@@ -15,10 +15,10 @@ from harness import Recorder, Site, Tally, compare, read_facts, read_gaps, read_
 from servers import KafkaCluster, RedisServer, S3Server
 from sink_contract import Destination, Kafka, Redis, Sqlite, check, read_store
 
-from ingestor.journal.cursor import Cursor
+from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.operations.status import read_status
-from ingestor.sinks.cursors import Lags, read_place
+from ingestor.sinks.retention_slots import Lags, read_place
 
 TRADES_SENT = 200_000
 RATE = 40_000

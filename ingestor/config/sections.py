@@ -1,0 +1,290 @@
+"""Sections of the settings: the tickers and their shards, files, journal, connection, health, log, destinations."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator
+
+from ingestor.config.types import (
+    Duration,
+    HostName,
+    ListenAddress,
+    PathText,
+    RedisUrl,
+    Section,
+    Size,
+    StoreUri,
+    Switch,
+    holding,
+    lasting,
+    null_as_none,
+)
+from ingestor.texts import format_duration, is_visible
+
+_TICKER_MAX = 64
+
+
+class _Repeated(str):
+    """A ticker that stands earlier in its list too."""
+
+    __slots__ = ()
+
+
+def _parse_ticker(value: object) -> object:
+    """The symbol as it is written: a blank inside is part of it (`IC MARKETS:1`). Raises ValueError with a sentence."""
+    if isinstance(value, Mapping) and len(value) == 1:
+        exchange, name = next(iter(value.items()))
+        raise ValueError(f"a stray blank after the colon: write {exchange}:{name}")
+    if not isinstance(value, str) or not value:
+        raise ValueError("must be a symbol: text, one an item")
+    if isinstance(value, _Repeated):
+        raise ValueError(f"{value} is listed twice")  # noqa: TRY004  pydantic catches ValueError alone
+    if len(value) > _TICKER_MAX:
+        raise ValueError(f"a symbol has at most {_TICKER_MAX} characters, this one {len(value)}")
+    if "," in value or value != value.strip():
+        raise ValueError(f"`{value}` holds a comma or ends in a blank: one symbol an item")
+    if not is_visible(value):
+        raise ValueError(f"{value!r} holds a control or an invisible character")
+    return value
+
+
+def _mark_repeats(value: object) -> object:
+    """Marks what is listed twice, to be refused in its own place. Raises ValueError unless it is a list."""
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError("must be a list of at least one symbol: [AAPL], or a line `- AAPL` for each")
+    seen: set[str] = set()
+    marked: list[object] = []
+    for item in value:
+        marked.append(_Repeated(item) if isinstance(item, str) and item in seen else item)
+        seen.update([item] if isinstance(item, str) else [])
+    return marked
+
+
+Ticker = Annotated[
+    str,
+    BeforeValidator(_parse_ticker),
+    # An editor reads `000001`, `ON` and `NULL` as something else than text; the recorder doesn't.
+    WithJsonSchema({"type": ["string", "number", "boolean", "null"], "maxLength": _TICKER_MAX}),
+]
+Tickers = Annotated[tuple[Ticker, ...], BeforeValidator(_mark_repeats)]
+
+
+class ShardSettings(Section):
+    """One of several recorders that divide the tickers between them."""
+
+    index: Annotated[int, Field(ge=1, le=1000)] = Field(description="which of them this is, from 1")
+    count: Annotated[int, Field(ge=1, le=1000)] = Field(description="how many there are")
+
+    @field_validator("count")
+    @classmethod
+    def _not_below_index(cls, count: int, info: ValidationInfo) -> int:
+        if count < info.data.get("index", 1):
+            raise ValueError("must be at least `index`, which counts from 1")
+        return count
+
+
+def symbols_of_shard(symbols: Sequence[str], index: int, count: int) -> tuple[str, ...]:
+    """Those of `symbols` that the shard `index` of `count` records, in their order. Shards count from 1.
+
+    Pure, and the same on every machine and in every version. Each symbol has one shard. Another symbol changes nothing
+    for the others, and one more shard takes from each of the others about 1/(count + 1) of what it has: rendezvous
+    hashing.
+    """
+    return tuple(symbol for symbol in symbols if shard_of(symbol, count) == index)
+
+
+def shard_of(symbol: str, count: int) -> int:
+    """The shard of a symbol, 1 to `count`: the one that has drawn the highest number for it."""
+    return max(
+        range(1, count + 1), key=lambda shard: hashlib.blake2b(f"{shard}/{symbol}".encode(), digest_size=8).digest()
+    )
+
+
+class RotateSettings(Section):
+    """When a segment is closed and its files appear; UTC midnight always closes one."""
+
+    age: Annotated[Duration, lasting("1s", "1d")] = Field(default=900.0, description="after this time")
+    size: Annotated[Size, holding("4KB", "4GB")] = Field(default=32 << 20, description="or this many bytes of journal")
+
+
+class StorageSettings(Section):
+    """Where recordings go and how they look."""
+
+    root: PathText = Field(default=Path("data"), description="the recording; relative to the working directory")
+    formats: tuple[Literal["parquet", "csv"], ...] = Field(default=("parquet",), description="parquet, csv, or both")
+    rotate: RotateSettings = RotateSettings()
+    min_free: Annotated[Size, holding("0B", "1024TB")] = Field(
+        default=1 << 30, description="free space to leave on the disk"
+    )
+    retention: Annotated[Annotated[Duration, lasting("1d", "36500d")] | None, BeforeValidator(null_as_none)] = Field(
+        default=None, description="delete days of trades and CSV that are older; null keeps everything"
+    )
+    rejects_per_day: Annotated[Size, holding("0B", "1024TB")] = Field(
+        default=1 << 30,
+        description="raw text of refused frames to keep a day; beyond it they are only counted",
+    )
+
+    @field_validator("formats")
+    @classmethod
+    def _each_once(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        if not formats or len(set(formats)) < len(formats):
+            raise ValueError("must name parquet, csv, or each once")
+        return formats
+
+
+class JournalSettings(Section):
+    """The loss bounds, and how long a backlog is kept."""
+
+    linger: Annotated[Duration, lasting("0s", "10s")] = Field(
+        default=0.1, description="how long frames may wait to be journaled together: what `kill -9` can lose"
+    )
+    sync_interval: Annotated[Duration, lasting("1ms", "5m")] = Field(
+        default=1.0,
+        description="how often the journal is forced to the disk: what a power cut can lose",
+        validate_default=True,
+    )
+    max_bytes: Annotated[Size, holding("64MB", "1024TB")] = Field(
+        default=2 << 30,
+        description="what may be kept for sinks that are behind; beyond it the last one loses its place",
+    )
+
+    @field_validator("sync_interval")
+    @classmethod
+    def _no_shorter_than_linger(cls, sync_interval: float, info: ValidationInfo) -> float:
+        linger = info.data.get("linger", 0.0)
+        if sync_interval < linger:
+            raise ValueError(
+                f"sync_interval ({format_duration(sync_interval)}) must not be shorter than linger"
+                f" ({format_duration(linger)}): there would be nothing new to sync"
+            )
+        return sync_interval
+
+
+class ConnectionSettings(Section):
+    """One socket's patience."""
+
+    silence: Annotated[Duration, lasting("1s", "1h")] = Field(
+        default=150.0,
+        description="without any message for this long the connection is dead (Finnhub pings every minute)",
+    )
+    connect_timeout: Annotated[Duration, lasting("100ms", "5m")] = Field(
+        default=15.0, description="for TCP, TLS and handshake"
+    )
+    ping_interval: Annotated[Duration, lasting("100ms", "1h")] = Field(
+        default=20.0, description="between pings of our own", validate_default=True
+    )
+    backoff_max: Annotated[Duration, lasting("100ms", "1h")] = Field(
+        default=60.0, description="the longest wait between two attempts to connect"
+    )
+    buffer: Annotated[Size, holding("64KB", "16GB")] = Field(
+        default=64 << 20,
+        description="frames in memory while the disk is slow; when it is full the reader pauses",
+    )
+    ca_file: Annotated[PathText | None, BeforeValidator(null_as_none)] = Field(
+        default=None, description="PEM file of a private certificate authority; null trusts the system's"
+    )
+
+    @field_validator("ping_interval")
+    @classmethod
+    def _within_silence(cls, ping_interval: float, info: ValidationInfo) -> float:
+        silence = info.data.get("silence", ping_interval)
+        if ping_interval > silence:
+            raise ValueError(f"ping_interval must not be longer than silence ({format_duration(silence)})")
+        return ping_interval
+
+
+class HealthSettings(Section):
+    """What the recorder tells programs that watch it."""
+
+    listen: ListenAddress = Field(
+        default="127.0.0.1:9464",
+        description="address of /metrics, /healthz, /readyz and /status; port 0 takes a free one, null turns it off",
+    )
+    allow_hosts: tuple[HostName, ...] = Field(
+        default=(), description="further names under which it may be called, such as recorder.example"
+    )
+
+
+class LoggingSettings(Section):
+    """What the recorder says of itself, on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="the least that is worth a line"
+    )
+    format: Literal["auto", "console", "json"] = Field(
+        default="auto", description="auto is console on a terminal, else json"
+    )
+
+
+class SqliteSettings(Section):
+    """Rows in a SQLite database."""
+
+    path: PathText = Field(default=Path("data/trades.sqlite"), description="relative to the working directory")
+
+
+class RedisSettings(Section):
+    """A stream, the last price and publications a symbol. The password is REDIS_PASSWORD."""
+
+    url: RedisUrl = Field(
+        default="redis://127.0.0.1:6379",
+        description="rediss:// for TLS; user@ and /database are allowed, a password not",
+    )
+    ca_file: Annotated[PathText | None, BeforeValidator(null_as_none)] = Field(
+        default=None, description="PEM file of a private certificate authority; null trusts the system's"
+    )
+    stream_max: Annotated[int, Field(ge=1, le=1 << 40)] = Field(
+        default=100_000, description="about how many trades a stream keeps"
+    )
+
+
+class KafkaSettings(Section):
+    """Messages in a topic. The password of SASL is KAFKA_PASSWORD."""
+
+    brokers: str = Field(default="127.0.0.1:9092", description="host:port, several with commas between")
+    topic: Annotated[str | None, BeforeValidator(null_as_none)] = Field(
+        default=None, description="null is trades.<feed>, such as trades.finnhub"
+    )
+    values: Literal["json", "arrow"] = Field(
+        default="json", description="a trade as JSON, or the trades of a symbol as an Arrow IPC stream"
+    )
+    options: dict[str, str] = Field(default_factory=dict, description="any option of librdkafka")
+
+    @field_validator("options")
+    @classmethod
+    def _no_password(cls, options: dict[str, str]) -> dict[str, str]:
+        if secret := next((name for name in options if name.endswith((".password", ".pem", "client.secret"))), None):
+            raise ValueError(f"{secret} is a secret: the password of SASL belongs into KAFKA_PASSWORD")
+        return options
+
+
+class ObjectStoreSettings(Section):
+    """A mirror of the dataset. Credentials are found as usual: AWS_ACCESS_KEY_ID and so on, or the machine's role."""
+
+    uri: StoreUri = Field(default="mirror", description="s3://bucket/path, or a directory")
+    shared: Switch = Field(
+        default=False, description="several recorders mirror there as one dataset, each in a folder root=<its name>"
+    )
+
+
+def _null_section(value: object) -> object:
+    """An empty section is one whose every line is a comment: it is all defaults, and not null."""
+    return None if value in ("~", "null") else value
+
+
+class SinkSettings(Section):
+    """Where trades go besides files; null is nowhere."""
+
+    sqlite: Annotated[SqliteSettings | None, BeforeValidator(_null_section)] = Field(
+        default=None, description="a SQLite database; null is nowhere"
+    )
+    redis: Annotated[RedisSettings | None, BeforeValidator(_null_section)] = Field(
+        default=None, description="Redis: a stream, the last price and publications a symbol; null is nowhere"
+    )
+    kafka: Annotated[KafkaSettings | None, BeforeValidator(_null_section)] = Field(
+        default=None, description="a Kafka topic; null is nowhere"
+    )
+    object_store: Annotated[ObjectStoreSettings | None, BeforeValidator(_null_section)] = Field(
+        default=None, description="a mirror of the dataset in an object store or a directory; null is nowhere"
+    )
