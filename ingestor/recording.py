@@ -1,6 +1,10 @@
-"""The parts of one run, wired and at rest: what is built, in which order, and from what the last run left."""
+"""Wires the parts of one run, in three groups: Capture, JournalWriter and FileSinks.
+
+Each group is one thread's work, and has its own `build`. A Run holds what they share. Nothing runs yet.
+"""
 
 import threading
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +23,8 @@ from ingestor.capture.subscriptions import Subscriptions
 from ingestor.capture.wall_clock import Clock
 from ingestor.config import Settings
 from ingestor.config.key import load_secret
+from ingestor.config.sections import ConnectionSettings, JournalSettings
 from ingestor.errors import ConfigError
-from ingestor.facts import Fact
 from ingestor.feeds import Feed, make_feed
 from ingestor.history import History, next_segment, read_history
 from ingestor.journal.writer import Journal, Rotation, Segments
@@ -36,6 +40,114 @@ from ingestor.sinks.runner import Runner
 from ingestor.sinks.segment_accounts import SegmentAccounts
 
 FileSink = ParquetFiles | CsvFiles
+
+_WAITS = Backoff()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run on one root, and what its threads share: facts, gaps, the clock, what was observed, waiting frames."""
+
+    layout: Layout
+    number: int
+    feed: Feed
+    ledger: Ledger
+    gaps: Gaps
+    clock: Clock
+    observed: Observed
+    buffer: Buffer
+
+    @classmethod
+    def build(
+        cls, layout: Layout, number: int, feed: Feed, ledger: Ledger, inherited: Iterable[OpenGap], buffer_bytes: int
+    ) -> "Run":
+        """`inherited` are the gaps that the runs before left open."""
+        gaps = Gaps(ledger, number, inherited)
+        return cls(layout, number, feed, ledger, gaps, Clock(ledger, gaps), Observed(), Buffer(buffer_bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class JournalWriter:
+    """From the Buffer to the journal: the recorder's thread."""
+
+    journal: Journal
+    rejects: Rejects
+    recorder: Recorder
+
+    @classmethod
+    def build(
+        cls, run: Run, first_segment: int, rotation: Rotation, settings: JournalSettings, rejects_per_day: int
+    ) -> "JournalWriter":
+        """Opens the first segment. Raises OSError."""
+        feed, layout = run.feed, run.layout
+        segments = Segments(layout, run.number, first_segment, feed.name, recorded(feed.schema))
+        journal = Journal(layout, segments, rotation)
+        rejects = Rejects(layout, run.number, rejects_per_day)
+        keeper = Keeper(journal, rejects, run.buffer, run.observed)
+        observer = Observer(run.ledger, run.gaps, run.observed, may_replay=feed.terms.may_replay)
+        recorder = Recorder(feed, run.number, settings, run.buffer, journal, keeper, observer, run.clock.venue)
+        return cls(journal, rejects, recorder)
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """From the venue to the Buffer: the reader's thread."""
+
+    subscriptions: Subscriptions
+    markets: Markets
+    monitor: ConnectionMonitor
+    session: Session
+
+    @classmethod
+    def build(
+        cls,
+        run: Run,
+        symbols: Sequence[str],
+        settings: ConnectionSettings,
+        key: str,
+        stop: threading.Event,
+        *,
+        rest_base: str | None,
+        waits: Backoff = _WAITS,
+    ) -> "Capture":
+        """Asks nothing of the venue yet. `rest_base` is where holidays are asked for, None for nowhere."""
+        feed, ledger, gaps, observed, buffer, clock = (
+            run.feed, run.ledger, run.gaps, run.observed, run.buffer, run.clock,
+        )  # fmt: skip
+        gaps.drop_others(symbols, now_us())
+        connector = Connector(feed, settings, KnownKey(run.layout, key), waits, stop)
+        subscriptions = Subscriptions(feed, symbols, ledger, gaps, observed, waits.symbol_s)
+        holidays = Holidays(run.layout, rest_base, key, settings.ca_file)
+        markets = Markets(holidays, never_close=feed.terms.never_closes)
+        monitor = ConnectionMonitor(subscriptions, settings, buffer, gaps, observed, markets, clock)
+        lives = ConnectionLog(ledger, gaps, observed)
+        session = Session(feed.terms, connector, monitor, lives, gaps, buffer, clock, stop)
+        return cls(subscriptions, markets, monitor, session)
+
+
+@dataclass(frozen=True, slots=True)
+class FileSinks:
+    """From the journal to accounts and files, and what the journal keeps for other destinations: the files thread."""
+
+    accounts: SegmentAccounts
+    files: list[FileSink]
+    slots: RetentionSlots
+    runner: Runner
+
+    @classmethod
+    def build(cls, run: Run, settings: Settings, last_closed: int, stop: threading.Event) -> "FileSinks":
+        """`last_closed` is the last segment of which the ledger has an account. Raises OSError, ConfigError."""
+        layout, ledger = run.layout, run.ledger
+        accounts = SegmentAccounts(layout, ledger, last_closed)
+        files: list[FileSink] = []
+        if "parquet" in settings.storage.formats:
+            files.append(ParquetFiles(layout, ledger))
+        if "csv" in settings.storage.formats:
+            files.append(CsvFiles(layout))
+        held = sinks_with_slots(settings.sinks)
+        slots = RetentionSlots(layout, held, settings.journal.max_bytes, settings.storage.min_free, ledger)
+        # The accounts come first: rows count only once the ledger has the account of their segment.
+        return cls(accounts, files, slots, Runner(layout, [accounts, *files], stop, slots))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,40 +182,40 @@ def prepare(
     Raises ConfigError, OSError.
     """
     history = read_history(layout)
-    check_venue(layout.root, history, settings.feed.type, settings.feed.venue)
-    run = history.run + 1
+    check_venue(layout.root, history, settings.feed.type, settings.feed.venue)  # before anything is written
     feed = make_feed(settings.feed, key)
+    # What the last run left is read before this one writes: its first facts and its first segment would be the newest.
     first_segment = next_segment(layout, history.segment)
     inherited = find_inherited_gaps(layout, history)
     take_over_format_1(layout)
     ledger = _begin_ledger(settings, layout, history, feed, first_segment, inherited)
-    rotation = Rotation(settings.storage.rotate.age, settings.storage.rotate.size)
-    journal = Journal(layout, Segments(layout, run, first_segment, feed.name, recorded(feed.schema)), rotation)
-    gaps = Gaps(ledger, run, inherited)
-    clock = Clock(ledger, gaps)
-    gaps.drop_others(settings.symbols, now_us())
-    observed = Observed()
-    buffer = Buffer(settings.connection.buffer)
-    waits = Backoff()
-    attempts = Connector(feed, settings.connection, KnownKey(layout, key), waits, stop)
-    subscriptions = Subscriptions(feed, settings.symbols, ledger, gaps, observed, waits.symbol_s)
-    holidays = Holidays(layout, find_rest_base(settings.feed.url), key, settings.connection.ca_file)
-    markets = Markets(holidays, never_close=feed.terms.never_closes)
-    monitor = ConnectionMonitor(subscriptions, settings.connection, buffer, gaps, observed, markets, clock)
-    session = Session(feed.terms, attempts, monitor, ConnectionLog(ledger, gaps, observed), gaps, buffer, clock, stop)
-    rejects = Rejects(layout, run, settings.storage.rejects_per_day)
-    keeper = Keeper(journal, rejects, buffer, observed)
-    observer = Observer(ledger, gaps, observed, may_replay=feed.terms.may_replay)
-    recorder = Recorder(feed, run, settings.journal, buffer, journal, keeper, observer, clock.venue)
-    accounts = SegmentAccounts(layout, ledger, history.closed)
-    files = _make_file_sinks(settings, layout, ledger)
-    slot_holders = sinks_with_slots(settings.sinks)
-    slots = RetentionSlots(layout, slot_holders, settings.journal.max_bytes, settings.storage.min_free, ledger)
-    runner = Runner(layout, [accounts, *files], sinks_stop, slots)
+    run = Run.build(layout, history.run + 1, feed, ledger, inherited, settings.connection.buffer)
+    storage = settings.storage
+    rotation = Rotation(storage.rotate.age, storage.rotate.size)
+    writer = JournalWriter.build(run, first_segment, rotation, settings.journal, storage.rejects_per_day)
+    rest_base = find_rest_base(settings.feed.url)
+    capture = Capture.build(run, settings.symbols, settings.connection, key, stop, rest_base=rest_base)
+    sinks = FileSinks.build(run, settings, history.closed, sinks_stop)
     return Recording(
-        settings, layout, run, ledger, gaps, clock, observed, buffer, subscriptions, markets, session, journal, rejects,
-        recorder, accounts, files, slots, runner,
-    )  # fmt: skip
+        settings=settings,
+        layout=layout,
+        run=run.number,
+        ledger=ledger,
+        gaps=run.gaps,
+        clock=run.clock,
+        observed=run.observed,
+        buffer=run.buffer,
+        subscriptions=capture.subscriptions,
+        markets=capture.markets,
+        session=capture.session,
+        journal=writer.journal,
+        rejects=writer.rejects,
+        recorder=writer.recorder,
+        accounts=sinks.accounts,
+        files=sinks.files,
+        slots=sinks.slots,
+        runner=sinks.runner,
+    )
 
 
 def _begin_ledger(
@@ -125,25 +237,13 @@ def _begin_ledger(
         formats=list(settings.storage.formats),
         first_segment=first_segment,
         closed=history.closed,
-        open_gaps=[_as_fact(gap) for gap in inherited],
+        open_gaps=[
+            {"gap": gap.id, "cause": gap.cause, "since": gap.since_us, "symbol": gap.symbol} for gap in inherited
+        ],
         asked=list(history.asked),
         ended=history.ended,
     )
     return ledger
-
-
-def _as_fact(gap: OpenGap) -> Fact:
-    return {"gap": gap.id, "cause": gap.cause, "since": gap.since_us, "symbol": gap.symbol}
-
-
-def _make_file_sinks(settings: Settings, layout: Layout, ledger: Ledger) -> list[FileSink]:
-    """The sinks that `storage.formats` asks for. Raises OSError."""
-    sinks: list[FileSink] = []
-    if "parquet" in settings.storage.formats:
-        sinks.append(ParquetFiles(layout, ledger))
-    if "csv" in settings.storage.formats:
-        sinks.append(CsvFiles(layout))
-    return sinks
 
 
 def make_sink_process(settings: Settings, layout: Layout, config_dir: Path) -> SinkProcess | None:

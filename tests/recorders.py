@@ -13,15 +13,12 @@ import pyarrow as pa
 from journals import ledger_facts
 
 from ingestor.capture.buffer import Buffer
-from ingestor.capture.connection_log import ConnectionLog
-from ingestor.capture.connector import Backoff, Connector, KnownKey
+from ingestor.capture.connector import Backoff
 from ingestor.capture.gaps import Gaps, OpenGap
-from ingestor.capture.market_calendar import Holidays, Markets
 from ingestor.capture.monitor import ConnectionMonitor
-from ingestor.capture.recorder import Keeper, Recorder
-from ingestor.capture.rejects import Rejects
+from ingestor.capture.recorder import Recorder
 from ingestor.capture.session import Session
-from ingestor.capture.stream_state import Observed, Observer
+from ingestor.capture.stream_state import Observed
 from ingestor.capture.subscriptions import Subscriptions
 from ingestor.capture.wall_clock import Clock
 from ingestor.config.sections import ConnectionSettings, JournalSettings
@@ -30,10 +27,10 @@ from ingestor.facts import Fact
 from ingestor.feeds import Feed
 from ingestor.feeds.finnhub import Finnhub
 from ingestor.journal.follower import Follower, Rows
-from ingestor.journal.writer import Journal, Rotation, Segments
+from ingestor.journal.writer import Journal, Rotation
 from ingestor.layout import Layout
-from ingestor.ledger import Ledger, list_ledger_files, now_us, read_facts
-from ingestor.schema import recorded
+from ingestor.ledger import Ledger, list_ledger_files, read_facts
+from ingestor.recording import Capture, JournalWriter, Run
 
 T = TypeVar("T")
 
@@ -117,25 +114,16 @@ def make_rig(
     layout.create()
     feed = feed or Finnhub(url, KEY)
     ledger = Ledger(layout, run, datetime.now(UTC).date())
-    gaps = Gaps(ledger, run, inherited)
-    clock = Clock(ledger, gaps)
-    gaps.drop_others(symbols, now_us())
-    observed = Observed()
     settings = ConnectionSettings.model_validate({"connect_timeout": 5.0, "backoff_max": 1.0, **connection})
-    buffer = Buffer(settings.buffer)
-    stop = threading.Event()
-    journal = Journal(layout, Segments(layout, run, run, feed.name, recorded(feed.schema)), Rotation(900.0, 1 << 26))
-    rejects = Rejects(layout, run, 1 << 30)
     times = JournalSettings.model_validate({"linger": linger_s, "sync_interval": 0.2})
-    keeper = Keeper(journal, rejects, buffer, observed)
-    observer = Observer(ledger, gaps, observed, may_replay=feed.terms.may_replay)
-    recorder = Recorder(feed, run, times, buffer, journal, keeper, observer, clock.venue)
-    attempts = Connector(feed, settings, KnownKey(layout, KEY), waits, stop)
-    subscriptions = Subscriptions(feed, symbols, ledger, gaps, observed, waits.symbol_s)
-    markets = Markets(Holidays(layout, None, KEY), never_close=feed.terms.never_closes)
-    monitor = ConnectionMonitor(subscriptions, settings, buffer, gaps, observed, markets, clock)
-    session = Session(feed.terms, attempts, monitor, ConnectionLog(ledger, gaps, observed), gaps, buffer, clock, stop)
-    return Rig(layout, ledger, buffer, gaps, clock, observed, journal, recorder, subscriptions, monitor, session, stop)
+    stop = threading.Event()
+    shared = Run.build(layout, run, feed, ledger, inherited, settings.buffer)
+    writer = JournalWriter.build(shared, run, Rotation(900.0, 1 << 26), times, 1 << 30)
+    capture = Capture.build(shared, symbols, settings, KEY, stop, rest_base=None, waits=waits)
+    return Rig(
+        layout, ledger, shared.buffer, shared.gaps, shared.clock, shared.observed, writer.journal, writer.recorder,
+        capture.subscriptions, capture.monitor, capture.session, stop,
+    )  # fmt: skip
 
 
 @contextmanager
