@@ -120,8 +120,8 @@ class Capture:
         holidays = Holidays(run.layout, rest_base, key, settings.ca_file)
         markets = Markets(holidays, never_close=feed.terms.never_closes)
         monitor = ConnectionMonitor(subscriptions, settings, buffer, gaps, observed, markets, clock)
-        lives = ConnectionLog(ledger, gaps, observed)
-        session = Session(feed.terms, connector, monitor, lives, gaps, buffer, clock, stop)
+        connection_log = ConnectionLog(ledger, gaps, observed)
+        session = Session(feed.terms, connector, monitor, connection_log, gaps, buffer, clock, stop)
         return cls(subscriptions, markets, monitor, session)
 
 

@@ -71,9 +71,9 @@ def begin(rig: Rig) -> ConnectionRecord:
 def test_the_silence_of_a_machine_that_stood_still_is_judged_once_it_has_listened(rig: Rig) -> None:
     life = begin(rig)
     for second in (0.5, 1.0, 11.0, 11.5, 12.0):
-        rig.monitor.tend(CONNECTION, life, life.opened_s + second)
+        rig.monitor.check(CONNECTION, life, life.opened_s + second)
     with pytest.raises(Stalled, match="nothing came"):
-        rig.monitor.tend(CONNECTION, life, life.opened_s + 12.5)
+        rig.monitor.check(CONNECTION, life, life.opened_s + 12.5)
 
 
 def test_time_in_which_the_machine_stood_still_is_no_drought(rig: Rig) -> None:
@@ -82,6 +82,6 @@ def test_time_in_which_the_machine_stood_still_is_no_drought(rig: Rig) -> None:
     asked_again: list[float] = []
     for second in (0.5, 1.0, *(11 + half / 2 for half in range(20))):
         life.frames += 1
-        rig.monitor.tend(CONNECTION, life, life.opened_s + second)
+        rig.monitor.check(CONNECTION, life, life.opened_s + second)
         asked_again += [second] * (len(rig.facts("symbols.retried")) - len(asked_again))
     assert asked_again == [18.5]

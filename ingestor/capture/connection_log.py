@@ -42,7 +42,7 @@ class ConnectionRecord:
 
 
 class ConnectionLog:
-    """Writes down the lives of a session's connections, and the gaps that they leave."""
+    """Records a session's connections, and the gaps that they leave."""
 
     def __init__(self, ledger: Ledger, gaps: Gaps, observed: Observed) -> None:
         self._ledger = ledger

@@ -74,7 +74,7 @@ class Holidays:
         self.calendar = read_calendar(layout.holidays)
 
     def refresh(self, now_s: float) -> threading.Thread | None:
-        """Ask the venue if it is time to, once a day whatever it says; the thread that does is returned at once."""
+        """Ask the venue if it is time to, once per day whatever it says; the thread that does is returned at once."""
         if self._rest_base is None or now_s < self._ask_at_s:
             return None
         self._ask_at_s = now_s + _AGAIN_S
@@ -84,7 +84,17 @@ class Holidays:
 
     def _ask(self, rest_base: str) -> None:
         try:
-            told = _fetch_hours(f"{rest_base}/stock/market-holiday?exchange=US", self._key, self._ca_file)
+            # Neither by a proxy nor by a redirect does the key get to another host.
+            tls = HTTPSHandler(context=ssl.create_default_context(cafile=self._ca_file))
+            opener = build_opener(_NoRedirect, ProxyHandler({}), tls)
+            headers = {
+                "X-Finnhub-Token": self._key,
+                "User-Agent": "finnhub-ingestor",
+            }  # some turn urllib's own name away
+            request = Request(f"{rest_base}/stock/market-holiday?exchange=US", headers=headers)  # noqa: S310  https
+            answer: IO[bytes]
+            with opener.open(request, timeout=_TIMEOUT_S) as answer:
+                told = parse_answer(answer.read(_ANSWER_MAX))
             self.calendar = Calendar({date.fromisoformat(day): parse_hours(hours) for day, hours in told.items()})
             write_whole(self._layout.holidays, json.dumps(told), self._layout.staging)
         except (OSError, ValueError) as error:
@@ -97,16 +107,6 @@ class _NoRedirect(HTTPRedirectHandler):
 
     def redirect_request(self, *_: object) -> None:
         return None
-
-
-def _fetch_hours(url: str, key: str, ca_file: Path | None) -> dict[str, str]:
-    """Raises OSError, ValueError."""
-    tls = HTTPSHandler(context=ssl.create_default_context(cafile=ca_file))
-    opener = build_opener(_NoRedirect, ProxyHandler({}), tls)
-    headers = {"X-Finnhub-Token": key, "User-Agent": "finnhub-ingestor"}  # urllib's own name is turned away by some
-    answer: IO[bytes]
-    with opener.open(Request(url, headers=headers), timeout=_TIMEOUT_S) as answer:  # noqa: S310  https
-        return parse_answer(answer.read(_ANSWER_MAX))
 
 
 def parse_answer(answer: bytes) -> dict[str, str]:

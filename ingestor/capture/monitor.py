@@ -89,8 +89,8 @@ class ConnectionMonitor:
         self._pauses = PauseDetector(now_s)
         self._liveness = Liveness(self._settings.silence, self._settings.ping_interval, now_s)
 
-    def tend(self, connection: Connection, life: ConnectionRecord, now_s: float) -> None:
-        """Twice a second: is it alive, is there something to ask for again? Raises ConnectionLost."""
+    def check(self, connection: Connection, life: ConnectionRecord, now_s: float) -> None:
+        """Twice per second: is it alive, is there something to ask for again? Raises ConnectionLost."""
         self._clock.now_us()
         self._clock.doubt()
         self._pauses.look(now_s)

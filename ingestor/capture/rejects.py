@@ -142,19 +142,16 @@ class Rejects:
             if os.pwrite(self._fd, lines, self._size) < len(lines):
                 raise OSError("the disk took only a part")
         except OSError:
-            self._cut_back()
+            # A part of a line must not swallow the next one: where it can't be cut off, the next open ends it. A line
+            # of what is left out stands there, or will when the disk takes it again.
+            if not self._left_out:
+                try:
+                    os.ftruncate(self._fd, self._size)
+                except OSError:
+                    self._day = None
+                    raise
             raise
         self._dirty = True
-
-    def _cut_back(self) -> None:
-        """A part of a line must not swallow the next one: where it can't be cut off, the next open ends it."""
-        if self._left_out:  # they stand there, or will when the disk takes them again
-            return
-        try:
-            os.ftruncate(self._fd, self._size)
-        except OSError:
-            self._day = None
-            raise
 
     def sync(self) -> None:
         """Make the lines survive a power cut. Raises OSError."""

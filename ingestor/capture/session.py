@@ -20,7 +20,7 @@ from ingestor.capture.wall_clock import Clock
 from ingestor.errors import ConnectionLost, FeedRefused, Stalled
 from ingestor.feeds import Terms
 
-_TEND_S = 0.5
+_CHECK_S = 0.5
 
 log = structlog.get_logger()
 
@@ -99,18 +99,18 @@ class Session:
     def __init__(
         self,
         terms: Terms,
-        attempts: Connector,
+        connector: Connector,
         monitor: ConnectionMonitor,
-        lives: ConnectionLog,
+        connection_log: ConnectionLog,
         gaps: Gaps,
         buffer: Buffer,
         clock: Clock,
         stop: threading.Event,
     ) -> None:
         self._terms = terms
-        self._attempts = attempts
+        self._connector = connector
         self._monitor = monitor
-        self._lives = lives
+        self._connection_log = connection_log
         self._gaps = gaps
         self._buffer = buffer
         self._clock = clock
@@ -138,7 +138,7 @@ class Session:
         for good.
         """
         try:
-            for attempt in self._attempts.until_stop():
+            for attempt in self._connector.until_stop():
                 with attempt:
                     self._live()
         except FeedRefused:  # the run ends in order, and is blind from here on: no crash
@@ -151,10 +151,10 @@ class Session:
         """One connection, from handshake to end. Raises ConnectionLost where it was of no use, FeedRefused."""
         if self._stop.is_set():
             return
-        connection = self._attempts.connect()
+        connection = self._connector.connect()
         self._clock.opened(connection.date)
         self.connections += 1
-        life = self._lives.begin(self.connections)
+        life = self._connection_log.begin(self.connections)
         lost: ConnectionLost | None = None
         aged = False
         try:
@@ -169,15 +169,15 @@ class Session:
         elif lost is None:
             if self._retiring:
                 self._retiring.join()  # what it still reads is not within the gap
-            self._lives.close(life, self._heard_us(life))
+            self._connection_log.close(life, self._heard_us(life))
         else:
             if self._retiring:
                 self._retiring.read_on()
-            self._lives.lose(life, connection, lost, self._heard_us(life))
-            if not self._lives.was_of_use(life):
+            self._connection_log.lose(life, connection, lost, self._heard_us(life))
+            if not self._connection_log.was_of_use(life):
                 raise lost
             if isinstance(lost, Stalled):
-                self._attempts.pause()
+                self._connector.pause()
 
     def _heard_us(self, life: ConnectionRecord) -> int:
         """When the last frame was received, on this connection or on the one that it replaced."""
@@ -197,7 +197,7 @@ class Session:
         """Frames into the Buffer until it is lost (raises ConnectionLost), too old (True), or `stop` (False): then
         also those that were on their way.
         """
-        tend_at_s = 0.0
+        check_at_s = 0.0
         while not self._stop.is_set():
             self.turned_at_s = time.monotonic()
             bytes_before = connection.bytes_received
@@ -207,9 +207,9 @@ class Session:
             elif connection.bytes_received == bytes_before:
                 life.paused_s = None  # the socket was empty
             now_s = time.monotonic()
-            if now_s >= tend_at_s:
-                tend_at_s = now_s + _TEND_S
-                self._monitor.tend(connection, life, now_s)
+            if now_s >= check_at_s:
+                check_at_s = now_s + _CHECK_S
+                self._monitor.check(connection, life, now_s)
                 if now_s - life.opened_s >= self._terms.max_age_s and not self._stop.is_set():
                     return True
         for payloads in connection.leave():
@@ -233,7 +233,7 @@ class Session:
 
     def _retire(self, connection: Connection, life: ConnectionRecord) -> None:
         """It is read on, elsewhere, while the next one is opened: the venue would end it soon, at a time of its own."""
-        self._lives.retire(life)
+        self._connection_log.retire(life)
         self._retiring = Handover(
             connection,
             life.number,

@@ -17,7 +17,7 @@ import structlog
 from ingestor.capture.buffer import FrameBlock
 from ingestor.capture.gaps import Gaps
 from ingestor.capture.rejects import Refused, make_sample
-from ingestor.feeds import Frames, Notice
+from ingestor.feeds import Notice
 from ingestor.ledger import Ledger
 
 log = structlog.get_logger()
@@ -192,7 +192,7 @@ class Observer:
             if self._replay and self._replay.finds(block, rows):
                 self._replay = None
         for notice in notices:
-            self._heed(notice, block.frames)
+            self._observe_notice(notice, block.frames)
         strange = [notice for notice in notices if notice.kind == "unknown"]
         unread = [one for one in refused if one.reason != "repeated_id"]  # those were read, and are recorded already
         if strange or unread:
@@ -215,6 +215,16 @@ class Observer:
         since_us = {symbol: _first_received_us(rows, symbol) - base_us for symbol in sorted(symbols)}
         self._ledger.record("symbols.proven", connection=connection, base=base_us, symbols=since_us)
 
+    def _observe_notice(self, notice: Notice, frames: Frames) -> None:
+        if notice.refuses:
+            self._observed.saw_refusal(Refusal(notice.symbol, notice.text, frames.received_us[notice.frame]))
+        elif notice.kind == "error":
+            log.warning("venue.complained", text=notice.text)
+        elif notice.kind == "unknown" and notice.text not in self._unknown_seen:
+            if len(self._unknown_seen) < _UNKNOWN_MAX:
+                self._unknown_seen.add(notice.text)
+            log.warning("notice.unknown", type=notice.text, sample=make_sample(frames.payloads[notice.frame]))
+
     def _look_at_unread(self, block: FrameBlock, strange: list[Notice], unread: list[Refused]) -> None:
         """Count them, and show one: the first that is refused for its reason, or passed over, and one per minute."""
         last = self._observed.unread or _NEVER
@@ -232,17 +242,6 @@ class Observer:
             self._refused_seen.add(fresh.reason)
             log.warning("message.refused", reason=reason, sample=sample, hint="see `ingestor status`, rejects/")
         self._observed.unread = Unread(last.messages + len(strange) + len(unread), reason, sample, rejected)
-
-    def _heed(self, notice: Notice, frames: Frames) -> None:
-        """What the venue says besides trades."""
-        if notice.refuses:
-            self._observed.saw_refusal(Refusal(notice.symbol, notice.text, frames.received_us[notice.frame]))
-        elif notice.kind == "error":
-            log.warning("venue.complained", text=notice.text)
-        elif notice.kind == "unknown" and notice.text not in self._unknown_seen:
-            if len(self._unknown_seen) < _UNKNOWN_MAX:
-                self._unknown_seen.add(notice.text)
-            log.warning("notice.unknown", type=notice.text, sample=make_sample(frames.payloads[notice.frame]))
 
 
 class _Replay:

@@ -28,7 +28,7 @@ class Validated:
     """The verdict on a batch of trades."""
 
     kept: pa.BooleanArray | None
-    """One a trade, without nulls; None where all are kept."""
+    """One per trade, without nulls; None where all are kept."""
     rejected: list[tuple[int, str]]
     """Row and reason of each trade that is not, by row."""
 
@@ -44,13 +44,17 @@ def validate(trades: pa.RecordBatch, now_us: int, *, signed_prices: bool = False
 
     The reason is the first that applies: `bad_time` (before 1990, or over a day ahead), `bad_symbol` (empty,
     over 64 characters, or with one that doesn't show: a control character, or what makes an
-    invisible twin of another symbol), `bad_price` (not finite, or not above 0 unless prices are
+    look-alike of another symbol), `bad_price` (not finite, or not above 0 unless prices are
     signed), `bad_volume` (not finite, or below 0). A null is bad, except in volume, where it means unknown.
     """
     volume = trades["volume"]
+    symbols: Any = trades["symbol"].dictionary_encode()  # each distinct one is judged once
+    verdicts = [0 < len(text) <= _SYMBOL_CHARACTERS and is_visible(text) for text in symbols.dictionary.to_pylist()]
+    are_symbols: Any = pa.array(verdicts, pa.bool_()).take(symbols.indices)
+    # A mask per column: true where the value is good, never null.
     good = {
         "bad_time": _are_within(trades["timestamp"].view(pa.int64()), _EARLIEST_MS, (now_us + AHEAD_US) // 1000),
-        "bad_symbol": _are_symbols(trades["symbol"]),
+        "bad_symbol": are_symbols.fill_null(False) if are_symbols.null_count else are_symbols,
         "bad_price": _are_within(trades["price"], -_MOST if signed_prices else _LEAST_PRICE, _MOST),
         "bad_volume": _are_within(volume.fill_null(0.0) if volume.null_count else volume, 0.0, _MOST),
     }
@@ -63,21 +67,10 @@ def validate(trades: pa.RecordBatch, now_us: int, *, signed_prices: bool = False
     return Validated(reduce(pc.and_, good.values()), sorted(reason_of.items()))
 
 
-# A mask a column: true where the value is good, never null.
-
-
 def _are_within(values: Any, least: float, most: float) -> Any:
     """NaN and null are within nothing."""
     mask: Any = pc.and_(pc.greater_equal(values, pa.scalar(least)), pc.less_equal(values, pa.scalar(most)))
     return mask.fill_null(False) if mask.null_count else mask
-
-
-def _are_symbols(symbols: Any) -> Any:
-    """Symbols repeat: each distinct one is judged once."""
-    encoded = symbols.dictionary_encode()
-    verdicts = [0 < len(text) <= _SYMBOL_CHARACTERS and is_visible(text) for text in encoded.dictionary.to_pylist()]
-    good: Any = pa.array(verdicts, pa.bool_()).take(encoded.indices)
-    return good.fill_null(False) if good.null_count else good
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +87,7 @@ class Deduplicator:
     """Remembers what was recorded a moment ago, and finds it again in what another connection brings."""
 
     def __init__(self, schema: pa.Schema) -> None:
-        """Of a feed; without a column `trade_id` nothing is a twin."""
+        """Of a feed; without a column `trade_id` nothing is a duplicate."""
         self._known = "trade_id" in schema.names
         self._recent: deque[_Recorded] = deque()
 

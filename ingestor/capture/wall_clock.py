@@ -6,7 +6,7 @@ told apart; a machine that merely stood still (see `PauseDetector`) moves all th
 `Date` of its handshake, and the times of its trades.
 
 What waited in the socket over a sleep or a standstill is stamped when it is read: `received_at` is the time of receipt,
-never of sending, and coverage is told by it. How late trades were is in the rows, and bars heed it.
+never of sending, and coverage is told by it. How late trades were is in the rows, and bars allow for it.
 """
 
 import threading

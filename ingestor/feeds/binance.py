@@ -41,7 +41,7 @@ BINANCE_TRADES = pa.schema(
 )
 
 _TERMS = Terms(message_pause_s=0.25, max_age_s=23.75 * 3600, never_closes=True)
-"""Five messages a second and 24 h a connection are what Binance allows; our pings and pongs count, too."""
+"""Five messages per second and 24 h per connection are what Binance allows; our pings and pongs count, too."""
 _STREAMS_A_MESSAGE = 200
 """A connection has 1024 streams at most, and so takes six messages."""
 
@@ -119,7 +119,7 @@ class Binance:
         return Decoded(trades, frame_of, others.rejects, others.notices)
 
     def encode(self, trades: pa.RecordBatch) -> list[bytes]:
-        """One frame a trade, in the form that this feed asks for; a trade without volume can't be said."""
+        """One frame per trade, in the form that this feed asks for; a trade without volume can't be said."""
         columns = (trades["timestamp"].cast(pa.int64()), *trades.columns[1:4], trades["trade_id"], trades["side"])
         rows = zip(*(column.to_pylist() for column in columns), strict=True)
         return [self._written(*row).encode() for row in rows]
@@ -150,7 +150,7 @@ def _decimal(number: float) -> str:
 
 
 def _events(frames: pa.RecordBatch) -> pa.RecordBatch | None:
-    """A row a frame with the fields of its event, null where it holds none; None where only some are in an envelope."""
+    """A row per frame: its event's fields, null where it holds none. None where only some are in an envelope."""
     enveloped = pc.is_valid(frames["stream"])
     if not pc.any(enveloped).as_py():
         return frames.select([field.name for field in _EVENT_FIELDS])
@@ -231,19 +231,15 @@ def _answer(frame: int, document: JsonObject) -> Notice:
 
 def _trade(event: JsonObject, id_key: str) -> Row:
     take_object(event, _TRADE_KEYS | {id_key})
-    return (
+    row = (
         take_integer(event.get("T"), "bad_time"),
         take_text(event.get("s"), "bad_symbol"),
         take_decimal(event.get("p"), "bad_price"),
         take_decimal(event.get("q"), "bad_volume"),
         None,
         take_integer(event.get(id_key), "bad_id"),
-        _side(event.get("m")),
     )
-
-
-def _side(buyer_made: Any) -> str:
-    """What the aggressor did: where the buyer made the price, it sold."""
+    buyer_made = event.get("m")
     if not isinstance(buyer_made, bool):
         raise RefusedError("bad_side")
-    return "sell" if buyer_made else "buy"
+    return *row, "sell" if buyer_made else "buy"  # by the aggressor: where the buyer made the price, it sold

@@ -272,17 +272,10 @@ def _fenced(payloads: list[bytes]) -> bool:
     reader lets invalid UTF-8 pass; NaN and Inf, too, which a feed has to look for in its doubles.
     """
     text = b"".join(payloads)
-    return (
-        len(text) < _BLOCK_BYTES
-        and b"\n" not in text
-        and b"\r" not in text
-        and {payload[:1] for payload in payloads} == {b"{"}
-        and {payload[-1:] for payload in payloads} == {b"}"}
-        and _is_utf8(text)
-    )
-
-
-def _is_utf8(text: bytes) -> bool:
+    if len(text) >= _BLOCK_BYTES or b"\n" in text or b"\r" in text:
+        return False
+    if {payload[:1] for payload in payloads} != {b"{"} or {payload[-1:] for payload in payloads} != {b"}"}:
+        return False
     if text.isascii():
         return True
     try:

@@ -5,7 +5,7 @@ Where the settings say so it may also be a map such as `{"AAPL": 145.67, "GOOGL"
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import ROUND_DOWN, Context, Decimal
@@ -274,7 +274,10 @@ class _Reader:
                 and value.keys().isdisjoint(self.layout.reserved)
                 and all(type(price) in (int, float) for price in value.values())
             )
-            found.items += self._unfolded(value) if is_map else [value]
+            symbol, price = self.layout.symbol.path, self.layout.price.path
+            # A map as if its trades had come one by one.
+            one_by_one = (_put(_put(None, symbol, key), price, number) for key, number in value.items())
+            found.items += one_by_one if is_map else [value]
         else:
             found.astray = True
 
@@ -311,12 +314,6 @@ class _Reader:
                 found.other = found.other or (item, said)
                 return
         found.items.append(item)
-
-    def _unfolded(self, prices: JsonObject) -> Iterator[JsonObject]:
-        """Those of a map as if they had come one by one."""
-        for symbol, price in prices.items():
-            trade = _put(None, self.layout.symbol.path, symbol)
-            yield _put(trade, self.layout.price.path, price)
 
     def _row(self, item: Any, document: Any, received_ms: int) -> Row:
         layout = self.layout

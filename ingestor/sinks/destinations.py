@@ -19,7 +19,7 @@ SECRETS = {"redis": "REDIS_PASSWORD", "kafka": "KAFKA_PASSWORD"}
 _PACKAGES = {"redis": "redis", "kafka": "confluent_kafka"}
 """By sink, and by the extra of that name: the package that it needs."""
 _RECORDS = ("sqlite", "redis", "kafka")
-"""Those that take their rows from the journal, and so claim what they have not passed."""
+"""Those that take their rows from the journal, and so keep a slot for what they have not passed."""
 
 
 def configured_sinks(settings: SinkSettings) -> list[str]:

@@ -59,7 +59,15 @@ class ObjectStore:
                 raise SinkUnavailable(f"{uri} is the mirror of one root alone: share another place")
             if any(name.startswith(_ROOT_FOLDER) for name in there):
                 raise SinkUnavailable(f"{uri} is shared by others: set sinks.object_store.shared, or another place")
-            self._claim_folder(uri, root)
+            # One root per folder: two would remove each other's files.
+            owner = f"{self._base}/{_OWNER}"
+            if not self._is_there(owner):
+                self._put(_OWNER, root.encode())
+            else:
+                with self._files.open_input_stream(owner) as stream:
+                    if stream.read().decode() != root:
+                        hint = "share a new place (shared: true), or take two"
+                        raise SinkUnavailable(f"{uri} is the mirror of another root: {hint}")
             self._there = {name: size for name, size in there.items() if name.startswith("date=")}
 
     def write(self, rows: Rows) -> None:
@@ -120,17 +128,6 @@ class ObjectStore:
         if size != len(content):
             raise OSError(f"{staged} has {size} bytes, not {len(content)}")
         self._files.move(staged, final)
-
-    def _claim_folder(self, uri: str, root: str) -> None:
-        """One root a folder: two would remove each other's files. Raises SinkUnavailable, OSError."""
-        path = f"{self._base}/{_OWNER}"
-        if not self._is_there(path):
-            self._put(_OWNER, root.encode())
-            return
-        with self._files.open_input_stream(path) as stream:
-            owner = stream.read().decode()
-        if owner != root:
-            raise SinkUnavailable(f"{uri} is the mirror of another root: share a new place (shared: true), or take two")
 
     def _is_there(self, path: str) -> bool:
         return bool(self._files.get_file_info(path).type != pafs.FileType.NotFound)

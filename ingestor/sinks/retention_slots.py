@@ -148,8 +148,8 @@ def _parse_name(content: bytes) -> str:
 
 
 class RetentionSlots:
-    """Each sink claims the segments that it has not passed, within bounds. Beyond them the one that is furthest behind
-    loses its claim on the oldest segment first: loudly, and in the ledger.
+    """Each sink has a slot, which keeps the segments that it has not passed, within bounds. Beyond them the sink that is
+    furthest behind loses the oldest segment first, and the log and the ledger say so.
     """
 
     def __init__(self, layout: Layout, sinks: Sequence[str], max_bytes: int, min_free: int, ledger: Ledger) -> None:
@@ -161,7 +161,7 @@ class RetentionSlots:
         self._ledger = ledger
         self._look_due_s = 0.0
         self.skipped: Counter[str] = Counter()
-        """Rows that a sink lost its claim on in this run."""
+        """Rows that were no longer kept for a sink, in this run."""
 
     def settle(self, passed: Sequence[SegmentFile]) -> list[SegmentFile]:
         """Of the segments that the sinks of this process have passed, oldest first: those to be freed now.
@@ -200,7 +200,7 @@ class RetentionSlots:
         return freed
 
     def _record_losses(self) -> None:
-        """Tell what sinks found gone although no claim on it was ended: they had not been asked for, or were given back
+        """Tell what sinks found gone although its slot kept it: they had not been asked for, or were given back
         an older state. Raises OSError.
         """
         for sink in self._sinks:

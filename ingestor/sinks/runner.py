@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import structlog
 
@@ -146,16 +145,11 @@ def free_segments(layout: Layout, sinks: Sequence[Sink], slots: RetentionSlots |
     place = min(sink.committed() for sink in sinks)
     passed = [file for file in list_segments(layout) if file.id.number < place.segment]
     for file in passed if slots is None else slots.settle(passed):
-        if _is_readable(file.path):  # what is none, its account has told of: it is kept for a person to look at
-            file.path.unlink()
-            log.debug("segment.freed", segment=str(file.id))
-
-
-def _is_readable(path: Path) -> bool:
-    try:
-        os.close(open_file(path))
-    except OSError as error:
-        if blames_file(error):
-            return False
-        raise
-    return True
+        try:
+            os.close(open_file(file.path))
+        except OSError as error:
+            if not blames_file(error):
+                raise
+            continue  # no file: its account has told of it, and it is kept for a person to look at
+        file.path.unlink()
+        log.debug("segment.freed", segment=str(file.id))

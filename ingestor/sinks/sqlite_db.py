@@ -37,21 +37,19 @@ class SqliteDatabase:
         self._columns: list[str] = []
         self._waiting = 0
         try:
-            self._at = self._committed = self._prepare()
+            with _translated(path):
+                self._database.execute("PRAGMA journal_mode = WAL")
+                self._database.execute("PRAGMA synchronous = FULL")  # the journal is freed by what this commits
+                self._database.execute(
+                    "CREATE TABLE IF NOT EXISTS cursor (root TEXT PRIMARY KEY, segment INT, offset INT)"
+                )
+                places = {key: Cursor(*place) for key, *place in self._database.execute("SELECT * FROM cursor")}
+            if places.keys() - {root}:
+                raise SinkUnavailable(f"{path} holds another root's recording: one database per root")
         except SinkUnavailable:
             self.close()
             raise
-
-    def _prepare(self) -> Cursor:
-        """Make the table of places; ours. Raises SinkUnavailable."""
-        with _translated(self._path):
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = FULL")  # the journal is freed by what this commits
-            self._database.execute("CREATE TABLE IF NOT EXISTS cursor (root TEXT PRIMARY KEY, segment INT, offset INT)")
-            places = {key: Cursor(*place) for key, *place in self._database.execute("SELECT * FROM cursor")}
-        if places.keys() - {self._root}:
-            raise SinkUnavailable(f"{self._path} holds another root's recording: one database a root")
-        return places.get(self._root, Cursor(0, 0))
+        self._at = self._committed = places.get(root, Cursor(0, 0))
 
     def write(self, rows: Rows) -> None:
         self._at = rows.at
