@@ -17,7 +17,7 @@ import structlog
 from ingestor.capture.buffer import FrameBlock
 from ingestor.capture.gaps import Gaps
 from ingestor.capture.rejects import Refused, make_sample
-from ingestor.feeds import Notice
+from ingestor.feeds import Frames, Notice
 from ingestor.ledger import Ledger
 
 log = structlog.get_logger()

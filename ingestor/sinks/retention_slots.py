@@ -148,8 +148,8 @@ def _parse_name(content: bytes) -> str:
 
 
 class RetentionSlots:
-    """Each sink has a slot, which keeps the segments that it has not passed, within bounds. Beyond them the sink that is
-    furthest behind loses the oldest segment first, and the log and the ledger say so.
+    """Each sink has a slot, which keeps the segments that it has not passed, within bounds. Beyond them the sink that
+    is furthest behind loses the oldest segment first, and the log and the ledger say so.
     """
 
     def __init__(self, layout: Layout, sinks: Sequence[str], max_bytes: int, min_free: int, ledger: Ledger) -> None:
