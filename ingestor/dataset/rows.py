@@ -23,6 +23,8 @@ TEXTS = ("symbol", "conditions")
 """Columns that are read as dictionaries."""
 _TIME_BITS = 42
 """A millisecond since 1970 in so many bits: until 2109."""
+_FEW_ROWS = 1000
+"""Per block of the journal, on average."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,8 @@ def split_journaled(batches: list[pa.RecordBatch], selection: Selection) -> dict
         return {}
     rows = pa.concat_tables([pa.Table.from_batches([batch]) for batch in batches], promote_options="default")
     rows = rows.select([name for name in selection.needed if name in rows.column_names])
+    if rows.num_rows < len(batches) * _FEW_ROWS:  # of a quiet stream: calls per block would cost more than one copy
+        rows = rows.combine_chunks()
     for name in set(TEXTS) & set(rows.column_names):
         at = rows.column_names.index(name)
         rows = rows.set_column(at, name, rows.column(name).dictionary_encode())
