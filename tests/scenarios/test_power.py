@@ -29,6 +29,7 @@ from harness import (
     read_journal,
     rounds,
     running_venue,
+    wait_for,
 )
 from requirements import of_tier
 
@@ -58,7 +59,15 @@ class Disk:
         _run("xfs_io", "-x", "-c", "shutdown", str(self.place))
 
     def unmount(self) -> None:
+        """Also wait for who has a copy of the mount, as a container that is just starting has: until its end the next
+        mount would bring back what was cut off.
+        """
         _run("umount", str(self.place))
+        wait_for(lambda: not _run("losetup", "-j", str(self.image)) or None, "the end of the loop device")
+
+    def is_mounted(self) -> bool:
+        """Not asked of the place itself: after a cut it only says that it can't be read."""
+        return any(line.split()[1] == str(self.place) for line in Path("/proc/mounts").read_text().splitlines())
 
 
 @contextmanager
@@ -73,13 +82,13 @@ def powered_disk(folder: Path, kind: str) -> Iterator[Disk]:
         disk.mount()
         yield disk
     finally:
-        while disk.place.is_mount():
+        while disk.is_mounted():
             _run("umount", "-l", str(disk.place))
         disk.image.unlink()
 
 
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
+def _run(*command: str) -> bytes:
+    return subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S).stdout
 
 
 class Witness:
