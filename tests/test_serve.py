@@ -72,6 +72,7 @@ def server(market: Market) -> Iterator[Server]:
 
 
 def prices(client: websocket.WebSocket, count: int) -> list[float]:
+    """The next so many. Who has heard the first is subscribed: a trade before that may be its last known price."""
     return [hear(client)["price"] for _ in range(count)]
 
 
@@ -413,8 +414,9 @@ def test_garbage_is_answered_and_then_ends(market: Market, server: Server) -> No
     assert [hear(bad)["error"] for _ in range(99)] == ["not JSON"] * 99
     code, reason = hear_end(bad)
     assert (code, reason) == (1008, "100 errors in a row; the last: not JSON")
+    assert prices(good, 1) == [100]
     market.trade("AAPL", 101)
-    assert prices(good, 2) == [100, 101]
+    assert prices(good, 1) == [101]
 
 
 def client_frame(opcode: int, payload: bytes = b"", *, final: bool = True) -> bytes:
@@ -543,7 +545,7 @@ def test_ten_thousand_subscriptions_are_refused(server: Server) -> None:
     for number in range(10_000):
         say(one_by_one, type="subscribe", symbol=f"S{number}")
     code, reason = hear_end(one_by_one)
-    assert (code, reason[:53]) == (1008, "100 errors in a row; the last: at most 1000 symbols a")
+    assert (code, reason[:53]) == (1008, "100 errors in a row; the last: at most 1000 symbols p")
     eventually(lambda: server.metric("ingestor_live_subscriptions") == 0, "no subscription is left")
 
 
@@ -611,8 +613,9 @@ def test_requests_without_an_end_are_given_up(market: Market, server: Server) ->
         half_open = [stack.enter_context(socket.create_connection(server.address, PATIENCE_S)) for _ in parts]
         for one, part in zip(half_open, parts, strict=True):
             one.sendall(part)
+        assert prices(good, 1) == [100]
         market.trade("AAPL", 101)
-        assert prices(good, 2) == [100, 101]
+        assert prices(good, 1) == [101]
         answers = [stack.enter_context(one.makefile("rb")).read() for one in half_open]  # until it is cut off
     assert [answer[:13] for answer in answers] == list(parts.values())
 
@@ -720,8 +723,9 @@ def test_far_too_many_connections_are_cut_off_and_prices_go_on(market: Market) -
     with running_serve(market.root, "--max-clients", "1") as server, ExitStack() as stack:
         good, before = server.subscriber("AAPL"), server.memory_bytes
         crowd = [stack.enter_context(socket.create_connection(server.address, PATIENCE_S)) for _ in range(500)]
+        assert prices(good, 1) == [100]
         market.trade("AAPL", 101)
-        assert prices(good, 2) == [100, 101]
+        assert prices(good, 1) == [101]
         answers = []
         for one in crowd:
             try:
