@@ -7,9 +7,10 @@ FOR ?= 20s
 # What the tests of a file share is made once, by one worker; files go out in order, the scenarios, which take longest, first.
 BY_FILE := --dist loadfile --no-loadscope-reorder
 QUICK := $(BIN)/pytest -n 3 $(BY_FILE) --quick
-# Tests also wait: the quick tier runs one worker more than the two cores that it is meant for.
-# Under coverage, and in long form, scenarios hold times to their bounds: they have the machine to themselves.
-UNITS := $(BIN)/pytest -n 2 $(BY_FILE) --ignore tests/scenarios
+# Tests also wait: there is one worker more than the two cores that they are meant for.
+# In full, and under coverage, those that hold times to bounds have the machine to themselves.
+TOGETHER := $(BIN)/pytest -n 3 $(BY_FILE) -m 'not alone'
+ALONE := $(BIN)/pytest -m alone
 SCENARIOS := $(BIN)/pytest tests/scenarios
 # What the tests leave behind is removed where they pass, and can be looked at where they don't.
 IN_TMP = tmp=$$(mktemp -d) && TMPDIR=$$tmp
@@ -32,8 +33,8 @@ check: $(VENV)/.dev $(VENV)/.docs ## Format, lint, types, all tests in full with
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(IN_TMP) $(UNITS) --cov --cov-branch --cov-report= $(REMOVE_TMP)
-	$(IN_TMP) $(SCENARIOS) --cov --cov-branch --cov-append --cov-report=term-missing:skip-covered $(REMOVE_TMP)
+	$(IN_TMP) $(TOGETHER) --cov --cov-branch --cov-report= $(REMOVE_TMP)
+	$(IN_TMP) $(ALONE) --cov --cov-branch --cov-append --cov-report=term-missing:skip-covered $(REMOVE_TMP)
 
 docs: $(VENV)/.docs ## Build the web site of docs/ into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

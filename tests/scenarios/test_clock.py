@@ -28,6 +28,8 @@ from ingestor.dataset.coverage import load_coverage
 from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.operations.status import read_status
 
+pytestmark = pytest.mark.alone
+
 HOUR_S = 3600.0
 RATE = 300
 SEALED = 2

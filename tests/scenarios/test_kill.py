@@ -5,9 +5,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from harness import LAG_S, LINGER_S, Recorder, Site, Tally, last_sequences, now_us, read_journal, rounds, running_venue
 
 from ingestor.layout import Layout, list_segments
+
+pytestmark = pytest.mark.alone
 
 BOUND_S = LINGER_S + LAG_S
 

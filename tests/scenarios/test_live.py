@@ -22,6 +22,8 @@ from requirements import of_tier
 
 import ingestor
 
+pytestmark = pytest.mark.alone
+
 LIVE = "document.getElementById('link').dataset.state === 'live'"
 PRICES = "[...document.querySelectorAll('td.price')].map((cell) => cell.textContent).join(' ')"
 STATES = "[...document.querySelectorAll('tbody tr')].map((row) => row.dataset.state).join(' ')"

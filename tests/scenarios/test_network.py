@@ -44,6 +44,8 @@ from ingestor.simulator.faults import load_faults, read_presets
 from ingestor.simulator.market import MarketSettings
 from ingestor.simulator.venue import VenueSettings
 
+pytestmark = pytest.mark.alone
+
 CONNECTION: dict[str, Any] = {"silence": "2s", "ping_interval": "1s", "backoff_max": "1s"}
 WAITS = Backoff(refused_s=1.0, throttled_s=1.0, symbol_s=2.0)
 AT_ONCE = 8

@@ -16,6 +16,8 @@ from journals import ledger_facts
 from ingestor.layout import read_holder
 from ingestor.ledger import list_ledgers
 
+pytestmark = pytest.mark.alone
+
 STAYING = [f"STAY{number}" for number in range(10)]
 LEAVING = [f"GONE{number}" for number in range(20)]
 COMING = [f"COME{number}" for number in range(20)]

@@ -38,6 +38,8 @@ from ingestor.journal.follower import Follower, Rows
 from ingestor.journal.scan import end_of_records
 from ingestor.layout import Layout, list_segments
 
+pytestmark = pytest.mark.alone
+
 SYNC_INTERVAL_S = 0.3
 BOUND_S = SYNC_INTERVAL_S + LINGER_S + LAG_S
 """The lag includes one fsync here."""

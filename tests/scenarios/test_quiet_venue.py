@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from recorders import CRYPTO, KEY, eventually, make_rig, running
 from simulated_venues import running_venue
 
@@ -11,6 +12,8 @@ from ingestor.coverage import find_coverage
 from ingestor.simulator.faults import Mute, Schedule
 from ingestor.simulator.market import MarketSettings
 from ingestor.simulator.venue import VenueSettings
+
+pytestmark = pytest.mark.alone
 
 SILENCE_S, PING_S = 1.0, 0.3
 VENUE = VenueSettings(keys=frozenset({KEY}), market=MarketSettings(rate=300, seed=7), ping_interval_s=PING_S)

@@ -17,7 +17,7 @@ from simulated_venues import read_truth
 
 from ingestor.layout import Layout
 
-pytestmark = pytest.mark.needs("machine")
+pytestmark = [pytest.mark.alone, pytest.mark.needs("machine")]
 
 KEY = "c0ffee-not-a-real-key"
 VENUE = "ws://127.0.0.1:8765"

@@ -27,6 +27,8 @@ from ingestor.layout import Layout
 from ingestor.schema import TRADES
 from ingestor.sinks.retention_slots import Lags, name_root, read_place
 
+pytestmark = pytest.mark.alone
+
 EXAMPLE = REPOSITORY / "config/shards.yaml"
 SHARDS = 3
 BROKERS = 3

@@ -20,6 +20,8 @@ from ingestor.layout import Layout, list_segments
 from ingestor.operations.status import read_status
 from ingestor.sinks.retention_slots import Lags, read_place
 
+pytestmark = pytest.mark.alone
+
 TRADES_SENT = 200_000
 RATE = 40_000
 KILLS = 2

@@ -22,6 +22,8 @@ from harness import (
     running_venue,
 )
 
+pytestmark = pytest.mark.alone
+
 SOAK_S = float(os.environ.get("SOAK_SECONDS", "20"))
 USUAL_RATE = 57
 """Trades a second that Finnhub sends for about as many symbols as a free key may have."""

@@ -4,9 +4,12 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 from harness import Site, Tally, compare, count_repeats, now_us, read_facts, read_gaps, read_parquet, running_venue
 
 from ingestor.layout import Layout
+
+pytestmark = pytest.mark.alone
 
 SILENCE_S = 2
 MOMENT_S = 0.5

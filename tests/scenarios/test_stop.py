@@ -34,6 +34,8 @@ from requirements import small_disk
 
 from ingestor.layout import list_segments
 
+pytestmark = pytest.mark.alone
+
 SIGNALS = pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)], ids=["SIGTERM", "SIGINT"]
 )
