@@ -293,6 +293,20 @@ def test_nothing_within_the_timeout_is_no_end() -> None:
         assert stream.receive() == (ABNF.OPCODE_TEXT, [b"late"])
 
 
+def test_a_control_frame_among_others_is_no_sign_of_an_empty_socket() -> None:
+    with socket_pair() as (venue, client):
+        client.settimeout(0.01)
+        stream = FrameStream(client, max_message=MAX)
+        venue.sendall(frame(TEXT, b"a") + frame(PONG, b"") + frame(TEXT, b"b"))
+        said = []
+        while not stream.drained:
+            said += take(stream)
+        assert said == [(TEXT, b"a"), (PONG, b""), (TEXT, b"b")]
+        venue.sendall(frame(TEXT, b"c"))
+        assert take(stream) == [(TEXT, b"c")]
+        assert not stream.drained
+
+
 @pytest.mark.parametrize(
     "flood",
     [

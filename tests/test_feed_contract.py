@@ -225,7 +225,7 @@ def test_a_block_says_what_its_frames_say_one_by_one(feed: Feed, hostile: float)
 def test_a_lone_mutated_frame_is_found_in_its_block(feed: Feed, where: int) -> None:
     random = Random(where)
     good = good_frames(feed, BLOCK)
-    for _ in range(of_tier(40, 8)):
+    for _ in range(of_tier(20, 8)):
         payloads = [*good[:where], mutated(random, good[where]), *good[where + 1 :]]
         assert together(feed, payloads) == one_by_one(feed, payloads)
 

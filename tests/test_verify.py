@@ -412,6 +412,7 @@ class TestRaces:
                 segments += 1
                 if segments == 5:
                     recorded.set()
+                stop.wait(0.02)  # each verification looks at all of them
 
         recorder = threading.Thread(target=record)
         recorder.start()

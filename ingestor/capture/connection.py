@@ -89,6 +89,11 @@ class Connection:
         """Bytes read from the socket, the handshake's not counted."""
         return self._stream.bytes_received
 
+    @property
+    def drained(self) -> bool:
+        """Whether all that has come is read: the last read found nothing in the socket."""
+        return self._stream.drained
+
     def receive(self) -> list[bytes]:
         """The frames that one read brought; empty where that made none whole, or where nothing came in half a second.
 

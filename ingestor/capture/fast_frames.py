@@ -55,6 +55,8 @@ class FrameStream(WebSocket):
     def __init__(self, sock: socket.socket, *, max_message: int) -> None:
         super().__init__(enable_multithread=False, skip_utf8_validation=True)
         self.bytes_received = 0
+        self.drained = False
+        """Whether the last read found nothing in the socket."""
         self._tcp = sock
         self._max_message = max_message
         self._ahead = b""
@@ -116,7 +118,9 @@ class FrameStream(WebSocket):
         try:
             data = self._tcp.recv(_READ)
         except (TimeoutError, ssl.SSLWantReadError) as error:
+            self.drained = True
             raise NothingYet("nothing came") from error
+        self.drained = False
         if not data:
             raise WebSocketConnectionClosedException("the connection was closed without a close frame")
         self.bytes_received += len(data)

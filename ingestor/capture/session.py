@@ -200,12 +200,11 @@ class Session:
         check_at_s = 0.0
         while not self._stop.is_set():
             self.turned_at_s = time.monotonic()
-            bytes_before = connection.bytes_received
             payloads = connection.receive()
             if payloads:
                 self._take(life, payloads)
-            elif connection.bytes_received == bytes_before:
-                life.paused_s = None  # the socket was empty
+            elif connection.drained:  # not so after a ping that came among frames
+                life.paused_s = None
             now_s = time.monotonic()
             if now_s >= check_at_s:
                 check_at_s = now_s + _CHECK_S
