@@ -2,7 +2,8 @@
 
 500 symbols, 20 reconnects a day, a segment each quarter of an hour, as a recorder leaves them: closed days as data, its
 last day in the ledger. Then each thing that a user does is timed as a whole
-process, and its peak memory read from the kernel. Prints seconds, MB and bytes on disk; the targets beside them.
+process, the best of three, and its CPU and peak memory read from the kernel. Prints seconds, of which CPU, MB, and
+bytes on disk; the targets beside them. Ages are compared by CPU: what else the machine does counts less there.
 """
 
 import argparse
@@ -42,6 +43,7 @@ class Cost(NamedTuple):
     """Of one process."""
 
     seconds: float
+    cpu_s: float
     megabytes: float
 
 
@@ -187,8 +189,15 @@ def make_format_1(root: Path, days: int, reconnects: int = 10) -> Layout:
     return layout
 
 
-def measure(command: Sequence[str], until: str | None = None) -> Cost:
-    """Of a whole process; with `until`, up to the line on stderr that holds it, and then it is stopped."""
+def measure(command: Sequence[str], until: str | None = None, rounds: int = 3) -> Cost:
+    """Of a whole process, the least of so many; with `until`, up to the line on stderr that holds it, and then it is
+    stopped.
+    """
+    return min((_measure(command, until) for _ in range(rounds)), key=lambda cost: cost.seconds)
+
+
+def _measure(command: Sequence[str], until: str | None) -> Cost:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     began_s = time.monotonic()
     pipe = subprocess.PIPE if until else subprocess.DEVNULL
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=pipe, text=True, env=_environment())
@@ -210,7 +219,9 @@ def measure(command: Sequence[str], until: str | None = None) -> Cost:
         raise SystemExit(f"{' '.join(command)}: never said {until!r}")
     if process.stderr is not None:
         process.stderr.close()
-    return Cost(lasted_s or time.monotonic() - began_s, peak_kb / 1024)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
+    return Cost(lasted_s or time.monotonic() - began_s, cpu_s, peak_kb / 1024)
 
 
 def _peak_kb(pid: int) -> int:
@@ -279,22 +290,28 @@ def main() -> None:
             costs[days] = measure_root(layout)
             print(f"{days} days: " + ", ".join(f"{name} {size:.1f} MB" for name, size in sizes.items()))
             for name, cost in costs[days].items():
-                print(f"  {name:<14} {cost.seconds:6.2f} s {cost.megabytes:6.0f} MB", flush=True)
+                print(
+                    f"  {name:<14} {cost.seconds:6.2f} s {cost.cpu_s:6.2f} s of CPU {cost.megabytes:6.0f} MB",
+                    flush=True,
+                )
             shutil.rmtree(layout.root)
         last, first = costs[options.days[-1]], costs[options.days[0]]
         targets = [
             ("start <= 1 s", last["start"].seconds <= 1), ("start <= 200 MB", last["start"].megabytes <= 200),
             ("coverage of a day <= 0.5 s", last["coverage"].seconds <= 0.5),
-            *((f"{name}: differs by less than a third", last[name].seconds <= first[name].seconds * 4 / 3)
+            *((f"{name}: differs by less than a third", last[name].cpu_s <= first[name].cpu_s * 4 / 3)
               for name in last),
         ]  # fmt: skip
         if options.format_1_days:
             layout = make_format_1(folder / "format-1", options.format_1_days)
             size = disk_mb(layout, "coverage")
-            taken = measure(start_command(layout.root), until="connection.retried")
-            print(f"format 1, {options.format_1_days} days, {size:.0f} MB of ledger: first start {taken.seconds:.2f} s")
+            taken = measure(start_command(layout.root), until="connection.retried", rounds=1)
+            print(
+                f"format 1, {options.format_1_days} days, {size:.0f} MB of ledger: first start {taken.seconds:.2f} s,"
+                f" {taken.cpu_s:.2f} s of CPU, {taken.megabytes:.0f} MB"
+            )
             began_s = time.monotonic()
-            measure([sys.executable, "-m", "ingestor", "compact", "--root", str(layout.root)])
+            measure([sys.executable, "-m", "ingestor", "compact", "--root", str(layout.root)], rounds=1)
             print(f"  taken over in the background in {time.monotonic() - began_s:.0f} s")
             targets.append(("format 1 starts in <= 3 s", taken.seconds <= 3))
         for name, met in targets:
