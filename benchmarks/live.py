@@ -244,7 +244,7 @@ def attack(server: Server, folder: Path, plan: Plan, clients: int) -> tuple[list
         with running(command, folder / "attack.log") as attackers:
             attacked.append(gather(server, folder, "every trade", plan.seconds, clients=clients))
             attackers.end_input()
-            for name, count in json.loads(attackers.stdout.read()).items():
+            for name, count in attackers.answer().items():
                 attacks[name] = attacks.get(name, 0) + count
     return calm, attacked, attacks
 
@@ -286,7 +286,7 @@ def look_beside(process: Process, server: Server, folder: Path, seconds: float, 
         probe = [sys.executable, str(HERE / "probe.py"), str(root), str(seconds)]
         probing = stack.enter_context(running(probe, folder / "probe.log"))
         spent_s, began_s = cpu_s(process), time.monotonic()
-        p50_ms, p99_ms, _ = json.loads(probing.stdout.read())["received"]
+        p50_ms, p99_ms, _ = probing.answer()["received"]
         spent_s, lasted_s = cpu_s(process) - spent_s, time.monotonic() - began_s
     return Beside(clients, spent_s / (RATE * lasted_s) * 1e6, p50_ms, p99_ms)
 

@@ -46,6 +46,8 @@ def main(root: str, seconds: str = "inf") -> None:
             break
         if time.monotonic() >= end_s:
             break
+    if not since_sent:
+        sys.exit(f"{trades} trades came, and none after the first second: this machine needs more time at this rate")
     print(json.dumps({"trades": trades, "sent": quantiles(since_sent), "received": quantiles(since_received)}))
 
 

@@ -99,6 +99,15 @@ class Process:
             raise BenchmarkFailed(f"exit code {self._used.code}: {self.complaint()}")
         return self._used
 
+    def answer(self) -> dict[str, Any]:
+        """The JSON object that it prints before it ends. Raises BenchmarkFailed where it prints none."""
+        text = self.stdout.read()
+        if not text:
+            self.wait()
+            raise BenchmarkFailed(f"it printed nothing: {self.complaint()}")
+        facts: dict[str, Any] = json.loads(text)
+        return facts
+
     def complaint(self) -> str:
         """The end of its stderr."""
         return self._log.read_text(errors="replace")[-2000:]

@@ -32,7 +32,7 @@ _LOOK_S = 0.05
 _POLL_S = 0.005
 _DAY_S = 86_400
 _TORN_SEGMENT = 64 << 20
-_TORN_PARTS = 30
+_TORN_PARTS = 45
 _CUT = 1000
 SERVERS = ("redis-server", "weed")
 """What a recorder with every sink needs; the others need none, or bring it."""
@@ -104,7 +104,7 @@ def run_paced(load: Path, rate: float, seconds: float, folder: Path, contender: 
                 time.sleep(_LOOK_S)
             read = at.next("read", process)
             probe.end_input()
-            followed = json.loads(probe.stdout.read())
+            followed = probe.answer()
         process.signal(signal.SIGTERM)
         used = process.wait()
     if followed["trades"] < read["trades"] / 2:
