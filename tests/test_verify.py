@@ -250,6 +250,32 @@ def cut_a_csv(layout: Layout) -> str:
     return r"^csv/date=2026-11-20/0{11}1-.*\.csv: can't be read"
 
 
+def change_a_price_in_a_csv(layout: Layout) -> str:
+    path = csv(layout, 1)
+    lines = path.read_text().splitlines(keepends=True)
+    cells = lines[7].split(",")
+    cells[2] = f"1{cells[2]}"
+    path.write_text("".join([*lines[:7], ",".join(cells), *lines[8:]]))
+    return (
+        r"^csv/date=2026-11-20/0{11}1-.*\.csv: other values of price; expected the values of the same rows in Parquet"
+    )
+
+
+def change_a_time_in_a_packed_csv(layout: Layout) -> str:
+    path = csv(layout, 3)
+    path.write_bytes(gzip.compress(re.sub(rb"(\n.*?:\d\d)\.", rb"\1.1", gzip.decompress(path.read_bytes()), count=1)))
+    return r"^csv/date=2026-11-20/0{11}3-.*: (can't be read|other values of timestamp)"
+
+
+def change_a_condition_in_a_csv_of_two_dates(layout: Layout) -> str:
+    path = csv(layout, 2)
+    lines = path.read_text().splitlines(keepends=True)
+    cells = lines[-1].split(",")
+    cells[4] = '"Z"'
+    path.write_text("".join([*lines[:-1], ",".join(cells)]))
+    return r"^csv/date=2026-11-\d\d/0{11}2-.*\.csv: other values of conditions"
+
+
 def repeat_a_line(layout: Layout) -> str:
     path = csv(layout, 1)
     path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
@@ -348,6 +374,7 @@ def lie_in_a_page_header(layout: Layout) -> str:
 
 
 CORRUPTIONS = [
+    change_a_price_in_a_csv, change_a_time_in_a_packed_csv, change_a_condition_in_a_csv_of_two_dates,
     lie_in_the_statistics, lie_in_a_page_header,
     flip_a_byte, cut_a_file, drop_a_file, put_a_file_in_the_place_of_another, give_a_copy_the_name_of_no_segment,
     remove_rows, change_a_symbol, unsort, move_to_a_wrong_date, repeat_a_sequence_number,
@@ -386,6 +413,12 @@ class TestCompaction:
         path = self.compact(layout)
         rewrite(path, lambda rows: rows.slice(1), ",".join(read_origin(path)))
         assert differences(layout) == [f"trades/date=2026-11-20/{path.name}: 56 rows; expected 57 (segment.sealed)"]
+
+    def test_a_value_of_a_csv_that_the_compacted_rows_lack(self, layout: Layout) -> None:
+        self.compact(layout)
+        change_a_price_in_a_csv(layout)
+        [difference] = differences(layout)
+        assert difference.startswith(f"csv/date=2026-11-20/{csv(layout, 1).name}: other values of price; expected")
 
     def test_a_compaction_that_can_not_be_read(self, layout: Layout) -> None:
         path = self.compact(layout)

@@ -18,8 +18,9 @@ from ingestor.texts import escape
 def verify(config: Path | None, root: Path | None, as_json: bool) -> None:
     """Recount every file of a recording against its ledger, and name each difference.
 
-    Rows, page checksums, schema, order, dates, sequence numbers and rejects; and that every frame and every trade
-    became exactly one thing. Works beside a running recorder. Exit 0 where all is well, 1 where something is not.
+    Rows, page checksums, schema, order, dates, sequence numbers and rejects; the values of CSV files against Parquet;
+    and that every frame and every trade became exactly one thing. Works beside a running recorder. Exit 0 where all is
+    well, 1 where something is not.
     """
     from ingestor.dataset.verify import Verification  # pyarrow is heavy
 

@@ -2,8 +2,10 @@
 
 import contextlib
 import gzip
+import zlib
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -27,7 +29,13 @@ from ingestor.schema import FORMAT_VERSION, TRADES
 _MAGIC = b"PAR1"
 _DAY_MS = 86_400_000
 _EPOCH = date(1970, 1, 1)
-_CSV_TYPES = {"symbol": pa.string(), "sequence": pa.int64(), "repeated": pa.bool_()}
+_NULL = -(1 << 62) - 1
+
+Span = tuple[int, int]
+"""The first and the last sequence number of some rows."""
+WHOLE: Span = (0, (1 << 63) - 1)
+Digest = dict[str, int]
+"""A number for the values of each column, whatever the order of the rows; "rows" is their count."""
 
 
 @dataclass(slots=True)
@@ -41,6 +49,8 @@ class Recount:
     first_sequence: int | None = None
     last_sequence: int | None = None
     """The lowest and the highest."""
+    digests: list[Digest] = field(default_factory=list)
+    """Of the rows in each span that was asked for."""
     faults: list[tuple[str, str]] = field(default_factory=list)
     """(what is wrong, what was expected)."""
 
@@ -53,6 +63,13 @@ class Recount:
         self.trades.update(count_values(symbols))
         self.repeated.update(count_values(symbols.filter(repeated)))
         self._widen(*pc.min_max(rows.column("sequence")).as_py().values())
+
+    def digest(self, rows: pa.Table | pa.RecordBatch, spans: Sequence[Span]) -> None:
+        """Digest rows that have all their columns, span by span."""
+        if not spans:
+            return
+        found = digest_rows(rows, spans)
+        self.digests = [add_digests(*both) for both in zip(self.digests, found, strict=True)] if self.digests else found
 
     def join(self, other: "Recount") -> None:
         """Count another file of the same segment."""
@@ -72,7 +89,50 @@ def count_values(symbols: Any) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in symbols.value_counts().to_pylist()}
 
 
-def recount_parquet(path: Path, day: date, columns: list[str]) -> tuple[Recount, str]:
+def digest_rows(rows: pa.Table | pa.RecordBatch, spans: Sequence[Span]) -> list[Digest]:
+    """The digest of the rows in each of these spans.
+
+    Each value, as a number, times an odd number of its row, summed modulo 2^64: if one value differs, so does the sum.
+    """
+    places = [(0, rows.num_rows)]
+    if spans != [WHOLE]:
+        rows = rows.sort_by("sequence")
+        sequences = rows.column("sequence").to_pylist()
+        places = [(bisect_left(sequences, first), bisect_right(sequences, last)) for first, last in spans]
+    factors = pc.add(pc.multiply(rows.column("sequence"), 2), 1)
+    digests: list[Digest] = [{"rows": end - begin} for begin, end in places]
+    for name in rows.schema.names:
+        if (numbers := _as_numbers(rows.column(name), text=name not in TRADES.names)) is not None:
+            products = pc.multiply(numbers, factors)
+            for digest, (begin, end) in zip(digests, places, strict=True):
+                digest[name] = (pc.sum(products.slice(begin, end - begin)).as_py() or 0) % (1 << 64)
+    return digests
+
+
+def add_digests(one: Digest, other: Digest) -> Digest:
+    """The digest of the rows of both."""
+    return {name: (value + other.get(name, 0)) % (1 << 64) for name, value in one.items()}
+
+
+def _as_numbers(column: Any, *, text: bool) -> Any:
+    """Whole numbers that stand for these values; None where CSV may write them otherwise than Arrow casts them to text.
+
+    `text`: a column of the feed's own, which a reader of CSV knows as text only.
+    """
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if text and (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
+        column = column.cast(pa.string())
+    if pa.types.is_string(column.type):
+        values = column.fill_null("").dictionary_encode()  # CSV doesn't tell null from ""
+        crcs = pa.array([zlib.crc32(value.encode()) for value in values.dictionary.to_pylist()], pa.int64())
+        return crcs.take(values.indices)
+    if text:
+        return None
+    numbers = column.view(pa.int64()) if pa.types.is_floating(column.type) else column.cast(pa.int64())
+    return numbers.fill_null(_NULL)
+
+
+def recount_parquet(path: Path, day: date, columns: list[str], spans: Sequence[Span] = ()) -> tuple[Recount, str]:
     """The rows of a file of the dataset, and the origin it names. Raises FileNotFoundError; lists other faults."""
     recount = Recount()
     origin = ""
@@ -83,7 +143,7 @@ def recount_parquet(path: Path, day: date, columns: list[str]) -> tuple[Recount,
             origin = metadata.get(ORIGIN_KEY, b"").decode(errors="replace")
             recount.faults += _faults_of_schema(file.schema_arrow, columns)
             if not recount.faults:
-                _recount_groups(file, day, recount)
+                _recount_groups(file, day, recount, spans)
             with path.open("rb") as head:
                 if head.read(len(_MAGIC)) != _MAGIC:
                     recount.faults.append(("another beginning than a Parquet file has", _MAGIC.decode()))
@@ -103,7 +163,7 @@ def recount_csv(path: Path, columns: list[str]) -> Recount:
         if heading != ",".join(columns):
             recount.faults.append((f"columns {heading[:200]!r}", f"{','.join(columns)}"))
             return recount
-        for batch in _csv_batches(path):
+        for batch in _csv_batches(path, columns):
             sequences = pa.concat_arrays([pa.array([last]), batch.column("sequence")])
             rises = pc.less(sequences.slice(0, len(sequences) - 1), sequences.slice(1))
             if pc.all(pc.fill_null(rises, False)).as_py() is False:  # null where there is no row
@@ -111,6 +171,7 @@ def recount_csv(path: Path, columns: list[str]) -> Recount:
                 return recount
             last = sequences[-1].as_py()
             recount.add(batch)
+            recount.digest(batch, [WHOLE])
     except FileNotFoundError:
         raise
     except DamagedFile as error:
@@ -120,7 +181,7 @@ def recount_csv(path: Path, columns: list[str]) -> Recount:
     return recount
 
 
-def _recount_groups(file: pq.ParquetFile, day: date, recount: Recount) -> None:
+def _recount_groups(file: pq.ParquetFile, day: date, recount: Recount, spans: Sequence[Span]) -> None:
     unsorted = misplaced = False
     before: pa.Table | None = None
     sequences: list[pa.ChunkedArray] = []
@@ -131,6 +192,7 @@ def _recount_groups(file: pq.ParquetFile, day: date, recount: Recount) -> None:
         before = rows.slice(rows.num_rows - 1)
         sequences.append(rows.column("sequence"))
         recount.add(rows)
+        recount.digest(rows, spans)
         if not recount.faults:  # those of one row group are enough to name
             recount.faults += _faults_of_statistics(file.metadata.row_group(index), rows)
     if unsorted:
@@ -194,9 +256,9 @@ def _faults_of_schema(schema: pa.Schema, columns: list[str]) -> list[tuple[str, 
     ]
 
 
-def _csv_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    options = pacsv.ConvertOptions(include_columns=list(_CSV_TYPES), column_types=_CSV_TYPES)
-    with pacsv.open_csv(path, convert_options=options) as reader:
+def _csv_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    types = {name: TRADES.field(name).type if name in TRADES.names else pa.string() for name in columns}
+    with pacsv.open_csv(path, convert_options=pacsv.ConvertOptions(column_types=types)) as reader:
         yield from reader
 
 

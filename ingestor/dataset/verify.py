@@ -105,6 +105,8 @@ class Verification:
         self._rejected: dict[int, _Rejected] = {}
         self._last_sequence = -1
         self._missing: list[tuple[date, Difference]] = []
+        self._csv_values: dict[str, tuple[Path, inventory.Span, inventory.Digest]] = {}
+        self._parquet_values: dict[str, inventory.Digest] = {}
         self.files = sum(map(len, [*self._parts.values(), *self._csv.values()])) + len(self._compactions)
         """The approximate number of steps that `run` will take."""
 
@@ -144,6 +146,7 @@ class Verification:
             yield list(_unbalanced(segment, journaled.counts, journaled.recount.rows, journaled.reasons))
         for compaction in self._compactions:
             yield list(self._check_compaction(compaction))
+        yield list(self._check_values())
         if self._missing:  # after the files: retention says so before it deletes a date
             deleted = inventory.read_deleted(self._layout)
             yield [difference for day, difference in self._missing if day not in deleted]
@@ -247,6 +250,22 @@ class Verification:
             yield from _compare(place, whole, closed)
             yield from self._check_sequence(place, whole, segment.run)
 
+    def _add_values(self, segment: str, digests: list[inventory.Digest]) -> None:
+        """Keep what the Parquet files hold of a segment that has a CSV file."""
+        for digest in digests:
+            known = self._parquet_values.get(segment)
+            self._parquet_values[segment] = digest if known is None else inventory.add_digests(digest, known)
+
+    def _check_values(self) -> Iterator[Difference]:
+        """The values of CSV files, which have no checksums, against those of the same rows in Parquet."""
+        for segment, (path, _, found) in self._csv_values.items():
+            told = self._parquet_values.get(segment)
+            if told is not None and told["rows"] == found["rows"]:
+                other = [name for name in told if told[name] != found.get(name)]
+                if other:
+                    expected = "the values of the same rows in Parquet"
+                    yield Difference(_place(self._layout, path), f"other values of {', '.join(other)}", expected)
+
     def _check_part(
         self, segment: SegmentId, day: date, rows: int | None
     ) -> tuple[inventory.Recount | None, list[Difference]]:
@@ -254,7 +273,8 @@ class Verification:
         path = self._layout.parquet_file(segment, day)
         place = _place(self._layout, path)
         try:
-            found, origin = inventory.recount_parquet(path, day, self._columns.get(segment.run, TRADES.names))
+            spans = [inventory.WHOLE] if str(segment) in self._csv else []
+            found, origin = inventory.recount_parquet(path, day, self._columns.get(segment.run, TRADES.names), spans)
         except FileNotFoundError:
             expected = "the rows of its segment" if rows is None else f"{rows} rows (segment.sealed)"
             self._missing.append((day, Difference(place, "missing", expected)))
@@ -265,6 +285,8 @@ class Verification:
         if not differences and rows is not None and found.rows != rows:
             differences.append(Difference(place, f"{found.rows} rows", f"{rows} (segment.sealed)"))
         self.account.rows["parquet"] += found.rows
+        if not differences:
+            self._add_values(str(segment), found.digests)
         return None if differences else found, differences
 
     def _check_sequence(self, place: str, found: inventory.Recount, run: int) -> Iterator[Difference]:
@@ -289,9 +311,11 @@ class Verification:
         """A day's compacted files. Where the ledger lacks a seal, nothing says how many rows they must hold."""
         columns = self._columns[max(self._columns)] if self._columns else TRADES.names
         rows = 0
+        with_csv = sorted(compaction.origin & self._csv_values.keys())
+        spans = [self._csv_values[segment][1] for segment in with_csv]
         for path in compaction.paths:
             try:
-                found, origin = inventory.recount_parquet(path, compaction.day, columns)
+                found, origin = inventory.recount_parquet(path, compaction.day, columns, spans)
             except FileNotFoundError:  # compacted anew since it was listed
                 return
             place = _place(self._layout, path)
@@ -301,6 +325,8 @@ class Verification:
             if frozenset(origin.split(",")) != compaction.origin:
                 yield Difference(place, "origin differs from that of its sisters", "the same segments in each")
             rows += found.rows
+            for segment, digest in zip(with_csv, found.digests, strict=False):  # none where it has no rows
+                self._add_values(segment, [digest])
         self.account.rows["parquet"] += rows
         seals = [self._sealed.get(segment) for segment in compaction.origin]
         expected = sum(seal.get(compaction.day, 0) for seal in seals if seal is not None)
@@ -330,6 +356,9 @@ class Verification:
             yield from (Difference(place, *fault) for fault in found.faults)
             if not found.faults:
                 yield from _compare(place, found, closed)
+            if not found.faults and found.first_sequence is not None and found.last_sequence is not None:
+                span = (found.first_sequence, found.last_sequence)
+                self._csv_values[str(segment)] = (path, span, found.digests[0])
             self.account.rows["csv"] += found.rows
 
     # Rejects
