@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from journals import NOON, Crash, Life, make_root
+from ledger_stories import as_format_1
 
 from ingestor.accounts import read_accounts, write_account
 from ingestor.capture.rejects import Refused, Rejects
@@ -24,7 +25,7 @@ from ingestor.dataset.snapshot import read_origin
 from ingestor.dataset.verify import Verification
 from ingestor.errors import NotARecording
 from ingestor.journal.writer import Rotation
-from ingestor.layout import Layout
+from ingestor.layout import Layout, SegmentId
 from ingestor.ledger import Ledger, list_ledgers
 from ingestor.parquet import file_schema, writer_options
 
@@ -335,6 +336,22 @@ def change_the_ledger(layout: Layout) -> str:
     return rf"^ledger/{path.name}: 1 line.* not as .* written"
 
 
+def change_a_name_in_a_ledger_without_checksums(layout: Layout) -> str:
+    """Those of format 1 have none."""
+    as_format_1(layout)
+    [path] = layout.coverage.glob("000001-*.jsonl")
+    path.write_text(path.read_text().replace('"frames":30', '"frbmes":30', 1))
+    layout.account_file(SegmentId.parse(parquet(layout, 1).stem)).unlink()
+    return r"^0{11}1-.*: 30 decoded \+ 0 rejected \+ 0 notices; expected 0 frames"
+
+
+def lose_the_account_and_its_line(layout: Layout) -> str:
+    path = list_ledgers(layout)[0]
+    path.write_text(path.read_text().replace("segment.closed", "segment.clxsed", 1))
+    min(layout.accounts.glob("date=*/*.parquet")).unlink()
+    return r"^trades/date=2026-11-20/0{11}1-.*: of no segment that the ledger knows"
+
+
 def lose_an_account(layout: Layout) -> str:
     path = min(layout.accounts.glob("date=*/*.parquet"))
     path.unlink()
@@ -381,7 +398,8 @@ CORRUPTIONS = [
     give_it_the_numbers_of_an_earlier_segment, give_it_the_numbers_of_another_run, change_a_type, remove_a_column,
     leave_something_else_in_the_dataset, cut_a_csv, repeat_a_line, remove_a_line_of_a_packed_csv, cut_a_packed_csv,
     drop_a_csv, change_a_heading, leave_the_plain_csv_beside_the_packed_one, drop_a_reject, invent_a_reject,
-    change_an_account, change_the_ledger, lose_an_account, cut_an_account, cut_the_coverage_of_a_closed_day,
+    change_an_account, change_the_ledger, change_a_name_in_a_ledger_without_checksums,
+    lose_the_account_and_its_line, lose_an_account, cut_an_account, cut_the_coverage_of_a_closed_day,
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
@@ -200,7 +200,7 @@ class Verification:
     def _check_closed(self, closed: Fact) -> Iterator[Difference]:
         """A segment of which the ledger has the account."""
         segment = SegmentId.parse(closed["segment"])
-        counts = Counts(**closed["counts"])
+        counts = Counts(**{one.name: closed["counts"].get(one.name, 0) for one in fields(Counts)})
         self._count(segment, counts, closed["reasons"], damaged=closed["aside"] > 0)
         if closed["symbols"] is None:
             place = _place(self._layout, self._layout.account_file(segment))
