@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingestor.errors import DamagedFile, IngestorError
-from ingestor.schema import FORMAT_VERSION
+from ingestor.schema import FORMAT_VERSION, TRADES
 
 ROW_GROUP = 1 << 15
 """Rows: small enough that one symbol of a day is read without its neighbours, large enough to compress."""
@@ -35,6 +35,9 @@ _CHECKS = struct.Struct("<8sIIQ8s")
 _CHECKS_BEGIN, _CHECKS_END = b"\x89CHECKS\n", b"\nSKCEHC\x89"
 _SEARCHED = 1 << 20
 _PIECE = 1 << 20
+
+_NEVER_NULL = tuple(name for name in TRADES.names if name not in {"volume", "conditions"})
+_END_MS = 1 << 42
 
 _DELTA = ("timestamp", "received_at", "sequence")
 
@@ -178,9 +181,28 @@ def read_whole(path: Path, **options: Any) -> pa.Table:
 
 def check_columns(path: Path, names: Collection[str]) -> None:
     """Raises DamagedFile where these columns of a file of the dataset lack what each has."""
-    missing = [name for name in ("symbol", "timestamp", "sequence") if name not in names]
+    missing = [name for name in TRADES.names if name not in names]
     if missing:
         raise DamagedFile(f"{path}: has no column {missing[0]}")
+
+
+def check_rows(path: Path, rows: pa.Table) -> None:
+    """Check that readers can take these rows of a file of the dataset: UTF-8, times of our years, nulls only where they
+    may be. Without checksums, a file can hold anything where a bit has changed. Raises DamagedFile.
+    """
+    import pyarrow.compute as pc
+
+    with named_errors(path):
+        rows.validate(full=True)
+        for name in (name for name in _NEVER_NULL if name in rows.column_names):
+            column = rows.column(name)
+            if column.null_count:
+                raise DamagedFile(f"{path}: can't be read: {column.null_count} rows have no {name}")
+            if pa.types.is_timestamp(column.type):
+                values = pc.min_max(column.cast(pa.int64())).as_py()
+                limit = _END_MS * (1000 if column.type.unit == "us" else 1)
+                if rows.num_rows and not 0 <= values["min"] <= values["max"] < limit:
+                    raise DamagedFile(f"{path}: can't be read: a {name} before 1970 or after 2109")
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Reading trades: the right rows, each once, wherever they are kept; the right types, even of nothing."""
 
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from recordings import Print, Recording, to_us
 
 import ingestor
+from ingestor.cli.main import cli
 from ingestor.dataset.compact import compact_days
 from ingestor.dataset.times import Span
 from ingestor.dataset.trades import first_trades
@@ -257,3 +260,59 @@ def test_a_file_of_a_later_version(recording: Recording) -> None:
 def test_an_argument_that_cannot_be_used(recording: Recording, options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         ingestor.read_trades(recording.layout.root, **options)
+
+
+# What can't be read: a file of an older version has no checksums, and any value where a bit has changed
+
+READERS: dict[str, Callable[[Recording], Any]] = {
+    "read_trades": lambda recording: ingestor.read_trades(recording.layout.root),
+    "read_trades filtered": lambda recording: prices(recording, symbols=["AAPL"], start="2026-11-20T00:00"),
+    "read_trades of two columns": lambda recording: prices(
+        recording, columns=["price", "received_at"], end="2026-11-21"
+    ),
+    "read_bars": lambda recording: ingestor.read_bars(recording.layout.root, "1m", symbols=["AAPL"]),
+    "describe": lambda recording: ingestor.describe(recording.layout.root),
+    "compact": lambda recording: list(compact_days(recording.layout, date(2026, 11, 21))),
+    "export": lambda recording: CliRunner().invoke(
+        cli,
+        ["export", str(recording.layout.root.parent / "out.csv"), "--root", str(recording.layout.root)],
+        catch_exceptions=False,
+    ),
+}
+
+SPOILED: dict[str, Callable[[pa.Table], pa.Table]] = {
+    "a time of the year 10000": lambda rows: _with(rows, "timestamp", pa.array([253402300800000] * 3)),
+    "a time before 1970": lambda rows: _with(rows, "timestamp", pa.array([-(1 << 62)] * 3)),
+    "a receipt in no year": lambda rows: _with(rows, "received_at", pa.array([1 << 62] * 3)),
+    "a row without a symbol": lambda rows: _with(rows, "symbol", pa.array(["AAPL", None, "AAPL"])),
+    "a row without a time": lambda rows: _with(rows, "timestamp", pa.array([None, 1, 2], pa.int64())),
+    "letters that are none": lambda rows: _with(rows, "symbol", pa.array([b"AAPL", b"AA\xff", b"AAPL"])),
+    "a column of another name": lambda rows: rows.rename_columns(
+        ["receivfd_at" if name == "received_at" else name for name in rows.column_names]
+    ),
+}
+
+
+def _with(rows: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    """These values, also such as the column's type forbids."""
+    field = rows.schema.field(name)
+    if pa.types.is_binary(values.type):
+        values = pa.StringArray.from_buffers(len(values), *values.buffers()[1:])
+    return rows.set_column(rows.column_names.index(name), field, values.cast(field.type))
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED.keys())
+def test_every_reader_names_a_file_that_holds_what_none_can(
+    tmp_path: Path, spoil: Callable[[pa.Table], pa.Table]
+) -> None:
+    recording = Recording(tmp_path / "data", ["AAPL"])
+    recording.write(*(Print(f"2026-11-20T10:0{minute}", "AAPL", 5, 10) for minute in range(3)))
+    recording.seal()
+    [path] = recording.layout.trades.glob("date=*/*.parquet")
+    recording.write(Print("2026-11-20T10:09", "AAPL", 5, 10))
+    recording.seal()
+    rows = spoil(pq.read_table(path, partitioning=None))
+    pq.write_table(rows.replace_schema_metadata(pq.read_schema(path).metadata), path, write_statistics=False)
+    for name, read in READERS.items():
+        with pytest.raises(DamagedFile, match=path.name):
+            pytest.fail(f"{name} said {read(recording)}")

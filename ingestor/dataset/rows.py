@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from ingestor.dataset.arguments import Engine
 from ingestor.dataset.snapshot import Snapshot, check_format
 from ingestor.dataset.times import EVER, Span, utc_date
-from ingestor.parquet import check_columns, named_errors, open_parquet
+from ingestor.parquet import check_columns, check_rows, named_errors, open_parquet
 from ingestor.schema import TIMESTAMP, TRADES
 
 TEXTS = ("symbol", "conditions")
@@ -71,6 +71,7 @@ def read_rows(path: Path, selection: Selection, day: date | None = None) -> pa.T
         groups = useful_groups(file.metadata, span, selection.symbols)
         present = [name for name in selection.needed if name in file.schema_arrow.names]
         rows = file.read_row_groups(groups, columns=present)
+        check_rows(path, rows)
         return filter_rows(rows, selection, span)
 
 

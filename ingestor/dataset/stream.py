@@ -27,7 +27,7 @@ from ingestor.dataset.rows import (
 from ingestor.dataset.snapshot import Snapshot, check_format, read_consistently, take_snapshot
 from ingestor.dataset.times import Span, day_start_ms
 from ingestor.layout import Layout
-from ingestor.parquet import check_columns, named_errors, open_parquet
+from ingestor.parquet import check_columns, check_rows, named_errors, open_parquet
 
 HELD_ROWS = 1 << 18
 """In memory at a time, over all sources."""
@@ -98,6 +98,7 @@ def _read_batches(path: Path, batches: Iterator[pa.RecordBatch], selection: Sele
             if batch is None:
                 return
             table = pa.Table.from_batches([batch])
+            check_rows(path, table)
             rows = table if selection is None else filter_rows(table, selection, selection.span)
         yield rows
 
