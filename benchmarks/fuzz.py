@@ -18,7 +18,7 @@ from random import Random
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from frame_mutations import MAPPED, block, lone_block, mapped_block
-from reference_decoder import Said, insane, read, read_mapped, said
+from reference_decoder import Said, insane, own_of, read, read_mapped, said
 
 from ingestor.capture.validate import validate
 from ingestor.config.feeds import JsonSettings
@@ -82,7 +82,9 @@ def check_mapped_block(seed: int, counts: Counter[str]) -> str | None:
     name, (settings, messages) = random.choice(list(MAPPED.items()))
     payloads = mapped_block(random, messages)
     options = JsonSettings.model_validate({"type": "json", "url": "wss://venue", **settings})
-    heard = said(JsonMap(options).decode(Frames(payloads, [NOW_US] * len(payloads))))
+    decoded = JsonMap(options).decode(Frames(payloads, [NOW_US] * len(payloads)))
+    heard = said(decoded)
+    heard.own = own_of(decoded)
     expected = read_mapped(options, payloads, NOW_US)
     if heard != expected:
         return f"{name}: {difference(heard, expected, payloads)}"
@@ -97,7 +99,7 @@ def make_block(random: Random) -> list[bytes]:
 
 
 def difference(heard: Said, expected: Said, payloads: list[bytes]) -> str:
-    for kind in ("trades", "rejects", "notices"):
+    for kind in ("trades", "rejects", "notices", "own"):
         ours, theirs = getattr(heard, kind), getattr(expected, kind)
         for index in range(max(len(ours), len(theirs))):
             one, other = ours[index : index + 1], theirs[index : index + 1]

@@ -326,8 +326,9 @@ class Daemon:
         return account
 
 
-def record(settings: Settings, source: Source, key: str, signals: Signals) -> Conservation:
-    """Hold the root and the key, and record until `signals.stop`: the work of `ingestor run`.
+def record(settings: Settings, source: Source, key: str, signals: Signals, secret: str = "") -> Conservation:
+    """Hold the root and the key, and record until `signals.stop`: the work of `ingestor run`. `secret` is what some
+    venues want beside the key.
 
     `source` is where `settings` came from. Raises IngestorError, OSError.
     """
@@ -348,5 +349,5 @@ def record(settings: Settings, source: Source, key: str, signals: Signals) -> Co
                 log.info("leftover.removed", file=path.name)
                 remove_tree(path)
         sinks_stop = threading.Event()
-        recording = prepare(settings, key, layout, signals.stop, sinks_stop)
+        recording = prepare(settings, key, layout, signals.stop, sinks_stop, secret)
         return Daemon(recording, sinks, source, signals, sinks_stop).run(lock)

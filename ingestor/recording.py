@@ -175,7 +175,12 @@ class Recording:
 
 
 def prepare(
-    settings: Settings, key: str, layout: Layout, stop: threading.Event, sinks_stop: threading.Event
+    settings: Settings,
+    key: str,
+    layout: Layout,
+    stop: threading.Event,
+    sinks_stop: threading.Event,
+    secret: str = "",
 ) -> Recording:
     """Build them. `stop` ends the reader, `sinks_stop` the sinks; what the last run left is taken up.
 
@@ -183,7 +188,7 @@ def prepare(
     """
     history = read_history(layout)
     check_venue(layout.root, history, settings.feed.type, settings.feed.venue)  # before anything is written
-    feed = make_feed(settings.feed, key)
+    feed = make_feed(settings.feed, key, secret)
     # What the last run left is read before this one writes: its first facts and its first segment would be the newest.
     first_segment = next_segment(layout, history.segment)
     inherited = find_inherited_gaps(layout, history)

@@ -281,6 +281,49 @@ MAPPED: dict[str, tuple[dict[str, Any], list[Any]]] = {
             },
         ],
     ),
+    "columns and answers": (
+        {
+            "fields": {"symbol": "s", "price": "p", "volume": "q", "timestamp": "T"},
+            "items": "data[]",
+            "match": {"topic": "trades"},
+            "columns": {
+                "trade_id": {"from": "i", "type": "integer", "consecutive": "true"},
+                "conditions": {"from": "c", "type": "codes"},
+                "side": {"from": "m", "values": {"true": "sell", "false": "buy"}},
+                "fee": {"from": "$.fee", "type": "number"},
+            },
+            "heartbeat": {"every": "20s", "send": "ping", "answer": "pong"},
+            "ignore": ["PONG", {"op": "*"}],
+            "acknowledged": [{"event": "subscribe"}],
+            "refused": [
+                {"match": {"event": "error", "code": "*"}, "text": "say", "symbol": "arg.id", "symbol_in": "t[.](.+)"},
+                {"match": {"error.code": "4"}, "symbol_in": '"(.+)" is'},
+            ],
+        },
+        [
+            {
+                "topic": "trades",
+                "fee": ".5",
+                "data": [
+                    {"s": "A", "p": ".48", "q": 1, "T": "1700000000123", "i": "17", "c": [1, "12"], "m": True},
+                    {"s": "A", "p": 1, "q": 1, "T": 1700000000123, "i": 18.0, "c": [], "m": "x"},
+                ],
+            },
+            {"event": "subscribe", "topic": "trades"},
+            {"event": "error", "code": 60012, "say": "no", "arg": {"id": "t.BTC"}},
+            [{"op": 1}, {"error": {"code": 4}, "msg": '"BTC" is unknown'}],
+            {"error": {"code": 4}, "msg": '"BTC" is unknown'},
+            {"op": "pong"},
+        ],
+    ),
+    "answers without match": (
+        {"ignore": [{"type": "hello"}], "refused": [{"match": {"no": "*"}, "symbol": "symbol"}]},
+        [
+            {"type": "hello", "symbol": "A", "price": 1},
+            {"type": "bye", "symbol": "A", "price": 1},
+            [{"symbol": "A", "price": 1}, {"no": 1, "symbol": "B"}],
+        ],
+    ),
 }
 """Settings of the json feed, and messages that fit them."""
 

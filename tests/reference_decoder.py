@@ -18,8 +18,9 @@ from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 
-from ingestor.config.feeds import JsonSettings
+from ingestor.config.feeds import JsonColumn, JsonSettings
 from ingestor.feeds import Decoded, Notice, Reject
+from ingestor.schema import VENUE_TRADES
 
 Trade = tuple[int, int, str, str, str | None, str | None]
 """Index of the frame, time in ms, symbol, price, volume, conditions; doubles by `repr`: -0.0 is not 0.0."""
@@ -32,6 +33,8 @@ class Said:
     trades: list[Trade] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
+    own: list[tuple[str, ...]] = field(default_factory=list)
+    """What a `json` feed's own columns hold, by `repr`."""
 
 
 def said(decoded: Decoded) -> Said:
@@ -207,24 +210,41 @@ def read_mapped(settings: JsonSettings, payloads: list[bytes], received_us: int)
     result, venue = Said(), Mapped(settings)
     for frame, payload in enumerate(payloads):
         try:
+            if payload.decode(errors="replace") in venue.nothing:
+                result.notices.append(Notice(frame, "news", ""))
+                continue
             message = json_of(payload)
             if not isinstance(message, list):  # Pairs are one
                 raise Refused("not_an_object")
-            told = list(venue.walk(message, venue.items, venue.match))
+            answer = None if venue.match else venue.answer(frame, message)
+            told = [] if answer else list(venue.walk(message, venue.items, venue.match))
             trades = [one for kind, *one in told if kind == "trade"]
             others = [one for kind, *one in told if kind == "other"]
+            answer = answer or (None if trades else venue.answer(frame, message))
+            if answer is not None:
+                result.notices.append(answer)
+                continue
             if others and not trades:
                 result.notices.append(venue.notice(frame, *others[0]))
             elif ["astray"] in map(list, told) and not trades:
                 raise Refused("no_data")
             for index, (item,) in enumerate(trades):
                 try:
-                    result.trades.append((frame, *venue.trade(item, message, received_us // 1000), None))
+                    trade = venue.trade(item, message, received_us // 1000)
+                    own = venue.own_columns(item, message)
+                    result.trades.append((frame, *trade, own.pop("conditions", None)))
+                    result.own.append(tuple(map(str, own.values())))
                 except Refused as refused:
                     result.rejects.append(Reject(frame, index, str(refused)))
         except Refused as refused:
             result.rejects.append(Reject(frame, None, str(refused)))
     return result
+
+
+def own_of(decoded: Decoded) -> list[tuple[str, ...]]:
+    """The same of what a feed decoded."""
+    columns = [column.to_pylist() for column in decoded.trades.columns[len(VENUE_TRADES) :]]
+    return [tuple(repr(column[row]) for column in columns) for row in range(decoded.trades.num_rows)]
 
 
 class Mapped:
@@ -242,6 +262,10 @@ class Mapped:
         words += " quantity s seq sequence sequence_number server_time size status symbol t time timestamp ts type v"
         said = [*self.items, *(key for keys, _ in self.match for key in keys)]
         said += [key for place in self.places if place for key in keys_of(place.removeprefix("$."))]
+        said += [key for one in settings.columns.values() for key in keys_of(one.source.removeprefix("$."))]
+        ignored = [*settings.ignore, settings.heartbeat.answer if settings.heartbeat else None]
+        self.nothing = [one for one in ignored if isinstance(one, str)]
+        self.ignored = [one for one in ignored if isinstance(one, dict)]
         self.no_symbols = {*words.split(), "version", "volume", *said}
 
     def walk(self, value: Any, path: list[str], match: list[tuple[list[str], str]]) -> Iterator[tuple[Any, ...]]:
@@ -305,6 +329,51 @@ class Mapped:
         amount = None if volume is None else repr(decimal_of(volume, "bad_volume")) if price_ok(price) else None
         return time_ms, str(symbol), repr(decimal_of(price, "bad_price")), amount
 
+    def own_columns(self, item: Any, message: Any) -> dict[str, str | None]:
+        own: dict[str, str | None] = {"conditions": None} if "conditions" in self.settings.columns else {}
+        columns = sorted(self.settings.columns.items(), key=lambda one: one[0] != "conditions")
+        for name, column in columns:
+            source = column.source
+            value = at(message if source.startswith("$.") else item, keys_of(source.removeprefix("$.")))
+            read = None if value is None else self.own(value, column, f"bad_{name}")
+            own[name] = read if name == "conditions" else repr(read)
+        return own
+
+    def own(self, value: Any, column: JsonColumn, reason: str) -> Any:
+        if column.type == "number":
+            return decimal_of(value, reason)
+        if column.type == "integer":
+            number = whole_of(value)
+            if number is None or not -(2**63) <= number < 2**63:
+                raise Refused(reason)
+            return number
+        values = value if is_array(value) and column.type == "codes" else [value]
+        texts = [word_of(one) for one in values]
+        if not all(is_string(text) for text in texts):
+            raise Refused(reason)
+        if column.type == "codes" and any(text == "" or "," in str(text) for text in texts):
+            raise Refused(reason)
+        text = ",".join(map(str, texts))
+        return column.values.get(text, text) if column.type == "text" else text
+
+    def answer(self, frame: int, message: Any) -> Notice | None:
+        for form in self.settings.refused:
+            item = who_says(message, form.match)
+            if item is None:
+                continue
+            words = [word_of(at(item, [key])) for key in ("msg", "message", "reason", "error")]
+            text = word_of(at(item, keys_of(form.text))) if form.text else next((one for one in words if one), None)
+            symbol = word_of(at(item, keys_of(form.symbol))) if form.symbol else None
+            if form.symbol_in:
+                found = re.search(form.symbol_in, (symbol if form.symbol else text) or "")
+                symbol = found[1] if found else None
+            return Notice(frame, "error", whole(text), whole(symbol) or None, refuses=True)
+        if any(who_says(message, one) is not None for one in self.settings.acknowledged):
+            return Notice(frame, "ack", "")
+        if any(who_says(message, one) is not None for one in self.ignored):
+            return Notice(frame, "news", "")
+        return None
+
     def time(self, value: Any) -> int:
         unit = self.settings.time_unit
         if unit == "iso":
@@ -342,6 +411,34 @@ class Mapped:
             texts = [word_of(at(value, [key])) for key in ("msg", "message", "reason", "error")]
             return Notice(frame, "error", whole(next((text for text in texts if text), "")))
         return Notice(frame, "unknown", kind)
+
+
+def whole_of(value: Any) -> int | None:
+    """A whole number, or text of nothing but its digits."""
+    if isinstance(value, Number):
+        return int(value) if re.fullmatch("-?[0-9]{1,20}", value) and value != "-0" else whole_double(value)
+    return int(value) if type(value) is str and re.fullmatch("-?[0-9]{1,19}", value) else None
+
+
+def whole_double(text: str) -> int | None:
+    double = float(text)
+    return int(double) if math.isfinite(double) and double == math.floor(double) else None
+
+
+def who_says(message: Any, pattern: dict[str, str]) -> Any:
+    """The message, or the first item of a message that is a list, that says all of this."""
+    for item in message if is_array(message) else [message]:
+        if all(any_says(item, keys_of(path), text) for path, text in pattern.items()):
+            return item
+    return None
+
+
+def any_says(value: Any, keys: list[str], text: str) -> bool:
+    if is_array(value) and not (keys and keys[0].isdecimal()):
+        return any(any_says(item, keys, text) for item in value)
+    if keys:
+        return any_says(at(value, keys[:1]), keys[1:], text)
+    return value is not None and text in ("*", word_of(value))
 
 
 def keys_of(path: str | None) -> list[str]:
@@ -423,7 +520,7 @@ def reason_against(
 ) -> str | None:
     if time_ms is None or time_ms < 631152000000 or time_ms * 1000 > now_us + 24 * 60 * 60 * 1_000_000:
         return "bad_time"
-    if symbol is None or symbol == "" or len(symbol) > 64:
+    if symbol is None or symbol == "" or len(symbol) > 128:
         return "bad_symbol"
     for character in symbol:
         hidden = unicodedata.category(character)[0] in "CZ" and character != " "

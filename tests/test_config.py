@@ -122,7 +122,7 @@ MISTAKES = {
     ),
     "forgotten dash": ("tickers:\n  - A\n    B\n", ["2:5: the value runs into the next line: is a `-`"]),
     "empty ticker": ("tickers:\n  - A\n  -\n", ["3:4: must be a symbol: text"]),
-    "long ticker": (f"tickers: [{'A' * 65}]\n", ["1:11: a symbol has at most 64 characters, this one 65"]),
+    "long ticker": (f"tickers: [{'A' * 129}]\n", ["1:11: a symbol has at most 128 characters, this one 129"]),
     "control in ticker": ('tickers: ["A\\u0007"]\n', ["1:11: 'A\\x07' holds a control or an invisible"]),
     "invisible in ticker": ("tickers: [A\u200b]\n", ["1:11: 'A\\u200b' holds a control or an invisible"]),
     "two in one": ("tickers:\n  - A, B\n", ["2:5: `A, B` holds a comma"]),

@@ -29,6 +29,15 @@ ARRAYS: dict[str, Any] = {
 }
 EVENTS: dict[str, Any] = {"items": "events[].trades[]", "match": {"channel": "t", "events[].type": "update"}}
 BESIDE: dict[str, Any] = {"fields": {"symbol": "$.arg.id"}, "items": "data", "match": {"arg.channel": "trades"}}
+COLUMNS: dict[str, Any] = {
+    "columns": {
+        "trade_id": {"from": "id", "type": "integer", "consecutive": True},
+        "side": {"from": "m", "values": {"true": "buy"}},
+    },
+    "items": "data[]",
+    "ignore": ["pong", {"channel": "heartbeat"}],
+    "acknowledged": [{"event": "*"}],
+}
 FEEDS: dict[str, FeedSettings] = {
     "finnhub": FinnhubSettings(),
     "binance": BinanceSettings(type="binance"),
@@ -42,6 +51,7 @@ FEEDS: dict[str, FeedSettings] = {
     "json of events": JsonSettings.model_validate({"type": "json", "url": "wss://x", **EVENTS}),
     "json beside": JsonSettings.model_validate({"type": "json", "url": "wss://x", **BESIDE}),
     "json per item": JsonSettings.model_validate({"type": "json", "url": "wss://x", "match": {"ev": "T"}}),
+    "json with columns": JsonSettings.model_validate({"type": "json", "url": "wss://x", **COLUMNS}),
     "json with a key": JsonSettings(type="json", url="wss://x/?token={key}", subscribe='["{key}","{symbol}"]'),
 }
 BLOCK = 100

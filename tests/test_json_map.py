@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from frame_mutations import MAPPED, mapped_block
-from reference_decoder import read_mapped, said
+from reference_decoder import own_of, read_mapped, said
 
 from ingestor.config import load_settings
-from ingestor.config.feeds import JsonSettings
+from ingestor.config.feeds import RECORDED_COLUMNS, JsonSettings
 from ingestor.feeds import Frames, Notice, Reject, make_feed
 from ingestor.feeds.json_map import JsonMap
-from ingestor.schema import VENUE_TRADES
+from ingestor.schema import TRADES, VENUE_TRADES
 
 RECEIVED_US = 1_700_000_000_123_999
 RECEIVED_MS = 1_700_000_000_123
@@ -59,6 +59,64 @@ def test_a_template_without_a_symbol_is_sent_once_and_never_given_up() -> None:
 
 def test_a_venue_that_sends_unasked_is_not_asked() -> None:
     assert feed().subscribe(["A"]) == feed().unsubscribe(["A"]) == []
+
+
+STREAMS = '{"method":"SUBSCRIBE","params":["{symbol_lower}@trade"],"id":1}'
+
+
+def test_several_symbols_in_one_message_are_items_of_its_list() -> None:
+    asking = feed(subscribe=STREAMS, unsubscribe=STREAMS.replace("SUB", "UNSUB"), symbols_per_message=2)
+    assert asking.subscribe(["BTC", 'E"', "X"]) == [
+        '{"method":"SUBSCRIBE","params":["btc@trade","e\\"@trade"],"id":1}',
+        '{"method":"SUBSCRIBE","params":["x@trade"],"id":1}',
+    ]
+    assert asking.unsubscribe(["X"]) == ['{"method":"UNSUBSCRIBE","params":["x@trade"],"id":1}']
+    objects = feed(subscribe='{"args":[{"channel":"trades","instId":"{symbol}"}]}', symbols_per_message=9)
+    (message,) = objects.subscribe(["A", "B"])
+    assert json.loads(message)["args"] == [{"channel": "trades", "instId": one} for one in ("A", "B")]
+
+
+def test_a_connection_begins_as_the_venue_wants_it() -> None:
+    asking = feed(
+        on_open=['{"channel":"heartbeats"}'],
+        subscribe='{"operation":"subscribe","ids":["{symbol}"]}',
+        subscribe_first='{"ids":["{symbol}"],"type":"market"}',
+        symbols_per_message=2,
+    )
+    later = ['{"operation":"subscribe","ids":["C"]}']
+    first = ['{"channel":"heartbeats"}', '{"ids":["A","B"],"type":"market"}']
+    assert asking.subscribe(["A", "B", "C"], first=True) == first + later
+    assert asking.subscribe(["C"]) == later
+
+
+LOGIN = {
+    "send": '{"auth":"{key}","secret":"{secret}"}',
+    "after": {"ev": "status", "status": "connected"},
+    "accepted": {"status": "auth_success"},
+    "refused": [{"status": "auth_failed"}, {"status": "auth_timeout"}],
+}
+
+
+def test_a_login_has_the_secrets_and_knows_its_answers() -> None:
+    settings = JsonSettings.model_validate({"type": "json", "url": "wss://venue", "login": LOGIN})
+    assert (settings.needs_key, settings.needs_secret) == (True, True)
+    login = JsonMap(settings, "k3y", "s3cret").terms.login
+    assert login is not None
+    assert json.loads(login.message) == {"auth": "k3y", "secret": "s3cret"}
+    assert "k3y" not in repr(login)
+    assert login.judge(b'[{"ev":"status","status":"connected"}]') == ("asked", "")
+    assert login.judge(b'[{"ev":"T"},{"status":"auth_success"}]') == ("accepted", "")
+    assert login.judge(b'{"status":"auth_failed","message":"k3y, s3cret"}') == ("refused", "***, ***")
+    assert login.judge(b'{"status":"else"}') is login.judge(b"Hello") is login.judge(b"[1,null]") is None
+
+
+def test_terms_are_those_of_the_settings() -> None:
+    terms = feed(limits={"messages_per_second": 10, "max_age": "23h"}, heartbeat={"every": "20s", "send": "ping"}).terms
+    assert (terms.message_pause_s, terms.max_age_s, terms.overlap_s) == (0.15, 82800.0, 0.0)
+    assert terms.heartbeat is not None
+    assert (terms.heartbeat.message, terms.heartbeat.every_s) == ("ping", 20.0)
+    with_ids = feed(columns={"trade_id": {"from": "i"}}).terms
+    assert with_ids.overlap_s > 0
 
 
 def test_make_feed_makes_it() -> None:
@@ -481,12 +539,16 @@ def test_the_example_reads_coinbase() -> None:
     (row,) = decoded.trades.to_pylist()
     assert (row["symbol"], row["price"], row["volume"]) == ("BTC-USD", 400.23, 5.23512)
     assert row["timestamp"] == datetime(2014, 11, 7, 8, 19, 27, 28000, tzinfo=UTC)
-    assert decoded.notices == [Notice(1, "unknown", "subscriptions")]
+    assert decoded.notices == [Notice(1, "ack", "")]
     assert json.loads(coinbase.subscribe(settings.symbols)[0]) == {
         "type": "subscribe",
         "product_ids": ["BTC-USD"],
         "channels": ["matches"],
     }
+
+
+def test_the_settings_know_the_columns_of_every_recording() -> None:
+    assert set(TRADES.names) == RECORDED_COLUMNS
 
 
 def test_the_example_names_every_setting_of_its_feed() -> None:
@@ -509,6 +571,84 @@ def test_encode_writes_as_the_venue_does() -> None:
     ]
 
 
+# Columns of the venue's own, and answers
+
+OWN = {
+    "trade_id": {"from": "i", "type": "integer"},
+    "side": {"from": "m", "values": {"true": "sell", "false": "buy"}},
+    "fee": {"from": "$.fee", "type": "number"},
+    "conditions": {"from": "c", "type": "codes"},
+}
+
+
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        ({"i": 7, "m": True, "c": ["@", "I"]}, (7, "sell", None, "@,I")),
+        ({"i": "929248657", "m": "x", "c": []}, (929248657, "x", None, "")),
+        ({"i": -1.0, "m": 5, "c": 12}, (-1, "5", None, "12")),
+        ({"i": None, "m": None, "c": [" ", 37]}, (None, None, None, " ,37")),
+        ({"i": "x"}, "bad_trade_id"),
+        ({"i": 1.5}, "bad_trade_id"),
+        ({"i": "9223372036854775808"}, "bad_trade_id"),
+        ({"m": {}}, "bad_side"),
+        ({"c": ["a,b"]}, "bad_conditions"),
+        ({"c": [1.5]}, "bad_conditions"),
+    ],
+)
+def test_columns_of_the_venue_are_read_by_their_type(said: dict[str, Any], read: object) -> None:
+    venue = feed(columns=OWN)
+    payload = json.dumps({"symbol": "A", "price": 1, **said}).encode()
+    decoded = venue.decode(Frames([payload], [RECEIVED_US]))
+    assert venue.schema.names == [*VENUE_TRADES.names, "trade_id", "side", "fee"]
+    rows: list[object] = [tuple(row[name] for name in OWN) for row in decoded.trades.to_pylist()]
+    assert (rows or [one.reason for one in decoded.rejects]) == [read]
+
+
+def test_a_message_may_be_a_text() -> None:
+    venue = {"heartbeat": {"every": "20s", "send": "ping", "answer": "pong"}, "ignore": "Hello."}
+    for text in (b"pong", b"Hello."):
+        assert decode(text, **venue) == ([], [], [Notice(0, "news", "")])
+    assert decode(b"Pong", **venue) == ([], [Reject(0, None, "not_json")], [])
+
+
+ANSWERING = {
+    "items": "data",
+    "match": {"arg.channel": "trades"},
+    "acknowledged": {"event": "subscribe"},
+    "refused": [
+        {"match": {"event": "error"}, "text": "msg", "symbol_in": "instId:(.+) doesn't exist"},
+        {"match": {"success": "false"}, "text": "error", "symbol": "symbol"},
+        {"match": {"op": "no"}, "symbol": "topic", "symbol_in": "trades[.](.+)"},
+    ],
+    "ignore": [{"channel": "heartbeat"}, {"events[].type": "snapshot"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("payload", "notice"),
+    [
+        ({"event": "subscribe", "arg": {"channel": "trades"}}, Notice(0, "ack", "")),
+        (
+            {"event": "error", "msg": "channel:trades,instId:XX doesn't exist"},
+            Notice(0, "error", "channel:trades,instId:XX doesn't exist", "XX", refuses=True),
+        ),
+        ({"event": "error", "msg": "no"}, Notice(0, "error", "no", None, refuses=True)),
+        ({"success": False, "error": "no", "symbol": "X/Y"}, Notice(0, "error", "no", "X/Y", refuses=True)),
+        ([{"op": "no", "topic": "trades.X", "msg": "?"}], Notice(0, "error", "?", "X", refuses=True)),
+        ({"channel": "heartbeat"}, Notice(0, "news", "")),
+        ({"events": [{"type": "x"}, {"type": "snapshot"}]}, Notice(0, "news", "")),
+    ],
+)
+def test_answers_are_told_by_what_they_say(payload: object, notice: Notice) -> None:
+    assert decode(payload, **ANSWERING) == ([], [], [notice])
+
+
+def test_what_holds_trades_is_no_answer() -> None:
+    payload = {"event": "subscribe", "arg": {"channel": "trades"}, "data": [{"symbol": "A", "price": 1}]}
+    assert decode(payload, **ANSWERING) == ([(0, RECEIVED_MS, "A", 1.0, None)], [], [])
+
+
 # Settings
 
 
@@ -529,6 +669,16 @@ def test_encode_writes_as_the_venue_does() -> None:
         ({"time_zone": "Seoul"}, "no time zone"),
         ({"time_zone": "Asia/Seoul"}, "time_unit: iso"),
         ({"prices_by_symbol": True, "fields": {"symbol": "$.s"}}, "has no place beside"),
+        ({"columns": {"price": {"from": "p"}}}, "every recording has a column"),
+        ({"columns": {"Trade": {"from": "p"}}}, "lower case"),
+        ({"columns": {"side": {"from": "p", "type": "number", "values": {"a": "b"}}}}, "for `type: text`"),
+        ({"columns": {"side": {"from": "p", "consecutive": "true"}}}, "for `type: integer`"),
+        ({"columns": {"conditions": {"from": "p", "type": "number"}}}, "a column of text"),
+        ({"subscribe": '{"s":"{symbol}"}', "symbols_per_message": 2}, "needs a list"),
+        ({"subscribe": '{"s":["{symbol}"],"t":"{symbol}"}', "symbols_per_message": 2}, "needs a list"),
+        ({"refused": [{"match": {"a": "b"}, "symbol_in": "x"}]}, "one group"),
+        ({"refused": [{"match": {"a": "b"}, "symbol_in": "("}]}, "regular expression"),
+        ({"refused": [{"match": {}}]}, "at least 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], sentence: str) -> None:
@@ -546,7 +696,9 @@ def test_a_slow_and_obvious_reading_agrees(name: str) -> None:
     read = trades = 0
     for seed in range(60):
         payloads = mapped_block(Random(seed), messages)
-        heard = said(feed(**settings).decode(Frames(payloads, [RECEIVED_US] * len(payloads))))
+        decoded = feed(**settings).decode(Frames(payloads, [RECEIVED_US] * len(payloads)))
+        heard = said(decoded)
+        heard.own = own_of(decoded)
         assert heard == read_mapped(feed(**settings)._settings, payloads, RECEIVED_US), payloads
         read, trades = read + len(payloads), trades + len(heard.trades)
     assert trades > read // 10

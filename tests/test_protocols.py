@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +257,7 @@ def test_json_speaks_as_its_settings_say(tmp_path: Path) -> None:
         ('{"ask":["IC MARKETS:1"],"again":"IC MARKETS:1"}', SymbolRequest(True, ("IC MARKETS:1",))),
         ('{"leave":"A"}', SymbolRequest(False, ("A",))),
         ('{"ask":["A"],"again":"B"}', None),
-        ('{"leave":"A"} ', None),
+        ('{"leave": "A"} ', SymbolRequest(False, ("A",))),
         ("nonsense", None),
     ],
 )
@@ -269,3 +269,57 @@ def test_json_without_settings_is_plain() -> None:
     with client("", protocol="json") as opened:
         opened.send('{"type":"subscribe","symbol":"AAPL"}')
         assert json.loads(opened.recv()).keys() == {"symbol", "price", "volume", "timestamp"}
+
+
+RULES = JsonSettings.model_validate(
+    {
+        "type": "json",
+        "url": "wss://x",
+        "login": {"send": '["{key}"]', "accepted": {"is": "in"}, "refused": {"is": "out"}},
+        "subscribe": '{"ask":["{symbol}"]}',
+        "symbols_per_message": 2,
+        "heartbeat": {"every": "1s", "send": "ping", "answer": "pong"},
+        "acknowledged": {"event": "subscribe"},
+        "refused": [{"match": {"event": "error"}, "text": "msg", "symbol_in": "no symbol (.+)[.]"}],
+        "limits": {"messages_per_second": 4},
+        "columns": {"id": {"from": "n", "type": "integer"}},
+    }
+)
+
+
+def strict(**settings: Any) -> AbstractContextManager[ClientConnection]:
+    return client("", protocol="json", json_feed=RULES, keys=frozenset({"k"}), **settings)
+
+
+def test_a_venue_of_settings_plays_its_rules() -> None:
+    with strict() as opened:
+        opened.send('["k"]')
+        assert json.loads(opened.recv()) == {"is": "in"}
+        opened.send('{"ask":["A","INVALID"]}')
+        assert json.loads(opened.recv()) == {"event": "error", "msg": "no symbol INVALID."}
+        assert json.loads(opened.recv()) == {"event": "subscribe"}
+        first, second = json.loads(opened.recv()), json.loads(opened.recv())
+        assert (first["symbol"], first["n"], second["n"]) == ("A", 1, 2)
+
+
+def test_a_venue_of_settings_answers_a_text_with_a_text() -> None:
+    with strict() as opened:
+        opened.send('["k"]')
+        opened.recv()
+        opened.send("ping")
+        assert opened.recv() == "pong"
+        opened.send('{"ask":["A","B","C"]}')  # more than a message may hold: all of it is refused
+        assert json.loads(opened.recv())["event"] == "error"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [['["another"]'], ['{"ask":["A"]}'], ['["k"]', *["ping"] * 4], ['["k"]']],
+    ids=["wrong key", "no login", "too fast", "no heartbeat"],
+)
+def test_a_venue_of_settings_hangs_up_on_who_breaks_its_rules(messages: list[str]) -> None:
+    with strict() as opened:
+        for message in messages:
+            opened.send(message)
+        with pytest.raises(ConnectionClosed):
+            drain(opened)

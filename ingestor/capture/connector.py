@@ -9,7 +9,8 @@ import hashlib
 import json
 import secrets
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -28,7 +29,7 @@ from tenacity.nap import sleep_using_event
 
 from ingestor.capture.connection import Connection, connect
 from ingestor.config.sections import ConnectionSettings
-from ingestor.errors import ConnectionLost, DamagedFile, FeedRefused, HandshakeRefused
+from ingestor.errors import ConnectionLost, DamagedFile, FeedRefused, HandshakeRefused, Stalled
 from ingestor.feeds import Feed
 from ingestor.layout import Layout, read_small, write_whole
 
@@ -124,8 +125,39 @@ class Connector:
                     "check FINNHUB_API_KEY"
                 ) from None
             raise
-        self._known_key.remember()
+        if self._feed.terms.login is None:
+            self._known_key.remember()
         return connection
+
+    def log_in(self, connection: Connection, take: Callable[[list[bytes]], None]) -> None:
+        """Say who we are, where the venue asks that in a message, and wait for its answer; `take` gets all that comes.
+
+        Raises FeedRefused where the key is wrong for good, ConnectionLost where it may work later.
+        """
+        login = self._feed.terms.login
+        if login is None:
+            return
+        deadline_s = time.monotonic() + login.timeout_s
+        if not login.waits:
+            connection.send(login.message)
+        while not self._stop.is_set():
+            payloads = connection.receive()
+            take(payloads)
+            for verdict, words in filter(None, map(login.judge, payloads)):
+                if verdict == "accepted":
+                    self._known_key.remember()
+                    return
+                if verdict == "refused":
+                    if self._known_key.accepted:
+                        raise HandshakeRefused(401, f"the venue refused the login: {words}")
+                    raise FeedRefused(
+                        f"the venue refused the login ({words}), and has never accepted this key for this root: "
+                        "check FEED_API_KEY and what is sent with it"
+                    )
+                if login.waits:
+                    connection.send(login.message)
+            if time.monotonic() >= deadline_s:
+                raise Stalled(f"no answer to the login for {login.timeout_s:g} s")
 
     def until_stop(self) -> Iterator[AttemptManager]:
         """One attempt after the other. One that ends in ConnectionLost is waited out, longer and longer; after one

@@ -185,6 +185,7 @@ class Session:
 
     def _listen(self, connection: Connection, life: ConnectionRecord) -> bool:
         """Ask for the symbols, and read: see `_read`."""
+        self._connector.log_in(connection, lambda payloads: self._take_login(life, payloads))
         self._monitor.begin(connection, life)
         self.turned_at_s = time.monotonic()
         self._connection = connection
@@ -215,6 +216,12 @@ class Session:
             if payloads:
                 self._take(life, payloads)
         return False
+
+    def _take_login(self, life: ConnectionRecord, payloads: list[bytes]) -> None:
+        """What comes before anything was asked for ends no gap."""
+        self.turned_at_s = time.monotonic()
+        if payloads:
+            self._buffer.put(life.number, payloads, self._clock.now_us())
 
     def _take(self, life: ConnectionRecord, payloads: list[bytes]) -> None:
         received_us = self._clock.now_us()

@@ -1,5 +1,6 @@
 """Asks the venue for symbols, and asks again for those that it refused or that fell silent."""
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 
@@ -12,6 +13,9 @@ from ingestor.feeds import Feed
 from ingestor.ledger import Ledger, now_us
 
 log = structlog.get_logger()
+
+_LOOK_S = 0.5
+"""How often there is a look at what is due."""
 
 
 class Subscriptions:
@@ -40,14 +44,17 @@ class Subscriptions:
         self._requested_s = 0.0
         self._outbox: deque[str] = deque()
         self._next_send_s = 0.0
+        self._heartbeat = feed.terms.heartbeat
+        self._next_heartbeat_s = math.inf
 
     def request_all(self, connection: Connection, number: int, now_s: float) -> None:
         """Ask for every symbol on a new connection. Raises ConnectionLost."""
         self._number = number
         self._requested_s = now_s
         self._retry_at_s.clear()
-        self._outbox = deque(self._feed.subscribe(self.symbols))
+        self._outbox = deque(self._feed.subscribe(self.symbols, first=True))
         self._next_send_s = now_s
+        self._next_heartbeat_s = now_s + (self._heartbeat.every_s if self._heartbeat else math.inf)
         self.send_due(connection, now_s)
         known = self._recorded == self.symbols
         self._recorded = self.symbols
@@ -130,7 +137,15 @@ class Subscriptions:
                     self._retry_at_s.setdefault(symbol, now_s + self._retry_s)
 
     def send_due(self, connection: Connection, now_s: float) -> None:
-        """Send what is to be asked for, as fast as the venue wants to be asked. Raises ConnectionLost."""
+        """Send what is to be asked for, as fast as the venue wants to be asked, and the heartbeat. Raises
+        ConnectionLost.
+        """
+        if self._heartbeat and now_s >= self._next_heartbeat_s:  # before all else: it keeps the connection
+            self._outbox.appendleft(self._heartbeat.message)
+            self._next_heartbeat_s = now_s + self._heartbeat.every_s
         while self._outbox and now_s >= self._next_send_s:
             connection.send(self._outbox.popleft())
-            self._next_send_s = now_s + self._feed.terms.message_pause_s
+            pause_s = self._feed.terms.message_pause_s
+            # Two looks per second are enough for slow venues; for the others what was due since the last one is sent.
+            due_s = max(self._next_send_s, now_s - _LOOK_S) if pause_s < _LOOK_S / 2 else now_s
+            self._next_send_s = due_s + pause_s

@@ -15,7 +15,7 @@ from ingestor.texts import is_visible
 _EARLIEST_MS = 631_152_000_000
 """1990: a time in seconds, or a zero, is before it."""
 AHEAD_US = 86_400_000_000
-_SYMBOL_CHARACTERS = 64
+_SYMBOL_CHARACTERS = 128
 _LEAST_PRICE = math.nextafter(0.0, 1.0)
 _MOST = sys.float_info.max
 
@@ -43,7 +43,7 @@ def validate(trades: pa.RecordBatch, now_us: int, *, signed_prices: bool = False
     """Judge trades by the clock `now_us` (µs since 1970): ours, or the venue's where ours is known to be behind.
 
     The reason is the first that applies: `bad_time` (before 1990, or over a day ahead), `bad_symbol` (empty,
-    over 64 characters, or with one that doesn't show: a control character, or what makes an
+    over 128 characters, or with one that doesn't show: a control character, or what makes an
     look-alike of another symbol), `bad_price` (not finite, or not above 0 unless prices are
     signed), `bad_volume` (not finite, or below 0). A null is bad, except in volume, where it means unknown.
     """
@@ -97,7 +97,7 @@ class Deduplicator:
         if not others or not trades.num_rows:
             return None
         seen = pa.concat_arrays([_keys(one.symbol, one.trade_id) for one in others])
-        found = pc.is_in(_keys(trades["symbol"], trades["trade_id"]), seen)
+        found = pc.is_in(_keys(trades["symbol"], trades["trade_id"]), seen, skip_nulls=True)  # without an id: not known
         return found if pc.any(found).as_py() else None
 
     def remember(self, connection: int, recorded: pa.RecordBatch, received_us: int) -> None:

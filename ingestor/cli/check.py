@@ -24,7 +24,7 @@ from ingestor.cli.printing import format_bytes, format_json, format_seconds, for
 from ingestor.config import DEFAULT_PATH, Flags, Settings
 from ingestor.config.addresses import find_unused_proxy, is_loopback, split_address
 from ingestor.config.feeds import FREE_PLAN_SYMBOLS, FeedSettings, FinnhubSettings
-from ingestor.config.key import Key, load_key
+from ingestor.config.key import SECRET_VARIABLE, Key, load_key, load_secret
 from ingestor.config.yaml_file import read_yaml
 from ingestor.errors import ConfigError
 from ingestor.layout import Layout, read_holder
@@ -113,6 +113,9 @@ def find_key(directory: Path, feed: FeedSettings | None) -> list[Finding]:
         free = " (free at https://finnhub.io)" if feed.type == "finnhub" else ""
         return [Finding("error", "key", f"none found: {where}{free}")]
     found = [Finding("ok", "key", f"from {key.source}")]
+    if feed.needs_secret and not load_secret(SECRET_VARIABLE, directory):
+        where = f"set {SECRET_VARIABLE}, or write {SECRET_VARIABLE}=… into {directory / '.env'}"
+        found.append(Finding("error", "secret", f"none found: {where}"))
     return [*found, Finding("warning", "key", key.warning)] if key.warning else found
 
 

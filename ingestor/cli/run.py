@@ -9,7 +9,7 @@ import structlog
 from ingestor.cli.options import config_dir, example, reading_options, source_from
 from ingestor.config import Flags
 from ingestor.config.addresses import find_unused_proxy
-from ingestor.config.key import load_key
+from ingestor.config.key import SECRET_VARIABLE, load_key, load_secret
 from ingestor.errors import ConfigError
 from ingestor.logs import configure_logs
 from ingestor.operations.signals import catch_signals
@@ -33,8 +33,11 @@ def run(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None,
     key = load_key(config_dir(config), variable=variable) if settings.feed.needs_key else None
     if key is None and settings.feed.needs_key:
         raise ConfigError(f"there is no API key: set {variable}, or put it into the .env beside the config")
-    secret = key.value.get_secret_value() if key else ""
-    configure_logs(settings.logging.level, settings.logging.format, [secret])
+    text = key.value.get_secret_value() if key else ""
+    secret = load_secret(SECRET_VARIABLE, config_dir(config)) or "" if settings.feed.needs_secret else ""
+    if settings.feed.needs_secret and not secret:
+        raise ConfigError(f"the login needs a secret: set {SECRET_VARIABLE}, or put it into the .env beside the config")
+    configure_logs(settings.logging.level, settings.logging.format, list(filter(None, [text, secret])) or [""])
     if key:
         log.info("key.found", source=key.source)
     if key and key.warning:
@@ -45,4 +48,4 @@ def run(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None,
     signals = catch_signals()
     from ingestor.daemon import record  # heavy: a mistake in the settings is told first
 
-    record(settings, source, secret, signals)
+    record(settings, source, text, signals, secret)

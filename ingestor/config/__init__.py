@@ -5,6 +5,7 @@ sections are in `feeds` and `sections`; here they come together and are read. Se
 """
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,10 @@ class Settings(Section):
             raise ValueError("this shard gets none of the tickers: there are too few of them for so many shards")
         if isinstance(self.feed, BinanceSettings):
             check_binance_tickers(self.symbols)
+        if isinstance(self.feed, JsonSettings) and len(self.symbols) > (most := self.feed.limits.symbols or math.inf):
+            raise ValueError(
+                f"{len(self.symbols)} tickers: `feed.limits` allows {most} a connection, `shard` divides them"
+            )
         return self
 
 

@@ -1,9 +1,10 @@
 """Sections of the settings for each venue's language, and which of them a file means."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -19,7 +20,17 @@ from pydantic import (
 )
 
 from ingestor.config.addresses import is_loopback
-from ingestor.config.types import KEY_PLACE, Section, Switch, VenueUrl, VenueUrlWithKey, null_as_none
+from ingestor.config.types import (
+    KEY_PLACE,
+    SECRET_PLACE,
+    Duration,
+    Section,
+    Switch,
+    VenueUrl,
+    VenueUrlWithKey,
+    lasting,
+    null_as_none,
+)
 
 FREE_PLAN_SYMBOLS = 50
 """What Finnhub's free plan accepts on its one connection."""
@@ -36,6 +47,11 @@ class _Feed(Section):
     @property
     def needs_key(self) -> bool:
         """Whether the venue wants the API key."""
+        return False
+
+    @property
+    def needs_secret(self) -> bool:
+        """Whether the venue wants a second secret beside the key."""
         return False
 
     @property
@@ -108,18 +124,41 @@ def _check_field(text: str) -> str:
     return text
 
 
+_PLACES = re.compile(r"\{(symbol|symbol_lower|key|secret)\}")
+"""What a message may have filled in."""
+
+
 def _check_template(text: str) -> str:
     """A message in which `{symbol}` and `{key}` may stand in a string."""
     try:
-        json.loads(text.replace("{symbol}", "X").replace(KEY_PLACE, "X"))
+        json.loads(_PLACES.sub("X", text))
     except ValueError:
         raise ValueError("""must be JSON, such as '{"op":"subscribe","symbol":"{symbol}"}'""") from None
     return text
 
 
+def _check_groups(text: str) -> str:
+    try:
+        groups = re.compile(text).groups
+    except re.error as error:
+        raise ValueError(f"must be a regular expression: {error}") from None
+    if groups != 1:
+        raise ValueError("must have one group in parentheses, which is the symbol: '\"(.+)\" is unknown'")
+    return text
+
+
+def _as_patterns(value: object) -> object:
+    """One pattern may stand for a list of one."""
+    return [value] if isinstance(value, str | Mapping) and value else value
+
+
 JsonPath = Annotated[str, AfterValidator(_check_path)]
 JsonField = Annotated[str, AfterValidator(_check_field)]
 JsonTemplate = Annotated[str, AfterValidator(_check_template)]
+JsonPattern = Annotated[dict[JsonPath, str], Field(min_length=1)]
+"""What a message says, by key; `*` is anything but null. In a list one item has to say it."""
+JsonAnswer = str | JsonPattern
+"""A whole message as text, or a pattern."""
 
 
 class JsonFields(Section):
@@ -138,6 +177,86 @@ class JsonFields(Section):
     )
 
 
+class JsonColumn(Section):
+    """A column of the venue's own."""
+
+    source: JsonField = Field(alias="from", description="where its value stands, as in `fields`")
+    type: Literal["text", "integer", "number", "codes"] = Field(
+        default="text", description="integer and number: also as text; codes: a list, joined by commas"
+    )
+    values: dict[str, str] = Field(default={}, description="of text: what to write for what the venue says")
+    consecutive: Switch = Field(
+        default=False, description="of integers: it rises by one with each trade of a symbol, so that a jump is a loss"
+    )
+
+    @model_validator(mode="after")
+    def _fits_its_type(self) -> Self:
+        if self.values and self.type != "text":
+            raise ValueError("`values` are for `type: text`")
+        if self.consecutive and self.type != "integer":
+            raise ValueError("`consecutive` is for `type: integer`")
+        return self
+
+
+RECORDED_COLUMNS = frozenset("timestamp symbol price volume conditions received_at sequence repeated".split())  # noqa: SIM905
+"""Of every recording: `schema.TRADES`, which this room does without, since it loads Arrow."""
+
+
+def _check_column(name: str) -> str:
+    if not re.fullmatch("[a-z][a-z0-9_]{0,31}", name):
+        raise ValueError("the name of a column is lower case: trade_id")
+    if name in RECORDED_COLUMNS and name != "conditions":
+        raise ValueError(f"every recording has a column `{name}`: see `fields`")
+    return name
+
+
+class JsonLogin(Section):
+    """A message that must be answered before anything is asked for."""
+
+    send: JsonTemplate = Field(description="the message, with {key} for the API key and {secret} for a second secret")
+    after: Annotated[JsonPattern | None, BeforeValidator(null_as_none)] = Field(
+        default=None, description="what the venue says before it wants to hear this; null: at once"
+    )
+    accepted: Annotated[list[JsonPattern], BeforeValidator(_as_patterns), Field(min_length=1)] = Field(
+        description="the answer that lets us in"
+    )
+    refused: Annotated[list[JsonPattern], BeforeValidator(_as_patterns)] = Field(
+        default=[], description="the answer that doesn't"
+    )
+    timeout: Annotated[Duration, lasting("1s", "5m")] = Field(default=10.0, description="how long to wait for either")
+
+
+class JsonHeartbeat(Section):
+    """What the venue wants to hear from time to time."""
+
+    every: Annotated[Duration, lasting("1s", "1h")] = Field(description="so often")
+    send: str = Field(min_length=1, description="the message: text, or JSON")
+    answer: JsonAnswer | None = Field(default=None, description="what the venue says to it, if anything: pong")
+
+
+class JsonRefusal(Section):
+    """How the venue says no to a subscription."""
+
+    match: JsonPattern = Field(description="what such a message says")
+    text: JsonField | None = Field(default=None, description="the key of its words")
+    symbol: JsonField | None = Field(default=None, description="the key of the symbol")
+    symbol_in: Annotated[str, AfterValidator(_check_groups)] | None = Field(
+        default=None, description="a regular expression whose group is the symbol, in `symbol` or else in `text`"
+    )
+
+
+class JsonLimits(Section):
+    """What the venue allows on one connection."""
+
+    symbols: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(default=None, description="so many at most")
+    messages_per_second: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+        default=None, description="from us to the venue"
+    )
+    max_age: Annotated[Duration, lasting("1m", "365d")] | None = Field(
+        default=None, description="then the next connection takes over; a little less than the venue allows"
+    )
+
+
 class JsonSettings(_Feed):
     """Any venue that sends trades as JSON."""
 
@@ -147,6 +266,9 @@ class JsonSettings(_Feed):
         default=None, description="what tells this venue from others; null: the host of its address"
     )
     fields: JsonFields = JsonFields()
+    columns: dict[Annotated[str, AfterValidator(_check_column)], JsonColumn] = Field(
+        default={}, description="columns of the venue's own, by name, such as trade_id, side and conditions"
+    )
     items: Annotated[JsonPath | None, BeforeValidator(null_as_none)] = Field(
         default=None, description="the key of the list of trades, where a message has one: data, events[].trades[]"
     )
@@ -163,10 +285,34 @@ class JsonSettings(_Feed):
     match: dict[JsonPath, str] = Field(
         default={}, description="what a message with trades, or each of its trades, says, by key; the rest are notices"
     )
+    login: Annotated[JsonLogin | None, BeforeValidator(null_as_none)] = Field(
+        default=None, description="what to send before all else, and the answer to wait for"
+    )
+    on_open: list[JsonTemplate] = Field(
+        default=[], description="messages that each connection begins with, after the login"
+    )
     subscribe: Annotated[JsonTemplate | None, BeforeValidator(null_as_none)] = Field(
         default=None,
-        description="message that asks for {symbol}, with the API key for {key}; null where all is sent unasked",
+        description="message that asks for {symbol} (or {symbol_lower}), with the API key for {key}; null where all is "
+        "sent unasked",
     )
+    subscribe_first: Annotated[JsonTemplate | None, BeforeValidator(null_as_none)] = Field(
+        default=None, description="the first one on a connection, where that differs"
+    )
+    symbols_per_message: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=1, description="so many are asked for at once: the item of a list that names {symbol} is repeated"
+    )
+    heartbeat: Annotated[JsonHeartbeat | None, BeforeValidator(null_as_none)] = Field(
+        default=None, description="what to send from time to time"
+    )
+    acknowledged: Annotated[list[JsonPattern], BeforeValidator(_as_patterns)] = Field(
+        default=[], description="how the venue says that it took a request"
+    )
+    refused: list[JsonRefusal] = Field(default=[], description="how the venue refuses a symbol")
+    ignore: Annotated[list[JsonAnswer], BeforeValidator(_as_patterns)] = Field(
+        default=[], description="messages that say nothing of trades, by their text or by what they say"
+    )
+    limits: JsonLimits = JsonLimits()
     never_closes: Switch = Field(default=False, description="its markets trade around the clock; else as US stocks do")
     unsubscribe: Annotated[JsonTemplate | None, BeforeValidator(null_as_none)] = Field(
         default=None, description="message that gives {symbol} up"
@@ -175,7 +321,17 @@ class JsonSettings(_Feed):
     @property
     def needs_key(self) -> bool:
         """Where the settings have a place for it."""
-        return any(KEY_PLACE in text for text in (self.url, self.subscribe, self.unsubscribe) if text)
+        return any(KEY_PLACE in text for text in (self.url, *self._messages()))
+
+    @property
+    def needs_secret(self) -> bool:
+        """Where the settings have a place for it."""
+        return any(SECRET_PLACE in text for text in self._messages())
+
+    def _messages(self) -> list[str]:
+        login = self.login.send if self.login else None
+        texts = (login, *self.on_open, self.subscribe, self.subscribe_first, self.unsubscribe)
+        return [text for text in texts if text]
 
     @property
     def key_variable(self) -> str:
@@ -205,7 +361,29 @@ class JsonSettings(_Feed):
             raise ValueError("`prices_by_symbol` has no place beside fields of arrays, or of the message (`$.`)")
         if self.time_zone and self.time_unit != "iso":
             raise ValueError("`time_zone` is for times as text: `time_unit: iso`")
+        for text in (self.subscribe, self.subscribe_first) if self.symbols_per_message > 1 else ():
+            if text and find_list(json.loads(text)) is None:
+                raise ValueError('`symbols_per_message` needs a list that names {symbol} in one item: ["{symbol}"]')
+        if self.columns.get("conditions", _TEXTS).type not in ("text", "codes"):
+            raise ValueError("`conditions` is a column of text: `type: text`, or `type: codes`")
         return self
+
+
+_TEXTS = JsonColumn.model_validate({"from": "x"})
+
+
+def find_list(message: Any) -> list[Any] | None:
+    """The list in a message's template whose one item names all the symbols; None where there is none."""
+    found = _innermost_list(message)
+    return found if found and json.dumps(found).count("{symbol") == json.dumps(message).count("{symbol") else None
+
+
+def _innermost_list(message: Any) -> list[Any] | None:
+    for below in message.values() if isinstance(message, dict) else message if isinstance(message, list) else ():
+        if (found := _innermost_list(below)) is not None:
+            return found
+    named = isinstance(message, list) and len(message) == 1 and "{symbol" in json.dumps(message)
+    return message if named else None
 
 
 FEEDS: Mapping[str, type[_Feed]] = MappingProxyType(

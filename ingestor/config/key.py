@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, SecretStr
 
 from ingestor.errors import ConfigError
 
+SECRET_VARIABLE = "FEED_API_SECRET"  # noqa: S105  its name
+"""Where a second secret is looked for, as a password is."""
 KEY_BELONGS = "the key belongs into FINNHUB_API_KEY or into .env beside this file, never in here"
 
 _PLACEHOLDER = re.compile(

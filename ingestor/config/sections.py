@@ -23,7 +23,7 @@ from ingestor.config.types import (
 )
 from ingestor.texts import format_duration, is_visible
 
-_TICKER_MAX = 64
+_TICKER_MAX = 128
 
 
 class _Repeated(str):

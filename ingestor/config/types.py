@@ -22,6 +22,7 @@ from ingestor.texts import DURATION, SIZE, format_duration, format_size, parse_d
 
 KEY_PLACE = "{key}"
 """Where the API key stands in an address or a message."""
+SECRET_PLACE = "{secret}"  # noqa: S105  where a second secret stands, in a message alone
 _SECRET = re.compile(r"token|secret|passw|auth|sign|api_?key|(^|_)key$", re.IGNORECASE)
 
 

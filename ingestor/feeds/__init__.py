@@ -1,9 +1,9 @@
 """A feed is a venue's language: pure, no I/O, no clock. A new venue is one file here and one line in `make_feed`."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import pyarrow as pa
 
@@ -65,6 +65,28 @@ class Decoded:
 
 
 @dataclass(frozen=True, slots=True)
+class Login:
+    """What a venue wants to hear, and answers, before it is asked for anything."""
+
+    message: str = field(repr=False)
+    """With the key in it: never log it."""
+    waits: bool
+    """It is sent once `judge` says `asked`, else at once."""
+    timeout_s: float
+    """How long to wait for the answer."""
+    judge: Callable[[bytes], tuple[Literal["asked", "accepted", "refused"], str] | None]
+    """What a frame says of the login, and its words, without the key; None where it says nothing of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What a venue wants to hear from time to time, or it hangs up."""
+
+    message: str
+    every_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Terms:
     """What a venue asks of its clients, and what may be expected of it."""
 
@@ -80,6 +102,8 @@ class Terms:
     """After each subscription old trades may come once more, which nothing marks."""
     signed_prices: bool = False
     """A price may be zero or below: whether that makes sense is the venue's affair."""
+    login: Login | None = None
+    heartbeat: Heartbeat | None = None
 
 
 class Feed(Protocol):
@@ -94,8 +118,8 @@ class Feed(Protocol):
         """Where to connect, with the key in it: never log it."""
         ...
 
-    def subscribe(self, symbols: Sequence[str]) -> list[str]:
-        """The messages that ask for these symbols, in order."""
+    def subscribe(self, symbols: Sequence[str], *, first: bool = False) -> list[str]:
+        """The messages that ask for these symbols, in order; `first`: a connection begins with them."""
         ...
 
     def unsubscribe(self, symbols: Sequence[str]) -> list[str]:
@@ -111,8 +135,8 @@ class Feed(Protocol):
         ...
 
 
-def make_feed(settings: FeedSettings, key: str) -> Feed:
-    """The feed that these settings name. `key` is empty where the venue asks for none."""
+def make_feed(settings: FeedSettings, key: str, secret: str = "") -> Feed:
+    """The feed that these settings name. `key` and `secret` are empty where the venue asks for none."""
     if isinstance(settings, BinanceSettings):
         from ingestor.feeds.binance import Binance
 
@@ -120,7 +144,7 @@ def make_feed(settings: FeedSettings, key: str) -> Feed:
     if isinstance(settings, JsonSettings):
         from ingestor.feeds.json_map import JsonMap
 
-        return JsonMap(settings, key)
+        return JsonMap(settings, key, secret)
     from ingestor.feeds.finnhub import Finnhub
 
     return Finnhub(settings.url, key)

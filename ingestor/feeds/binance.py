@@ -83,7 +83,7 @@ class Binance:
         """Where to connect; there is no key."""
         return self._url
 
-    def subscribe(self, symbols: Sequence[str]) -> list[str]:
+    def subscribe(self, symbols: Sequence[str], *, first: bool = False) -> list[str]:  # noqa: ARG002  as every Feed
         """One message for 200 symbols; Binance answers each by its id."""
         return list(self._requests("SUBSCRIBE", symbols))
 

@@ -141,7 +141,7 @@ class Finnhub:
         token = f"token={quote(self._key, safe='')}"
         return parts._replace(query=f"{parts.query}&{token}" if parts.query else token).geturl()
 
-    def subscribe(self, symbols: Sequence[str]) -> list[str]:
+    def subscribe(self, symbols: Sequence[str], *, first: bool = False) -> list[str]:  # noqa: ARG002  as every Feed
         """One message per symbol; Finnhub acknowledges none of them."""
         return [_request("subscribe", symbol) for symbol in symbols]
 

@@ -5,7 +5,9 @@ Where the settings say so it may also be a map such as `{"AAPL": 145.67, "GOOGL"
 """
 
 import json
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import ROUND_DOWN, Context, Decimal
@@ -15,9 +17,9 @@ from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 
-from ingestor.config.feeds import JsonSettings
+from ingestor.config.feeds import JsonLogin, JsonSettings, find_list
 from ingestor.config.types import KEY_PLACE
-from ingestor.feeds import Decoded, Frames, Notice, Terms
+from ingestor.feeds import Decoded, Frames, Heartbeat, Login, Notice, Terms
 from ingestor.feeds.json_frames import (
     ANY_DECIMAL,
     JsonObject,
@@ -26,6 +28,7 @@ from ingestor.feeds.json_frames import (
     notice_text,
     read_json,
     take_decimal,
+    take_integer,
     take_number,
     take_text,
 )
@@ -39,6 +42,7 @@ _MS = timedelta(milliseconds=1)
 _PER_MS = {"s": Decimal("0.001"), "ms": Decimal(1), "us": Decimal(1000), "ns": Decimal(1_000_000)}
 _CUTTING = Context(prec=40, rounding=ROUND_DOWN)
 """What is finer than a millisecond is cut off, however finely it is written."""
+_DIGITS = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 TimeUnit = Literal["s", "ms", "us", "ns", "iso"]
 _WORDS = frozenset(
     """
@@ -54,18 +58,36 @@ class JsonMap:
 
     Why it rejects a frame: `not_utf8`, `not_json`, `too_deep`, `not_an_object` (nor a list), `repeated_key`, `no_data`
     (nothing at `items`). Why it rejects a trade, the first that applies: `not_an_object`, `repeated_key`, `bad_time`,
-    `no_time_zone`, `bad_symbol`, `bad_price`, `bad_volume`. A missing time is the time of receipt, a
-    missing volume is unknown.
+    `no_time_zone`, `bad_symbol`, `bad_price`, `bad_volume`, and `bad_` with the name of a column of its own. A missing
+    time is the time of receipt; a missing volume, or value of a column, is unknown.
     """
 
     name = "json"
-    schema = VENUE_TRADES
 
-    def __init__(self, settings: JsonSettings, key: str = "") -> None:
-        self.terms = Terms(never_closes=settings.never_closes, may_replay=True, signed_prices=settings.signed_prices)
+    def __init__(self, settings: JsonSettings, key: str = "", secret: str = "") -> None:
         self._settings = settings
         self._key = key
-        self._layout = _Layout.of(settings)
+        self._filling = {"{key}": key, "{secret}": secret}
+        self._layout = layout = _Layout.of(settings)
+        self.schema = layout.schema
+        self._answers = answers = _Answers(settings, tuple(filter(None, (key, secret))))
+        limits, login, heartbeat = settings.limits, settings.login, settings.heartbeat
+        self.terms = Terms(
+            # What is due is sent twice per second, so that in no second more than this comes together.
+            message_pause_s=1.5 / limits.messages_per_second if limits.messages_per_second else 0.0,
+            max_age_s=limits.max_age or math.inf,
+            # Without ids nobody can tell apart what two connections both bring.
+            overlap_s=5.0 if "trade_id" in self.schema.names else 0.0,
+            never_closes=settings.never_closes,
+            may_replay=True,
+            signed_prices=settings.signed_prices,
+            login=Login(
+                self._filled(login.send, [""])[0], login.after is not None, login.timeout, answers.judge_login(login)
+            )
+            if login
+            else None,
+            heartbeat=Heartbeat(heartbeat.send, heartbeat.every) if heartbeat else None,
+        )
 
     def __repr__(self) -> str:
         return f"JsonMap({self._settings.url!r})"
@@ -74,32 +96,59 @@ class JsonMap:
         """Where to connect, with the key where the settings have a place for it."""
         return self._settings.url.replace(KEY_PLACE, quote(self._key, safe=""))
 
-    def subscribe(self, symbols: Sequence[str]) -> list[str]:
-        """One message per symbol, or one in all where the template names none; none without a template."""
-        return _filled(self._settings.subscribe, symbols, self._key)
+    def subscribe(self, symbols: Sequence[str], *, first: bool = False) -> list[str]:
+        """A message per symbol, or per `symbols_per_message`, or one in all where the template names none; none without
+        a template. The first messages of a connection begin with `on_open`.
+        """
+        settings, messages = self._settings, []
+        if first:
+            messages = [self._filled(text, [""])[0] for text in settings.on_open]
+        if settings.subscribe is None or not symbols:
+            return messages
+        size = settings.symbols_per_message
+        if first and settings.subscribe_first:
+            messages += self._filled(settings.subscribe_first, symbols[:size])
+            symbols = symbols[size:]
+        return messages + self._filled(settings.subscribe, symbols)
 
     def unsubscribe(self, symbols: Sequence[str]) -> list[str]:
-        """One message per symbol; none without a template that names it."""
+        """Messages as those of `subscribe`; none without a template that names the symbol."""
         template = self._settings.unsubscribe
-        return _filled(template, symbols, self._key) if template and "{symbol}" in template else []
+        return self._filled(template, symbols) if template and "{symbol" in template else []
+
+    def _filled(self, template: str, symbols: Sequence[str]) -> list[str]:
+        """The template's text with each symbol and the secrets, escaped as in a JSON string; the same text only once.
+
+        Where a message asks for several symbols it is written anew, its list with an item for each.
+        """
+        for place, secret in self._filling.items():
+            template = template.replace(place, _escaped(secret))
+        size = self._settings.symbols_per_message
+        if size == 1 or (items := find_list(message := json.loads(template))) is None:
+            return list(dict.fromkeys(_named(template, symbol) for symbol in symbols))
+        item, messages = json.dumps(items[0], separators=(",", ":")), []
+        for start in range(0, len(symbols), size):
+            items[:] = [json.loads(_named(item, symbol)) for symbol in symbols[start : start + size]]
+            messages.append(json.dumps(message, separators=(",", ":")))
+        return messages
 
     def decode(self, frames: Frames) -> Decoded:
         """What the frames say. Never raises on bad input: what can't be read is a Reject.
 
         Frame by frame: shapes are anybody's here, and 100,000 frames per second are enough for them.
         """
-        reader, reading = _Reader(self._layout, self._key), Reading()
+        reader, reading = _Reader(self._layout, self._answers), Reading()
         for frame, (payload, received_us) in enumerate(zip(frames.payloads, frames.received_us, strict=True)):
             reader.read(frame, payload, received_us // 1000, reading)
-        return reading.decoded(VENUE_TRADES)
+        return reading.decoded(self.schema)
 
     def encode(self, trades: pa.RecordBatch) -> list[bytes]:
         """One frame per trade; what this venue has no field for is not said."""
-        columns = (trades["timestamp"].cast(pa.int64()), *trades.columns[1:4])
+        columns = (trades["timestamp"].cast(pa.int64()), *trades.columns[1:])
         rows = zip(*(column.to_pylist() for column in columns), strict=True)
         return [self._written(*row).encode() for row in rows]
 
-    def _written(self, time_ms: int, symbol: str, price: float, volume: float | None) -> str:
+    def _written(self, time_ms: int, symbol: str, price: float, volume: float | None, *own: Any) -> str:
         layout = self._layout
         values: list[tuple[_Place, object]] = [(layout.symbol, symbol), (layout.price, price)]
         if layout.volume and volume is not None:
@@ -111,6 +160,8 @@ class JsonMap:
             elif layout.time_unit != "s":
                 written = int(time_ms * _PER_MS[layout.time_unit])
             values.append((layout.timestamp, written))
+        said = dict(zip(self.schema.names[len(VENUE_TRADES) - 1 :], own, strict=True))
+        values += [(column.place, column.write(said[column.name])) for column in layout.columns]
         trade: Any = None
         for place, value in values:
             if not place.in_message:
@@ -134,6 +185,58 @@ class _Place(NamedTuple):
         return bool(self.path)
 
 
+_TYPES = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64(), "codes": pa.string()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of the venue's own."""
+
+    name: str
+    place: _Place
+    type: Literal["text", "integer", "number", "codes"]
+    values: Mapping[str, str]
+
+    def read(self, value: Any) -> Any:
+        """What is recorded of it. Raises RefusedError."""
+        reason = f"bad_{self.name}"
+        if value is None:
+            return None
+        if self.type == "number":
+            return _amount(value, reason)
+        if self.type == "integer":
+            return _whole(value, reason)
+        if self.type == "codes":
+            return _codes(value, reason)
+        text = take_text(_as_text(value), reason)
+        return self.values.get(text, text)
+
+    def write(self, value: Any) -> Any:
+        """The same backwards."""
+        if self.type == "codes" and value is not None:
+            return value.split(",") if value else []
+        if self.type == "text":
+            return {recorded: said for said, recorded in self.values.items()}.get(value, value)
+        return value
+
+
+def _whole(value: Any, reason: str) -> int:
+    """A whole number that int64 holds, or the digits of one."""
+    if isinstance(value, str):
+        if not _DIGITS.fullmatch(value) or not -(2**63) <= int(value) < 2**63:
+            raise RefusedError(reason)
+        return int(value)
+    return take_integer(value, reason)
+
+
+def _codes(value: Any, reason: str) -> str:
+    """The codes of a list, joined by commas."""
+    codes = [take_text(_as_text(code), reason) for code in (value if isinstance(value, list) else [value])]
+    if any(not code or "," in code for code in codes):
+        raise RefusedError(reason)
+    return ",".join(codes)
+
+
 @dataclass(frozen=True, slots=True)
 class _Layout:
     """Where things stand."""
@@ -154,6 +257,9 @@ class _Layout:
     time_unit: TimeUnit
     zone: tzinfo | None
     """Of times that name none."""
+    columns: tuple["_Column", ...]
+    """In the order of the schema."""
+    schema: pa.Schema
 
     @classmethod
     def of(cls, settings: JsonSettings) -> "_Layout":
@@ -163,6 +269,8 @@ class _Layout:
         ]
         paths = [settings.items or "", *settings.match]
         items, *matched = map(_path, paths)
+        columns = [_Column(name, _place(one.source), one.type, one.values) for name, one in settings.columns.items()]
+        columns.sort(key=lambda column: column.name != "conditions")  # that one every recording has
         return cls(
             symbol=symbol,
             price=price,
@@ -177,8 +285,15 @@ class _Layout:
             ),
             match=tuple(zip(matched, settings.match.values(), strict=True)),
             arrays=any(place.path[0].isdecimal() for place in places if place and not place.in_message),
+            columns=tuple(columns),
+            schema=pa.schema(
+                [
+                    *VENUE_TRADES,
+                    *(pa.field(one.name, _TYPES[one.type]) for one in columns if one.name != "conditions"),
+                ]
+            ),
             by_symbol=settings.prices_by_symbol,
-            reserved=_WORDS.union(items, *matched, *(place.path for place in places)),
+            reserved=_WORDS.union(items, *matched, *(one.path for one in places), *(one.place.path for one in columns)),
             time_unit=settings.time_unit,
             zone=ZoneInfo(settings.time_zone) if settings.time_zone else None,
         )
@@ -192,12 +307,12 @@ def _path(text: str) -> Path:
     return tuple(key.removesuffix("[]") for key in text.split(".")) if text else ()
 
 
-def _filled(template: str | None, symbols: Sequence[str], key: str) -> list[str]:
-    """The template's text with each symbol and the key, escaped as in a JSON string; the same text only once."""
-    if template is None:
-        return []
-    keyed = template.replace(KEY_PLACE, json.dumps(key)[1:-1])
-    return list(dict.fromkeys(keyed.replace("{symbol}", json.dumps(symbol)[1:-1]) for symbol in symbols))
+def _escaped(text: str) -> str:
+    return json.dumps(text)[1:-1]
+
+
+def _named(template: str, symbol: str) -> str:
+    return template.replace("{symbol_lower}", _escaped(symbol.lower())).replace("{symbol}", _escaped(symbol))
 
 
 def _put(at: Any, path: Path, value: Any, listed: frozenset[Path] = frozenset(), above: Path = ()) -> Any:
@@ -223,8 +338,8 @@ def _put(at: Any, path: Path, value: Any, listed: frozenset[Path] = frozenset(),
 
 # A frame at a time
 
-Row = tuple[int, str, float, float | None, None]
-"""Of VENUE_TRADES; the time in milliseconds."""
+Row = tuple[Any, ...]
+"""Of the layout's schema; the time in milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,19 +347,28 @@ class _Reader:
     """Reads messages of this layout."""
 
     layout: _Layout
-    key: str
-    """What a venue might quote, and nobody may read."""
+    answers: "_Answers"
 
     def read(self, frame: int, payload: bytes, received_ms: int, reading: Reading) -> None:
-        """Add what this frame says."""
+        """Add what this frame says. Only where it holds no trades it may be an answer; without `match` any message
+        might be a trade, so that answers are looked for first.
+        """
         try:
+            if payload in self.answers.texts:
+                reading.notices.append(Notice(frame, "news", ""))
+                return
             document = read_json(payload)
             if not isinstance(document, list | JsonObject):
                 raise RefusedError("not_an_object")
+            if not self.layout.match and (answer := self.answers.find(frame, document)):
+                reading.notices.append(answer)
+                return
             found = _Found()
             self._look(document, self.layout.items, self.layout.match, found)
-            if found.other is not None and not found.items:
-                reading.notices.append(self._notice(frame, *found.other))
+            if not found.items and (answer := self.answers.find(frame, document)):
+                reading.notices.append(answer)
+            elif found.other is not None and not found.items:
+                reading.notices.append(self.answers.describe(frame, *found.other))
             elif found.astray and not found.items:
                 raise RefusedError("no_data")
             else:
@@ -323,26 +447,124 @@ class _Reader:
         time, symbol, price, volume = (
             _find(document if place.in_message else item, place.path) if place else None for place in places
         )
-        return (
+        row: Row = (
             received_ms if time is None else _milliseconds(time, layout),
             take_text(symbol, "bad_symbol"),
             _amount(price, "bad_price"),
             None if volume is None else _amount(volume, "bad_volume"),
-            None,
         )
+        if not layout.columns:
+            return *row, None
+        own = [
+            column.read(_find(document if column.place.in_message else item, column.place.path))
+            for column in layout.columns
+        ]
+        return (*row, *own) if layout.columns[0].name == "conditions" else (*row, None, *own)
 
-    def _notice(self, frame: int, value: Any, said: str | None) -> Notice:
+
+class _Answers:
+    """What a venue says besides trades."""
+
+    def __init__(self, settings: JsonSettings, secrets: tuple[str, ...]) -> None:
+        """`secrets`: what a venue might quote, and nobody may read."""
+        self._secrets = secrets
+        heartbeat = settings.heartbeat
+        ignored = [*settings.ignore, *([heartbeat.answer] if heartbeat and heartbeat.answer else ())]
+        self.texts = frozenset(one.encode() for one in ignored if isinstance(one, str))
+        self._ignored = [_pattern(one) for one in ignored if not isinstance(one, str)]
+        login = settings.login
+        of_login = [*login.accepted, *login.refused, *([login.after] if login.after else ())] if login else []
+        self._acknowledged = [_pattern(one) for one in (*settings.acknowledged, *of_login)]
+        self._refused = [
+            (
+                _pattern(one.match),
+                _place(one.text),
+                _place(one.symbol),
+                re.compile(one.symbol_in) if one.symbol_in else None,
+            )
+            for one in settings.refused
+        ]
+
+    def judge_login(
+        self, login: JsonLogin
+    ) -> Callable[[bytes], tuple[Literal["asked", "accepted", "refused"], str] | None]:
+        """What a frame says of this login."""
+        patterns: list[tuple[Literal["asked", "accepted", "refused"], Pattern]] = [
+            *(("refused", _pattern(one)) for one in login.refused),
+            *(("accepted", _pattern(one)) for one in login.accepted),
+            *([("asked", _pattern(login.after))] if login.after else ()),
+        ]
+
+        def judge(payload: bytes) -> tuple[Literal["asked", "accepted", "refused"], str] | None:
+            try:
+                document = read_json(payload)
+                for verdict, pattern in patterns:
+                    if (item := _fitting(document, pattern)) is not None:
+                        return verdict, self._words(item)
+            except RefusedError:  # it is a reject, which the recorder tells
+                return None
+            return None
+
+        return judge
+
+    def find(self, frame: int, document: Any) -> Notice | None:
+        """The answer that this message is, or None. Raises RefusedError: `repeated_key`."""
+        for pattern, text, symbol, symbol_in in self._refused:
+            if (item := _fitting(document, pattern)) is not None:
+                words = _as_text(_find(item, text.path)) if text else self._words(item)
+                named = _as_text(_find(item, symbol.path)) if symbol else None
+                if symbol_in:
+                    match = symbol_in.search(((named if symbol else words) or "")[:_SEARCHED])
+                    named = match[1] if match else None
+                return Notice(frame, "error", self._blotted(words), self._blotted(named) or None, refuses=True)
+        if any(_fitting(document, pattern) is not None for pattern in self._acknowledged):
+            return Notice(frame, "ack", "")
+        if any(_fitting(document, pattern) is not None for pattern in self._ignored):
+            return Notice(frame, "news", "")
+        return None
+
+    def describe(self, frame: int, value: Any, said: str | None) -> Notice:
         """A message that is not about trades, named by the first value by which it differs from one that is."""
         word = self._blotted(said)
         if word == "ping":
             return Notice(frame, word, "")
         if word == "error":
-            texts = (_as_text(_find(value, (key,))) for key in ("msg", "message", "reason", "error"))
-            return Notice(frame, word, self._blotted(next(filter(None, texts), None)))
+            return Notice(frame, word, self._words(value))
         return Notice(frame, "unknown", word)
 
+    def _words(self, value: Any) -> str:
+        """What a message says for people."""
+        texts = (_as_text(_find(value, (key,))) for key in ("msg", "message", "reason", "error"))
+        return self._blotted(next(filter(None, texts), None))
+
     def _blotted(self, text: str | None) -> str:
-        return notice_text(text.replace(self.key, "***") if text and self.key else text)
+        for secret in self._secrets:
+            text = text.replace(secret, "***") if text else text
+        return notice_text(text)
+
+
+Pattern = tuple[tuple[Path, str], ...]
+"""What is said, by path."""
+_SEARCHED = 1000
+
+
+def _pattern(match: Mapping[str, str]) -> Pattern:
+    return tuple((_path(path), text) for path, text in match.items())
+
+
+def _fitting(document: Any, pattern: Pattern) -> Any:
+    """The message that says all of this, or the first item of it that does where it is a list; None where none does."""
+    candidates = document if isinstance(document, list) else [document]
+    return next((one for one in candidates if all(_says(one, path, text) for path, text in pattern)), None)
+
+
+def _says(value: Any, path: Path, text: str) -> bool:
+    """Whether this stands there, in a list on the way in one of its items."""
+    if isinstance(value, list) and not (path and path[0].isdecimal()):
+        return any(_says(item, path, text) for item in value)
+    if path:
+        return _says(_find(value, path[:1]), path[1:], text)
+    return value is not None if text == "*" else _as_text(value) == text
 
 
 @dataclass(slots=True)

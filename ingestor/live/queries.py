@@ -49,7 +49,7 @@ def _split_symbols(value: object) -> object:
 
 
 _Symbols = Annotated[
-    tuple[Annotated[str, Field(min_length=1, max_length=64)], ...],
+    tuple[Annotated[str, Field(min_length=1, max_length=128)], ...],
     Field(max_length=1000),
     BeforeValidator(_split_symbols, json_schema_input_type=str),
 ]

@@ -27,7 +27,7 @@ _PATIENCE_S = 10.0
 _PING_S = 60.0
 _NAMED_MAX = 20
 """Symbols that one error names."""
-_SYMBOL_MAX = 64
+_SYMBOL_MAX = 128
 _EVERY_MIN_S, _EVERY_MAX_S = 0.01, 3600.0
 _EVERY_S = 0.1
 _KEYS = {

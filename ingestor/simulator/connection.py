@@ -132,6 +132,10 @@ class VenueConnection:
         self.subscribed_s: dict[str, float] = {}
         """Each symbol asked for, and when (last) it was; the first one first."""
         self.trades_sent = 0
+        self.logged_in = False
+        self.told_s = opened_s
+        """Seconds since the venue's start: when it last said anything."""
+        self._texts_s: deque[float] = deque()
         self.combined = combined
         """It wants Binance's events in the envelope of combined streams."""
         self._heard_s: deque[float] = deque(maxlen=MESSAGES_A_SECOND + 1)
@@ -163,6 +167,15 @@ class VenueConnection:
             for event in events
             if isinstance(event, Frame) and event.opcode is Opcode.TEXT
         ]
+
+    def tell(self, now_s: float, most: float | None) -> None:
+        """It has sent a text message. One with more than `most` in a second is hung up on."""
+        self.told_s = now_s
+        self._texts_s.append(now_s)
+        while self._texts_s[0] <= now_s - 1.0:
+            self._texts_s.popleft()
+        if most is not None and len(self._texts_s) > most:
+            self.close(1008, "Too many requests")
 
     @property
     def hurried(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import pyarrow as pa
 from websockets.frames import Frame, Opcode
 
-from ingestor.config.feeds import BinanceSettings, JsonSettings
+from ingestor.config.feeds import BinanceSettings, JsonSettings, find_list
 from ingestor.feeds import Feed
 from ingestor.feeds.binance import Binance
 from ingestor.feeds.json_map import JsonMap
@@ -20,7 +20,6 @@ VenueProtocol = Literal["finnhub", "flat", "bars", "binance", "json"]
 
 BINANCE_STREAMS = 1024
 PLAIN_JSON = JsonSettings(type="json", url="wss://json", subscribe='{"type":"subscribe","symbol":"{symbol}"}')
-_SYMBOL = r"(?P<symbol>[^\"]*)"
 
 
 # Messages of trades
@@ -84,6 +83,16 @@ class SymbolRequest(NamedTuple):
     """Repeated in the answer."""
 
 
+class LoginRequest(NamedTuple):
+    """A client says who it is."""
+
+    key: str
+
+
+class Heartbeat(NamedTuple):
+    """A client says that it is there."""
+
+
 class SymbolRefusal(NamedTuple):
     """A symbol that the venue refuses, and whether its answer names the symbol."""
 
@@ -95,7 +104,7 @@ class SymbolRefusal(NamedTuple):
 class VenueLanguage(Protocol):
     """The messages of one protocol, in both directions."""
 
-    def read(self, text: str) -> SymbolRequest | None:
+    def read(self, text: str) -> SymbolRequest | LoginRequest | Heartbeat | None:
         """The request in a client's message; None if it can't be understood."""
         ...
 
@@ -159,39 +168,112 @@ class _Binance:
         return _encoded(self._combined if combined else self._bare, trades)
 
 
-class _Json:
-    """The language that the settings of a `json` feed describe; nothing is ever refused."""
+class JsonVenue:
+    """The language that the settings of a `json` feed describe, with the answers that they expect."""
 
     def __init__(self, settings: JsonSettings) -> None:
+        self.settings = settings
         self._feed = JsonMap(settings)
-        templates = ((True, settings.subscribe), (False, settings.unsubscribe))
-        self._patterns: list[tuple[bool, re.Pattern[str]]] = []
-        """Pattern of the symbol in a message that was made from a template."""
-        for wanted, template in templates:
-            if template:
-                first, *others = map(re.escape, template.split("{symbol}"))
-                holes = [_SYMBOL, *["(?P=symbol)"] * len(others)]
-                pattern = first + "".join(hole + text for hole, text in zip(holes, others, strict=False))
-                self._patterns.append((wanted, re.compile(pattern)))
+        templates = ((True, settings.subscribe), (True, settings.subscribe_first), (False, settings.unsubscribe))
+        self._templates = [(wanted, json.loads(text)) for wanted, text in templates if text]
+        self._others = [json.loads(text) for text in settings.on_open]
 
-    def read(self, text: str) -> SymbolRequest | None:
-        for wanted, pattern in self._patterns:
-            if match := pattern.fullmatch(text):
-                return SymbolRequest(wanted, (match["symbol"],))
-        return None
+    def greeting(self) -> bytes | None:
+        """What the venue says before it wants to hear a login."""
+        login = self.settings.login
+        return _said(login.after) if login and login.after else None
 
-    def answer(self, request: SymbolRequest, refusals: Sequence[SymbolRefusal]) -> list[dict[str, Any]]:  # noqa: ARG002  as every VenueLanguage
-        return []
+    def read(self, text: str) -> SymbolRequest | LoginRequest | Heartbeat | None:
+        login, heartbeat = self.settings.login, self.settings.heartbeat
+        if heartbeat and text == heartbeat.send:
+            return Heartbeat()
+        try:
+            message = json.loads(text)
+        except ValueError:
+            return None
+        if login and (found := _filled_in(json.loads(login.send), message)) is not None:
+            return LoginRequest(dict(found).get("key", ""))
+        for wanted, template in self._templates:
+            if (found := _filled_in(template, message)) is not None:
+                symbols = [value.upper() if place == "symbol_lower" else value for place, value in found]
+                if len(set(symbols)) < 2 or find_list(template):
+                    return SymbolRequest(wanted, tuple(dict.fromkeys(symbols)))
+        return SymbolRequest(wanted=True, symbols=()) if message in self._others else None
+
+    def answer_login(self, *, accepted: bool) -> bytes | None:
+        """The venue's word on a login; None where it says nothing to one that it doesn't like."""
+        login = self.settings.login
+        answers = (login.accepted if accepted else login.refused) if login else []
+        return _said(answers[0]) if answers else None
+
+    def answer_heartbeat(self) -> bytes | None:
+        """The venue's word on a heartbeat, if any."""
+        answer = self.settings.heartbeat.answer if self.settings.heartbeat else None
+        return answer.encode() if isinstance(answer, str) else _said(answer) if answer else None
+
+    def answer(self, request: SymbolRequest, refusals: Sequence[SymbolRefusal]) -> list[dict[str, Any]]:
+        refused = {refusal.symbol for refusal in refusals}
+        answers = []
+        for refusal in refusals if self.settings.refused else ():
+            form = self.settings.refused[0]
+            named = refusal.symbol if refusal.named else "?"
+            if form.symbol_in:  # the expression backwards: its group is the symbol
+                named = re.sub(
+                    r"\\(.)|\[(.)\]", r"\1\2", named.join(re.split(r"\((?!\?).*?\)", form.symbol_in, maxsplit=1))
+                )
+            told = dict(form.match)
+            told |= {path: named for path in (form.symbol, None if form.symbol else form.text) if path}
+            answers.append(json.loads(_said(told)))
+        if request.symbols and self.settings.acknowledged and set(request.symbols) - refused:
+            answers.append(json.loads(_said(self.settings.acknowledged[0])))
+        return answers
 
     def say(self, trades: Sequence[Trade], *, combined: bool) -> list[Message]:  # noqa: ARG002  as every VenueLanguage
         return _encoded(self._feed, trades)
+
+
+def _said(pattern: Mapping[str, str]) -> bytes:
+    """A message that says this."""
+    message: dict[str, Any] = {}
+    for path, text in pattern.items():
+        *above, last = (key.removesuffix("[]") for key in path.split("."))
+        at = message
+        for key in above:
+            at = at.setdefault(key, {})
+        at[last] = {"true": True, "false": False, "*": 1}.get(text, text)
+    return json.dumps(message, separators=(",", ":")).encode()
+
+
+def _filled_in(template: Any, value: Any) -> list[tuple[str, str]] | None:
+    """(place, text) of what a message has where its template has `{symbol}` and the like; None where it isn't of this
+    template. An item of a list may come several times.
+    """
+    if isinstance(template, str) and isinstance(value, str):
+        *texts, last = _PLACE.split(template)
+        pattern = "".join(f"{re.escape(text)}(.*)" for text in texts[::2]) + re.escape(last)
+        match = re.fullmatch(pattern, value, re.DOTALL)
+        return None if match is None else list(zip(texts[1::2], match.groups(), strict=True))
+    pairs = []
+    if isinstance(template, dict) and isinstance(value, dict) and template.keys() == value.keys():
+        pairs = [(template[key], value[key]) for key in template]
+    elif isinstance(template, list) and isinstance(value, list) and len(template) == 1 <= len(value):
+        pairs = [(template[0], item) for item in value]
+    elif isinstance(template, list) and isinstance(value, list) and len(template) == len(value):
+        pairs = list(zip(template, value, strict=True))
+    elif template != value:
+        return None
+    found = [_filled_in(*pair) for pair in pairs]
+    return None if None in found else [one for each in found if each for one in each]
+
+
+_PLACE = re.compile(r"\{(symbol|symbol_lower|key|secret)\}")
 
 
 def make_language(protocol: VenueProtocol, settings: JsonSettings) -> VenueLanguage:
     """The language of this protocol; the settings are those of `json`."""
     if protocol == "binance":
         return _Binance()
-    return _Json(settings) if protocol == "json" else _Plain(_MESSAGES[protocol])
+    return JsonVenue(settings) if protocol == "json" else _Plain(_MESSAGES[protocol])
 
 
 _MESSAGES: Mapping[str, Callable[[Sequence[Trade]], list[Message]]] = MappingProxyType(
@@ -210,7 +292,12 @@ def _encoded(feed: Feed, trades: Sequence[Trade]) -> list[Message]:
         "trade_id": [trade.number for trade in trades],
         "side": ["buy" if trade.number % 2 else "sell" for trade in trades],
     }
-    arrays = [pa.array(columns[field.name], field.type) for field in feed.schema]
+    numbers = pa.array(columns["trade_id"])
+    arrays: list[Any] = [
+        pa.array(columns[field.name], field.type) if field.name in columns and field.name != "trade_id"
+        else numbers.cast(field.type)  # whatever else a venue's own columns may hold
+        for field in feed.schema
+    ]  # fmt: skip
     payloads = feed.encode(pa.record_batch(arrays, schema=feed.schema))
     return [Message(payload, (_truth(trade),)) for payload, trade in zip(payloads, trades, strict=True)]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 from websockets.frames import CloseCode
 
-from ingestor.config.feeds import JsonSettings
+from ingestor.config.feeds import JsonHeartbeat, JsonSettings
 from ingestor.errors import ConfigError
 from ingestor.simulator.connection import (
     READ_BYTES,
@@ -34,10 +34,14 @@ from ingestor.simulator.protocols import (
     BINANCE_STREAMS,
     PING,
     PLAIN_JSON,
+    Heartbeat,
+    JsonVenue,
+    LoginRequest,
     SymbolRefusal,
     SymbolRequest,
     VenueProtocol,
     make_language,
+    text_frame,
 )
 from ingestor.simulator.replay import Replay
 
@@ -266,6 +270,8 @@ class Venue:
             client.subscribed_s.update(dict.fromkeys(self._settings.symbols, client.opened_s))
         self._clients[client.number] = client
         self._find_wanted_symbols()
+        if isinstance(self._language, JsonVenue) and (greeting := self._language.greeting()):
+            client.write(text_frame(greeting))
         try:
             async with asyncio.TaskGroup() as tasks:
                 chores = [tasks.create_task(self._ping(client)), tasks.create_task(self._injector.inject(client))]
@@ -283,9 +289,14 @@ class Venue:
         try:
             while data := await reader.read(READ_BYTES):
                 for text in client.hear(data, answering=not self._injector.active(client).silent()):
+                    client.tell(self._injector.now_s, self._settings.json_feed.limits.messages_per_second)
                     request = self._language.read(text)
+                    if isinstance(self._language, JsonVenue):
+                        request = self._judge_client(client, self._language, request)
                     if request is None:  # as at Finnhub, what can't be understood gets no answer
                         log.warning("message.ignored", connection=client.number, text=text[:200])
+                        continue
+                    if not isinstance(request, SymbolRequest):
                         continue
                     for answer in self._language.answer(request, self._change_subscriptions(client, request)):
                         client.say(**answer)
@@ -296,8 +307,42 @@ class Venue:
         except (ConnectionError, ssl.SSLError) as error:
             log.debug("connection.broken", connection=client.number, reason=type(error).__name__)
 
+    def _judge_client(
+        self, client: VenueConnection, venue: JsonVenue, request: SymbolRequest | LoginRequest | Heartbeat | None
+    ) -> SymbolRequest | LoginRequest | Heartbeat | None:
+        """Answer logins and heartbeats, and hang up on who breaks the rules that the settings state."""
+        settings, answer = venue.settings, None
+        if isinstance(request, LoginRequest):
+            client.logged_in = self._settings.keys is None or request.key in self._settings.keys
+            answer = venue.answer_login(accepted=client.logged_in)
+        elif settings.login and not client.logged_in:
+            client.close(CloseCode.POLICY_VIOLATION, "Log in first")
+            return request and Heartbeat()
+        elif isinstance(request, Heartbeat):
+            answer = venue.answer_heartbeat()
+        elif request and len(request.symbols) > settings.symbols_per_message:
+            log.warning("client.greedy", connection=client.number, symbols=len(request.symbols))
+            for refusal in venue.answer(request, [SymbolRefusal("too many", "?", named=False)]):
+                client.say(**refusal)
+            return Heartbeat()
+        if answer is not None:
+            client.write(text_frame(answer))
+        if isinstance(request, LoginRequest) and not client.logged_in:
+            client.close(CloseCode.POLICY_VIOLATION, "")
+        return request
+
+    async def _await_heartbeats(self, client: VenueConnection, heartbeat: JsonHeartbeat) -> None:
+        """Hang up on who is silent for half as long again as it may be."""
+        while client.open:
+            await asyncio.sleep(heartbeat.every / 4)
+            if self._injector.now_s - client.told_s > 1.5 * heartbeat.every:
+                log.warning("client.silent", connection=client.number)
+                client.close(CloseCode.NORMAL_CLOSURE, "No heartbeat")
+
     async def _ping(self, client: VenueConnection) -> None:
-        """Finnhub's pings are messages, Binance's are the protocol's own; the others have none."""
+        """Finnhub's pings are messages, Binance's are the protocol's own; the others have none, but may want some."""
+        if isinstance(self._language, JsonVenue) and (heartbeat := self._language.settings.heartbeat):
+            await self._await_heartbeats(client, heartbeat)
         while self._settings.protocol in {"finnhub", "binance"}:
             await asyncio.sleep(self._settings.ping_interval_s)
             if self._injector.active(client).silent():
@@ -314,6 +359,8 @@ class Venue:
                 client.subscribed_s.pop(symbol, None)
             return []
         limit = BINANCE_STREAMS if self._settings.protocol == "binance" else self._settings.limit
+        if self._settings.protocol == "json":
+            limit = self._settings.json_feed.limits.symbols or limit
         traded = self._settings.symbols
         refusals = []
         for symbol in request.symbols:
