@@ -293,6 +293,7 @@ MAPPED: dict[str, tuple[dict[str, Any], list[Any]]] = {
                 "fee": {"from": "$.fee", "type": "number"},
             },
             "heartbeat": {"every": "20s", "send": "ping", "answer": "pong"},
+            "login": {"send": "{}", "after": {"hi": "1"}, "accepted": {"in": "true"}, "refused": {"in": "false"}},
             "ignore": ["PONG", {"op": "*"}],
             "acknowledged": [{"event": "subscribe"}],
             "refused": [
@@ -314,6 +315,9 @@ MAPPED: dict[str, tuple[dict[str, Any], list[Any]]] = {
             [{"op": 1}, {"error": {"code": 4}, "msg": '"BTC" is unknown'}],
             {"error": {"code": 4}, "msg": '"BTC" is unknown'},
             {"op": "pong"},
+            {"hi": 1},
+            [{"hi": 2}, {"in": True}],
+            {"in": False, "reason": "no"},
         ],
     ),
     "answers without match": (

@@ -163,6 +163,14 @@ def blind_rows(rig: Rig) -> list[tuple[str, int]]:
     return [(symbol, at_us) for symbol, at_us, interval in held if interval is not None and interval.state == "blind"]
 
 
+def recorded_rows(rig: Rig) -> pa.Table:
+    """All that the journal of this rig holds."""
+    follower = Follower(rig.layout, None, synced_only=False)
+    batches = [event.batch for event in follower.read() if isinstance(event, Rows)]
+    follower.close()
+    return pa.Table.from_batches(batches)
+
+
 def stop_reader(rig: Rig, reader: threading.Thread) -> bool:
     """Whether the reader ended within the time that a stop leaves it."""
     rig.stop.set()

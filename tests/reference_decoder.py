@@ -368,7 +368,14 @@ class Mapped:
                 found = re.search(form.symbol_in, (symbol if form.symbol else text) or "")
                 symbol = found[1] if found else None
             return Notice(frame, "error", whole(text), whole(symbol) or None, refuses=True)
-        if any(who_says(message, one) is not None for one in self.settings.acknowledged):
+        login = self.settings.login
+        for pattern in login.refused if login else []:
+            item = who_says(message, pattern)
+            if item is not None:
+                words = [word_of(at(item, [key])) for key in ("msg", "message", "reason", "error")]
+                return Notice(frame, "error", whole(next((one for one in words if one), None)))
+        expected = [*login.accepted, login.after or {"": ""}] if login else []
+        if any(who_says(message, one) is not None for one in [*self.settings.acknowledged, *expected]):
             return Notice(frame, "ack", "")
         if any(who_says(message, one) is not None for one in self.ignored):
             return Notice(frame, "news", "")

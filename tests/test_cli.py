@@ -28,6 +28,7 @@ from ingestor.cli.options import (
     span_options,
     symbols_option,
 )
+from ingestor.cli.setup import list_venues
 from ingestor.config import Flags
 from ingestor.config.addresses import find_unused_proxy
 from ingestor.config.feeds import check_binance_tickers
@@ -265,6 +266,30 @@ def test_init_from_another_example(folder: Path, name: str, feed: str) -> None:
     again = call("init", "--from", name)
     assert again.exit_code == 2
     assert "Next" not in again.output
+
+
+@pytest.mark.parametrize("name", list_venues())
+def test_init_for_a_venue(folder: Path, name: str) -> None:
+    done = call("init", "--venue", name)
+    path = "config/ingestor.yaml" if name == "finnhub" else f"config/{name}.yaml"
+    assert (done.exit_code, done.output.split("\n")[0]) == (0, f"wrote {path}")
+    settings = settings_from(Path(path), Flags())
+    assert settings.feed.type == (name if name in ("finnhub", "binance") else "json")
+    assert (folder / "config/.env").exists() == settings.feed.needs_key
+    secrets = (folder / "config/.env").read_text() if settings.feed.needs_key else ""
+    assert (f"{settings.feed.key_variable}=" in secrets) == settings.feed.needs_key
+    assert ("FEED_API_SECRET=" in secrets) == settings.feed.needs_secret
+    assert "FILE" not in Path(path).read_text()
+    assert call("init", "--venue", name).exit_code == 2
+
+
+def test_init_names_its_venues(folder: Path) -> None:
+    listed = call("init", "--list").output
+    assert all(f"\n{name} " in listed for name in list_venues())
+    assert list(folder.iterdir()) == []
+    done = call("init", "--venue", "craken")
+    assert done.exit_code != 0
+    assert "did you mean kraken?" in str(done.exception)
 
 
 def test_init_elsewhere(folder: Path) -> None:

@@ -1,6 +1,8 @@
 """Commands that set up: `ingestor init` (settings to start from) and `ingestor install` (the systemd service)."""
 
+import difflib
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 import click
 
 from ingestor.cli.options import config_dir, config_option, example
+from ingestor.cli.printing import format_table
 from ingestor.config import DEFAULT_PATH, load_settings
 from ingestor.config.key import load_key
 from ingestor.errors import ConfigError, IngestorError
@@ -24,7 +27,13 @@ ETC = Path("/etc/finnhub-ingestor")
 _HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108  places that the sandbox hides
 
 
-@click.command(epilog=example("ingestor init", "ingestor init --from binance"))
+_OWN_FEEDS = {"finnhub": "ingestor.yaml", "binance": "binance.yaml"}
+"""Venues with a language of their own; all others are files in `config/venues/`."""
+_KEY_TEXT = "# The key that the venue gave you. Keep this file to yourself: chmod 600 .env\nFEED_API_KEY=\n"
+_SECRET_TEXT = "FEED_API_SECRET=\n"  # noqa: S105  its name
+
+
+@click.command(epilog=example("ingestor init", "ingestor init --venue kraken", "ingestor init --list"))
 @click.option(
     "--from",
     "name",
@@ -33,12 +42,21 @@ _HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108
     show_default=True,
     help="The example to start from: a venue, Coinbase by a mapping of JSON fields, or one of several recorders.",
 )
+@click.option("--venue", metavar="NAME", help="The venue to record: its settings, ready to run. See --list.")
+@click.option("--list", "listed", is_flag=True, help="Print the venues, and write nothing.")
 @config_option
-def init(config: Path | None, name: str) -> None:
+def init(config: Path | None, name: str, venue: str | None, listed: bool) -> None:
     """Write the settings and, where the venue asks for a key, .env beside them. What exists is kept.
 
     Prints what it wrote, and what to do next. Exit 2 if there was nothing to write.
     """
+    if listed:
+        click.echo(format_table(("venue", "what"), [(one, _describe(one)) for one in list_venues()]))
+        return
+    if venue is not None and venue not in _OWN_FEEDS:
+        _init_venue(config, venue)
+        return
+    name = venue or name
     file = DEFAULT_PATH.name if name == _EXAMPLES[0] else f"{name}.yaml"
     path = config or DEFAULT_PATH.with_name(file)
     wrote = [_write_new(path, read_packaged(file, f"config/{file}"), 0o640)]
@@ -49,12 +67,55 @@ def init(config: Path | None, name: str) -> None:
         dotenv = path.parent / ".env"
         wrote.append(_write_new(dotenv, read_packaged("env.example", "config/.env.example"), 0o600))
         steps.insert(0, f"put your key into {dotenv} (free at https://finnhub.io)")
+    _say_next(path, steps, wrote, hint)
+
+
+def _say_next(path: Path, steps: list[str], wrote: list[bool], hint: str = "") -> None:
+    """What to do after what was written; exit 2 where that is nothing."""
     if not any(wrote):
         sys.exit(2)
     given = "" if path == DEFAULT_PATH else f" --config {path}"
     steps += [f"ingestor check{given}", f"ingestor run{given}"]
     numbered = "".join(f"\n  {number}. {step}" for number, step in enumerate(steps, 1))
     click.echo(f"\nNext:{numbered}{hint}")
+
+
+def list_venues() -> list[str]:
+    """The names for `--venue`."""
+    folder = files("ingestor.cli").joinpath("templates", "venues")
+    found = folder if folder.is_dir() else Path(__file__).parents[2] / "config/venues"
+    return sorted({*_OWN_FEEDS, *(file.name.removesuffix(".yaml") for file in found.iterdir())})
+
+
+def read_venue(name: str) -> bytes:
+    """The settings for this venue. Raises ConfigError for a name that is none."""
+    if name not in list_venues():
+        near = difflib.get_close_matches(name.lower(), list_venues(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(list_venues())}"
+        raise ConfigError(f"no venue `{name}`: {hint}")
+    file = _OWN_FEEDS.get(name, f"venues/{name}.yaml")
+    return read_packaged(file, f"config/{file}")
+
+
+def _describe(venue: str) -> str:
+    """The first sentence of its settings."""
+    if venue == "finnhub":
+        return "Finnhub: US stocks, forex and crypto. Key: FINNHUB_API_KEY (free at https://finnhub.io)."
+    return read_venue(venue).decode().splitlines()[0].removeprefix("# ").partition(" `")[0]
+
+
+def _init_venue(config: Path | None, venue: str) -> None:
+    """`init` for a venue that settings describe."""
+    path = config or DEFAULT_PATH.with_name(f"{venue}.yaml")
+    content = read_venue(venue)
+    wrote = [_write_new(path, content.replace(b"FILE", str(path).encode()), 0o640)]
+    steps = [f"name your symbols in {path}"]
+    if b'"{key}"' in content:
+        dotenv = path.parent / ".env"
+        secrets = _KEY_TEXT + (_SECRET_TEXT if b'"{secret}"' in content else "")
+        wrote.append(_write_new(dotenv, secrets.encode(), 0o600))
+        steps.insert(0, f"put {' and '.join(re.findall('FEED_API_[A-Z]+', secrets))} into {dotenv}")
+    _say_next(path, steps, wrote)
 
 
 def _write_new(path: Path, content: bytes, mode: int) -> bool:

@@ -473,8 +473,9 @@ class _Answers:
         self.texts = frozenset(one.encode() for one in ignored if isinstance(one, str))
         self._ignored = [_pattern(one) for one in ignored if not isinstance(one, str)]
         login = settings.login
-        of_login = [*login.accepted, *login.refused, *([login.after] if login.after else ())] if login else []
-        self._acknowledged = [_pattern(one) for one in (*settings.acknowledged, *of_login)]
+        expected = [*login.accepted, *([login.after] if login.after else ())] if login else []
+        self._acknowledged = [_pattern(one) for one in (*settings.acknowledged, *expected)]
+        self._not_let_in = [_pattern(one) for one in login.refused] if login else []
         self._refused = [
             (
                 _pattern(one.match),
@@ -517,6 +518,9 @@ class _Answers:
                     match = symbol_in.search(((named if symbol else words) or "")[:_SEARCHED])
                     named = match[1] if match else None
                 return Notice(frame, "error", self._blotted(words), self._blotted(named) or None, refuses=True)
+        for pattern in self._not_let_in:
+            if (item := _fitting(document, pattern)) is not None:
+                return Notice(frame, "error", self._words(item))
         if any(_fitting(document, pattern) is not None for pattern in self._acknowledged):
             return Notice(frame, "ack", "")
         if any(_fitting(document, pattern) is not None for pattern in self._ignored):
