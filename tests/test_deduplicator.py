@@ -75,3 +75,25 @@ def test_a_twin_is_rejected_and_what_was_rejected_before_keeps_its_reason() -> N
     assert before.without(known, "repeated_id") == Validated(
         pa.array([False, False, False, True]), [(0, "repeated_id"), (1, "bad_time"), (2, "bad_price")]
     )
+
+
+def test_what_has_no_id_is_no_repeat() -> None:
+    known = Deduplicator(BINANCE_TRADES)
+    without = trades(("A", 1)).set_column(5, BINANCE_TRADES.field("trade_id"), pa.nulls(1, pa.int64()))
+    known.remember(1, without, SECOND_US)
+    known.remember(1, trades(("A", 7)), SECOND_US)
+    assert known.find(2, without) is None
+    assert found(known, 2, ("A", 7)) == [True]
+
+
+def test_an_id_of_text_may_hold_anything() -> None:
+    schema = pa.schema([*VENUE_TRADES, pa.field("trade_id", pa.string())])
+
+    def one(symbol: str, trade_id: str) -> pa.RecordBatch:
+        values = {"symbol": symbol, "trade_id": trade_id}
+        return pa.record_batch([pa.array([values.get(field.name)], field.type) for field in schema], schema=schema)
+
+    known = Deduplicator(schema)
+    known.remember(1, one("A", "1 2"), SECOND_US)
+    assert known.find(2, one("A 1", "2")) is None
+    assert known.find(2, one("A", "1 2")) is not None

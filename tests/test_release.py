@@ -24,6 +24,7 @@ PACKAGED = {
     "config/ingestor.yaml": "ingestor/cli/templates/ingestor.yaml",
     "config/binance.yaml": "ingestor/cli/templates/binance.yaml",
     "config/json.yaml": "ingestor/cli/templates/json.yaml",
+    "config/venues/": "ingestor/cli/templates/venues/",
     "config/shards.yaml": "ingestor/cli/templates/shards.yaml",
     "config/.env.example": "ingestor/cli/templates/env.example",
     "systemd/": "ingestor/cli/templates/systemd/",

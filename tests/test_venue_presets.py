@@ -355,16 +355,29 @@ def test_its_settings_are_commented_and_short(venue: str) -> None:
 REFUSED = "INVALID1"
 
 
-@pytest.mark.parametrize(
-    "venue", [pytest.param(venue, marks=[] if venue == "alpaca" else [pytest.mark.long]) for venue in VENUES]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("venue", VENUES)
 def test_it_records_its_simulator(tmp_path: Path, venue: str) -> None:
+    record_simulator(tmp_path, settings_of(venue))
+
+
+def test_the_venue_that_the_docs_invent_is_recorded(tmp_path: Path) -> None:
+    """It has a login, a heartbeat, lists in lists, ids and refusals, in at most 25 lines."""
+    text = (FOLDER.parents[1] / "docs/configure.md").read_text()
+    block = text.partition("<!-- a venue of its own -->\n```yaml\n")[2].partition("```")[0]
+    assert 0 < len(block.splitlines()) <= 25
+    path = tmp_path / "tulip.yaml"
+    path.write_text(block)
+    record_simulator(tmp_path, load_settings(path))
+
+
+def record_simulator(tmp_path: Path, venue: Settings) -> None:
     """With a login where there is one, a cut, a symbol that is refused, and heartbeats (sent more often here)."""
-    settings = settings_of(venue).feed
+    settings = venue.feed
     assert isinstance(settings, JsonSettings)
     if settings.heartbeat:
         settings = settings.model_copy(update={"heartbeat": settings.heartbeat.model_copy(update={"every": 1.0})})
-    symbols = settings_of(venue).symbols
+    symbols = venue.symbols
     truth = tmp_path / "truth.jsonl"
     there = VenueSettings(
         protocol="json",

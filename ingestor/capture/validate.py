@@ -110,5 +110,5 @@ class Deduplicator:
 
 
 def _keys(symbol: pa.Array, trade_id: pa.Array) -> pa.Array:
-    """An id is its symbol's: `BTCUSDT 12345`. No id holds a blank, so that no two keys are one."""
-    return pc.binary_join_element_wise(symbol, trade_id.cast(pa.string()), " ")
+    """An id is its symbol's; null without one. No recorded symbol holds a NUL, so that no two keys are one."""
+    return pc.binary_join_element_wise(symbol, trade_id.cast(pa.string()), "\0")
