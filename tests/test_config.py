@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.config import Flags, Settings, load_settings, settings_from_flags
+from ingestor.config import Flags, Settings, Source, load_settings, settings_from_flags
 from ingestor.config.sections import JournalSettings, StorageSettings
 from ingestor.errors import ConfigError
 
@@ -327,12 +327,13 @@ def test_settings_survive_being_written_down() -> None:
 
 def test_the_schema_shows_defaults_as_the_file_would() -> None:
     schema = Settings.model_json_schema()
-    assert schema["properties"]["tickers"]["minItems"] == 1
+    assert schema["properties"]["tickers"]["anyOf"][0]["minItems"] == 1
+    assert schema["properties"]["tickers"]["anyOf"][1]["required"] == ["files"]
     rotate = schema["$defs"]["RotateSettings"]["properties"]
     assert rotate["age"]["default"] == "15m"
     assert rotate["size"]["default"] == "32MB"
     assert schema["properties"]["stop_timeout"]["type"] == "string"
-    assert schema["properties"]["tickers"]["items"]["type"] == ["string", "number", "boolean", "null"]
+    assert schema["properties"]["tickers"]["anyOf"][0]["items"]["type"] == ["string", "number", "boolean", "null"]
     assert schema["additionalProperties"] is False
 
 
@@ -341,3 +342,41 @@ def test_every_setting_says_what_it_is() -> None:
     for section in (schema, *schema["$defs"].values()):
         for key, value in section["properties"].items():
             assert "$ref" in value or value.get("description"), key
+
+
+# Tickers in files
+
+
+def test_tickers_may_stand_in_files(write: Write) -> None:
+    path = write("tickers: {files: [one.txt, lists/two.txt], add: [MSFT, A], drop: [NO, GONE]}\n")
+    (path.parent / "lists").mkdir()
+    (path.parent / "one.txt").write_bytes(b"\xef\xbb\xbf# a list\r\nAAPL   # Apple\r\n\r\nNO\r\nIC MARKETS:1\r\n")
+    (path.parent / "lists/two.txt").write_text("AAPL\nON\n")
+    assert load_settings(path).tickers == ("AAPL", "IC MARKETS:1", "ON", "MSFT", "A")
+    assert load_settings(path, Flags(symbols=("X",))).tickers == ("X",)
+    assert Source(path).files() == [path, path.parent / "one.txt", path.parent / "lists/two.txt"]
+
+
+@pytest.mark.parametrize(
+    ("tickers", "content", "sentence"),
+    [
+        ("{files: [gone.txt]}", b"A", "gone.txt: can't be read: No such file"),
+        ("{files: [one.txt]}", b"A\nB, C\n", "one.txt:2: `B, C` holds a comma"),
+        ("{files: [one.txt]}", b"A\xff", "one.txt: not UTF-8"),
+        ("{files: [one.txt]}", b"# nothing\n", ":1:1: these files name no symbol"),
+        ("{files: [one.txt], drop: [A]}", b"A\n", ":1:1: these files name no symbol"),
+        ("{files: [one.txt], ad: [A]}", b"A\n", "unknown key `ad`: did you mean `add`?"),
+        ("{files: []}", b"A\n", "at least 1 item"),
+        ("{files: one.txt}", b"A\n", "valid list"),
+        ("{add: [A]}", b"A\n", "must be a list of at least one symbol"),
+    ],
+)
+def test_a_list_of_tickers_that_can_not_be_read_is_named(
+    write: Write, tickers: str, content: bytes, sentence: str
+) -> None:
+    path = write(f"tickers: {tickers}\njournal: {{linger: x}}\n")
+    (path.parent / "one.txt").write_bytes(content)
+    with pytest.raises(ConfigError) as raised:
+        load_settings(path)
+    assert sentence in str(raised.value)
+    assert "`x` is no duration" in str(raised.value)

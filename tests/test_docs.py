@@ -165,6 +165,8 @@ YAML = [(guide, number, block) for guide in GUIDES for number, block in enumerat
 @pytest.mark.parametrize(("guide", "number", "block"), YAML, ids=lambda value: str(value)[:30])
 def test_settings_that_are_shown_are_accepted(guide: str, number: int, block: str, tmp_path: Path) -> None:
     path = tmp_path / f"{Path(guide).stem}-{number}.yaml"
+    for name in re.findall(r"\w+\.txt", block):  # lists of tickers
+        (tmp_path / name).write_text("AAPL\n")
     path.write_text(block if "tickers:" in block else f"tickers: [A]\n{block}", encoding="utf-8")
     load_settings(path)
 

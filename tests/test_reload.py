@@ -125,6 +125,25 @@ def test_a_saved_file_is_noticed_once_it_rests(recording: Recording, path: Path)
     assert not settings.file_changed(15.0)
 
 
+def test_a_file_of_tickers_is_taken_over_as_the_list_is(recording: Recording, path: Path) -> None:
+    tickers = path.with_name("sp500.txt")
+    tickers.write_text("AAPL\nMSFT\n")
+    path.write_text("tickers: {files: [sp500.txt], add: [ON]}\nstorage: {min_free: 0B}\n")
+    settings = live(recording, path, tickers_watch=True)
+    settings.reload()
+    assert wanted(recording) == ("AAPL", "MSFT", "ON")
+    tickers.write_text("AAPL\nBRK.B\n")
+    assert not settings.file_changed(10.0)
+    assert settings.file_changed(11.0)
+    settings.reload()
+    assert wanted(recording) == ("AAPL", "BRK.B", "ON")
+    tickers.write_text("AAPL, MSFT\n")
+    settings.reload()
+    assert wanted(recording) == ("AAPL", "BRK.B", "ON")
+    assert "sp500.txt:1: " in outcomes(recording)[-1]["error"]
+    assert not settings.file_changed(12.0)
+
+
 def test_a_file_replaced_as_editors_do_is_noticed(recording: Recording, path: Path) -> None:
     settings = live(recording, path, tickers_watch=True)
     before = path.stat()

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Self, get_args
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -31,6 +31,7 @@ from ingestor.config.sections import (
     ShardSettings,
     SinkSettings,
     StorageSettings,
+    TickerFiles,
     Tickers,
     symbols_of_shard,
 )
@@ -41,12 +42,19 @@ from ingestor.errors import ConfigError
 DEFAULT_PATH = Path("config/ingestor.yaml")
 
 
+def _with_files(schema: dict[str, Any]) -> None:
+    """What an editor may see instead of a list of tickers."""
+    listed = {key: schema.pop(key) for key in ("type", "items")}
+    schema["anyOf"] = [listed | {"minItems": 1}, TickerFiles.model_json_schema()]
+
+
 class Settings(Section):
     """All of one recorder's settings. Durations are seconds, sizes bytes."""
 
     feed: FeedSettings = Field(default=FinnhubSettings(), description="the venue and its language")
     tickers: Tickers = Field(
-        description="the symbols to record, as the venue names them", json_schema_extra={"minItems": 1}
+        description="the symbols to record, as the venue names them: a list, or {files: [sp500.txt]}",
+        json_schema_extra=_with_files,
     )
     tickers_watch: Switch = Field(
         default=False, description="apply a change of tickers as soon as the file is saved; else on `ingestor reload`"
@@ -131,6 +139,18 @@ class Source:
         """Raises ConfigError: one line a mistake, all of them."""
         return settings_from_flags(self.flags) if self.path is None else load_settings(self.path, self.flags)
 
+    def files(self) -> list[Path]:
+        """The files that say which symbols to record: the settings, and those that they name. What can't be read names
+        none.
+        """
+        if self.path is None:
+            return []
+        try:
+            tickers = read_yaml(self.path).data.get("tickers")
+            return [self.path, *TickerFiles.model_validate(tickers).paths(self.path.parent)]
+        except (ConfigError, ValidationError):
+            return [self.path]
+
 
 def _validate(file: YamlFile, flags: Flags) -> Settings:
     mistakes = list(file.mistakes)
@@ -148,6 +168,12 @@ def _validate(file: YamlFile, flags: Flags) -> Settings:
         else:
             at[last] = value
     try:
+        if isinstance(tickers := merged.get("tickers"), Mapping) and "files" in tickers:
+            merged["tickers"] = _read_tickers(file, tickers)
+    except ConfigError as error:
+        complaints.append(str(error))
+        merged["tickers"] = ["-"]  # what else is wrong is told as well
+    try:
         settings = Settings.model_validate(merged)
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_input=False):
@@ -161,6 +187,20 @@ def _validate(file: YamlFile, flags: Flags) -> Settings:
     if complaints:
         raise ConfigError("\n".join(complaints))
     return settings
+
+
+def _read_tickers(file: YamlFile, tickers: Mapping[str, object]) -> list[str]:
+    """The symbols of `tickers: {files: …}`. Raises ConfigError."""
+    try:
+        found = TickerFiles.model_validate(tickers).read(file.path.parent)
+    except ValidationError as error:
+        detail = error.errors(include_url=False, include_input=False)[0]
+        place = file.place(("tickers", *detail["loc"]))
+        raise ConfigError(file.complaint(Mistake(place, _sentence(detail, TickerFiles)))) from None
+    if not found:
+        place = file.place(("tickers",))
+        raise ConfigError(file.complaint(Mistake(place, "these files name no symbol, or all are dropped")))
+    return found
 
 
 # What is said of a mistake

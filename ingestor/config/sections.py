@@ -21,9 +21,11 @@ from ingestor.config.types import (
     lasting,
     null_as_none,
 )
+from ingestor.errors import ConfigError
 from ingestor.texts import format_duration, is_visible
 
 _TICKER_MAX = 128
+_FILE_MAX = 1 << 20
 
 
 class _Repeated(str):
@@ -53,13 +55,56 @@ def _parse_ticker(value: object) -> object:
 def _mark_repeats(value: object) -> object:
     """Marks what is listed twice, to be refused in its own place. Raises ValueError unless it is a list."""
     if not isinstance(value, list | tuple) or not value:
-        raise ValueError("must be a list of at least one symbol: [AAPL], or a line `- AAPL` for each")
+        raise ValueError("must be a list of at least one symbol: [AAPL], or a line `- AAPL` for each; or name files")
     seen: set[str] = set()
     marked: list[object] = []
     for item in value:
         marked.append(_Repeated(item) if isinstance(item, str) and item in seen else item)
         seen.update([item] if isinstance(item, str) else [])
     return marked
+
+
+class TickerFiles(Section):
+    """Tickers that files hold, one per line: those of `files` and `add`, less those of `drop`."""
+
+    files: Annotated[list[PathText], Field(min_length=1)] = Field(description="relative to the settings")
+    add: list[str] = Field(default=[], description="more symbols")
+    drop: list[str] = Field(default=[], description="symbols to leave out")
+
+    def paths(self, folder: Path) -> list[Path]:
+        """The files, as seen from the folder of the settings."""
+        return [folder / path for path in self.files]
+
+    def read(self, folder: Path) -> list[str]:
+        """The symbols, each once, in the order of the files. Raises ConfigError."""
+        found = [symbol for path in self.paths(folder) for symbol in _read_symbols(path)]
+        dropped = set(self.drop)
+        return [symbol for symbol in dict.fromkeys([*found, *self.add]) if symbol not in dropped]
+
+
+def _read_symbols(path: Path) -> list[str]:
+    """The symbols of a file: one per line, without blank lines and what stands behind `#`. Raises ConfigError."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_FILE_MAX + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
+    if len(raw) > _FILE_MAX:
+        raise ConfigError(f"{path}: larger than 1 MB: this is no list of tickers")
+    try:
+        lines = raw.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8: save the file as UTF-8") from None
+    symbols = []
+    for number, line in enumerate(lines, 1):
+        symbol = line.partition("#")[0].strip()
+        if not symbol:
+            continue
+        try:
+            symbols.append(str(_parse_ticker(symbol)))
+        except ValueError as error:
+            raise ConfigError(f"{path}:{number}: {error}") from None
+    return symbols
 
 
 Ticker = Annotated[

@@ -25,22 +25,24 @@ class LiveSettings:
         self._subscriptions = subscriptions
         self._ledger = ledger
         self._look_at_s = 0.0
-        self._read_as = self._seen_as = _identify(source.path)
+        self._files = source.files()
+        self._read_as = self._seen_as = _identify(self._files)
 
     def file_changed(self, now_s: float) -> bool:
-        """Whether the file is another than the one last read, and has been for a second: an editor may be writing it.
+        """Whether a file is another than the one last read, and has been for a second: an editor may be writing it.
 
         Never, unless `tickers_watch` is set.
         """
         if not self._settings.tickers_watch or now_s < self._look_at_s:
             return False
         self._look_at_s = now_s + _LOOK_S
-        before, self._seen_as = self._seen_as, _identify(self._source.path)
+        before, self._seen_as = self._seen_as, _identify(self._files)
         return self._seen_as is not None and self._seen_as not in (self._read_as, None) and self._seen_as == before
 
     def reload(self) -> None:
         """Read the settings again. A file with a mistake changes nothing: its errors are logged, the old one stays."""
-        self._read_as = _identify(self._source.path)
+        self._files = self._source.files()
+        self._read_as = _identify(self._files)
         try:
             new = self._source.read()
         except ConfigError as error:
@@ -74,12 +76,10 @@ def _flatten(section: dict[str, Any], above: str) -> Iterator[tuple[str, str]]:
             yield f"{above}{key}", repr(value)
 
 
-def _identify(path: Path | None) -> tuple[int, int, int] | None:
-    """Inode, time and size, which change when a file does; None if there is no file."""
-    if path is None:
-        return None
+def _identify(files: list[Path]) -> tuple[tuple[int, int, int], ...] | None:
+    """Inode, time and size of each, which change when a file does; None if one isn't there, or there is none."""
     try:
-        found = path.stat()
+        found = [path.stat() for path in files]
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return tuple((one.st_ino, one.st_mtime_ns, one.st_size) for one in found) or None
