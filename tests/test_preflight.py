@@ -10,14 +10,18 @@ from pathlib import Path
 from time import time
 
 import pytest
+from click.testing import CliRunner
 from pydantic import SecretStr
 
 from ingestor.cli.check import Finding, ask_venue, find_online
+from ingestor.cli.main import cli
 from ingestor.config import Settings
 from ingestor.config.key import Key
+from ingestor.errors import IngestorError
 from ingestor.operations.preflight import Rest, VenueUnreachable, find_unknown, measure_disk
 
 KEY = "c0ffee"
+PREFIX = "/api"
 LISTS = {
     "/api/stock/symbol?exchange=US": ["AAPL", "BRK.B"],
     "/api/crypto/symbol?exchange=BINANCE": ["BINANCE:BTCUSDT"],
@@ -35,6 +39,7 @@ class Api:
     clock_s: float = 0.0
     """How far its clock is ahead of ours."""
     asked: list[str] = field(default_factory=list)
+    bodies: dict[str, str] = field(default_factory=dict)
 
 
 @pytest.fixture
@@ -45,8 +50,10 @@ def api() -> Iterator[Api]:
         def do_GET(self) -> None:
             api.asked.append(self.path)
             accepted = self.headers["X-Finnhub-Token"] == KEY
+            accepted = accepted or self.path in api.bodies
             status = api.statuses.get(self.path, 200 if accepted else 401)
             body = json.dumps([{"symbol": symbol} for symbol in LISTS.get(self.path, [])]).encode()
+            body = api.bodies[self.path].encode() if self.path in api.bodies else body
             self.send_response_only(status)
             self.send_header("Date", formatdate(time() + api.clock_s, usegmt=True))
             self.send_header("Content-Length", str(len(body)))
@@ -149,3 +156,65 @@ def test_a_root_that_everybody_may_write_is_a_warning(tmp_path: Path) -> None:
     found = {finding.subject: finding for finding in find_online(settings, None)}
     assert found["access"].verdict == "warning"
     assert f"chmod o-w {root}" in found["access"].text
+
+
+# What a venue lists
+
+
+def venue_of(tmp_path: Path, api: Api, **form: object) -> str:
+    path = tmp_path / "venue.yaml"
+    listed = {"url": f"{api.base}/products?all=1", "symbol": "id", **form}
+    path.write_text(json.dumps({"tickers": ["A"], "feed": {"type": "json", "url": "wss://x", "symbol_list": listed}}))
+    return str(path)
+
+
+PRODUCTS = [
+    {"id": "BTC-USD", "status": "online"},
+    {"id": "ETH-USD", "status": "online"},
+    {"id": "OLD-USD", "status": "delisted"},
+    {"id": "A,B", "status": "online"},
+    {"name": "none", "status": "online"},
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "form", "patterns", "printed"),
+    [
+        (PRODUCTS, {"match": {"status": "online"}}, [], ["BTC-USD", "ETH-USD"]),
+        (PRODUCTS, {"match": {"status": "online"}}, ["ETH*", "x"], ["ETH-USD"]),
+        ({"a": {"l": PRODUCTS}}, {"items": "a.l"}, ["*-USD"], ["BTC-USD", "ETH-USD", "OLD-USD"]),
+        (
+            {"result": {"BTC/USD": {"status": "online"}, "OLD/USD": {"status": "cancel_only"}}},
+            {"items": "result", "symbol": "*", "match": {"status": "online"}},
+            [],
+            ["BTC/USD"],
+        ),
+    ],
+)
+def test_symbols_prints_what_the_venue_lists(
+    tmp_path: Path, api: Api, body: object, form: dict[str, object], patterns: list[str], printed: list[str]
+) -> None:
+    api.bodies[f"{PREFIX}/products?all=1"] = json.dumps(body)
+    arguments = ["symbols", "--config", venue_of(tmp_path, api, **form), *patterns]
+    done = CliRunner().invoke(cli, arguments)
+    assert (done.exit_code, done.output.splitlines()) == (0, printed)
+    written = tmp_path / "list.txt"
+    done = CliRunner().invoke(cli, [*arguments, "--output", str(written)])
+    assert (done.exit_code, written.read_text().splitlines()) == (0, printed)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "sentence"),
+    [
+        ("[]", 200, "no symbol that fits"),
+        ("{}", 200, "another form"),
+        ("<html>", 200, "another form"),
+        ("[]", 503, "answered 503"),
+    ],
+)
+def test_symbols_says_why_there_are_none(tmp_path: Path, api: Api, body: str, status: int, sentence: str) -> None:
+    path = f"{PREFIX}/products?all=1"
+    api.bodies[path], api.statuses[path] = body, status
+    done = CliRunner().invoke(cli, ["symbols", "--config", venue_of(tmp_path, api)])
+    assert isinstance(done.exception, IngestorError)
+    assert sentence in str(done.exception)

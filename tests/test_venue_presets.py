@@ -18,9 +18,9 @@ from sessions import SOON
 from simulated_venues import read_truth, running_venue
 
 from ingestor.config import Settings, load_settings
-from ingestor.config.feeds import JsonSettings
+from ingestor.config.feeds import BINANCE_SYMBOLS, JsonSettings
 from ingestor.feeds import Frames, Notice
-from ingestor.feeds.json_map import JsonMap
+from ingestor.feeds.json_map import JsonMap, read_symbols
 from ingestor.simulator.market import MarketSettings
 from ingestor.simulator.venue import VenueSettings
 
@@ -337,6 +337,57 @@ OKX_60012 = 'Invalid request: {"op": "subscribe", "argss":[{ "channel" : "trades
 )
 def test_what_else_a_venue_says_is_known(venue: str, text: str, notice: Notice) -> None:
     assert decode(venue, text) == ([], [notice])
+
+
+@pytest.mark.parametrize(
+    ("venue", "answer", "symbols"),
+    [
+        (
+            "binance-futures",
+            (
+                '{"symbols":[{"symbol":"BTCUSDT","status":"TRADING","contractType":"PERPETUAL"},'
+                '{"symbol":"OLDUSDT","status":"SETTLING"}]}'
+            ),
+            ["BTCUSDT"],
+        ),
+        (
+            "coinbase",
+            (
+                '{"products":[{"product_id":"BTC-USD","price":"68925.98","status":"online","is_disabled":false},'
+                '{"product_id":"OLD-USD","status":"delisted"}],"num_products":2}'
+            ),
+            ["BTC-USD"],
+        ),
+        (
+            "kraken",
+            (
+                '{"error":[],"result":{"BTC/USD":{"altname":"XBTUSD","wsname":"XBT/USD","status":"online"},'
+                '"OLD/USD":{"status":"delisted"}}}'
+            ),
+            ["BTC/USD"],
+        ),
+        (
+            "bybit",
+            '{"retCode":0,"result":{"category":"spot","list":[{"symbol":"BTCUSDT","baseCoin":"BTC","status":"Trading"}]}}',
+            ["BTCUSDT"],
+        ),
+        (
+            "okx",
+            '{"code":"0","data":[{"instId":"BTC-USD","instType":"SPOT","state":"live"},{"instId":"X-Y","state":"suspend"}]}',
+            ["BTC-USD"],
+        ),
+    ],
+)
+def test_its_list_of_symbols_is_read(venue: str, answer: str, symbols: list[str]) -> None:
+    feed = settings_of(venue).feed
+    assert isinstance(feed, JsonSettings)
+    assert feed.symbol_list is not None
+    assert read_symbols(answer.encode(), feed.symbol_list) == symbols
+
+
+def test_the_list_of_binance_is_read() -> None:
+    answer = '{"symbols":[{"symbol":"ETHBTC","status":"TRADING"},{"symbol":"OLDBTC","status":"BREAK"}]}'
+    assert read_symbols(answer.encode(), BINANCE_SYMBOLS) == ["ETHBTC"]
 
 
 def test_each_venue_is_tested() -> None:

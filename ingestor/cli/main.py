@@ -24,6 +24,7 @@ from ingestor.texts import escape
 COMMANDS = {
     "init": ("ingestor.cli.setup:init", "Write config/ingestor.yaml and config/.env to start from."),
     "check": ("ingestor.cli.check:check", "Check settings, key and disk; print what would run."),
+    "symbols": ("ingestor.cli.setup:symbols", "Print the symbols that the venue has, or write them to a file."),
     "run": ("ingestor.cli.run:run", "Record trades until stopped."),
     "reload": ("ingestor.cli.reload:reload", "Have a running recorder take over a changed list of tickers."),
     "status": ("ingestor.cli.status:status", "Show the status of a running recorder."),

@@ -8,16 +8,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 
-from ingestor.cli.options import config_dir, config_option, example
+from ingestor.cli.options import config_dir, config_option, example, settings_from
 from ingestor.cli.printing import format_table
-from ingestor.config import DEFAULT_PATH, load_settings
+from ingestor.config import DEFAULT_PATH, Flags, load_settings
+from ingestor.config.feeds import BINANCE_SYMBOLS, BinanceSettings, FinnhubSettings, JsonSymbolList
 from ingestor.config.key import load_key
 from ingestor.errors import ConfigError, IngestorError
+from ingestor.texts import is_visible
 
 PREFIX = "/opt/finnhub-ingestor"
 """The virtual environment in the units, unless another one installs them."""
@@ -134,6 +138,70 @@ def _write_new(path: Path, content: bytes, mode: int) -> bool:
         file.write(content)
     click.echo(f"wrote {path}")
     return True
+
+
+@click.command(
+    epilog=example("ingestor symbols --exchange US --output us.txt", "ingestor symbols --config kraken.yaml '*/USD'")
+)
+@click.argument("patterns", nargs=-1)
+@config_option
+@click.option("--exchange", default="US", show_default=True, metavar="NAME", help="Of Finnhub: US, BINANCE, OANDA, …")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a file for `tickers.files`.",
+)
+def symbols(patterns: tuple[str, ...], config: Path | None, exchange: str, output: Path | None) -> None:
+    """Ask the venue of the settings which symbols it has, and print them, one per line; of those only what fits one of
+    PATTERNS (`BTC*`).
+
+    Finnhub is asked with the key, the others without. Exit 1 where the venue doesn't answer, 2 where the settings don't
+    say where its list is.
+    """
+    from ingestor.capture.market_calendar import find_rest_base
+    from ingestor.operations.preflight import Rest
+
+    settings = settings_from(config, Flags())
+    feed, ca_file = settings.feed, settings.connection.ca_file
+    if isinstance(feed, FinnhubSettings):
+        key, base = load_key(config_dir(config)), find_rest_base(feed.url)
+        if key is None or base is None:
+            raise ConfigError("Finnhub's list needs the key, and `feed.url` to be Finnhub's own")
+        known = Rest(base, key.value.get_secret_value(), ca_file).list_symbols(exchange)
+        found = sorted(known or ())
+    else:
+        form = BINANCE_SYMBOLS if isinstance(feed, BinanceSettings) else feed.symbol_list
+        if form is None:
+            raise ConfigError("the settings don't say where this venue lists its symbols: `feed.symbol_list`")
+        parts = urlsplit(form.url)
+        answer = Rest(f"{parts.scheme}://{parts.netloc}", "", ca_file).get(form.url.partition(parts.netloc)[2])
+        found = sorted(_read_list(answer.status, answer.body, form))
+    if patterns:
+        found = [symbol for symbol in found if any(fnmatchcase(symbol, pattern) for pattern in patterns)]
+    if not found:
+        raise IngestorError("the venue names no symbol that fits")
+    text = "".join(f"{symbol}\n" for symbol in found if is_visible(symbol) and "," not in symbol)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        Write(output, text.encode(), 0o640).apply()
+    except OSError as error:
+        raise IngestorError(f"{output}: can't be written: {error.strerror}") from None
+    click.echo(f"wrote {output}: {len(text.splitlines())} symbols")
+
+
+def _read_list(status: int, body: bytes, form: JsonSymbolList) -> list[str]:
+    from ingestor.feeds.json_frames import RefusedError
+    from ingestor.feeds.json_map import read_symbols
+
+    try:
+        if status == 200:
+            return read_symbols(body, form)
+    except RefusedError:
+        raise IngestorError("the venue's list has another form than `feed.symbol_list` says") from None
+    raise IngestorError(f"the venue answered {status}")
 
 
 @dataclass(frozen=True, slots=True)

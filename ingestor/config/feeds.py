@@ -245,6 +245,29 @@ class JsonRefusal(Section):
     )
 
 
+def _check_list_url(url: str) -> str:
+    parts = urlsplit(url)
+    if not parts.hostname or (parts.scheme != "https" and not is_loopback(parts.hostname)) or not url.isprintable():
+        raise ValueError("must be an address that begins with https://")
+    return url
+
+
+class JsonSymbolList(Section):
+    """Where the venue lists its symbols: what `ingestor symbols` asks."""
+
+    url: Annotated[str, AfterValidator(_check_list_url)] = Field(description="an HTTP address, without a key")
+    items: Annotated[JsonPath | None, BeforeValidator(null_as_none)] = Field(
+        default=None, description="the key of the list, or of an object by symbol; null: the answer itself"
+    )
+    symbol: JsonField | Literal["*"] = Field(description="the key of the symbol in an item; *: the item's own key")
+    match: dict[JsonPath, str] = Field(default={}, description="what an item says that can be recorded")
+
+
+BINANCE_SYMBOLS = JsonSymbolList(
+    url="https://api.binance.com/api/v3/exchangeInfo", items="symbols", symbol="symbol", match={"status": "TRADING"}
+)
+
+
 class JsonLimits(Section):
     """What the venue allows on one connection."""
 
@@ -313,6 +336,9 @@ class JsonSettings(_Feed):
         default=[], description="messages that say nothing of trades, by their text or by what they say"
     )
     limits: JsonLimits = JsonLimits()
+    symbol_list: Annotated[JsonSymbolList | None, BeforeValidator(null_as_none)] = Field(
+        default=None, description="where the venue lists its symbols, for `ingestor symbols`"
+    )
     never_closes: Switch = Field(default=False, description="its markets trade around the clock; else as US stocks do")
     unsubscribe: Annotated[JsonTemplate | None, BeforeValidator(null_as_none)] = Field(
         default=None, description="message that gives {symbol} up"

@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 
-from ingestor.config.feeds import JsonLogin, JsonSettings, find_list
+from ingestor.config.feeds import JsonLogin, JsonSettings, JsonSymbolList, find_list
 from ingestor.config.types import KEY_PLACE
 from ingestor.feeds import Decoded, Frames, Heartbeat, Login, Notice, Terms
 from ingestor.feeds.json_frames import (
@@ -545,6 +545,22 @@ class _Answers:
         for secret in self._secrets:
             text = text.replace(secret, "***") if text else text
         return notice_text(text)
+
+
+def read_symbols(answer: bytes, form: JsonSymbolList) -> list[str]:
+    """The symbols in a venue's list, each once, as they come. Raises RefusedError where it is none."""
+    found = _find(read_json(answer), _path(form.items or ""))
+    pairs: list[tuple[str | None, Any]] | None
+    if form.symbol == "*":
+        pairs = list(found.items()) if isinstance(found, JsonObject) else None
+    else:
+        path = _path(form.symbol)
+        pairs = [(_as_text(_find(item, path)), item) for item in found] if isinstance(found, list) else None
+    if pairs is None:
+        raise RefusedError("no_data")
+    pattern = _pattern(form.match)
+    fitting = [name for name, item in pairs if all(_says(item, path, text) for path, text in pattern)]
+    return list(dict.fromkeys(name for name in fitting if name))
 
 
 Pattern = tuple[tuple[Path, str], ...]

@@ -55,7 +55,8 @@ class Rest:
             connection = http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=tls)
         asked_at = time.time()
         try:
-            connection.request("GET", f"{self._parts.path}{path}", headers={"X-Finnhub-Token": self._key})
+            headers = {"User-Agent": "finnhub-ingestor"} | ({"X-Finnhub-Token": self._key} if self._key else {})
+            connection.request("GET", f"{self._parts.path}{path}", headers=headers)
             answer = connection.getresponse()
             body = answer.read(_ANSWER_MAX)
         except (OSError, http.client.HTTPException) as error:
