@@ -283,6 +283,18 @@ def test_init_for_a_venue(folder: Path, name: str) -> None:
     assert call("init", "--venue", name).exit_code == 2
 
 
+@pytest.mark.parametrize("name", list_venues())
+def test_the_settings_for_a_venue_pass_the_check(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for variable in ("FINNHUB_API_KEY", "FEED_API_KEY", "FEED_API_SECRET"):
+        monkeypatch.setenv(variable, "c0ffee")
+    call("init", "--venue", name)
+    path = next(path for path in (folder / "config").iterdir() if path.suffix == ".yaml")
+    done = call("check", "--config", str(path))
+    assert done.exit_code == 0, done.output
+    assert "c0ffee" not in done.output
+    assert call("check", "--json", "--config", str(path)).exit_code == 0
+
+
 def test_init_names_its_venues(folder: Path) -> None:
     listed = call("init", "--list").output
     assert all(f"\n{name} " in listed for name in list_venues())

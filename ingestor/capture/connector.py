@@ -148,10 +148,11 @@ class Connector:
                     self._known_key.remember()
                     return
                 if verdict == "refused":
+                    said = f" ({words})" if words else ""
                     if self._known_key.accepted:
-                        raise HandshakeRefused(401, f"the venue refused the login: {words}")
+                        raise HandshakeRefused(401, f"the venue refused the login{said}")
                     raise FeedRefused(
-                        f"the venue refused the login ({words}), and has never accepted this key for this root: "
+                        f"the venue refused the login{said}, and has never accepted this key for this root: "
                         "check FEED_API_KEY and what is sent with it"
                     )
                 if login.waits:

@@ -195,7 +195,9 @@ def _flat(section: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]
             yield from _flat(value, f"{above}{key}.")
         else:
             text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
-            yield f"{above}{key}", ", ".join(value) if isinstance(value, list) else text
+            if isinstance(value, list):
+                text = ", ".join(one if isinstance(one, str) else json.dumps(one) for one in value)
+            yield f"{above}{key}", text
 
 
 def _name_some(symbols: Sequence[str], count: int) -> str:

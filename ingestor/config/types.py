@@ -37,7 +37,11 @@ def _defaults_as_written(schema: dict[str, Any], model: type[BaseModel]) -> None
 
 class Section(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", hide_input_in_errors=True, json_schema_extra=_defaults_as_written
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        json_schema_extra=_defaults_as_written,
+        serialize_by_alias=True,
     )
 
     @model_validator(mode="before")
