@@ -7,7 +7,8 @@ then in one file per date.
     aside                       bytes that could not be read
     reasons                     rejects by reason
     dates                       rows by UTC date, as they were published; null where no Parquet was written
-    symbols                     rows, repeated rows and missing ids of each symbol
+    symbols                     rows, repeated rows and missing ids (between its first and last one) of each symbol
+    ids                         the ids that are there, as ranges; null where the venue counts none
 """
 
 import heapq
@@ -29,6 +30,7 @@ from ingestor.ledger import read_all_facts
 from ingestor.metrics import Counts
 from ingestor.parquet import FORMAT_KEY, add_checksums, named_errors, read_whole
 from ingestor.schema import FORMAT_VERSION, RECEIVED_AT
+from ingestor.trade_ids import IdRanges
 
 _COUNTS = tuple(one.name for one in fields(Counts))
 _BY_NAME = pa.map_(pa.string(), pa.int64())
@@ -54,10 +56,14 @@ ACCOUNTS = pa.schema(
                 )
             ),
         ),
+        ("ids", pa.list_(pa.struct([("symbol", pa.string()), ("first", pa.int64()), ("last", pa.int64())]))),
     ],
     metadata={FORMAT_KEY: str(FORMAT_VERSION)},
 )
 _CLOSED = "closed-"
+_LOOK_BACK_DAYS = 31
+_IDS_MAX = 1 << 16
+"""Ranges of a segment: a venue whose ids don't count has one for each trade."""
 
 
 def write_account(layout: Layout, account: Fact) -> None:
@@ -72,6 +78,8 @@ def read_accounts(layout: Layout, damaged: list[DamagedFile] | None = None) -> I
     """The account of every segment, by number: the fields of `segment.closed`, rows and repeated rows per symbol, and
     `dates`, where the ledger doesn't have them (yet).
 
+    `ids` are the ranges of ids as (symbol, first, last), None where none were counted.
+
     `symbols` is None where the ledger says that a segment was closed, and its file is gone. Errors of files that
     can't be read are appended to `damaged`, where that is given.
 
@@ -79,7 +87,7 @@ def read_accounts(layout: Layout, damaged: list[DamagedFile] | None = None) -> I
     """
     filed = map(_to_account, _read_in_order(layout, damaged))
     told = (
-        {"symbols": None, "repeated": {}, "dates": None, **fact}
+        {"symbols": None, "repeated": {}, "dates": None, "ids": None, **fact}
         for fact in read_all_facts(layout, '"fact":"symbol')
         if fact["fact"] == "segment.closed"
     )
@@ -109,6 +117,34 @@ def read_seals(layout: Layout) -> dict[str, dict[date, int]]:
         if fact["fact"] == "segment.sealed":
             sealed[fact["segment"]] = {date.fromisoformat(day): rows for day, rows in fact["dates"].items()}
     return sealed
+
+
+def read_last_ids(layout: Layout, symbols: Collection[str]) -> dict[str, tuple[int, int]]:
+    """The highest id of each of these symbols in the newest accounts that tell one, and the last receipt of that
+    segment: no trade of it came later. Raises NotARecording, FormatTooNew, OSError.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for folder in _list_folders(layout)[: -_LOOK_BACK_DAYS - 1 : -1]:
+        if found.keys() >= set(symbols):
+            break
+        of_day: dict[str, tuple[int, int]] = {}
+        for row in _read_files([folder], ["segment", "last_received", "ids"], damaged=[]):
+            for one in row.get("ids") or ():
+                told = one["last"], row["last_received"] or 0
+                of_day[one["symbol"]] = max(told, of_day.get(one["symbol"], told))
+        found = {symbol: told for symbol, told in of_day.items() if symbol in symbols} | found
+    return found
+
+
+def read_ids(layout: Layout, symbols: Collection[str] | None, first: date, last: date) -> IdRanges:
+    """The ids of these symbols (None: all) in the segments that began on these dates. Raises FormatTooNew, OSError."""
+    dates = f"date={first.isoformat()}", f"date={last.isoformat()}"
+    folders = [folder for folder in _list_folders(layout) if dates[0] <= folder.name <= dates[1]]
+    ids = IdRanges()
+    for row in _read_files(folders, ["segment", "ids"], damaged=[]):
+        told = ((one["symbol"], one["first"], one["last"]) for one in row.get("ids") or ())
+        ids.add_all(one for one in told if symbols is None or one[0] in symbols)
+    return ids
 
 
 def count_trades(layout: Layout, numbers: Collection[int]) -> dict[int, int]:
@@ -153,7 +189,9 @@ def close_accounts(layout: Layout, facts: Iterable[Fact]) -> None:
                 path.unlink()
 
 
-_KEPT = frozenset({"first_received", "last_received", "counts", "symbols", "repeated", "reasons", "aside", "dates"})
+_KEPT = frozenset(
+    {"first_received", "last_received", "counts", "symbols", "repeated", "reasons", "aside", "dates", "ids"}
+)
 
 
 def _to_row(account: Fact) -> dict[str, Any]:
@@ -164,9 +202,14 @@ def _to_row(account: Fact) -> dict[str, Any]:
         row |= {name: account["counts"].get(name, 0) for name in _COUNTS}
         row |= {"aside": account["aside"], "reasons": sorted(account["reasons"].items())}
         row |= {name: account[name] or None for name in ("first_received", "last_received")}
+    ids = IdRanges()
+    ids.add_all(account.get("ids") or ())
+    if 0 < len(ids) <= _IDS_MAX:
+        row["ids"] = [{"symbol": symbol, "first": first, "last": last} for symbol, first, last in ids]
     if symbols is not None:
+        missing = {symbol: missing for symbol, (_, missing) in ids.counts().items()}
         row["symbols"] = [
-            {"symbol": symbol, "rows": rows, "repeated": repeated.get(symbol, 0), "missing": None}
+            {"symbol": symbol, "rows": rows, "repeated": repeated.get(symbol, 0), "missing": missing.get(symbol)}
             for symbol, rows in sorted(symbols.items())
         ]
     if account.get("dates") is not None:
@@ -186,6 +229,7 @@ def _to_account(row: dict[str, Any]) -> Fact:
         "dates": None if row["dates"] is None else dict(row["dates"]),
         "symbols": None if symbols is None else {one["symbol"]: one["rows"] for one in symbols},
         "repeated": {one["symbol"]: one["repeated"] for one in symbols or () if one["repeated"]},
+        "ids": None if row.get("ids") is None else [(one["symbol"], one["first"], one["last"]) for one in row["ids"]],
     }
 
 
@@ -203,6 +247,8 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 def _read(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
     """The rows of one file, times in µs. Raises DamagedFile naming it, OSError."""
     with named_errors(path):
+        if columns is not None and "ids" in columns:  # which accounts of a version that knew of none lack
+            columns = [name for name in columns if name in pq.read_schema(path).names]
         table = read_whole(path, columns=columns)
         wanted = [ACCOUNTS.field(name) for name in table.column_names]
         plain = [pa.field(one.name, pa.int64()) if one.type == RECEIVED_AT else one for one in wanted]

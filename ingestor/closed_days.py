@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import structlog
 
 from ingestor.accounts import close_accounts
-from ingestor.coverage import Closed, Coverage, Gap, Interval, State, find_coverage, join_intervals
+from ingestor.coverage import Closed, Coverage, Gap, Interval, Proof, State, find_coverage, join_intervals
 from ingestor.errors import DamagedFile
 from ingestor.facts import Fact, RunState, encode_line
 from ingestor.layout import Layout, publish, sync_directory, write_whole
@@ -39,13 +39,15 @@ COVERAGE_FILE = pa.schema(
         ("all_symbols", pa.bool_()),  # blind for all symbols; null where it is not blind
         ("start", RECEIVED_AT),
         ("end", RECEIVED_AT),  # exclusive; a day's last at midnight UTC at the latest
+        ("proof", pa.string()),  # of recorded: `ids` where the venue's ids show that nothing is missing; else null
     ],
     metadata={FORMAT_KEY: str(FORMAT_VERSION)},
 )
+_PROOF = "proof"
 _FEW_DAYS = 32
 """Up to here it is cheaper to look for each day than to list what may be years."""
 _ROW_GROUP = 1 << 14
-_DATA = ("symbol.", "symbols.", "gap.", "segment.", "day.started", "line.")
+_DATA = ("symbol.", "symbols.", "gap.", "segment.", "day.started", "line.", "ids.proven")
 """Facts that a closed day keeps as data, if at all."""
 
 log = structlog.get_logger()
@@ -63,6 +65,7 @@ class Row(NamedTuple):
     all_symbols: bool | None
     start_us: int
     end_us: int
+    proof: Proof | None = None
 
 
 def read_closed_coverage(layout: Layout, symbols: Collection[str] | None, first: date, last: date) -> Closed:
@@ -117,8 +120,11 @@ def read_day(path: Path, symbols: Collection[str] | None = None) -> list[Row]:
             # `read_table` and its filters would load pyarrow's dataset and compute modules: longer than this takes.
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 check_format(path, {"format": int((file.schema_arrow.metadata or {}).get(FORMAT_KEY, b"0"))})
-                told = file.read_row_groups(_list_groups(file.metadata, wanted), COVERAGE_FILE.names)
-            told = _between(told.select(COVERAGE_FILE.names), wanted)
+                known = [name for name in COVERAGE_FILE.names if name != _PROOF or name in file.schema_arrow.names]
+                told = file.read_row_groups(_list_groups(file.metadata, wanted), known)
+            told = _between(told.select(known), wanted)
+            if _PROOF not in known:  # of a version that knew of no ids
+                told = told.append_column(_PROOF, pa.nulls(told.num_rows, pa.string()))
             if told.schema.types != COVERAGE_FILE.types:
                 told = told.cast(COVERAGE_FILE)
             columns = [  # Python's values, times in µs since 1970
@@ -157,7 +163,7 @@ def _between(told: pa.Table, wanted: Collection[str] | None) -> pa.Table:
 
 
 def _to_interval(row: Row) -> Interval:
-    return Interval(row.symbol, row.state, row.cause, row.start_us, row.end_us)
+    return Interval(row.symbol, row.state, row.cause, row.start_us, row.end_us, row.proof)
 
 
 # Closing
@@ -255,7 +261,7 @@ def _close_coverage(layout: Layout, coverage: Coverage) -> None:
             start_us = one.start_us
             while start_us < one.end_us:  # a row ends at midnight
                 end_us = min(one.end_us, (start_us // DAY_US + 1) * DAY_US)
-                row = Row(symbol, one.state, one.cause, for_all, start_us, end_us)
+                row = Row(symbol, one.state, one.cause, for_all, start_us, end_us, one.proof)
                 by_day.setdefault(day_of(start_us), []).append(row)
                 start_us = end_us
     for day, rows in sorted(by_day.items()):
@@ -281,7 +287,7 @@ def _write_day(layout: Layout, day: date, rows: list[Row]) -> None:
     table = pa.table(dict(zip(COVERAGE_FILE.names, columns, strict=True)), schema=COVERAGE_FILE)
     pq.write_table(
         table, staged, compression="zstd", compression_level=3, row_group_size=_ROW_GROUP, write_page_checksum=True,
-        use_dictionary=["symbol", "state", "cause"],
+        use_dictionary=["symbol", "state", "cause", "proof"],
         column_encoding=dict.fromkeys(("start", "end"), "DELTA_BINARY_PACKED"),
         sorting_columns=pq.SortingColumn.from_ordering(
             COVERAGE_FILE, [("symbol", "ascending"), ("start", "ascending")]

@@ -6,10 +6,15 @@ most up to the newest fact of the ledger (the horizon). During that time it is i
     blind       a gap holds, for all symbols or for this one
     unproven    asked for, and no trade of it came on this connection yet: the venue acknowledges nothing; or the
                 clock was wrong, so that nobody knows which time it was
-    recorded    from its first trade on a connection to the next gap
+    recorded    from its first trade on a connection to the next gap; proved by ids where the venue counts its trades
+                and none is missing between the first and the last of them
 
 A gap begins behind the last receipt that its fact names (`since`), in recordings of any age: the frame that was
 received then, and each of its trades, is recorded and not in it.
+
+Ids can prove more. Where they go on without a hole over a gap, or over the time until a new connection is proven, the
+symbol was recorded all the while. Where some never came and no gap lies between, it was blind between the two trades
+around them, of cause `lost`.
 
 Where a clock that was set back has shown a moment twice, it is in the state that promises least, in the order above.
 """
@@ -22,9 +27,10 @@ from itertools import zip_longest
 from operator import attrgetter, itemgetter
 from typing import Literal, NamedTuple, TypeVar
 
-from ingestor.facts import DAMAGED, Fact, proofs
+from ingestor.facts import DAMAGED, Fact, id_proofs, proofs
 
 State = Literal["recorded", "blind", "unproven"]
+Proof = Literal["ids"]
 
 IRRELEVANT = '"fact":"segment.'
 """Lines of the ledger that hold this say nothing of coverage: nine tenths of its bytes need not be read."""
@@ -39,6 +45,8 @@ class Interval(NamedTuple):
     """Of blindness; else None."""
     start_us: int
     end_us: int
+    proof: Proof | None = None
+    """Of what is recorded: by what it is known that nothing is missing between its first and its last trade."""
 
 
 class Gap(NamedTuple):
@@ -82,6 +90,7 @@ class Coverage:
     _blind: "dict[str | None, list[_Stretch]]"
     _asked_for: "dict[str | None, list[_Stretch]]"
     _doubts: "dict[str | None, list[_Stretch]]"
+    _proofs: "dict[str, list[_Stretch]]"
     _closed: Mapping[str, Sequence[Interval]]
 
     @property
@@ -105,11 +114,13 @@ class Coverage:
         if symbol in self._blind:
             blind = _settle(blind + self._blind[symbol])
         asked = self._asked_for.get(symbol, [])
-        blind = _clip(blind, asked)
+        proofs = _clip(self._proofs.get(symbol, []), asked)
+        blind = _without(_clip(blind, asked), proofs)
         doubts = _clip(_settle(self._doubts.get(None, []) + self._doubts.get(symbol, [])), asked)
         spans = list(_spans(symbol, requests, self.horizon_us))
-        unproven = _settle([*((requested, proven, "") for requested, proven, _ in spans), *doubts])
-        recorded = _settle((proven, ended, "") for _, proven, ended in spans)
+        waiting = _settle((requested, proven, "") for requested, proven, _, _ in spans)
+        unproven = _settle([*_without(waiting, proofs), *doubts])
+        recorded = _settle([*((proven, ended, proof) for _, proven, ended, proof in spans), *proofs])
         told = _stacked(symbol, blind, unproven, recorded)
         if self._told_from_us:  # what is before that was told by facts that are closed, but for what was found since
             found_since = clip(_stacked(symbol, blind, doubts, []), 0, self._told_from_us)
@@ -134,7 +145,7 @@ def find_coverage(
         story.tell(fact)
     said_us = max((one.end_us for pieces in closed.intervals.values() for one in pieces), default=0)
     horizon_us = max(story.last_us, journaled_us, said_us)
-    blind = story.end(horizon_us)
+    blind, id_proofs = story.end(horizon_us)
     asked: dict[str | None, list[_Stretch]] = {
         symbol: _asked_spans(requests, horizon_us) for symbol, requests in story.requests.items()
     }
@@ -142,22 +153,30 @@ def find_coverage(
     gaps = [
         Gap(symbol, cause, start, end)
         for symbol, stretches in blind.items()
-        for start, end, cause in _clip(stretches, asked.get(symbol, []))
+        for start, end, cause in _without(
+            _clip(stretches, asked.get(symbol, [])), [] if symbol is None else id_proofs.get(symbol, [])
+        )
     ]
     gaps = sorted(gaps, key=attrgetter("start_us"))
     if closed.gaps:
         gaps = _join_gaps([*closed.gaps, *gaps])
-    return Coverage(horizon_us, gaps, story.told_from_us, story.requests, blind, asked, story.doubts, closed.intervals)
+    return Coverage(
+        horizon_us, gaps, story.told_from_us, story.requests, blind, asked, story.doubts, id_proofs, closed.intervals
+    )
 
 
 def join_intervals(symbol: str, pieces: Iterable[Interval]) -> list[Interval]:
     """One symbol's intervals out of several tellings of the same time: where two meet, the one that promises least
     stands. Sorted, without overlap.
     """
-    of_state: dict[State, list[_Stretch]] = {"blind": [], "unproven": [], "recorded": []}
+    of_state: dict[tuple[State, Proof | None], list[_Stretch]] = {}
     for one in pieces:
-        of_state[one.state].append((one.start_us, one.end_us, one.cause or ""))
-    return _stacked(symbol, *map(_settle, of_state.values()))
+        of_state.setdefault((one.state, one.proof), []).append((one.start_us, one.end_us, one.cause or one.proof or ""))
+    blind, unproven, recorded, proved = (
+        _settle(of_state.get(state, []))
+        for state in (("blind", None), ("unproven", None), ("recorded", None), ("recorded", "ids"))
+    )
+    return _stacked(symbol, blind, unproven, _settle([*recorded, *_without(proved, recorded)]))
 
 
 def _join_gaps(gaps: Iterable[Gap]) -> list[Gap]:
@@ -201,6 +220,11 @@ def sum_shares(intervals: Iterable[Interval]) -> Shares:
     return Shares(spent["recorded"], spent["blind"], spent["unproven"])
 
 
+def sum_proved(intervals: Iterable[Interval]) -> int:
+    """The time (µs) that is recorded and proved by ids. For a span, clip first."""
+    return sum(one.end_us - one.start_us for one in intervals if one.proof)
+
+
 def blind_by_cause(gaps: Iterable[Gap]) -> dict[str, int]:
     """The time (µs) for which at least one symbol was blind, by cause. For a span, clip first."""
     by_cause: dict[str, list[_Stretch]] = {}
@@ -223,6 +247,8 @@ class _Request:
     requested_us: int
     proven_us: dict[str, int] | None = field(default_factory=dict)
     """By symbol; None marks an end: from then on it is not asked for."""
+    proof: str = ""
+    """`ids` where the venue counts the trades."""
 
 
 @dataclass(slots=True)
@@ -253,6 +279,15 @@ class _Story:
     _connection: int = 0
     _run: int | None = None
     _damaged: bool = False
+
+    _proof: str = ""
+    """Of this run's requests."""
+    _lost: "dict[str, list[_Stretch]]" = field(default_factory=dict)
+    """Between two trades, ids never came."""
+    _proven: "dict[str, list[_Stretch]]" = field(default_factory=dict)
+    """Between two trades, ids go on."""
+    _skipped: "list[_Stretch]" = field(default_factory=list)
+    """By the clock: nobody can have seen anything then."""
 
     doubts: "dict[str | None, list[_Stretch]]" = field(default_factory=dict)
     """While the clock was wrong, or what came was late."""
@@ -291,6 +326,11 @@ class _Story:
                 self._start(fact)
             case "day.started":
                 self._resume(fact)
+            case "ids.missed":
+                self._lost.setdefault(fact["symbol"], []).append((fact["since"] + 1, fact["until"], "lost"))
+            case "ids.proven":
+                for symbol, since_us, until_us in id_proofs(fact):
+                    self._proven.setdefault(symbol, []).append((since_us + 1, until_us, "ids"))
             case "clock.stepped":
                 self._step_clock(fact["at"], fact["by_us"], fact.get("slept_us", 0))
             case "clock.doubted":
@@ -304,12 +344,23 @@ class _Story:
                     self._begin([symbol], connection, _Request(fact["at"]))
         self.last_us = fact["at"] or self.last_us
 
-    def end(self, horizon_us: int) -> "dict[str | None, list[_Stretch]]":
-        """There are no more facts, and what goes on is known up to the horizon: all gaps, settled."""
+    def end(self, horizon_us: int) -> "tuple[dict[str | None, list[_Stretch]], dict[str, list[_Stretch]]]":
+        """There are no more facts, and what goes on is known up to the horizon: all gaps, and what ids prove of each
+        symbol, settled.
+        """
         for symbol in list(self._open):
             self._close_gap(symbol, horizon_us)
         self._end_doubt(horizon_us)
-        return {symbol: _settle(gaps) for symbol, gaps in self._gaps.items()}
+        proven = {symbol: _without(_settle(proofs), _settle(self._skipped)) for symbol, proofs in self._proven.items()}
+        lost: dict[str, list[_Stretch]] = {}
+        for symbol, stretches in self._lost.items():
+            told = [*self._gaps.get(None, []), *self._gaps.get(symbol, [])]
+            for start, end, cause in stretches:
+                if not any(gap_start < end and start < gap_end for gap_start, gap_end, _ in told):
+                    lost.setdefault(symbol, []).append((start, end, cause))  # else that gap says why
+        for symbol, stretches in lost.items():
+            self._gaps.setdefault(symbol, []).extend(stretches)
+        return {symbol: _settle(gaps) for symbol, gaps in self._gaps.items()}, proven
 
     def _request(self, symbols: list[str] | None, connection: int, at_us: int) -> None:
         if symbols is None:
@@ -325,6 +376,7 @@ class _Story:
         self._begin([one for one in fresh if self.only is None or one in self.only], connection, _Request(at_us))
 
     def _begin(self, symbols: Iterable[str], connection: int, request: _Request) -> None:
+        request.proof = self._proof
         for symbol in symbols:
             self.requests.setdefault(symbol, []).append(request)
             self._asked[symbol] = connection
@@ -367,6 +419,7 @@ class _Story:
         elif not self.requests:
             self.told_from_us = at_us
         self._run, self._damaged = fact["run"], False
+        self._proof = "ids" if fact.get("id_column") else ""
         self._requested = fact["requested"]
         self._on.clear()
         self._asked.clear()
@@ -413,6 +466,7 @@ class _Story:
         self._on.clear()
         self._asked.clear()
         self._run, self._damaged = fact.get("run"), False
+        self._proof = "ids" if fact.get("id_column") else ""
 
     def _drop(self, symbol: str, ended_us: int) -> None:
         requests = self.requests.get(symbol)
@@ -436,6 +490,7 @@ class _Story:
         if by_us > 0:
             cause = "sleep" if 2 * slept_us > by_us else "clock"
             self._gaps.setdefault(None, []).append((showed_us, at_us, cause))
+            self._skipped.append((showed_us, at_us, cause))
         if by_us >= 0:
             return
         for symbol, gap in list(self._open.items()):
@@ -449,14 +504,17 @@ class _Story:
 
 # Stretches of time
 
+_Layer = tuple[int, int, State, str | None, Proof | None]
+"""Start, end, state, cause, proof."""
+
 _Stretch = tuple[int, int, str]
-"""Start, end, cause. A list of them is *settled* where it is sorted and without overlap."""
+"""Start, end, cause (of what is recorded: proof). A list of them is *settled* where it is sorted, without overlap."""
 
 
 def _asked_spans(requests: Sequence[_Request], horizon_us: int) -> list[_Stretch]:
     """The spans over which a symbol is asked for: its requests, joined where one follows on another."""
     asked: list[_Stretch] = []
-    for start, end, _ in _settle((start, end, "") for start, _, end in _spans("", requests, horizon_us)):
+    for start, end, _ in _settle((start, end, "") for start, _, end, _ in _spans("", requests, horizon_us)):
         if asked and asked[-1][1] == start:
             asked[-1] = (asked[-1][0], end, "")
         else:
@@ -464,34 +522,35 @@ def _asked_spans(requests: Sequence[_Request], horizon_us: int) -> list[_Stretch
     return asked
 
 
-def _spans(symbol: str, requests: Sequence[_Request], horizon_us: int) -> Iterator[tuple[int, int, int]]:
-    """(requested, proven, ended) of each of this symbol's requests; one that was never proven is so at its end."""
+def _spans(symbol: str, requests: Sequence[_Request], horizon_us: int) -> Iterator[tuple[int, int, int, str]]:
+    """(requested, proven, ended, proof) of each of this symbol's requests; one never proven is so at its end."""
     for request, following in zip_longest(requests, requests[1:]):
         if request.proven_us is not None:
             ended_us = horizon_us if following is None else min(following.requested_us, horizon_us)
-            yield request.requested_us, min(request.proven_us.get(symbol, ended_us), ended_us), ended_us
+            proven_us = min(request.proven_us.get(symbol, ended_us), ended_us)
+            yield request.requested_us, proven_us, ended_us, request.proof
 
 
 def _stacked(symbol: str, blind: list[_Stretch], unproven: list[_Stretch], recorded: list[_Stretch]) -> list[Interval]:
     """A symbol's intervals: blind stands above unproven, and that above recorded. Each is settled."""
-    layers: list[tuple[int, int, State, str | None]] = []
-    layers += [(start, end, "blind", cause) for start, end, cause in blind]
-    layers += [(start, end, "unproven", None) for start, end, _ in _without(unproven, blind)]
+    layers: list[_Layer] = []
+    layers += [(start, end, "blind", cause, None) for start, end, cause in blind]
+    layers += [(start, end, "unproven", None, None) for start, end, _ in _without(unproven, blind)]
     sure = _without(_without(recorded, unproven), blind)
-    layers += [(start, end, "recorded", None) for start, end, _ in sure]
+    layers += [(start, end, "recorded", None, "ids" if proof else None) for start, end, proof in sure]
     layers.sort(key=itemgetter(0))
     return _joined(symbol, layers)
 
 
-def _joined(symbol: str, layers: Iterable[tuple[int, int, State, str | None]]) -> list[Interval]:
+def _joined(symbol: str, layers: Iterable[_Layer]) -> list[Interval]:
     """Sorted stretches as intervals; those that touch and say the same are one."""
     intervals: list[Interval] = []
     last: Interval | None = None
-    for start, end, state, cause in layers:
-        if last is not None and (last.end_us, last.state, last.cause) == (start, state, cause):
+    for start, end, state, cause, proof in layers:
+        if last is not None and (last.end_us, last.state, last.cause, last.proof) == (start, state, cause, proof):
             last = intervals[-1] = last._replace(end_us=end)
         else:
-            last = Interval(symbol, state, cause, start, end)
+            last = Interval(symbol, state, cause, start, end, proof)
             intervals.append(last)
     return intervals
 

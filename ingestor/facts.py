@@ -24,7 +24,7 @@ STATE = "state.kept"
 _CRC = ',"crc":"%08x"}'
 _CRC_LENGTH = len(_CRC % 0)
 _LIMIT = 1 << 62
-_RESTATED = ("format", "version", "feed", "venue", "columns", "tickers", "formats", "first_segment")
+_RESTATED = ("format", "version", "feed", "venue", "columns", "id_column", "tickers", "formats", "first_segment")
 
 _read_json = json.JSONDecoder().raw_decode
 
@@ -111,15 +111,15 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("gap", "cause", "sink"), _is_text),
     **dict.fromkeys(
         ("run", "format", "first_segment", "closed", "connection", "since", "until", "by_us", "base", "ended", "rows",
-         "first_received", "last_received", "aside", "began", "heard", "slept_us"),
+         "first_received", "last_received", "aside", "began", "heard", "slept_us", "first", "last", "count"),
         _is_whole,
     ),
     **dict.fromkeys(("tickers", "formats", "columns", "requested"), _is_texts),
-    **dict.fromkeys(("counts", "reasons", "repeated"), _is_numbers),
+    **dict.fromkeys(("counts", "reasons", "repeated", "before"), _is_numbers),
     **dict.fromkeys(
         ("from", "to"), lambda place: isinstance(place, list) and len(place) == 2 and all(map(_is_whole, place))
     ),
-    "symbol": lambda value: value is None or _is_text(value),
+    **dict.fromkeys(("symbol", "id_column"), lambda value: value is None or _is_text(value)),
     "symbols": lambda value: value is None or _is_texts(value) or _is_numbers(value),
     **dict.fromkeys(("unconnected", "doubted"), lambda value: value is None or _is_whole(value)),
     "segment": lambda value: _is_whole(value) or _parses(SegmentId.parse, value),
@@ -139,6 +139,8 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "symbol.dropped": ("symbol",),
     "gap.opened": ("gap", "cause", "since", "symbol"),
     "gap.closed": ("gap", "until", "symbol"),
+    "ids.missed": ("symbol", "first", "last", "count", "since", "until"),
+    "ids.proven": ("base", "before", "symbols"),
     "clock.stepped": ("by_us",),
     "clock.doubted": ("since",),
     "segment.closed": ("segment", "first_received", "last_received", "counts", "reasons", "aside"),
@@ -321,6 +323,13 @@ class RunState:
             for one in self.asked.values():
                 one.since_us = at_us
                 one.proven_us = None if one.proven_us is None else at_us
+
+
+def id_proofs(fact: Fact) -> Iterator[tuple[str, int, int]]:
+    """Of `ids.proven`: the symbols, each with the receipts (µs) between which no trade of it was missed."""
+    for symbol, offset_us in fact["symbols"].items():
+        if symbol in fact["before"]:
+            yield symbol, fact["base"] + fact["before"][symbol], fact["base"] + offset_us
 
 
 def proofs(fact: Fact) -> Iterator[tuple[str, int]]:

@@ -7,6 +7,7 @@ before it. The facts of days that are over become data (`closed_days`). Format 1
 checksums, in `coverage/`.
 
     run.started         format, version, run, feed, venue, columns, tickers, formats, first_segment,
+                        id_column: in which the venue counts each symbol's trades (null: it doesn't),
                         closed: the last segment that has an account,
                         open_gaps: those that earlier runs left open, told again (gap, cause, since, symbol),
                         asked: the symbols that the run before still asked for, ended: when it was last heard of
@@ -26,6 +27,10 @@ checksums, in `coverage/`.
     gap.opened          gap, cause, since: the receipt behind which it begins, symbol (null: blind for all),
                         heard: the last receipt, where that was later: up to it unproven, then blind
     gap.closed          gap, cause, since, symbol; until: the receipt with which it ends
+    ids.missed          symbol, first, last, count: so many ids from the first to the last never came; since, until: the
+                        receipts of the trades around them
+    ids.proven          base, before, symbols: no trade of a symbol was missed between the receipts base + its number in
+                        `before` and base + its number in `symbols`: its ids go on without a hole
     clock.stepped       by_us: how far the wall clock went beyond the time that was lived; `at` is what it showed then
                         slept_us: how much of that the machine slept
     clock.doubted       by_us: our clock less the venue's, since: when it was last set, or the run began; it ends with

@@ -4,15 +4,17 @@ Each group is one thread's work, and has its own `build`. A Run holds what they 
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from ingestor import __version__
 from ingestor.capture.buffer import Buffer
 from ingestor.capture.connection_log import ConnectionLog
 from ingestor.capture.connector import Backoff, Connector, KnownKey
 from ingestor.capture.gaps import Gaps, OpenGap, find_inherited_gaps
+from ingestor.capture.id_watch import IdWatch, LastId, find_last_ids
 from ingestor.capture.market_calendar import Holidays, Markets, find_rest_base
 from ingestor.capture.monitor import ConnectionMonitor
 from ingestor.capture.recorder import Keeper, Recorder
@@ -76,16 +78,24 @@ class JournalWriter:
 
     @classmethod
     def build(
-        cls, run: Run, first_segment: int, rotation: Rotation, settings: JournalSettings, rejects_per_day: int
+        cls,
+        run: Run,
+        first_segment: int,
+        rotation: Rotation,
+        settings: JournalSettings,
+        rejects_per_day: int,
+        last_ids: Mapping[str, LastId] = MappingProxyType({}),
     ) -> "JournalWriter":
-        """Opens the first segment. Raises OSError."""
+        """Opens the first segment. `last_ids` is where the ids of the runs before left off. Raises OSError."""
         feed, layout = run.feed, run.layout
         segments = Segments(layout, run.number, first_segment, feed.name, recorded(feed.schema))
         journal = Journal(layout, segments, rotation)
         rejects = Rejects(layout, run.number, rejects_per_day)
         keeper = Keeper(journal, rejects, run.buffer, run.observed)
         observer = Observer(run.ledger, run.gaps, run.observed, may_replay=feed.terms.may_replay)
-        recorder = Recorder(feed, run.number, settings, run.buffer, journal, keeper, observer, run.clock.venue)
+        column = feed.terms.id_column
+        ids = IdWatch(column, run.ledger, run.gaps, run.observed, last_ids) if column else None
+        recorder = Recorder(feed, run.number, settings, run.buffer, journal, keeper, observer, run.clock.venue, ids)
         return cls(journal, rejects, recorder)
 
 
@@ -138,7 +148,7 @@ class FileSinks:
     def build(cls, run: Run, settings: Settings, last_closed: int, stop: threading.Event) -> "FileSinks":
         """`last_closed` is the last segment of which the ledger has an account. Raises OSError, ConfigError."""
         layout, ledger = run.layout, run.ledger
-        accounts = SegmentAccounts(layout, ledger, last_closed)
+        accounts = SegmentAccounts(layout, ledger, last_closed, run.feed.terms.id_column)
         files: list[FileSink] = []
         if "parquet" in settings.storage.formats:
             files.append(ParquetFiles(layout, ledger))
@@ -192,12 +202,14 @@ def prepare(
     # What the last run left is read before this one writes: its first facts and its first segment would be the newest.
     first_segment = next_segment(layout, history.segment)
     inherited = find_inherited_gaps(layout, history)
+    column = feed.terms.id_column
+    last_ids = find_last_ids(layout, column, settings.symbols, history.closed) if column else {}
     take_over_format_1(layout)
     ledger = _begin_ledger(settings, layout, history, feed, first_segment, inherited)
     run = Run.build(layout, history.run + 1, feed, ledger, inherited, settings.connection.buffer)
     storage = settings.storage
     rotation = Rotation(storage.rotate.age, storage.rotate.size)
-    writer = JournalWriter.build(run, first_segment, rotation, settings.journal, storage.rejects_per_day)
+    writer = JournalWriter.build(run, first_segment, rotation, settings.journal, storage.rejects_per_day, last_ids)
     rest_base = find_rest_base(settings.feed.url)
     capture = Capture.build(run, settings.symbols, settings.connection, key, stop, rest_base=rest_base)
     sinks = FileSinks.build(run, settings, history.closed, sinks_stop)
@@ -238,6 +250,7 @@ def _begin_ledger(
         feed=feed.name,
         venue=settings.feed.venue,
         columns=recorded(feed.schema).names,
+        id_column=feed.terms.id_column,
         tickers=list(settings.symbols),
         formats=list(settings.storage.formats),
         first_segment=first_segment,

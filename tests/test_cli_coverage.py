@@ -77,6 +77,9 @@ def test_json(layout: Layout) -> None:
         "blind": 0.3,
         "unproven": 0.1,
         "gaps": 1,
+        "proved_by_ids": 0.0,
+        "ids": None,
+        "missing": None,
     }
     assert [(gap["cause"], gap["seconds"], gap["symbol"]) for gap in told["gaps"]] == [
         ("refused", 80.0, "B"),
@@ -116,6 +119,7 @@ def test_a_span_in_which_nothing_is_claimed(layout: Layout) -> None:
     told = report(layout, "--end", "2026-11-20")
     assert told["symbols"][0] == {
         "symbol": "A", "start": None, "end": None, "recorded": None, "blind": None, "unproven": None, "gaps": 0,
+        "proved_by_ids": None, "ids": None, "missing": None,
     }  # fmt: skip
     assert told["gaps"] == told["intervals"] == []
     assert call(layout, "--end", "2026-11-20").exit_code == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,8 +75,50 @@ def test_any_tool_reads_the_folder(tmp_path: Path) -> None:
     take_over_format_1(layout)
     close_all(layout)
     table = ds.dataset(layout.coverage, format="parquet", partitioning="hive").to_table()
-    assert set(table.column_names) == {"symbol", "state", "cause", "all_symbols", "start", "end", "date"}
+    assert set(table.column_names) == {"symbol", "state", "cause", "all_symbols", "start", "end", "proof", "date"}
     assert table.num_rows == sum(len(read_day(layout.coverage_file(day))) for day in list_closed_days(layout))
+
+
+def test_what_ids_say_stays_the_same(tmp_path: Path) -> None:
+    story = Story(tmp_path)
+    story.hour = 8
+    story.start()
+    story.connect()
+    story.hour = 9
+    story.prove("A", "B")
+    story.hour = 10
+    story.tell("ids.missed", symbol="A", first=7, last=9, count=3, since=story.at(9.5), until=story.at())
+    story.hour = 12
+    story.lose()
+    story.hour = 13
+    story.connect()
+    story.hour = 14
+    story.prove("A", "B")
+    base = story.at(11.5)
+    story.tell("ids.proven", base=base, before={"A": 0}, symbols={"A": story.at() - base})
+    story.hour = 40
+    story.stop()
+    story.hour = 41
+    story.start()
+    told = [load_coverage(story.layout).intervals(symbol) for symbol in SYMBOLS]
+    assert {(one.state, one.cause, one.proof) for one in told[0]} == {
+        ("unproven", None, None),
+        ("recorded", None, None),
+        ("recorded", None, "ids"),
+        ("blind", "lost", None),
+        ("blind", "shutdown", None),
+    }
+    close_all(story.layout)
+    assert [load_coverage(story.layout).intervals(symbol) for symbol in SYMBOLS] == told
+
+
+def test_coverage_of_a_version_without_proofs_is_read(tmp_path: Path) -> None:
+    layout = write_story(tmp_path).layout
+    day = close_all(layout)[0]
+    path = layout.coverage_file(day)
+    before = read_day(path)
+    pq.write_table(pq.read_table(path, partitioning=None).drop_columns("proof"), path)
+    assert read_day(path) == before
 
 
 class Struck(Exception):

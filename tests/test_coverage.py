@@ -14,7 +14,9 @@ from ingestor.coverage import (
     blind_by_cause,
     clip,
     find_coverage,
+    join_intervals,
     state_at,
+    sum_proved,
     sum_shares,
 )
 from ingestor.facts import Fact
@@ -71,6 +73,16 @@ def trusted(at: int) -> Fact:
     return {"at": at, "fact": "clock.trusted"}
 
 
+def missed(since: int, until: int, symbol: str = "A") -> Fact:
+    fact = {"at": until, "fact": "ids.missed", "symbol": symbol, "first": 7, "last": 8, "count": 2}
+    return {**fact, "since": since, "until": until}
+
+
+def ids_go_on(since: int, until: int, symbol: str = "A") -> Fact:
+    """From the receipt at `since` to the one at `until`."""
+    return {"at": until, "fact": "ids.proven", "base": since, "before": {symbol: 0}, "symbols": {symbol: until - since}}
+
+
 def sealed(at: int) -> Fact:
     return {"at": at, "fact": "segment.sealed", "segment": "…", "dates": {}}
 
@@ -87,8 +99,48 @@ def told(intervals: Sequence[Interval]) -> str:
 
 RUN = [started(0), requested(10), proven(12)]
 """A run that goes well: A is asked for at 10, and its first trade comes at 12."""
+COUNTED = [{**started(0), "id_column": "trade_id"}, *RUN[1:]]
+"""The same of a venue that counts its trades."""
 
 ONE_SYMBOL: dict[str, tuple[list[Fact], str]] = {
+    "ids that never came": ([*RUN, missed(20, 30), sealed(40)], "10 unproven 12 recorded 21 lost 30 recorded 40"),
+    "ids that never came between two trades of one receipt": (
+        [*RUN, missed(20, 20), sealed(40)],
+        "10 unproven 12 recorded 40",
+    ),
+    "ids that never came around a gap, which says why": (
+        [*RUN, lost(31), opened(30, at=31), requested(40, 2), ended(42), proven(45, 2), missed(25, 45), sealed(60)],
+        "10 unproven 12 recorded 30 connection 42 unproven 45 recorded 60",
+    ),
+    "ids that go on over a gap": (
+        [
+            *COUNTED,
+            lost(31),
+            opened(30, at=31),
+            requested(40, 2),
+            ended(42),
+            proven(45, 2),
+            ids_go_on(25, 45),
+            sealed(60),
+        ],
+        "10 unproven 12 recorded 60",
+    ),
+    "ids of another symbol that go on": (
+        [*RUN, lost(31), opened(30, at=31), requested(40, 2), ended(42), ids_go_on(25, 45, "B"), sealed(60)],
+        "10 unproven 12 recorded 30 connection 42 unproven 60",
+    ),
+    "ids that go on over a gap of this symbol": (
+        [*RUN, opened(20, "symbol_mute", "A"), ended(25, "A"), ids_go_on(15, 25), sealed(30)],
+        "10 unproven 12 recorded 30",
+    ),
+    "ids prove nothing of time that never was": (
+        [*RUN, stepped(30, 10), ids_go_on(15, 35), sealed(40)],
+        "10 unproven 12 recorded 20 clock 30 recorded 40",
+    ),
+    "ids prove nothing of time in doubt": (
+        [*RUN, doubted(20, 15), trusted(30), ids_go_on(13, 35), sealed(40)],
+        "10 unproven 12 recorded 15 unproven 30 recorded 40",
+    ),
     "nothing was ever asked for": ([started(0), stopped(9)], ""),
     "unproven up to the first trade": ([*RUN, sealed(20)], "10 unproven 12 recorded 20"),
     "never proven": ([started(0), requested(10), sealed(20)], "10 unproven 20"),
@@ -292,6 +344,24 @@ ONE_SYMBOL: dict[str, tuple[list[Fact], str]] = {
 def test_what_is_said_of_one_symbol(story: str) -> None:
     facts, expected = ONE_SYMBOL[story]
     assert told(find_coverage(facts).intervals("A")) == expected
+
+
+def test_what_is_recorded_is_proved_where_the_venue_counts() -> None:
+    counted = {**started(0), "id_column": "trade_id"}
+    facts = [counted, requested(10), proven(12), stopped(20), started(30, "A"), requested(31), proven(32), sealed(40)]
+    intervals = find_coverage(facts).intervals("A")
+    assert [(one.start_us, one.proof) for one in intervals if one.state == "recorded"] == [(12, "ids"), (32, None)]
+    assert sum_proved(intervals) == 8
+    assert all(one.proof is None for one in intervals if one.state != "recorded")
+
+
+def test_of_two_tellings_the_one_without_proof_stands() -> None:
+    pieces = [Interval("A", "recorded", None, 0, 10, "ids"), Interval("A", "recorded", None, 5, 8)]
+    assert [(one.start_us, one.end_us, one.proof) for one in join_intervals("A", pieces)] == [
+        (0, 5, "ids"),
+        (5, 8, None),
+        (8, 10, "ids"),
+    ]
 
 
 def test_each_symbol_has_its_own_proof() -> None:

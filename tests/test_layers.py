@@ -20,6 +20,7 @@ LEVELS = {
     "parquet": 1,
     "facts": 1,
     "ledger": 1,
+    "trade_ids": 1,
     "history": 1,
     "coverage": 1,
     "accounts": 1,

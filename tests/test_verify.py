@@ -536,6 +536,9 @@ class TestCommand:
                 "rows": {"parquet": 67, "csv": 67, "journal": 0},
                 "rejects": 2,
                 "uncounted_rejects": 0,
+                "ids": None,
+                "missing_ids": None,
+                "holes": [],
                 "not_looked_at": 0,
             },
         }  # fmt: skip

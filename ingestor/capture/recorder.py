@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import structlog
 
 from ingestor.capture.buffer import Buffer, FrameBlock
+from ingestor.capture.id_watch import IdWatch
 from ingestor.capture.rejects import Refused, Rejects, find_refused
 from ingestor.capture.stream_state import Delays, Observed, Observer
 from ingestor.capture.validate import AHEAD_US, Deduplicator, Validated, validate
@@ -92,7 +93,9 @@ class Recorder:
         keeper: Keeper,
         observer: Observer,
         venue: VenueTime,
+        ids: IdWatch | None = None,
     ) -> None:
+        """`ids` where the venue counts its trades."""
         self._feed = feed
         self._schema = recorded(feed.schema)
         self._settings = settings
@@ -101,6 +104,7 @@ class Recorder:
         self._keeper = keeper
         self._observer = observer
         self._venue = venue
+        self._ids = ids
         self._deduplicator = Deduplicator(feed.schema)
         self._last = (0, b"")
         """The connection and the text of the frame before the next block."""
@@ -134,6 +138,10 @@ class Recorder:
                 self._keeper.sync()
                 self._synced_at_s = time.monotonic()
             self._journal.rotate_if_due()
+            if self._ids:
+                self._ids.turn(time.monotonic())
+        if self._ids:
+            self._ids.close(time.monotonic())
         self._keeper.close()
 
     def _record(self, block: FrameBlock) -> None:
@@ -161,6 +169,8 @@ class Recorder:
             self._venue.saw_trades(newest_us)
         self._last = block.connection, frames.payloads[-1]
         self._observer.observe(block, decoded.notices, batch, refused)
+        if self._ids:
+            self._ids.see(block.connection, batch, time.monotonic())
 
     def _validate(self, block: FrameBlock, trades: pa.RecordBatch) -> Validated:
         """The verdict on these trades: are they sane, and has no other connection brought them already?"""

@@ -1,17 +1,20 @@
 """`ingestor coverage`: when each symbol was recorded, and when not."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ingestor.accounts import read_ids
 from ingestor.cli.options import example, query_options, read_span, root_from, warn_of_unknown_symbols
 from ingestor.cli.printing import format_json, format_table, format_time, percent, to_milliseconds
-from ingestor.coverage import Coverage, Gap, Interval, blind_by_cause, clip, sum_shares
+from ingestor.coverage import Coverage, Gap, Interval, blind_by_cause, clip, sum_proved, sum_shares
 from ingestor.dataset import times
 from ingestor.dataset.coverage import load_coverage
 from ingestor.layout import Layout
+from ingestor.trade_ids import format_missing
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FOREVER_US = 1 << 62
@@ -33,6 +36,9 @@ def coverage(
     Recorded: a trade would have been kept. Blind: it would not, for the cause named. Unproven: asked for, and no
     trade came on that connection yet, so that silence may be the market or a subscription that doesn't work.
 
+    Where the venue counts its trades, ids prove more: how much of the time nothing can be missing, and how many ids
+    never came (of the segments that are finished).
+
     Prints a row per symbol, a row per gap, and the time blind by cause; --json has each interval, too.
     """
     asked = read_span(start, end, tz)
@@ -42,32 +48,59 @@ def coverage(
     span = times.Span(start_us // 1000 if start else None, -(-end_us // 1000) if end else None)
     found = load_coverage(Layout(root_from(config, root)), symbols, span=span)
     warn_of_unknown_symbols(root_from(config, root), symbols, found.symbols)
-    click.echo(_as_json(found, bounds, tz) if as_json else _as_text(found, bounds, tz))
-
-
-def _as_json(found: Coverage, bounds: tuple[int, int], tz: tzinfo) -> str:
-    """For programs: times in ISO 8601, durations in seconds, shares of the claimed time from 0 to 1."""
     pieces = {symbol: clip(found.intervals(symbol), *bounds) for symbol in found.symbols}
+    ids: Mapping[str, tuple[int, int]] = {}
+    if any(piece.proof for own in pieces.values() for piece in own):
+        ids = read_ids(Layout(root_from(config, root)), symbols, *span.days).counts()
+    show = _as_json if as_json else _as_text
+    click.echo(show(found, pieces, ids, bounds, tz))
+
+
+def _as_json(
+    found: Coverage,
+    pieces: dict[str, list[Interval]],
+    ids: Mapping[str, tuple[int, int]],
+    bounds: tuple[int, int],
+    tz: tzinfo,
+) -> str:
+    """For programs: times in ISO 8601, durations in seconds, shares of the claimed time from 0 to 1."""
     gaps = clip(found.gaps, *bounds)
     report = {
         "horizon": _time(found.horizon_us, tz),
-        "symbols": [_summary(symbol, pieces[symbol], tz) for symbol in pieces],
+        "symbols": [
+            _summary(symbol, pieces[symbol], tz) | _id_summary(symbol, pieces[symbol], ids) for symbol in pieces
+        ],
         "gaps": [_as_row(gap, tz) for gap in gaps],
         "blind_by_cause": {cause: us / 1e6 for cause, us in blind_by_cause(gaps).items()},
-        "intervals": [{"state": piece.state, **_as_row(piece, tz)} for symbol in pieces for piece in pieces[symbol]],
+        "intervals": [
+            {"state": piece.state, **_as_row(piece, tz), "proof": piece.proof}
+            for own in pieces.values()
+            for piece in own
+        ],
     }
     return format_json(report)
 
 
-def _as_text(found: Coverage, bounds: tuple[int, int], tz: tzinfo) -> str:
+def _as_text(
+    found: Coverage,
+    pieces: dict[str, list[Interval]],
+    ids: Mapping[str, tuple[int, int]],
+    bounds: tuple[int, int],
+    tz: tzinfo,
+) -> str:
     """For people: the symbols, the gaps, the time blind by cause."""
     gaps = clip(found.gaps, *bounds)
-    symbols = [_summary(symbol, clip(found.intervals(symbol), *bounds), tz) for symbol in found.symbols]
-    heading = ("symbol", "start", "end", "recorded %", "blind %", "unproven %", "gaps")
+    symbols = [_summary(symbol, pieces[symbol], tz) for symbol in pieces]
+    heading = ["symbol", "start", "end", "recorded %", "blind %", "unproven %", "gaps"]
+    if any(piece.proof for own in pieces.values() for piece in own):
+        symbols = [one | _id_summary(one["symbol"], pieces[one["symbol"]], ids) for one in symbols]
+        heading += ["proved by ids %", "ids", "missing"]
     parts = [
         format_table(heading, [_shown(summary) for summary in symbols]),
         f"Known up to {_time(found.horizon_us, tz)}.",
     ]
+    if ids:
+        parts.append(f"{format_missing(*map(sum, zip(*ids.values(), strict=True)))}.")
     if gaps:
         rows = [_shown({**_as_row(gap, tz), "symbol": gap.symbol or "all"}) for gap in gaps]
         blind = [(cause, to_milliseconds(us / 1e6)) for cause, us in blind_by_cause(gaps).items()]
@@ -91,6 +124,13 @@ def _summary(symbol: str, pieces: list[Interval], tz: tzinfo) -> dict[str, Any]:
         "unproven": shares.unproven_us / claimed_us if claimed_us else None,
         "gaps": sum(piece.state == "blind" for piece in pieces),
     }
+
+
+def _id_summary(symbol: str, pieces: list[Interval], ids: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+    """What ids say of one symbol: which share of the claimed time they prove, how many came and how many did not."""
+    claimed_us = sum(sum_shares(pieces))
+    seen, missing = ids.get(symbol, (None, None))
+    return {"proved_by_ids": sum_proved(pieces) / claimed_us if claimed_us else None, "ids": seen, "missing": missing}
 
 
 def _as_row(piece: Interval | Gap, tz: tzinfo) -> dict[str, Any]:

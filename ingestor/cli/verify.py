@@ -11,6 +11,8 @@ from ingestor.cli.printing import format_json
 from ingestor.layout import Layout
 from ingestor.texts import escape
 
+_HOLES_SHOWN = 20
+
 
 @click.command(epilog=example("ingestor verify --root data"))
 @recording_options
@@ -19,8 +21,9 @@ def verify(config: Path | None, root: Path | None, as_json: bool) -> None:
     """Recount every file of a recording against its ledger, and name each difference.
 
     Rows, page checksums, schema, order, dates, sequence numbers and rejects; the values of CSV files against Parquet;
-    and that every frame and every trade became exactly one thing. Works beside a running recorder. Exit 0 where all is
-    well, 1 where something is not.
+    and that every frame and every trade became exactly one thing. Where the venue counts its trades, it names the ids
+    that are missing, too: those say what never came, and are no difference. Works beside a running recorder. Exit 0
+    where all is well, 1 where something is not.
     """
     from ingestor.dataset.verify import Verification  # pyarrow is heavy
 
@@ -38,6 +41,10 @@ def verify(config: Path | None, root: Path | None, as_json: bool) -> None:
     else:
         for difference in differences:
             click.echo(escape(str(difference)))
+        for hole in account.holes[:_HOLES_SHOWN]:
+            click.echo(escape(str(hole)))
+        if len(account.holes) > _HOLES_SHOWN:
+            click.echo(f"… and {len(account.holes) - _HOLES_SHOWN:,} more such holes: --json names all")
         click.echo(account)
         # Nothing is said of what was not read.
         files = f"{account.not_looked_at:,} file{' was' if account.not_looked_at == 1 else 's were'}"

@@ -38,6 +38,7 @@ COVERAGE = pa.schema(
         ("cause", pa.string()),  # of blindness; else null
         ("start", RECEIVED_AT),
         ("end", RECEIVED_AT),
+        ("proof", pa.string()),  # of recorded: `ids` where the venue's ids show that nothing is missing; else null
     ]
 )
 _FOREVER_US = 1 << 60
@@ -71,7 +72,8 @@ def read_coverage(
     True
 
     Unproven: asked for, and no trade came on this connection yet, so that silence may be the market or a subscription
-    that doesn't work. A symbol's intervals don't overlap; where there is none, it was not asked for.
+    that doesn't work. A symbol's intervals don't overlap; where there is none, it was not asked for. `proof` is `ids`
+    where the venue counts the symbol's trades and none is missing between the first and the last in the interval.
 
     Warns of a symbol that is not recorded.
 

@@ -13,11 +13,14 @@ import pyarrow.compute as pc
 from ingestor.coverage import sum_shares
 from ingestor.dataset.arguments import Engine, Names, check_engine, find_names, find_root
 from ingestor.dataset.coverage import read_known_coverage, warn_of_unknown
+from ingestor.dataset.inventory import read_id_column
 from ingestor.dataset.rows import Selection, as_frame, plain_texts, read_dates
 from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
 from ingestor.dataset.times import EVER
+from ingestor.errors import NotARecording
 from ingestor.parquet import count_rows
 from ingestor.schema import TIMESTAMP
+from ingestor.trade_ids import IdRanges
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -34,6 +37,8 @@ DESCRIPTION = pa.schema(
         ("unproven", pa.float64()),
         ("gaps", pa.int64()),
         ("late", pa.float64()),  # share of the trades that came more than a minute after their time
+        ("ids", pa.int64()),  # distinct ones by which the venue counts the symbol's trades; null where it doesn't
+        ("missing", pa.int64()),  # ids between the first and the last of them that are not there
         *((f"delay_{name}_ms", pa.int64()) for name in ("min", "p50", "p90", "p99", "max")),
     ]
 )
@@ -56,7 +61,7 @@ def describe(root: str | Path, symbols: Names | None = None, tz: str = "UTC", *,
 
     `recorded`, `blind` and `unproven` are shares of the time for which the symbol was asked for. Delays are
     `received_at` minus `timestamp` in whole ms, by nearest rank; negative ones (a clock is off) are shown, not
-    clipped.
+    clipped. Where the venue counts its trades, `missing` says how many of a symbol's were not heard.
 
     Warns of a symbol that is not recorded, and where newer trades are in CSV alone.
     Raises NotARecording, FormatTooNew, ConfigError where pandas is missing.
@@ -64,10 +69,14 @@ def describe(root: str | Path, symbols: Names | None = None, tz: str = "UTC", *,
     check_engine(engine)
     chosen = find_names(symbols)
     layout = open_recording(find_root(root))
+    try:
+        id_column = read_id_column(layout)
+    except NotARecording:  # a copy of the trades alone
+        id_column = None
 
     def read(snapshot: Snapshot) -> pa.Table:
         coverage = read_known_coverage(layout, chosen, snapshot.journaled_us)
-        facts = _facts(snapshot, chosen)
+        facts = _facts(snapshot, chosen, id_column)
         described: list[dict[str, Any]] = []
         for symbol in sorted({*facts, *coverage.symbols}):
             intervals = coverage.intervals(symbol)
@@ -84,18 +93,25 @@ def describe(root: str | Path, symbols: Names | None = None, tz: str = "UTC", *,
     return as_frame(rows, engine, tz)
 
 
-def _facts(snapshot: Snapshot, symbols: tuple[str, ...] | None) -> dict[str, dict[str, Any]]:
+def _facts(snapshot: Snapshot, symbols: tuple[str, ...] | None, id_column: str | None) -> dict[str, dict[str, Any]]:
     """Of each symbol: first, last, bytes, and how many trades had which delay. One date is in memory at a time."""
-    selection = Selection(EVER, ("symbol", "timestamp", "received_at"), symbols)
+    own = () if id_column is None else (id_column,)
+    selection = Selection(EVER, ("symbol", "timestamp", "received_at", *own), symbols)
+    ids = IdRanges()
     facts: dict[str, dict[str, Any]] = {}
     for day, rows in read_dates(snapshot, selection):
         size = sum(path.stat().st_size for path in snapshot.files.get(day, ()))
         whole = sum(count_rows(path) for path in snapshot.files.get(day, ()))
+        if id_column in rows.column_names:
+            for batch in rows.select(["symbol", id_column]).combine_chunks().to_batches():
+                ids.add_columns(batch.column(0).cast(pa.string()), batch.column(1))
         for spoken in _summed(rows):
             known = facts.setdefault(spoken["symbol"], {"first": spoken["first"], "bytes": 0.0, "delays": Counter()})
             known["last"] = spoken["last"]
             known["bytes"] += size * spoken["trades"] / max(whole, rows.num_rows)
             known["delays"].update(spoken["delays"])
+    for symbol, (seen, missing) in ids.counts().items():
+        facts[symbol] |= {"ids": seen, "missing": missing}
     return facts
 
 
@@ -137,6 +153,8 @@ def _recorded(facts: dict[str, Any]) -> dict[str, Any]:
         "last": facts["last"],
         "trades": trades,
         "bytes": round(facts["bytes"]),
+        "ids": facts.get("ids"),
+        "missing": facts.get("missing"),
         "late": sum(count for delay_ms, count in delays.items() if delay_ms > _LATE_MS) / trades,
         **dict(zip(names, quantiles, strict=True)),
     }

@@ -25,6 +25,7 @@ from ingestor.ledger import read_all_facts
 from ingestor.metrics import Counts
 from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY, check_pages, first_line, named_errors, open_parquet
 from ingestor.schema import FORMAT_VERSION, TRADES
+from ingestor.trade_ids import IdRanges
 
 _MAGIC = b"PAR1"
 _DAY_MS = 86_400_000
@@ -46,6 +47,8 @@ class Recount:
     trades: Counter[str] = field(default_factory=Counter)
     """By symbol."""
     repeated: Counter[str] = field(default_factory=Counter)
+    ids: IdRanges = field(default_factory=IdRanges)
+    """Those by which the venue counts each symbol's trades."""
     first_sequence: int | None = None
     last_sequence: int | None = None
     """The lowest and the highest."""
@@ -54,14 +57,18 @@ class Recount:
     faults: list[tuple[str, str]] = field(default_factory=list)
     """(what is wrong, what was expected)."""
 
-    def add(self, rows: pa.Table | pa.RecordBatch) -> None:
-        """Count rows with the columns symbol, sequence and repeated."""
+    def add(self, rows: pa.Table | pa.RecordBatch, id_column: str | None = None) -> None:
+        """Count rows with the columns symbol, sequence and repeated; `id_column` is of the feed's terms."""
         if not rows.num_rows:
             return
         self.rows += rows.num_rows
         symbols, repeated = rows.column("symbol"), rows.column("repeated")
         self.trades.update(count_values(symbols))
         self.repeated.update(count_values(symbols.filter(repeated)))
+        if id_column in rows.schema.names:
+            table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
+            for batch in table.select(["symbol", id_column]).combine_chunks().to_batches():
+                self.ids.add_columns(*batch.columns)
         self._widen(*pc.min_max(rows.column("sequence")).as_py().values())
 
     def digest(self, rows: pa.Table | pa.RecordBatch, spans: Sequence[Span]) -> None:
@@ -76,6 +83,7 @@ class Recount:
         self.rows += other.rows
         self.trades += other.trades
         self.repeated += other.repeated
+        self.ids.add_all(other.ids)
         if other.first_sequence is not None and other.last_sequence is not None:
             self._widen(other.first_sequence, other.last_sequence)
 
@@ -132,7 +140,9 @@ def _as_numbers(column: Any, *, text: bool) -> Any:
     return numbers.fill_null(_NULL)
 
 
-def recount_parquet(path: Path, day: date, columns: list[str], spans: Sequence[Span] = ()) -> tuple[Recount, str]:
+def recount_parquet(
+    path: Path, day: date, columns: list[str], id_column: str | None, spans: Sequence[Span] = ()
+) -> tuple[Recount, str]:
     """The rows of a file of the dataset, and the origin it names. Raises FileNotFoundError; lists other faults."""
     recount = Recount()
     origin = ""
@@ -143,7 +153,7 @@ def recount_parquet(path: Path, day: date, columns: list[str], spans: Sequence[S
             origin = metadata.get(ORIGIN_KEY, b"").decode(errors="replace")
             recount.faults += _faults_of_schema(file.schema_arrow, columns)
             if not recount.faults:
-                _recount_groups(file, day, recount, spans)
+                _recount_groups(file, day, recount, id_column, spans)
             with path.open("rb") as head:
                 if head.read(len(_MAGIC)) != _MAGIC:
                     recount.faults.append(("another beginning than a Parquet file has", _MAGIC.decode()))
@@ -181,7 +191,9 @@ def recount_csv(path: Path, columns: list[str]) -> Recount:
     return recount
 
 
-def _recount_groups(file: pq.ParquetFile, day: date, recount: Recount, spans: Sequence[Span]) -> None:
+def _recount_groups(
+    file: pq.ParquetFile, day: date, recount: Recount, id_column: str | None, spans: Sequence[Span]
+) -> None:
     unsorted = misplaced = False
     before: pa.Table | None = None
     sequences: list[pa.ChunkedArray] = []
@@ -191,7 +203,7 @@ def _recount_groups(file: pq.ParquetFile, day: date, recount: Recount, spans: Se
         misplaced |= not _lies_in(rows.column("timestamp"), day)
         before = rows.slice(rows.num_rows - 1)
         sequences.append(rows.column("sequence"))
-        recount.add(rows)
+        recount.add(rows, id_column)
         recount.digest(rows, spans)
         if not recount.faults:  # those of one row group are enough to name
             recount.faults += _faults_of_statistics(file.metadata.row_group(index), rows)
@@ -272,12 +284,12 @@ class Journaled:
     ended: bool = False
     damaged: bool = False
 
-    def add(self, event: Event) -> None:
+    def add(self, event: Event, id_column: str | None = None) -> None:
         """Count one more event of it."""
         if isinstance(event, Rows):
             self.counts += event.counts
             self.reasons.update(event.reasons)
-            self.recount.add(event.batch)
+            self.recount.add(event.batch, id_column)
         else:
             self.ended = isinstance(event, SegmentEnd)
             self.damaged |= isinstance(event, Damage)
@@ -331,12 +343,12 @@ def list_csv(layout: Layout) -> dict[str, list[Path]]:
     return found
 
 
-def read_journal(layout: Layout) -> dict[str, Journaled]:
+def read_journal(layout: Layout, id_column: str | None = None) -> dict[str, Journaled]:
     """The segments for which the dataset doesn't speak yet, as they are now. Raises FormatTooNew, OSError."""
     unsealed = [file.id for file in list_segments(layout) if not file.sealed]
     while True:
         try:
-            return _follow(layout, unsealed)
+            return _follow(layout, unsealed, id_column)
         except FileNotFoundError as error:  # sealed and freed between the listing and the opening, or never there
             before, unsealed = unsealed, [file.id for file in list_segments(layout) if not file.sealed]
             if unsealed == before:
@@ -344,7 +356,7 @@ def read_journal(layout: Layout) -> dict[str, Journaled]:
                 raise DamagedFile(f"{place}: is listed, and leads to no file") from None
 
 
-def _follow(layout: Layout, unsealed: list[SegmentId]) -> dict[str, Journaled]:
+def _follow(layout: Layout, unsealed: list[SegmentId], id_column: str | None) -> dict[str, Journaled]:
     """These segments, stepping over numbers that the journal lacks."""
     found: dict[str, Journaled] = {}
     left = unsealed
@@ -353,12 +365,19 @@ def _follow(layout: Layout, unsealed: list[SegmentId]) -> dict[str, Journaled]:
             try:
                 for event in follower.read():
                     if event.segment in unsealed:
-                        found.setdefault(str(event.segment), Journaled()).add(event)
+                        found.setdefault(str(event.segment), Journaled()).add(event, id_column)
             except Lagged:  # a segment between them was freed, or lost
                 left = [segment for segment in left if segment.number > follower.cursor.segment]
             else:
                 break
     return found
+
+
+def read_id_column(layout: Layout) -> str | None:
+    """The column by which the newest run's venue counts each symbol's trades. Raises NotARecording, OSError."""
+    facts = read_all_facts(layout, '"fact":"s')
+    columns = [fact.get("id_column") for fact in facts if fact["fact"] in {"run.started", "day.started"}]
+    return columns[-1] if columns else None
 
 
 def read_deleted(layout: Layout) -> set[date]:

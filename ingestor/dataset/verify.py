@@ -26,6 +26,7 @@ from ingestor.layout import Layout, SegmentId, list_segments, read_lines, read_s
 from ingestor.ledger import DAY_US, list_closed_facts, list_ledgers, read_all_facts, read_facts
 from ingestor.metrics import Counts
 from ingestor.schema import RUN_SHIFT, TRADES
+from ingestor.trade_ids import IdRanges, format_missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,19 @@ class Difference:
         return f"{self.place}: {self.found}; expected {self.expected}"
 
 
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """Ids of a symbol that are in none of the files, although those before and after them are."""
+
+    symbol: str
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        ids = f"{self.first}" if self.first == self.last else f"{self.first} to {self.last}"
+        return f"ids of {self.symbol}: {ids} missing ({self.last - self.first + 1:,})"
+
+
 @dataclass(slots=True)
 class Account:
     """The totals of a verification."""
@@ -54,6 +68,12 @@ class Account:
     """Lines recounted that a record counts."""
     uncounted_rejects: int = 0
     """Lines that no record counts: a crash came between the line and its record, or it is on its way."""
+    ids: int | None = None
+    """Distinct ids by which the venue counts each symbol's trades; None: it doesn't."""
+    missing_ids: int | None = None
+    """Those between the first and the last of each symbol that are not there."""
+    holes: list[Hole] = field(default_factory=list)
+    """Which they are."""
     not_looked_at: int = 0
     """Files that were not opened: their segments are not finished, so that nothing says yet what they must hold."""
 
@@ -65,6 +85,7 @@ class Account:
         return (
             f"{segments}: {counts.frames:,} frames = {counts.fates}; {counts.trades:,} trades journaled"
             f": {rows or 'no rows'}; {self.rejects:,} rejects{uncounted}"
+            f"{'' if self.ids is None else f'; {format_missing(self.ids, self.missing_ids or 0)}'}"
         )
 
 
@@ -97,6 +118,8 @@ class Verification:
             unsealed = (file.id.number for file in list_segments(layout) if not file.sealed)
             self._csv_done = min(unsealed, default=1 << 63)
         """CSV files of segments below this number are finished."""
+        self._id_column = inventory.read_id_column(layout)
+        self._ids = IdRanges()
         self._early: list[Difference] = []
         self._journaled = self._read_journal()
         self._sealed = read_seals(layout)
@@ -113,7 +136,7 @@ class Verification:
     def _read_journal(self) -> dict[str, inventory.Journaled]:
         """The segments that the journal speaks for. Where it can't be read: none, and that is a difference."""
         try:
-            return inventory.read_journal(self._layout)
+            return inventory.read_journal(self._layout, self._id_column)
         except DamagedFile as error:
             self._early.append(self._damaged(error))
             return {}
@@ -142,6 +165,7 @@ class Verification:
             self._pass_over(self._parts, segment)
             self._pass_over(self._csv, segment)
             self.account.rows["journal"] += journaled.recount.rows
+            self._ids.add_all(journaled.recount.ids)
             self._count(SegmentId.parse(segment), journaled.counts, journaled.reasons, damaged=journaled.damaged)
             yield list(_unbalanced(segment, journaled.counts, journaled.recount.rows, journaled.reasons))
         for compaction in self._compactions:
@@ -160,6 +184,10 @@ class Verification:
             if path.exists()
         ]
         yield list(self._check_rejects())
+        if self._ids:
+            counts = self._ids.counts().values()
+            self.account.ids, self.account.missing_ids = map(sum, zip(*counts, strict=True))
+            self.account.holes = [Hole(*hole) for hole in self._ids.holes()]
 
     def _check_ledger(self) -> Iterator[list[Difference]]:
         """Lines of the ledger that the disk has changed, and files of closed days that can't be read."""
@@ -211,9 +239,11 @@ class Verification:
         if journaled is not None and journaled.ended:
             self._pass_over(self._parts, str(segment))  # published, not committed: made anew at the next start
             self.account.rows["journal"] += journaled.recount.rows
+            self._ids.add_all(journaled.recount.ids)
             yield from _compare(f"{segment} in the journal", journaled.recount, closed)
         elif self._layout.open_segment(segment).exists():
             self._pass_over(self._parts, str(segment))  # ended since the journal was read
+            self._ids.add_all(closed["ids"] or ())
         else:
             yield from self._check_parts(segment, closed)
         yield from self._check_csv(segment, closed)
@@ -227,6 +257,7 @@ class Verification:
         sealed = self._sealed.get(str(segment))
         days = self._parts.pop(str(segment), set()) | set(sealed or ())
         if not days and sealed is None and "parquet" not in self._formats:
+            self._ids.add_all(closed["ids"] or ())
             return
         if not days:  # published after the files were listed, or a crash came between commit and `segment.sealed`
             days = {day for day in list_days(self._layout) if self._layout.parquet_file(segment, day).exists()}
@@ -273,8 +304,9 @@ class Verification:
         path = self._layout.parquet_file(segment, day)
         place = _place(self._layout, path)
         try:
+            columns = self._columns.get(segment.run, TRADES.names)
             spans = [inventory.WHOLE] if str(segment) in self._csv else []
-            found, origin = inventory.recount_parquet(path, day, self._columns.get(segment.run, TRADES.names), spans)
+            found, origin = inventory.recount_parquet(path, day, columns, self._id_column, spans)
         except FileNotFoundError:
             expected = "the rows of its segment" if rows is None else f"{rows} rows (segment.sealed)"
             self._missing.append((day, Difference(place, "missing", expected)))
@@ -287,6 +319,7 @@ class Verification:
         self.account.rows["parquet"] += found.rows
         if not differences:
             self._add_values(str(segment), found.digests)
+        self._ids.add_all(found.ids)
         return None if differences else found, differences
 
     def _check_sequence(self, place: str, found: inventory.Recount, run: int) -> Iterator[Difference]:
@@ -315,7 +348,7 @@ class Verification:
         spans = [self._csv_values[segment][1] for segment in with_csv]
         for path in compaction.paths:
             try:
-                found, origin = inventory.recount_parquet(path, compaction.day, columns, spans)
+                found, origin = inventory.recount_parquet(path, compaction.day, columns, self._id_column, spans)
             except FileNotFoundError:  # compacted anew since it was listed
                 return
             place = _place(self._layout, path)
@@ -327,6 +360,7 @@ class Verification:
             rows += found.rows
             for segment, digest in zip(with_csv, found.digests, strict=False):  # none where it has no rows
                 self._add_values(segment, [digest])
+            self._ids.add_all(found.ids)
         self.account.rows["parquet"] += rows
         seals = [self._sealed.get(segment) for segment in compaction.origin]
         expected = sum(seal.get(compaction.day, 0) for seal in seals if seal is not None)
@@ -462,6 +496,9 @@ def _compare(place: str, found: inventory.Recount, closed: Fact) -> Iterator[Dif
                 yield Difference(
                     place, f"{counted[symbol]} {what} of {symbol!r}", f"{told.get(symbol, 0)} (segment.closed)"
                 )
+
+    if found.ids and closed["ids"] is not None and list(found.ids) != closed["ids"]:
+        yield Difference(place, "other ids than its account names", "the same in both")
 
 
 def _unbalanced(place: str, counts: Counts, rows: int, reasons: Mapping[str, int]) -> Iterator[Difference]:

@@ -100,6 +100,8 @@ class Terms:
     """All its markets trade around the clock, whatever their symbols look like."""
     may_replay: bool = False
     """After each subscription old trades may come once more, which nothing marks."""
+    id_column: str | None = None
+    """The column (int64) in which the venue counts the trades of each symbol without a hole; None: there is none."""
     signed_prices: bool = False
     """A price may be zero or below: whether that makes sense is the venue's affair."""
     login: Login | None = None

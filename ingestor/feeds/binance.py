@@ -40,7 +40,7 @@ BINANCE_TRADES = pa.schema(
     ]
 )
 
-_TERMS = Terms(message_pause_s=0.25, max_age_s=23.75 * 3600, never_closes=True)
+_TERMS = Terms(message_pause_s=0.25, max_age_s=23.75 * 3600, never_closes=True, id_column="trade_id")
 """Five messages per second and 24 h per connection are what Binance allows; our pings and pongs count, too."""
 _STREAMS_A_MESSAGE = 200
 """A connection has 1024 streams at most, and so takes six messages."""

@@ -213,6 +213,7 @@ _INTERVAL = {
     "cause": {**_TEXT, "description": "of blindness"},
     "start": {**_INTEGER, "description": "µs since 1970"},
     "end": {**_INTEGER, "description": "µs since 1970"},
+    "proof": {**_TEXT, "description": "ids: the venue's ids show that nothing recorded here is missing"},
 }
 _QUOTE = {
     "symbol": {"type": "string"},

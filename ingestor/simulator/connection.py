@@ -20,13 +20,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import structlog
 from websockets.datastructures import Headers
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
+from ingestor.simulator.market import Trade
 from ingestor.simulator.protocols import Message, fragmented, padded, text_frame
+
+log = structlog.get_logger("ingestor.simulator")
 
 REQUEST_TIMEOUT_S = 10.0
 READ_BYTES = 1 << 16
@@ -144,6 +148,8 @@ class VenueConnection:
         self._truth = truth
         self._frames = 0
         self._padding = 0
+        self._drop_count = 0
+        self._drop_symbols: frozenset[str] = frozenset()
         self._jammed = False
 
     @property
@@ -212,6 +218,28 @@ class VenueConnection:
     def pad_next(self, size: int) -> None:
         """The next message with trades will be `size` bytes long."""
         self._padding = size
+
+    def drop_next(self, count: int, symbols: Iterable[str] = ()) -> None:
+        """The next `count` trades of these symbols (none: of any) are not sent."""
+        self._drop_count, self._drop_symbols = count, frozenset(symbols)
+
+    def without_dropped(self, batches: list[list[Trade]]) -> list[list[Trade]]:
+        """The trades of some messages that are sent; those that are dropped are told in the log alone."""
+        if not self._drop_count:
+            return batches
+        dropped: dict[str, list[int]] = {}
+        kept: list[list[Trade]] = []
+        for batch in batches:
+            kept.append([])
+            for trade in batch:
+                if self._drop_count and (not self._drop_symbols or trade.symbol in self._drop_symbols):
+                    self._drop_count -= 1
+                    dropped.setdefault(trade.symbol, []).append(trade.number)
+                else:
+                    kept[-1].append(trade)
+        if dropped:
+            log.info("trades.dropped", connection=self.number, ids=dropped)
+        return kept
 
     async def trickle(self, header: bytes, pause_s: float) -> None:
         """The header of a frame, then a blank every `pause_s` and nothing else, until the socket ends."""

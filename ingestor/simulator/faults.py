@@ -157,6 +157,15 @@ class Junk(_Sudden):
     kind: Literal["garbage", "binary", "invalid_utf8", "unknown_types"]
 
 
+class DropIds(_Sudden):
+    """The next trades of these symbols are never sent, so many in all, and nothing says so."""
+
+    do: Literal["drop_ids"] = "drop_ids"
+    count: int = Field(default=1, ge=1, le=1_000_000)
+    symbols: tuple[str, ...] = ()
+    """Empty means all."""
+
+
 class Mute(_When):
     """No trades of these symbols; without `pings` nothing at all, not even answers to protocol pings."""
 
@@ -205,7 +214,7 @@ class Fragment(_When):
     do: Literal["fragment"] = "fragment"
 
 
-Sudden = Outage | Close | Abort | Reset | HalfFrame | Trickle | HugeFrame | Junk
+Sudden = Outage | Close | Abort | Reset | HalfFrame | Trickle | HugeFrame | Junk | DropIds
 Lasting = Answer | DelayHandshake | Mute | RefuseSymbols | Repeat | Reorder | ShiftTime | Fragment
 Fault = Annotated[Sudden | Lasting, Field(discriminator="do")]
 _SCRIPT = TypeAdapter(list[Fault])
@@ -418,3 +427,5 @@ async def _strike(client: VenueConnection, fault: Sudden) -> None:
             client.pad_next(fault.size)
         case Junk():
             client.write(JUNK[fault.kind])
+        case DropIds():
+            client.drop_next(fault.count, fault.symbols)

@@ -409,7 +409,7 @@ class Venue:
             return
         wanted = client.subscribed_s.keys() - active.muted(client.subscribed_s)
         asked = [[trade for trade in trades if trade.symbol in wanted] for trades in batches]
-        sent = active.distorted([trades for trades in asked if trades])
+        sent = active.distorted([trades for trades in client.without_dropped(asked) if trades])
         messages = [message for trades in sent for message in self._language.say(trades, combined=client.combined)]
         client.send(messages, copies=active.copies(), in_fragments=active.fragments())
 

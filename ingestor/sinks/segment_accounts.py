@@ -16,6 +16,7 @@ from ingestor.journal.segment import Cursor
 from ingestor.layout import FILE_MODE, Layout, SegmentId, publish, set_mode
 from ingestor.ledger import Ledger
 from ingestor.metrics import Counts
+from ingestor.trade_ids import IdRanges
 
 log = structlog.get_logger()
 
@@ -26,6 +27,7 @@ _COUNT_ROWS = 1 << 13
 class _Account:
     """What one segment holds."""
 
+    id_column: str | None
     counts: Counts = field(default_factory=Counts)
     rows: int = 0
     trades: Counter[str] = field(default_factory=Counter)
@@ -34,6 +36,7 @@ class _Account:
     first_received_us: int = 0
     last_received_us: int = 0
     aside: int = 0
+    ids: IdRanges = field(default_factory=IdRanges)
     unreadable: str | None = None
     uncounted: list[pa.RecordBatch] = field(default_factory=list)
     """Rows whose symbols are still to be counted: many small batches at once."""
@@ -58,6 +61,15 @@ class _Account:
         )
         self.trades.update(_count_values(symbols))
         self.repeated.update(_count_values(symbols.filter(repeated)))
+        if self.id_column is not None:
+            counted = [batch for batch in self.uncounted if self.id_column in batch.schema.names]
+            if counted:
+                self.ids.add_columns(
+                    *(
+                        pa.concat_arrays([batch.column(name) for batch in counted])
+                        for name in ("symbol", self.id_column)
+                    )
+                )
         self.uncounted, self.uncounted_rows = [], 0
 
 
@@ -66,12 +78,15 @@ class SegmentAccounts:
 
     name = "accounts"
 
-    def __init__(self, layout: Layout, ledger: Ledger, last_closed: int) -> None:
-        """`last_closed` is the number of the last segment of which the ledger holds an account."""
+    def __init__(self, layout: Layout, ledger: Ledger, last_closed: int, id_column: str | None = None) -> None:
+        """`last_closed` is the number of the last segment of which the ledger holds an account; `id_column` is of the
+        feed's terms.
+        """
         self._layout = layout
         self._ledger = ledger
         self._at = self._committed = Cursor(last_closed + 1, 0)
-        self._account = _Account()
+        self._id_column = id_column
+        self._account = _Account(id_column)
         self.totals: dict[int, Counts] = {}
         """By run: the sum of its segments' counts."""
         self.violations = 0
@@ -105,7 +120,7 @@ class SegmentAccounts:
         account = self._account
         account.count()
         self._record(end.segment, account)  # an empty one too: its number must not be taken again
-        self._account = _Account()  # not before: what the disk refuses is tried again
+        self._account = _Account(self._id_column)  # not before: what the disk refuses is tried again
         self._check(end.segment, account)
         run = end.segment.run
         self.totals[run] = self.totals.get(run, Counts()) + account.counts
@@ -134,7 +149,8 @@ class SegmentAccounts:
             "aside": account.aside,
         }
         try:
-            write_account(self._layout, {**told, "symbols": dict(account.trades), "repeated": dict(account.repeated)})
+            by_symbol = {"symbols": dict(account.trades), "repeated": dict(account.repeated), "ids": list(account.ids)}
+            write_account(self._layout, {**told, **by_symbol})
         except OSError as error:
             raise SinkUnavailable(f"can't write the account of {segment}: {error.strerror or error}") from None
         unreadable: dict[str, Any] = {} if account.unreadable is None else {"unreadable": account.unreadable}

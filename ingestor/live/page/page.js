@@ -16,6 +16,7 @@ const CAUSES = {
   crash: "the recorder crashed",
   backpressure: "the recorder was too slow",
   disk: "the disk refused",
+  lost: "the venue's ids tell of trades that never came",
   shutdown: "the recorder was stopped",
 };
 
