@@ -208,7 +208,7 @@ def close_days(layout: Layout, before: date) -> Iterator[date]:
         # A run that ended is told up to its last word, which the next one's gap begins behind.
         horizon_us = after.facts[0]["at"] if after is not None and same_run else chunk.facts[-1]["at"] + 1
         # Data first, then the facts that are no data; only when both are on the disk may the day's file go.
-        _close_coverage(layout, find_coverage(chunk.facts, None, horizon_us))
+        close_coverage(layout, find_coverage(chunk.facts, None, horizon_us))
         close_accounts(layout, chunk.facts)
         _keep_facts(layout, chunk.facts)
         if chunk.is_last:
@@ -252,7 +252,7 @@ def _read_chunks(files: Iterable[LedgerFile]) -> Iterator[_Chunk]:
         yield _Chunk(file, held, file.run, is_last=True)
 
 
-def _close_coverage(layout: Layout, coverage: Coverage) -> None:
+def close_coverage(layout: Layout, coverage: Coverage) -> None:
     """Write what these facts say of each date, beside what others have said of it. Raises DamagedFile, OSError."""
     by_day: dict[date, list[Row]] = {}
     for symbol in coverage.symbols:

@@ -58,6 +58,10 @@ class Gap(NamedTuple):
     end_us: int
 
 
+_BEST_FIRST: tuple[tuple[State, Proof | None], ...] = (
+    ("recorded", "ids"), ("recorded", None), ("unproven", None), ("blind", None),
+)  # fmt: skip
+
 _Piece = TypeVar("_Piece", Interval, Gap)
 
 
@@ -177,6 +181,22 @@ def join_intervals(symbol: str, pieces: Iterable[Interval]) -> list[Interval]:
         for state in (("blind", None), ("unproven", None), ("recorded", None), ("recorded", "ids"))
     )
     return _stacked(symbol, blind, unproven, _settle([*recorded, *_without(proved, recorded)]))
+
+
+def join_best(symbol: str, pieces: Iterable[Interval]) -> list[Interval]:
+    """One symbol's intervals out of those of several recorders: where two meet, the one that promises most stands. Of
+    two that are blind the cause of the one that began first is told. Sorted, without overlap.
+    """
+    of_state: dict[tuple[State, Proof | None], list[_Stretch]] = {}
+    for one in pieces:
+        of_state.setdefault((one.state, one.proof), []).append((one.start_us, one.end_us, one.cause or one.proof or ""))
+    taken: list[_Stretch] = []
+    layers: list[_Layer] = []
+    for state, proof in _BEST_FIRST:
+        free = _without(_settle(of_state.get((state, proof), [])), taken)
+        taken = _settle([*taken, *free])
+        layers += [(start, end, state, cause if state == "blind" else None, proof) for start, end, cause in free]
+    return _joined(symbol, sorted(layers, key=itemgetter(0)))
 
 
 def _join_gaps(gaps: Iterable[Gap]) -> list[Gap]:

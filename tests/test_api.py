@@ -215,5 +215,13 @@ def test_only_local_roots_are_read(read: Any) -> None:
     for root in ("s3://bucket/data", Path("s3://bucket/data"), "https://host/data"):
         with pytest.raises(NotARecording, match="only local directories are read so far"):
             read(root)
+    for strange in (5, None, [5], {"data": 1}):
+        with pytest.raises(ValueError, match="is no root"):
+            read(strange)
+
+
+def test_of_rejects_and_while_it_is_recorded_one_root_is_read() -> None:
     with pytest.raises(ValueError, match="is no root"):
-        read(["data"])
+        ingestor.read_rejects(["data"])  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="is no root"):
+        next(ingestor.follow(["data"]))  # type: ignore[arg-type]

@@ -40,6 +40,7 @@ COMMANDS = {
     "dashboard": ("ingestor.cli.charts:dashboard", "Show candlesticks and indicators in the browser, live."),
     "export": ("ingestor.cli.read:export", "Write trades to CSV, Parquet, JSON Lines or SQLite."),
     "compact": ("ingestor.cli.compact:compact", "Merge the files of each closed day into one."),
+    "merge": ("ingestor.cli.merge:merge", "Make one recording of several of the same venue."),
     "install": ("ingestor.cli.setup:install", "Install the systemd service, or show what that would do."),
     "simulate": ("ingestor.cli.simulate:simulate", "Serve simulated trades, as a venue would."),
     "demo": ("ingestor.cli.demo:demo", "Record a simulated venue for 20 s and show the result."),

@@ -218,7 +218,7 @@ def warn_of_unknown_symbols(root: Path, symbols: tuple[str, ...] | None, found: 
     from ingestor.dataset.coverage import warn_of_unknown
     from ingestor.layout import Layout
 
-    warn_of_unknown(Layout(root), symbols, found)
+    warn_of_unknown([Layout(root)], symbols, found)
 
 
 def warn_of_nothing(root: Path, symbols: tuple[str, ...] | None, tz: tzinfo) -> None:

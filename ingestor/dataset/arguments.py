@@ -9,12 +9,14 @@ from typing import Literal
 from ingestor.errors import ConfigError, NotARecording
 
 Engine = Literal["pandas", "arrow"]
+Roots = str | Path | Sequence[str | Path]
+"""The directory of a recording, or a list of those that several recorders of one venue made."""
 Names = str | Sequence[str]
 """One name, or several in whatever holds text: a list, a set, a Series, an array."""
 _STORE = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
-def find_root(root: str | Path) -> Path:
+def find_root(root: Roots) -> Path:
     """The directory of a recording. Raises NotARecording for an address, ValueError for what is neither."""
     if not isinstance(root, str | os.PathLike):
         raise ValueError(f"{root!r} is no root: give the directory of one recording")  # noqa: TRY004  see find_names
@@ -23,6 +25,15 @@ def find_root(root: str | Path) -> Path:
             f"{root} is not on this machine: only local directories are read so far; copy it, or mount it"
         )
     return Path(root)
+
+
+def find_roots(root: Roots) -> list[Path]:
+    """The directory of a recording, or those of several recorders of one venue. Raises as `find_root`."""
+    if isinstance(root, str | Path) or not isinstance(root, list | tuple):
+        return [find_root(root)]
+    if not root:
+        raise ValueError("no root: give the directory of a recording, or a list of them")
+    return [find_root(one) for one in root]
 
 
 def find_names(names: Names | None, what: str = "symbol") -> tuple[str, ...] | None:

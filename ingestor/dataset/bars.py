@@ -10,19 +10,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, date
-from pathlib import Path
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.coverage import Interval
-from ingestor.dataset.arguments import Engine, Names, check_engine, check_word, find_names, find_root
+from ingestor.coverage import Coverage, Interval
+from ingestor.dataset.arguments import Engine, Names, Roots, check_engine, check_word, find_names, find_roots
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.bar_maker import BARS, COLUMNS, Recipe, make_bars
 from ingestor.dataset.coverage import read_known_coverage, warn_of_unknown
 from ingestor.dataset.market_rules import Session, in_session
+from ingestor.dataset.merged import check_one_venue, merge_coverage, read_merged_dates
 from ingestor.dataset.rows import Selection, as_frame, read_dates
 from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
 from ingestor.dataset.times import Span, Time, find_span, find_zone
@@ -121,17 +122,17 @@ def recorded_shares(spans: list[tuple[int, int]], starts_ms: pa.Array, ends_ms: 
 
 
 @overload
-def read_bars(root: str | Path, interval: str = ..., symbols: Names | None = ..., start: Time | None = ...,
+def read_bars(root: Roots, interval: str = ..., symbols: Names | None = ..., start: Time | None = ...,
               end: Time | None = ..., tz: str = ..., *, session: Session = ..., conditions: Literal["sip", "all"] = ...,
               repeats: Literal["keep", "drop"] = ..., fill: bool = ...,
               engine: Literal["pandas"] = ...) -> "DataFrame": ...  # fmt: skip
 @overload
-def read_bars(root: str | Path, interval: str = ..., symbols: Names | None = ..., start: Time | None = ...,
+def read_bars(root: Roots, interval: str = ..., symbols: Names | None = ..., start: Time | None = ...,
               end: Time | None = ..., tz: str = ..., *, session: Session = ..., conditions: Literal["sip", "all"] = ...,
               repeats: Literal["keep", "drop"] = ..., fill: bool = ...,
               engine: Literal["arrow"]) -> pa.Table: ...  # fmt: skip
 def read_bars(
-    root: str | Path,
+    root: Roots,
     interval: str = "1m",
     symbols: Names | None = None,
     start: Time | None = None,
@@ -165,6 +166,9 @@ def read_bars(
     that were fully recorded and had no trade (last close, volume 0). A bar that is absent even then was not fully
     recorded.
 
+    `root` may be a list of recordings that several recorders of one venue made: then the bars are of the trades that
+    any of them has, and `coverage` of the time that any of them recorded.
+
     Warns of a symbol that is not recorded, and where newer trades are in CSV alone. Raises NotARecording, FormatTooNew,
     ValueError for an argument that can't be used, ConfigError where pandas is missing.
     """
@@ -173,24 +177,23 @@ def read_bars(
     check_word("conditions", conditions, ("sip", "all"))
     check_word("repeats", repeats, ("keep", "drop"))
     chosen = find_names(symbols)
-    layout = open_recording(find_root(root))
-    calendar = read_calendar(layout.holidays)
+    layouts = [open_recording(one) for one in find_roots(root)]
+    calendar = read_calendar(layouts[0].holidays)
     recipe = Recipe(parse_interval(interval), find_zone(tz), session, conditions, calendar)
     asked = find_span(start, end, tz)
     # The bars that begin in it, each whole.
     span = Span(*(None if ms is None else recipe.grid(ms, ms).edge_from(ms) for ms in (asked.start_ms, asked.end_ms)))
     selection = Selection(span, (*COLUMNS, "received_at"), chosen, repeats == "drop")
 
-    def read(snapshot: Snapshot) -> pa.Table:
-        coverage = read_known_coverage(layout, selection.symbols, snapshot.journaled_us, span)
+    def make(coverage: Coverage, read_dates: Callable[[Selection], Iterator[tuple[date, pa.Table]]]) -> pa.Table:
         delays = Delays()
-        made = make_bars(delays.measured(read_dates(snapshot, selection)), recipe)
+        made = make_bars(delays.measured(read_dates(selection)), recipe)
         edges = [  # a bar without trades is judged by those around it
             *([] if span.start_ms is None else [Span(span.start_ms - _EDGE_MS, span.start_ms)]),
             *([] if span.end_ms is None else [Span(span.end_ms, span.end_ms + _EDGE_MS)]),
         ]
         for edge in edges:
-            around = read_dates(snapshot, replace(selection, span=edge, columns=("timestamp", "symbol", "received_at")))
+            around = read_dates(replace(selection, span=edge, columns=("timestamp", "symbol", "received_at")))
             deque(delays.measured(around), maxlen=0)
 
         def spans_of(symbol: str) -> list[tuple[int, int]]:
@@ -203,8 +206,18 @@ def read_bars(
         bars = made.append_column("coverage", pa.chunked_array(shares, pa.float64())).cast(_COVERED)
         return _filled(bars, coverage.symbols, spans_of, recipe, span) if fill else bars
 
-    bars = read_consistently(layout, span, read)
-    warn_of_unknown(layout, chosen, bars.column("symbol"))
+    if len(layouts) > 1:
+        check_one_venue(layouts)
+        coverages = [read_known_coverage(layout, selection.symbols, span=span) for layout in layouts]
+        bars = make(merge_coverage(coverages), partial(read_merged_dates, layouts))
+    else:
+
+        def read(snapshot: Snapshot) -> pa.Table:
+            coverage = read_known_coverage(layouts[0], selection.symbols, snapshot.journaled_us, span)
+            return make(coverage, partial(read_dates, snapshot))
+
+        bars = read_consistently(layouts[0], span, read)
+    warn_of_unknown(layouts, chosen, bars.column("symbol"))
     return as_frame(_finished(bars, recipe), engine, tz)
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from ingestor.closed_days import list_closed_days, list_closed_symbols, read_closed_coverage
 from ingestor.coverage import IRRELEVANT, Coverage, Interval, clip, find_coverage
-from ingestor.dataset.arguments import Engine, Names, check_engine, find_names, find_root
+from ingestor.dataset.arguments import Engine, Names, Roots, check_engine, find_names, find_roots
 from ingestor.dataset.times import EVER, Span, Time, day_start_ms, find_span
 from ingestor.errors import NotARecording
 from ingestor.journal.scan import last_received_us
@@ -48,15 +48,15 @@ _QUIET = ContextVar("quiet", default=False)
 
 
 @overload
-def read_coverage(root: str | Path, symbols: Names | None = ..., start: Time | None = ...,
+def read_coverage(root: Roots, symbols: Names | None = ..., start: Time | None = ...,
                   end: Time | None = ..., tz: str = ..., *,
                   engine: Literal["pandas"] = ...) -> "DataFrame": ...  # fmt: skip
 @overload
-def read_coverage(root: str | Path, symbols: Names | None = ..., start: Time | None = ...,
+def read_coverage(root: Roots, symbols: Names | None = ..., start: Time | None = ...,
                   end: Time | None = ..., tz: str = ..., *,
                   engine: Literal["arrow"]) -> pa.Table: ...  # fmt: skip
 def read_coverage(
-    root: str | Path,
+    root: Roots,
     symbols: Names | None = None,
     start: Time | None = None,
     end: Time | None = None,
@@ -75,6 +75,9 @@ def read_coverage(
     that doesn't work. A symbol's intervals don't overlap; where there is none, it was not asked for. `proof` is `ids`
     where the venue counts the symbol's trades and none is missing between the first and the last in the interval.
 
+    `root` may be a list of recordings that several recorders of one venue made: a symbol is recorded where any of them
+    recorded it, and blind only where all were.
+
     Warns of a symbol that is not recorded.
 
     Raises NotARecording, ValueError for a time that is none, ConfigError where pandas is missing.
@@ -84,9 +87,14 @@ def read_coverage(
     check_engine(engine)
     span = find_span(start, end, tz)
     chosen = find_names(symbols)
-    layout = Layout(find_root(root))
-    coverage = load_coverage(layout, chosen, span=span)
-    warn_of_unknown(layout, chosen, coverage.symbols)
+    layouts = [Layout(one) for one in find_roots(root)]
+    coverage = load_coverage(layouts[0], chosen, span=span)
+    if len(layouts) > 1:
+        from ingestor.dataset.merged import check_one_venue, merge_coverage
+
+        check_one_venue(layouts)
+        coverage = merge_coverage([coverage, *(load_coverage(layout, chosen, span=span) for layout in layouts[1:])])
+    warn_of_unknown(layouts, chosen, coverage.symbols)
     start_us = (span.start_ms or 0) * 1000
     end_us = _FOREVER_US if span.end_ms is None else span.end_ms * 1000
     intervals = [one for symbol in coverage.symbols for one in clip(coverage.intervals(symbol), start_us, end_us)]
@@ -184,7 +192,7 @@ def no_warnings() -> Iterator[None]:
 
 
 def warn_of_unknown(
-    layout: Layout, symbols: tuple[str, ...] | None, found: pa.ChunkedArray | Iterable[str] = ()
+    layouts: Sequence[Layout], symbols: tuple[str, ...] | None, found: pa.ChunkedArray | Iterable[str] = ()
 ) -> None:
     """Warn of the symbols that were never asked for and never sent. Those in `found` are known to be recorded.
 
@@ -196,10 +204,10 @@ def warn_of_unknown(
     absent = [symbol for symbol in symbols if symbol not in there]
     if not absent:
         return
-    known = known_symbols(layout)
+    known = {symbol for layout in layouts for symbol in known_symbols(layout)}
     unknown = [symbol for symbol in dict.fromkeys(absent) if symbol not in known]
     if unknown:  # perhaps long ago
-        long_ago = read_known_coverage(layout, unknown).symbols
+        long_ago = {symbol for layout in layouts for symbol in read_known_coverage(layout, unknown).symbols}
         unknown = [symbol for symbol in unknown if symbol not in long_ago]
     for symbol in unknown[:_NAMED]:
         warnings.warn(describe_unknown(symbol, known), stacklevel=3)  # who called read_trades, read_bars, …

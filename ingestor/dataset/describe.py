@@ -3,21 +3,22 @@
 import math
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import date
+from functools import partial
 from itertools import accumulate
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.coverage import sum_shares
-from ingestor.dataset.arguments import Engine, Names, check_engine, find_names, find_root
+from ingestor.coverage import Coverage, sum_shares
+from ingestor.dataset.arguments import Engine, Names, Roots, check_engine, find_names, find_roots
 from ingestor.dataset.coverage import read_known_coverage, warn_of_unknown
-from ingestor.dataset.inventory import read_id_column
+from ingestor.dataset.merged import check_one_venue, find_id_column, merge_coverage, read_merged_dates
 from ingestor.dataset.rows import Selection, as_frame, plain_texts, read_dates
 from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
 from ingestor.dataset.times import EVER
-from ingestor.errors import NotARecording
 from ingestor.parquet import count_rows
 from ingestor.schema import TIMESTAMP
 from ingestor.trade_ids import IdRanges
@@ -47,12 +48,12 @@ _QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 
 
 @overload
-def describe(root: str | Path, symbols: Names | None = ..., tz: str = ..., *,
+def describe(root: Roots, symbols: Names | None = ..., tz: str = ..., *,
              engine: Literal["pandas"] = ...) -> "DataFrame": ...  # fmt: skip
 @overload
-def describe(root: str | Path, symbols: Names | None = ..., tz: str = ..., *,
+def describe(root: Roots, symbols: Names | None = ..., tz: str = ..., *,
              engine: Literal["arrow"]) -> pa.Table: ...  # fmt: skip
-def describe(root: str | Path, symbols: Names | None = None, tz: str = "UTC", *, engine: Engine = "pandas") -> Any:
+def describe(root: Roots, symbols: Names | None = None, tz: str = "UTC", *, engine: Engine = "pandas") -> Any:
     """A row for each symbol that was asked for or has trades: when, how many, how well covered, how late.
 
     >>> import ingestor
@@ -63,20 +64,18 @@ def describe(root: str | Path, symbols: Names | None = None, tz: str = "UTC", *,
     `received_at` minus `timestamp` in whole ms, by nearest rank; negative ones (a clock is off) are shown, not
     clipped. Where the venue counts its trades, `missing` says how many of a symbol's were not heard.
 
+    `root` may be a list of recordings that several recorders of one venue made: each trade counts once, a symbol is
+    recorded where any of them recorded it, and `bytes` is null.
+
     Warns of a symbol that is not recorded, and where newer trades are in CSV alone.
     Raises NotARecording, FormatTooNew, ConfigError where pandas is missing.
     """
     check_engine(engine)
     chosen = find_names(symbols)
-    layout = open_recording(find_root(root))
-    try:
-        id_column = read_id_column(layout)
-    except NotARecording:  # a copy of the trades alone
-        id_column = None
+    layouts = [open_recording(one) for one in find_roots(root)]
+    id_column = find_id_column(layouts)
 
-    def read(snapshot: Snapshot) -> pa.Table:
-        coverage = read_known_coverage(layout, chosen, snapshot.journaled_us)
-        facts = _facts(snapshot, chosen, id_column)
+    def sum_up(coverage: Coverage, facts: dict[str, dict[str, Any]]) -> pa.Table:
         described: list[dict[str, Any]] = []
         for symbol in sorted({*facts, *coverage.symbols}):
             intervals = coverage.intervals(symbol)
@@ -85,30 +84,51 @@ def describe(root: str | Path, symbols: Names | None = None, tz: str = "UTC", *,
             row: dict[str, Any] = {"symbol": symbol, "gaps": sum(one.state == "blind" for one in intervals)}
             for name, us in zip(("recorded", "blind", "unproven"), shares, strict=True):
                 row[name] = us / total_us if total_us else None
-            described.append(row | (_recorded(facts[symbol]) if symbol in facts else {"trades": 0, "bytes": 0}))
+            nothing = {"trades": 0, "bytes": 0 if len(layouts) == 1 else None}
+            described.append(row | (_recorded(facts[symbol]) if symbol in facts else nothing))
         return pa.Table.from_pylist(described, schema=DESCRIPTION)
 
-    rows = read_consistently(layout, EVER, read)
-    warn_of_unknown(layout, chosen, rows.column("symbol"))
+    if len(layouts) > 1:
+        check_one_venue(layouts)
+        coverages = [read_known_coverage(layout, chosen) for layout in layouts]
+        rows = sum_up(merge_coverage(coverages), _facts(partial(read_merged_dates, layouts), None, chosen, id_column))
+    else:
+
+        def read(snapshot: Snapshot) -> pa.Table:
+            coverage = read_known_coverage(layouts[0], chosen, snapshot.journaled_us)
+            return sum_up(coverage, _facts(partial(read_dates, snapshot), snapshot, chosen, id_column))
+
+        rows = read_consistently(layouts[0], EVER, read)
+    warn_of_unknown(layouts, chosen, rows.column("symbol"))
     return as_frame(rows, engine, tz)
 
 
-def _facts(snapshot: Snapshot, symbols: tuple[str, ...] | None, id_column: str | None) -> dict[str, dict[str, Any]]:
-    """Of each symbol: first, last, bytes, and how many trades had which delay. One date is in memory at a time."""
+def _facts(
+    read: Callable[[Selection], Iterator[tuple[date, pa.Table]]],
+    snapshot: Snapshot | None,
+    symbols: tuple[str, ...] | None,
+    id_column: str | None,
+) -> dict[str, dict[str, Any]]:
+    """Of each symbol: first, last, bytes (of a snapshot), and how many trades had which delay. One date is in memory at
+    a time.
+    """
     own = () if id_column is None else (id_column,)
     selection = Selection(EVER, ("symbol", "timestamp", "received_at", *own), symbols)
     ids = IdRanges()
     facts: dict[str, dict[str, Any]] = {}
-    for day, rows in read_dates(snapshot, selection):
-        size = sum(path.stat().st_size for path in snapshot.files.get(day, ()))
-        whole = sum(count_rows(path) for path in snapshot.files.get(day, ()))
+    for day, rows in read(selection):
+        files = snapshot.files.get(day, ()) if snapshot else ()
+        size = sum(path.stat().st_size for path in files)
+        whole = sum(count_rows(path) for path in files)
         if id_column in rows.column_names:
             for batch in rows.select(["symbol", id_column]).combine_chunks().to_batches():
                 ids.add_columns(batch.column(0).cast(pa.string()), batch.column(1))
         for spoken in _summed(rows):
-            known = facts.setdefault(spoken["symbol"], {"first": spoken["first"], "bytes": 0.0, "delays": Counter()})
+            empty = {"first": spoken["first"], "bytes": 0.0 if snapshot else None, "delays": Counter[int]()}
+            known = facts.setdefault(spoken["symbol"], empty)
             known["last"] = spoken["last"]
-            known["bytes"] += size * spoken["trades"] / max(whole, rows.num_rows)
+            if snapshot:
+                known["bytes"] += size * spoken["trades"] / max(whole, rows.num_rows)
             known["delays"].update(spoken["delays"])
     for symbol, (seen, missing) in ids.counts().items():
         facts[symbol] |= {"ids": seen, "missing": missing}
@@ -152,7 +172,7 @@ def _recorded(facts: dict[str, Any]) -> dict[str, Any]:
         "first": facts["first"],
         "last": facts["last"],
         "trades": trades,
-        "bytes": round(facts["bytes"]),
+        "bytes": None if facts["bytes"] is None else round(facts["bytes"]),
         "ids": facts.get("ids"),
         "missing": facts.get("missing"),
         "late": sum(count for delay_ms, count in delays.items() if delay_ms > _LATE_MS) / trades,

@@ -21,7 +21,7 @@ from ingestor.schema import TIMESTAMP, TRADES
 
 TEXTS = ("symbol", "conditions")
 """Columns that are read as dictionaries."""
-_TIME_BITS = 42
+TIME_BITS = 42
 """A millisecond since 1970 in so many bits: until 2109."""
 _FEW_ROWS = 1000
 """Per block of the journal, on average."""
@@ -137,7 +137,7 @@ def sort_key(rows: pa.Table) -> pa.Array:
         return pa.array([], pa.int64())
     ranks = pc.sort_indices(pc.sort_indices(symbols.dictionary)).cast(pa.int64())
     times = rows.column("timestamp").combine_chunks().cast(pa.int64())
-    return pc.add(pc.shift_left(ranks.take(symbols.indices), _TIME_BITS), times)
+    return pc.add(pc.shift_left(ranks.take(symbols.indices), TIME_BITS), times)
 
 
 def useful_groups(metadata: pq.FileMetaData, span: Span, symbols: Collection[str] | None) -> list[int]:

@@ -1,17 +1,19 @@
 """Trades, as a caller asks for them: those of a time, and those that are being recorded."""
 
 import time
-from collections.abc import Iterator
-from datetime import datetime
+from collections.abc import Callable, Iterator
+from datetime import date, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.dataset.arguments import Engine, Names, check_engine, check_word, find_names, find_root
+from ingestor.dataset.arguments import Engine, Names, Roots, check_engine, check_word, find_names, find_root, find_roots
 from ingestor.dataset.coverage import warn_of_unknown
 from ingestor.dataset.market_rules import are_abroad, in_session, judge_rows
+from ingestor.dataset.merged import check_one_venue, read_merged_dates
 from ingestor.dataset.rows import (
     Selection,
     as_frame,
@@ -41,17 +43,17 @@ _REST_S = 1.0
 
 
 @overload
-def read_trades(root: str | Path, symbols: Names | None = ..., start: Time | None = ..., end: Time | None = ...,
+def read_trades(root: Roots, symbols: Names | None = ..., start: Time | None = ..., end: Time | None = ...,
                 tz: str = ..., *, columns: Names | None = ..., conditions: Literal["all", "sip"] = ...,
                 repeats: Literal["keep", "drop"] = ...,
                 engine: Literal["pandas"] = ...) -> "DataFrame": ...  # fmt: skip
 @overload
-def read_trades(root: str | Path, symbols: Names | None = ..., start: Time | None = ..., end: Time | None = ...,
+def read_trades(root: Roots, symbols: Names | None = ..., start: Time | None = ..., end: Time | None = ...,
                 tz: str = ..., *, columns: Names | None = ..., conditions: Literal["all", "sip"] = ...,
                 repeats: Literal["keep", "drop"] = ...,
                 engine: Literal["arrow"]) -> pa.Table: ...  # fmt: skip
 def read_trades(
-    root: str | Path,
+    root: Roots,
     symbols: Names | None = None,
     start: Time | None = None,
     end: Time | None = None,
@@ -68,6 +70,9 @@ def read_trades(
     >>> trades = ingestor.read_trades("data", symbols=["AAPL"], start="2026-11-20", end="2026-11-21")
     >>> trades[["price", "volume"]].dtypes.to_dict()
     {'price': dtype('float64'), 'volume': dtype('float64')}
+
+    `root` may be a list of recordings that several recorders of one venue made: each trade that any of them has is
+    there once, as `ingestor merge` has it; `sequence` is then unique in each of them only.
 
     `symbols` and `columns` are one name or several. A time is text, a date, a datetime, a Timestamp or a datetime64;
     one without a zone is in `tz`, in which times are also given
@@ -87,19 +92,17 @@ def read_trades(
     check_word("repeats", repeats, ("keep", "drop"))
     span = find_span(start, end, tz)
     chosen, picked = find_names(symbols), find_names(columns, "column")
-    layout = open_recording(find_root(root))
+    layouts = [open_recording(one) for one in find_roots(root)]
+    calendar = read_calendar(layouts[0].holidays)
 
-    calendar = read_calendar(layout.holidays)
-
-    def read(snapshot: Snapshot) -> pa.Table:
-        schema = known_schema(snapshot)
+    def pick(schema: pa.Schema, read_dates: Callable[[Selection], Iterator[tuple[date, pa.Table]]]) -> pa.Table:
         unknown = [name for name in picked or () if name not in schema.names]
         if unknown:
             raise ValueError(f"no column {unknown[0]!r}: there are {', '.join(schema.names)}")
         wanted = tuple(schema.names if picked is None else picked)
         looked_at = (*wanted, "conditions") if conditions == "sip" else wanted
         selection = Selection(span, looked_at, chosen, repeats == "drop")
-        dates = [rows for _, rows in read_dates(snapshot, selection)]
+        dates = [rows for _, rows in read_dates(selection)]
         asked = pa.schema([schema.field(name) for name in wanted])
         rows = concat_rows(dates)
         if rows is None:
@@ -113,11 +116,18 @@ def read_trades(
             rows = rows.filter(pc.or_(abroad, moves.high_low))
         return with_columns(rows, asked)
 
-    rows = read_consistently(layout, span, read)
+    if len(layouts) > 1:
+        check_one_venue(layouts)
+        schema = pa.unify_schemas([read_consistently(layout, span, known_schema) for layout in layouts])
+        rows = pick(schema, partial(read_merged_dates, layouts))
+    else:
+        rows = read_consistently(
+            layouts[0], span, lambda snapshot: pick(known_schema(snapshot), partial(read_dates, snapshot))
+        )
     if "symbol" in rows.column_names:
-        warn_of_unknown(layout, chosen, rows.column("symbol"))
+        warn_of_unknown(layouts, chosen, rows.column("symbol"))
     elif not rows.num_rows:
-        warn_of_unknown(layout, chosen)
+        warn_of_unknown(layouts, chosen)
     return as_frame(rows, engine, tz)
 
 
@@ -141,7 +151,7 @@ def first_trades(root: Path, span: Span, symbols: tuple[str, ...] | None, count:
 
     rows = read_consistently(layout, span, read)
     if not rows.num_rows:
-        warn_of_unknown(layout, symbols)
+        warn_of_unknown([layout], symbols)
     return rows
 
 
@@ -175,7 +185,7 @@ def follow(
     follower = Follower(
         layout, find_journal_end(layout) if since is None and from_ == "now" else None, synced_only=False
     )
-    warn_of_unknown(layout, chosen)
+    warn_of_unknown([layout], chosen)
     heard_at_s = last_row_s = time.monotonic()
     while True:
         for event in follower.read():

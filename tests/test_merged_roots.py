@@ -1,0 +1,240 @@
+"""Several recorders, one truth: what any of them has is there once, and coverage is what any of them can vouch for."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+from recordings import Print, Recording, to_us
+from structlog.testing import capture_logs
+from test_id_watch import SYMBOLS, running
+
+import ingestor
+from ingestor.cli.main import cli
+from ingestor.coverage import Interval, join_best, state_at
+from ingestor.dataset.coverage import load_coverage
+from ingestor.dataset.merged import Lack, merge_rows_of
+from ingestor.dataset.verify import Verification
+from ingestor.errors import ConfigError
+from ingestor.layout import Layout
+
+Trade = tuple[str, int, float, float | None]
+
+TRADES_OF_A_ROOT = st.lists(
+    st.tuples(
+        st.sampled_from("AB"),
+        st.sampled_from([0, 1, 60_000]),
+        st.sampled_from([1.0, 2.0]),
+        st.sampled_from([None, 0.0, 5.0]),
+    ),
+    max_size=20,
+)
+
+
+def table(trades: Sequence[Trade], ids: Sequence[int | None] | None = None) -> pa.Table:
+    columns: dict[str, Any] = {
+        "symbol": pa.array([one[0] for one in trades], pa.string()),
+        "timestamp": pa.array([one[1] for one in trades], pa.timestamp("ms", "UTC")),
+        "price": pa.array([one[2] for one in trades], pa.float64()),
+        "volume": pa.array([one[3] for one in trades], pa.float64()),
+        "received_at": pa.array([one[1] * 1000 for one in trades], pa.timestamp("us", "UTC")),
+        "sequence": pa.array(range(len(trades)), pa.int64()),
+    }
+    return pa.table(columns | ({} if ids is None else {"trade_id": pa.array(ids, pa.int64())}))
+
+
+def trades_of(rows: pa.Table) -> Counter[Trade]:
+    names = ("symbol", "timestamp", "price", "volume")
+    columns = [rows.column(name).cast(pa.int64()) if name == "timestamp" else rows.column(name) for name in names]
+    return Counter(zip(*(column.to_pylist() for column in columns), strict=True))
+
+
+@given(st.lists(TRADES_OF_A_ROOT, min_size=1, max_size=4))
+def test_each_trade_is_there_as_often_as_the_root_has_it_that_has_most(roots: list[list[Trade]]) -> None:
+    merged, lacks = merge_rows_of([table(own) for own in roots], None)
+    expected: Counter[Trade] = Counter()
+    for own in roots:
+        expected |= Counter(own)
+    assert trades_of(merged) == expected
+    lacking = Counter[tuple[int, str, int]]()
+    for number, own in enumerate(roots):
+        for trade, count in (expected - Counter(own)).items():
+            lacking[number, trade[0], trade[1] // 60_000 * 60_000] += count
+    assert sorted(lacks) == sorted(Lack(*key, count) for key, count in lacking.items())
+    order = list(zip(merged["symbol"].to_pylist(), merged["timestamp"].to_pylist(), strict=True))
+    assert order == sorted(order)
+
+
+@given(st.lists(st.lists(st.tuples(st.sampled_from("AB"), st.integers(0, 9)), max_size=15), min_size=1, max_size=3))
+def test_by_id_each_is_there_once(roots: list[list[tuple[str, int]]]) -> None:
+    tables = [table([(symbol, number, 1.0, 1.0) for symbol, number in own], [one[1] for one in own]) for own in roots]
+    merged, lacks = merge_rows_of(tables, "trade_id")
+    found = list(zip(merged["symbol"].to_pylist(), merged["trade_id"].to_pylist(), strict=True))
+    everything = {one for own in roots for one in own}
+    assert sorted(found) == sorted(everything)
+    assert sum(lack.trades for lack in lacks) == sum(len(everything - set(own)) for own in roots)
+
+
+INTERVALS = st.lists(
+    st.tuples(st.integers(0, 20), st.integers(1, 8), st.sampled_from(["ids", "recorded", "unproven", "blind"])),
+    max_size=6,
+)
+
+
+@given(INTERVALS)
+def test_of_what_several_say_the_best_stands(stretches: list[tuple[int, int, str]]) -> None:
+    def piece(start: int, length: int, kind: str) -> Interval:
+        if kind == "ids":
+            return Interval("A", "recorded", None, start, start + length, "ids")
+        return Interval("A", kind, "stall" if kind == "blind" else None, start, start + length)  # type: ignore[arg-type]
+
+    pieces = [piece(*one) for one in stretches]
+    joined = join_best("A", pieces)
+    for at in range(30):
+        held = [one.proof or one.state for one in pieces if one.start_us <= at < one.end_us]
+        best = next((kind for kind in ("ids", "recorded", "unproven", "blind") if kind in held), None)
+        found = state_at(joined, at)
+        assert (found and (found.proof or found.state)) == best
+    assert all((one.state == "blind") == (one.cause == "stall") for one in joined)
+
+
+def recorder(root: Path, prints: Sequence[Print], gap: tuple[str, str] | None = None) -> Path:
+    """A recorder of A from 12:00 to 12:10, blind over the gap, in which it has nothing."""
+    recording = Recording(root, ["A"], started="2026-11-18T12:00:00")
+    recording.prove(["A"], "2026-11-18T12:00:00")
+    if gap:
+        start, end = (f"2026-11-18T{at}" for at in gap)
+        recording.fact("gap.opened", start, gap="g", cause="connection", since=to_us(start), symbol=None)
+        recording.fact("gap.closed", end, gap="g", cause="connection", until=to_us(end), symbol=None)
+    outside = [one for one in prints if gap is None or not gap[0] <= str(one.at)[11:19] < gap[1]]
+    for at in range(0, len(outside), 25):
+        recording.write(*outside[at : at + 25])
+    recording.stop("2026-11-18T12:10:00")
+    return root
+
+
+PRINTS = [
+    Print(f"2026-11-18T12:{n // 30:02d}:{n % 30 * 2:02d}", "A", 100 + n % 3, 5) for n in range(270) for _ in (0, 1)
+]
+
+
+def merge(*arguments: object) -> Result:
+    with capture_logs():
+        return CliRunner().invoke(cli, ["merge", *map(str, arguments)])
+
+
+def test_two_recorders_with_different_faults_are_the_truth_together(tmp_path: Path) -> None:
+    one = recorder(tmp_path / "a", PRINTS, ("12:02:00", "12:04:00"))
+    other = recorder(tmp_path / "b", PRINTS, ("12:06:00", "12:07:30"))
+    done = merge(one, other, "--into", tmp_path / "all", "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert [root["trades"] for root in told["roots"]] == [420, 450]
+    assert (told["trades"], told["differences"]) == (540, [])
+    rows = ingestor.read_trades(tmp_path / "all", engine="arrow")
+    whole = recorder(tmp_path / "truth", PRINTS)
+    assert trades_of(rows) == trades_of(ingestor.read_trades(whole, engine="arrow"))
+    assert len(set(rows["sequence"].to_pylist())) == 540
+    layout = Layout(tmp_path / "all")
+    assert [str(one) for step in Verification(layout).run() for one in step] == []
+    assert [(one.state, one.end_us - one.start_us) for one in load_coverage(layout).intervals("A")] == [
+        ("recorded", 600_000_000)
+    ]
+
+
+def test_where_both_were_blind_so_is_the_result(tmp_path: Path) -> None:
+    one = recorder(tmp_path / "a", PRINTS, ("12:02:00", "12:04:00"))
+    other = recorder(tmp_path / "b", PRINTS, ("12:03:00", "12:05:00"))
+    assert merge(one, other, "--into", tmp_path / "all").exit_code == 0
+    told = load_coverage(Layout(tmp_path / "all")).intervals("A")
+    assert [(one.state, one.cause) for one in told] == [("recorded", None), ("blind", "connection"), ("recorded", None)]
+    assert abs(told[1].end_us - told[1].start_us - 60_000_000) <= 1
+    assert ingestor.read_trades(tmp_path / "all", engine="arrow").num_rows == 480
+
+
+def test_minutes_that_both_recorded_and_that_differ_are_named(tmp_path: Path) -> None:
+    one = recorder(tmp_path / "a", PRINTS)
+    other = recorder(tmp_path / "b", [trade for at, trade in enumerate(PRINTS) if at not in (130, 131, 140)])
+    shown = merge(one, other, "--into", tmp_path / "all")
+    assert shown.exit_code == 0
+    assert "Both recorded, and one lacks trades:" in shown.stdout
+    told = json.loads(merge(one, other, "--into", tmp_path / "again", "--json").stdout)
+    assert told["differences"] == [
+        {"root": str(other), "symbol": "A", "minute": "2026-11-18T12:02Z", "lacks": 3},
+    ]
+
+
+def test_by_ids_two_recorders_prove_each_other_whole(tmp_path: Path) -> None:
+    for name, numbers in (("a", (1, 2, 5, 6)), ("b", (2, 3, 4, 6))):
+        with running(tmp_path / name) as run:
+            run.connect()
+            run.hear(SYMBOLS[0], *numbers)
+    done = merge(tmp_path / "a", tmp_path / "b", "--into", tmp_path / "all", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["trades"] == 6
+    verification = Verification(Layout(tmp_path / "all"))
+    assert [str(one) for step in verification.run() for one in step] == []
+    assert (verification.account.ids, verification.account.missing_ids) == (6, 0)
+
+
+def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
+    one = recorder(tmp_path / "a", PRINTS[:10])
+    with running(tmp_path / "b") as run:
+        run.connect()
+        run.hear(SYMBOLS[0], 1)
+    refused = merge(one, tmp_path / "b", "--into", tmp_path / "all")
+    assert refused.exit_code == 1
+    assert "several venues (binance, finnhub)" in str(refused.exception)
+    assert not (tmp_path / "all").exists()
+    full = merge(one, one, "--into", tmp_path / "b")
+    assert "is not empty" in str(full.exception)
+    nowhere = merge(one, tmp_path / "no", "--into", tmp_path / "all")
+    assert "holds no recording" in str(nowhere.exception)
+
+
+def test_readers_take_several_roots_as_one(tmp_path: Path) -> None:
+    one = recorder(tmp_path / "a", PRINTS, ("12:02:00", "12:04:00"))
+    other = recorder(tmp_path / "b", PRINTS, ("12:03:00", "12:05:00"))
+    assert merge(one, other, "--into", tmp_path / "all").exit_code == 0
+    several, merged = [one, other], tmp_path / "all"
+    for read in (ingestor.read_bars, ingestor.read_coverage):
+        assert read(several, engine="arrow").equals(read(merged, engine="arrow"))
+    start, end = "2026-11-18T12:01:30", "2026-11-18T12:05:30"
+    assert ingestor.read_bars(several, "30s", ["A"], start, end, fill=True, engine="arrow").equals(
+        ingestor.read_bars(merged, "30s", ["A"], start, end, fill=True, engine="arrow")
+    )
+    rows = ingestor.read_trades(several, ["A"], start, end, engine="arrow")
+    assert rows.drop_columns("sequence").equals(
+        ingestor.read_trades(merged, ["A"], start, end, engine="arrow").drop_columns("sequence")
+    )
+    assert ingestor.read_trades(several, columns=["price"], engine="arrow").column_names == ["price"]
+    assert ingestor.read_trades(several, start="2026-12-01", engine="arrow").num_rows == 0
+    described = ingestor.describe(several, engine="arrow").to_pylist()
+    assert described == [ingestor.describe(merged, engine="arrow").to_pylist()[0] | {"bytes": None}]
+    assert ingestor.read_trades([one]).equals(ingestor.read_trades(one))
+    with pytest.raises(ValueError, match="no root"):
+        ingestor.read_trades([])
+
+
+def test_recorders_of_two_venues_are_not_read_as_one(tmp_path: Path) -> None:
+    one = recorder(tmp_path / "a", PRINTS[:10])
+    with running(tmp_path / "b") as run:
+        run.connect()
+        run.hear(SYMBOLS[0], 1)
+    for read in (ingestor.read_trades, ingestor.read_bars, ingestor.read_coverage, ingestor.describe):
+        with pytest.raises(ConfigError, match="several venues"):
+            read([one, tmp_path / "b"])
+
+
+@pytest.mark.parametrize("twice", [2, 3])
+def test_a_root_merged_with_itself_is_itself(tmp_path: Path, twice: int) -> None:
+    one = recorder(tmp_path / "a", PRINTS[:60])
+    assert merge(*[one] * twice, "--into", tmp_path / "all").exit_code == 0
+    before, after = (ingestor.read_trades(root, engine="arrow") for root in (one, tmp_path / "all"))
+    assert trades_of(before) == trades_of(after)
