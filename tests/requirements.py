@@ -33,17 +33,11 @@ class Missing(Exception):
 
 
 def require(tool: str) -> str:
-    """The path of this program. Raises Missing where there is none."""
-    path = shutil.which(tool, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    """The path of this program: beside this Python, or the machine's. Raises Missing where there is none."""
+    path = shutil.which(tool, path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if path is None:
         raise Missing(f"needs {tool}")
     return path
-
-
-def require_weed() -> str:
-    """The path of SeaweedFS: the package's beside this Python, or the machine's."""
-    weed = Path(sys.executable).parent / "weed"
-    return str(weed) if weed.exists() else require("weed")
 
 
 @cache
@@ -147,7 +141,6 @@ NEEDS: dict[str, Callable[[], object]] = {
     "mkdocs": _require_mkdocs,
     "node": _require_node,
     "cc": _require_compiler,
-    "weed": require_weed,
 }
 """What is more than a program's name."""
 

@@ -18,7 +18,7 @@ import confluent_kafka
 import redis
 from confluent_kafka.admin import AdminClient
 from pyarrow import fs as pafs
-from requirements import require, require_weed
+from requirements import require
 
 PATIENCE_S = 60.0
 """Longer than any server takes to start."""
@@ -164,7 +164,7 @@ class S3Server:
         self.uri = f"s3://{BUCKET}/mirror?scheme=http&endpoint_override=127.0.0.1:{ports[0]}&region=us-east-1"
         self._log = folder / "weed.log"
         self._command = [
-            *(require_weed(), f"-logdir={folder}", "mini", f"-dir={folder}"),
+            *(require("weed"), f"-logdir={folder}", "mini", f"-dir={folder}"),
             *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={BUCKET}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
             *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
             *(f"-{name}=false" for name in off),
