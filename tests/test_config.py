@@ -295,6 +295,23 @@ def test_no_file_is_needed() -> None:
     assert settings == Settings(tickers=("AAPL", "BINANCE:BTCUSDT"), storage=StorageSettings(root=Path("x")))
 
 
+@pytest.mark.parametrize(("said", "taken"), [("0.0.0.0:9464", "0.0.0.0:9464"), ("null", None), ("", "127.0.0.1:1")])
+def test_the_environment_stands_above_the_file(
+    write: Write, monkeypatch: pytest.MonkeyPatch, said: str, taken: str | None
+) -> None:
+    monkeypatch.setenv("INGESTOR_HEALTH_LISTEN", said)
+    path = write("tickers: [A]\nhealth: {listen: '127.0.0.1:1', allow_hosts: [a.example]}")
+    for settings in (load_settings(path), load_settings(path, Flags(symbols=("B",)))):
+        assert settings.health.listen == taken
+        assert settings.health.allow_hosts == ("a.example",)
+
+
+def test_a_mistake_in_the_environment_names_the_variable(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INGESTOR_HEALTH_LISTEN", "nonsense")
+    with pytest.raises(ConfigError, match=r"^INGESTOR_HEALTH_LISTEN: `nonsense` is no address"):
+        load_settings(write("tickers: [A]"))
+
+
 def test_a_mistake_in_a_flag_names_the_flag(write: Write) -> None:
     path = write("tickers: [A]\njournal: {linger: 5}\n")
     flags = Flags(symbols=("A", "A"), url="ws://venue")

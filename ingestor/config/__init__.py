@@ -6,6 +6,7 @@ sections are in `feeds` and `sections`; here they come together and are read. Se
 
 import difflib
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,10 @@ class Flags:
                 yield f"--{name}", path, value
 
 
+ENVIRONMENT: dict[str, KeyPath] = {"INGESTOR_HEALTH_LISTEN": ("health", "listen")}
+"""Variables that override the file, for containers. The text `null` means null; an empty one means nothing."""
+
+
 def load_settings(path: Path, flags: Flags = Flags()) -> Settings:
     """The settings in this file, under these flags. Raises ConfigError: one line a mistake, all of them."""
     return _validate(read_yaml(path), flags)
@@ -155,9 +160,11 @@ class Source:
 def _validate(file: YamlFile, flags: Flags) -> Settings:
     mistakes = list(file.mistakes)
     complaints: list[str] = []
-    flag_of = {path: flag for flag, path, _ in flags.given()}
+    environ = [(name, path, os.environ[name]) for name, path in ENVIRONMENT.items() if os.environ.get(name)]
+    above_file = [*((name, path, None if text == "null" else text) for name, path, text in environ), *flags.given()]
+    name_of = {path: name for name, path, _ in above_file}
     merged = dict(file.data)
-    for _, path, value in flags.given():
+    for _, path, value in above_file:
         *above, last = (str(key) for key in path)
         at = merged
         for key in above:
@@ -178,9 +185,9 @@ def _validate(file: YamlFile, flags: Flags) -> Settings:
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_input=False):
             place = _path_in_file(detail["loc"])
-            flag = next((flag for path, flag in flag_of.items() if place[: len(path)] == path), None)
-            if flag:
-                complaints.append(f"{flag}: {_sentence(detail, Settings)}")
+            name = next((name for path, name in name_of.items() if place[: len(path)] == path), None)
+            if name:
+                complaints.append(f"{name}: {_sentence(detail, Settings)}")
             else:
                 mistakes.append(Mistake(file.place(place), _sentence(detail, Settings)))
     complaints += [file.complaint(mistake) for mistake in sorted(mistakes)]
