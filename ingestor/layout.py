@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import functools
 import json
 import os
@@ -17,6 +16,7 @@ from typing import TypeVar
 
 import structlog
 
+from ingestor import system
 from ingestor.errors import ConfigError, DamagedFile, RootLocked
 
 FILE_MODE = 0o640
@@ -260,18 +260,20 @@ def make_folder(path: Path) -> None:
 
 def sync_directory(path: Path) -> None:
     """Make the names in this folder survive a power cut. Raises OSError."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return  # Windows can't open one, and nobody records there
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(fd)
+        system.sync_whole(fd)
     finally:
         os.close(fd)
 
 
 def sync_file(path: Path) -> None:
     """Make this file's bytes survive a power cut. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY)
+    fd = os.open(path, system.READ)
     try:
-        os.fsync(fd)
+        system.sync_whole(fd)
     finally:
         os.close(fd)
 
@@ -329,7 +331,7 @@ def read_small(path: Path, parse: Callable[[bytes], _Content], limit: int = _SMA
     Raises FileNotFoundError where there is none, DamagedFile where it can't be read or `parse` can't use it.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a fifo would wait for a writer
+        fd = os.open(path, system.READ)  # a fifo would wait for a writer
     except FileNotFoundError:
         if path.is_symlink():
             raise DamagedFile(f"{path}: a link to nothing") from None
@@ -469,7 +471,7 @@ def locked_root(layout: Layout) -> Iterator[RootLock]:
 def read_holder(layout: Layout) -> Holder | None:
     """The recorder that holds this root now; None where none does. Raises OSError where that can't be seen."""
     try:
-        fd = os.open(layout.lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(layout.lock, system.READ)
     except FileNotFoundError:
         return None
     try:
@@ -482,9 +484,8 @@ def try_lock(fd: int, *, shared: bool = False, wait: bool = False) -> bool:
     """Lock this file, or see that another has it. Where the file system knows no locks, it is as if nobody else were
     there, and that is told. Raises OSError.
     """
-    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
-        fcntl.flock(fd, how)
+        system.flock(fd, shared=shared, wait=wait)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -499,7 +500,7 @@ def try_lock(fd: int, *, shared: bool = False, wait: bool = False) -> bool:
 
 def _read_holder(fd: int) -> Holder:
     try:
-        told = json.loads(os.pread(fd, _LOCK_BYTES, 0))
+        told = json.loads(system.pread(fd, _LOCK_BYTES, 0))
         health = told.get("health")
         return Holder(int(told["pid"]), health if isinstance(health, str) else None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):

@@ -60,6 +60,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
+from ingestor import system
 from ingestor.errors import DamagedFile, FormatTooNew, NotARecording
 from ingestor.facts import DAMAGED, STATE, Fact, RunState, decode_line, encode_line, is_sound
 from ingestor.layout import FILE_MODE, Layout, check_is_file, make_folder, sync_directory, write_whole
@@ -375,7 +376,7 @@ def _append(fd: int, facts: list[Fact], *, again: bool = False) -> None:
     try:
         if os.write(fd, content) < len(content):
             raise OSError("the disk took only a part of it")
-        os.fdatasync(fd)
+        system.sync_data(fd)
     except OSError:
         with contextlib.suppress(OSError):  # a part of a line is passed over by every reader
             os.ftruncate(fd, size)

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ingestor import system
 from ingestor.errors import DamagedFile, IngestorError
 from ingestor.schema import FORMAT_VERSION, TRADES
 
@@ -123,7 +124,7 @@ def _find_footer(file: BinaryIO, size: int) -> int | None:
     """The offset of the footer; None where this is not a Parquet file."""
     if size < _TAIL.size + len(_MAGIC):
         return None
-    length, magic = _TAIL.unpack(os.pread(file.fileno(), _TAIL.size, size - _TAIL.size))
+    length, magic = _TAIL.unpack(system.pread(file.fileno(), _TAIL.size, size - _TAIL.size))
     footer_at = size - _TAIL.size - length
     return footer_at if magic == _MAGIC and footer_at >= len(_MAGIC) else None
 
@@ -137,13 +138,13 @@ def _read_checks(path: Path, file: BinaryIO) -> _Checks | None:
     if footer_at is None:
         return None
     at = max(footer_at - _CHECKS.size, 0)
-    found = os.pread(file.fileno(), size - at, at)
+    found = system.pread(file.fileno(), size - at, at)
     checks = _Checks(*_CHECKS.unpack_from(found)) if footer_at - at == _CHECKS.size else None
     if checks and checks.begin == _CHECKS_BEGIN and checks.end == _CHECKS_END and checks.length == size - footer_at:
         if zlib.crc32(memoryview(found)[_CHECKS.size :]) == checks.footer:
             return checks
     else:  # none, or a bit has changed in the record, or in the length by which it was looked for
-        searched = os.pread(file.fileno(), _SEARCHED, max(size - _SEARCHED, 0))
+        searched = system.pread(file.fileno(), _SEARCHED, max(size - _SEARCHED, 0))
         if _CHECKS_BEGIN not in searched and _CHECKS_END not in searched:
             return None
     raise DamagedFile(f"{path}: can't be read: the footer has another CRC than when it was written")

@@ -10,7 +10,7 @@ import pytest
 
 import ingestor
 from ingestor.errors import KeyInUse
-from ingestor.operations.key_lock import locked_key
+from ingestor.operations.key_lock import locked_file, locked_key
 
 URL = "wss://ws.finnhub.io"
 HOLD = (
@@ -84,3 +84,10 @@ def test_what_everybody_can_see_is_not_the_key(key: str) -> None:
         table = Path("/proc/net/unix").read_text()
     assert "@finnhub-ingestor-key-" in table
     assert key not in table
+
+
+def test_a_file_stands_for_the_lock_where_there_are_no_abstract_sockets(tmp_path: Path) -> None:
+    with locked_file(tmp_path / "key"), pytest.raises(KeyInUse, match="another process"), locked_file(tmp_path / "key"):
+        pass
+    with locked_file(tmp_path / "key"):
+        pass

@@ -17,6 +17,7 @@ LEVELS = {
     "metrics": 1,
     "layout": 1,
     "lean": 0,
+    "system": 0,
     "parquet": 1,
     "facts": 1,
     "ledger": 1,

@@ -10,6 +10,7 @@ from datetime import UTC, date, datetime
 
 import structlog
 
+from ingestor import system
 from ingestor.feeds import Decoded, Frames
 from ingestor.layout import Layout, open_own, sync_directory
 from ingestor.logs import redactor_in_force
@@ -156,7 +157,7 @@ class Rejects:
     def sync(self) -> None:
         """Make the lines survive a power cut. Raises OSError."""
         if self._dirty:
-            os.fdatasync(self._fd)
+            system.sync_data(self._fd)
             self._dirty = False
 
     def close(self) -> None:
@@ -166,7 +167,7 @@ class Rejects:
         fd, self._fd, self._day = self._fd, -1, None
         try:
             if self._dirty:
-                os.fdatasync(fd)
+                system.sync_data(fd)
         finally:
             self._dirty = False
             os.close(fd)
@@ -178,7 +179,7 @@ class Rejects:
         sync_directory(path.parent)
         self._size = os.fstat(self._fd).st_size
         # A line that a crash cut must not swallow the next one.
-        if self._size and os.pread(self._fd, 1, self._size - 1) != b"\n":
+        if self._size and system.pread(self._fd, 1, self._size - 1) != b"\n":
             self._size += os.pwrite(self._fd, b"\n", self._size)
         self._left_out = {}
         self._day = day

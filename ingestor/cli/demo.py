@@ -16,6 +16,7 @@ import click
 
 from ingestor.cli.options import DurationType, example
 from ingestor.errors import ConfigError, IngestorError
+from ingestor.system import require_recorder
 from ingestor.texts import format_duration
 
 _SYMBOLS = ("AAPL", "MSFT", "BRK.B", "BINANCE:BTCUSDT", "OANDA:EUR_USD")
@@ -50,6 +51,7 @@ def demo(seconds: float, folder: Path | None) -> None:
     Starts `ingestor simulate` and `ingestor run`, as you would; cuts their connection for 3 s in the middle; stops the
     recorder in the end, or on Ctrl-C; prints the rows that pandas reads, the account of every frame, and the gap.
     """
+    require_recorder()
     folder = folder or Path(f"demo-{datetime.now(UTC):%Y%m%dT%H%M%S}")
     try:
         folder.mkdir(parents=True)

@@ -13,6 +13,7 @@ from ingestor.config.key import SECRET_VARIABLE, load_key, load_secret
 from ingestor.errors import ConfigError
 from ingestor.logs import configure_logs
 from ingestor.operations.signals import catch_signals
+from ingestor.system import require_recorder
 
 log = structlog.get_logger()
 
@@ -27,6 +28,7 @@ def run(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None,
     Prints nothing on stdout; what happens is logged on stderr. Exit 0 after a stop in order, 2 where the settings or
     the directory can't be used, 3 where the venue refuses the key, 4 where rows could not be saved.
     """
+    require_recorder()
     source = source_from(config, Flags(symbols=symbols, root=root, url=url))
     settings = source.read()
     variable = settings.feed.key_variable

@@ -66,7 +66,7 @@ def exchange(one: Path, other: Path) -> bool:
     """Let these two paths of one file system change places; False where that can't be done in one step. Raises
     OSError.
     """
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
     if rename is None:
         return False
     if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import resource
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ingestor import system
 from ingestor.dataset.rows import (
     TEXTS,
     Selection,
@@ -234,19 +234,11 @@ def _hold_day(
 
 
 def _hold(stack: contextlib.ExitStack, paths: list[Path]) -> list[_Held]:
-    _allow_open_files(len(paths))
+    system.allow_open_files(len(paths) + 64)  # a day that was rotated every minute has more than is usual
     held = []
     for path in paths:
         with named_errors(path):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a fifo would wait for a writer
+            fd = os.open(path, system.READ)  # a fifo would wait for a writer
         stack.callback(os.close, fd)
-        held.append(_Held(path, Path(f"/dev/fd/{fd}")))
+        held.append(_Held(path, Path(f"/dev/fd/{fd}") if system.FD_PATHS else path))
     return held
-
-
-def _allow_open_files(count: int) -> None:
-    """A day that was rotated every minute has more files than a process may open by default."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = min(count + 64, hard)
-    if soft < needed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
+from ingestor import system
 from ingestor.errors import DamagedFile, Lagged
 from ingestor.journal.scan import (
     JournalFolder,
@@ -276,7 +277,7 @@ class _ReadSegment:
                 )  # fmt: skip
 
     def _damage(self, start: int) -> Iterator[Damage]:
-        content = os.pread(self._fd, self._offset - start, start)
+        content = system.pread(self._fd, self._offset - start, start)
         if content.strip(b"\0"):
             yield Damage(self.file.id, start, content, Cursor(self.file.id.number, self._offset))
 

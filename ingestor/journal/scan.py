@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ingestor import system
 from ingestor.journal.segment import (
     MAGIC,
     Cursor,
@@ -41,11 +42,11 @@ def find_record(fd: int, offset: int, size: int) -> int | None:
     while offset < size:
         # Holes of a file that was made longer are passed at once. ENXIO: there is nothing but a hole to the end.
         try:
-            offset = os.lseek(fd, offset, os.SEEK_DATA)
+            offset = os.lseek(fd, offset, os.SEEK_DATA) if hasattr(os, "SEEK_DATA") else offset
         except OSError as error:
             if error.errno == errno.ENXIO:
                 return None
-        chunk = os.pread(fd, _WINDOW + len(MAGIC) - 1, offset)
+        chunk = system.pread(fd, _WINDOW + len(MAGIC) - 1, offset)
         at = chunk.find(MAGIC)
         while at >= 0:
             if read_record(fd, offset + at, size) is not None:
@@ -60,7 +61,7 @@ def open_file(path: Path) -> int:
     link that leads nowhere keeps its name.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a fifo would wait for its writer
+        fd = os.open(path, system.READ)  # opening a fifo would wait for its writer
     except FileNotFoundError:
         if path.is_symlink():
             raise OSError(errno.ELOOP, "the link leads nowhere", str(path)) from None

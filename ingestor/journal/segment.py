@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ingestor import system
 from ingestor.errors import FormatTooNew
 from ingestor.layout import Layout
 from ingestor.metrics import Counts
@@ -97,7 +98,7 @@ def encode_schema(schema: pa.Schema) -> Pieces:
 
 def read_header(fd: int, offset: int) -> tuple[Header, int] | None:
     """The header at this offset, unchecked, and where its record ends; None where there is none. Raises OSError."""
-    head = os.pread(fd, _HEADER.size, offset)
+    head = system.pread(fd, _HEADER.size, offset)
     if len(head) < _HEADER.size or not head.startswith(MAGIC):
         return None
     _, _, kind, _, _, length, *numbers = _HEADER.unpack(head)
@@ -112,7 +113,7 @@ def read_record(fd: int, offset: int, limit: int | None = None) -> Record | None
 
     Raises FormatTooNew for a record of a later version, OSError where the file can't be read.
     """
-    head = os.pread(fd, _HEADER.size, offset)
+    head = system.pread(fd, _HEADER.size, offset)
     if len(head) < _HEADER.size:
         return None
     magic, version, kind, crc, _, length, *numbers = _HEADER.unpack(head)
@@ -120,7 +121,7 @@ def read_record(fd: int, offset: int, limit: int | None = None) -> Record | None
     size = os.fstat(fd).st_size if limit is None else limit
     if magic != MAGIC or body_at + length > size:  # junk must not make us ask for gigabytes
         return None
-    body = os.pread(fd, length, body_at)
+    body = system.pread(fd, length, body_at)
     blank = head[:_CRC_AT] + bytes(4) + head[_CRC_AT + 4 :]
     if len(body) < length or zlib.crc32(body, zlib.crc32(blank)) != crc:
         return None

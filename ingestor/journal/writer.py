@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import structlog
 
+from ingestor import system
 from ingestor.errors import RowsUnsaved
 from ingestor.journal.scan import blames_file, open_file
 from ingestor.journal.segment import (
@@ -68,7 +69,10 @@ def fill_ballast(layout: Layout) -> None:
         return
     try:
         os.ftruncate(fd, min(os.fstat(fd).st_size, _SIZE))
-        os.posix_fallocate(fd, 0, _SIZE)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, _SIZE)
+        else:
+            os.pwrite(fd, bytes(_SIZE), 0)
     except OSError as error:
         log.warning("ballast.refused", file=str(layout.ballast), error=error.strerror)
         with contextlib.suppress(OSError):
@@ -154,11 +158,11 @@ class OpenSegment:
 
     def sync(self) -> None:
         """Make what is written survive a power cut. Raises OSError."""
-        os.fdatasync(self._fd)
+        system.sync_data(self._fd)
 
     def sync_whole(self) -> None:
         """Make the file itself survive one, too. Raises OSError."""
-        os.fsync(self._fd)
+        system.sync_whole(self._fd)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -381,6 +385,6 @@ def _sync_left(path: Path) -> None:
         log.error("segment.unreadable", file=path.name, error=error.strerror, hint="the recording goes on without it")
         return
     try:
-        os.fsync(fd)
+        system.sync_whole(fd)
     finally:
         os.close(fd)

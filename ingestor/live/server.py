@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import resource
 import signal
 import socket
 import threading
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 import structlog
 import uvicorn
 
+from ingestor import system
 from ingestor.config.addresses import Hosts, is_loopback
 from ingestor.errors import ConfigError
 from ingestor.layout import Layout
@@ -74,7 +74,7 @@ def run_service(service: PriceService, listening: socket.socket, started: Callab
 
     Raises what the source does.
     """
-    _allow_open_files(service.limits.clients + _OTHER_CONNECTIONS + _BACKLOG + _OTHER_FILES)
+    system.allow_open_files(service.limits.clients + _OTHER_CONNECTIONS + _BACKLOG + _OTHER_FILES)
     hub = Hub(service.source, service.limits)
     gc.freeze()  # what is there by now stays: looking it through for garbage would hold up every client
     asyncio.run(_serve(service, hub, listening, started))
@@ -148,11 +148,3 @@ async def _in_thread(
 
     threading.Thread(target=work, name="follower", daemon=True).start()
     await ended
-
-
-def _allow_open_files(count: int) -> None:
-    """Each client is an open file, and by default a process may have 1024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

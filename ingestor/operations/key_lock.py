@@ -2,18 +2,23 @@
 
 The lock is a name in the kernel's table of abstract UNIX sockets: it holds machine-wide, whoever the users are and
 wherever their files, ends with the process however that ends, and the kernel tells its holder's pid. Another machine or
-network namespace doesn't see it: there the session names a shared key by its effect.
+network namespace doesn't see it: there the session names a shared key by its effect. Only Linux has such names;
+elsewhere (macOS, untested) a locked file in /tmp stands for one.
 """
 
 import contextlib
 import hashlib
+import os
 import pwd
 import socket
 import struct
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from ingestor.errors import KeyInUse
+from ingestor.layout import try_lock
 
 _CREDENTIALS = struct.Struct("3i")
 
@@ -28,6 +33,10 @@ def locked_key(key: str, url: str) -> Iterator[None]:
     venue = urlsplit(url).netloc.lower().encode()
     digest = hashlib.scrypt(key.encode(), salt=b"finnhub-ingestor " + venue, n=1 << 14, r=8, p=1, dklen=16)
     name = b"\0finnhub-ingestor-key-" + digest.hex().encode()
+    if sys.platform != "linux":
+        with locked_file(Path("/tmp", name[1:].decode())):  # noqa: S108  the one place that all users share
+            yield
+        return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as lock:
         try:
             lock.bind(name)
@@ -38,6 +47,21 @@ def locked_key(key: str, url: str) -> Iterator[None]:
             ) from None
         lock.listen(1)
         yield
+
+
+@contextlib.contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Hold this file as the key's lock; it stays. Raises KeyInUse, OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    try:
+        if not try_lock(fd):
+            raise KeyInUse(
+                "another process on this machine records with this API key, and a venue serves one connection per key: "
+                "stop that one, give it these symbols, or use another key"
+            )
+        yield
+    finally:
+        os.close(fd)
 
 
 def _name_holder(name: bytes) -> str:

@@ -14,6 +14,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+from ingestor import system
 from ingestor.errors import IngestorError
 
 _TIMEOUT_S = 10.0
@@ -134,5 +135,5 @@ def measure_disk(directory: Path) -> DiskSpeed:
 def _time_write(fd: int, size: int) -> float:
     began_s = time.perf_counter()
     os.write(fd, os.urandom(size))
-    os.fdatasync(fd)
+    system.sync_data(fd)
     return time.perf_counter() - began_s

@@ -16,6 +16,7 @@ import pyarrow.csv as pacsv
 import structlog
 from pydantic import BaseModel
 
+from ingestor import system
 from ingestor.errors import ConfigError, DamagedFile, SinkUnavailable
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
 from ingestor.journal.segment import Cursor
@@ -162,7 +163,7 @@ class _GrowingFile:
         if self._sync_failed:
             self._write(b"".join(self._unsynced), self._synced)
         self._sync_failed = True
-        os.fdatasync(self._fd)
+        system.sync_data(self._fd)
         self._sync_failed = False
         self._synced = self.length
         self._unsynced.clear()
