@@ -303,17 +303,43 @@ def test_each_extra_alone_is_enough_for_what_it_is_for(
     assert done.returncode == 0, done.stderr
 
 
+def pythons() -> dict[str, str]:
+    """The Pythons of this machine that it can be installed for, on PATH or of pyenv: version and path."""
+    places = [Path(place) for place in os.environ.get("PATH", "").split(os.pathsep)]
+    places += sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/*/bin"))
+    ask = "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2]) if sys.version_info >= (3, 11) else None"
+    found: dict[str, str] = {}
+    for path in (path for place in places for path in sorted(place.glob("python3*"))):
+        if re.fullmatch(r"python3(\.\d+)?", path.name):
+            done = subprocess.run([path, "-c", ask], check=False, capture_output=True, text=True)
+            if done.returncode == 0 and done.stdout.strip():
+                found.setdefault(done.stdout.strip(), str(path))
+    return found
+
+
 @pytest.mark.long
 @pytest.mark.needs("git")
+@pytest.mark.timeout(600)
 def test_pip_installs_it_into_an_empty_environment(release: Release, tmp_path: Path) -> None:
-    """For real, from the registry: as pipx does, too."""
+    """For real, from the registry, for each Python that is here: as pipx does, too."""
     if os.environ.get("REQUIRE_ALL") != "1":
-        pytest.skip("takes half a minute and a package registry: REQUIRE_ALL=1 runs it")
-    venv.create(tmp_path / "venv", with_pip=True, symlinks=True)
-    pip = [str(tmp_path / "venv/bin/python"), "-m", "pip", "--disable-pip-version-check"]
-    subprocess.run([*pip, "install", "--quiet", "--no-compile", str(release.wheel)], check=True)
-    subprocess.run([*pip, "check"], check=True)
-    for command in ("ingestor", "finnhub-ingestor"):
-        done = subprocess.run([str(tmp_path / "venv/bin" / command), "--version"], check=True, capture_output=True)
-        assert done.stdout.decode() == f"ingestor, version {ingestor.__version__}\n"
-    shutil.rmtree(tmp_path / "venv")
+        pytest.skip("takes half a minute per Python and a package registry: REQUIRE_ALL=1 runs it")
+    found = pythons()
+    assert found
+    for version, python in found.items():
+        folder = tmp_path / version
+        folder.mkdir()
+        subprocess.run([python, "-m", "venv", folder / "venv"], check=True)
+        site = Site(folder, folder / "venv/bin/python")
+        pip = [str(site.python), "-m", "pip", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", "--quiet", "--no-compile", str(release.wheel)], check=True)
+        subprocess.run([*pip, "check"], check=True)
+        for command in ("ingestor", "finnhub-ingestor"):
+            done = subprocess.run([folder / "venv/bin" / command, "--version"], check=True, capture_output=True)
+            assert done.stdout.decode() == f"ingestor, version {ingestor.__version__}\n"
+        recorded = site.run("-m", "ingestor", "demo", "--for", "5s", "--folder", "demo")
+        assert recorded.returncode == 0, recorded.stderr
+        rows = "import ingestor; print(ingestor.read_trades('demo/data', engine='arrow').num_rows)"
+        assert int(site.run("-c", rows).stdout) > 0, version
+        assert site.run("-m", "ingestor", "verify", "--root", "demo/data").returncode == 0
+        shutil.rmtree(folder)
