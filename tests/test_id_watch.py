@@ -160,6 +160,35 @@ def test_an_unbroken_run_over_a_lost_connection_is_recorded_all_the_while(tmp_pa
     assert fact["symbols"].keys() == {"BTCUSDT"}
 
 
+def test_two_proofs_say_nothing_of_what_lies_between(tmp_path: Path) -> None:
+    with running(tmp_path) as run:
+        run.connect()
+        run.hear("BTCUSDT", 1)
+        run.connect()
+        run.hear("BTCUSDT", 2)
+        run.hear("BTCUSDT", 5)
+        run.connect()
+        run.hear("BTCUSDT", 6)
+    assert len(facts(tmp_path, "ids.proven")) == 2
+    assert missed(tmp_path) == [("BTCUSDT", 3, 4, 2)]
+    assert [cause for _, cause, _ in intervals(tmp_path) if cause] == ["connection", "lost", "shutdown"]
+
+
+def test_a_symbol_that_was_thought_mute_was_recorded_all_the_while(tmp_path: Path) -> None:
+    with running(tmp_path) as run:
+        run.connect()
+        for symbol in SYMBOLS:
+            run.hear(symbol, 1)
+        for symbol in SYMBOLS:
+            run.recording.gaps.open("symbol_mute", run.at_us, symbol)
+        run.hear("BTCUSDT", 2)
+        run.hear("ETHUSDT", 3)
+        run.hear("BTCUSDT", 3)
+    assert "symbol_mute" not in [cause for _, cause, _ in intervals(tmp_path)]
+    assert "symbol_mute" in [cause for _, cause, _ in intervals(tmp_path, "ETHUSDT")]
+    assert [fact["symbols"].keys() for fact in facts(tmp_path, "ids.proven")] == [{"BTCUSDT"}]
+
+
 @pytest.mark.parametrize(
     "blocks",
     [

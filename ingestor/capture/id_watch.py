@@ -4,6 +4,8 @@ missing where they go on without a hole.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -42,8 +44,7 @@ class LastId:
     received_us: int
     """When the newest of its trades was received."""
     connection: int = 0
-    gaps: int = -1
-    """How many gaps there had been then."""
+    """On which it was recorded; 0: in an earlier run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +83,20 @@ class IdWatch:
         self._known = dict(known)
         self._asked: frozenset[str] = frozenset()
         self._holes: dict[str, list[_Hole]] = {}
-        self._waiting: list[tuple[int, int, pa.RecordBatch]] = []
-        """Connection, the number of gaps so far, and the rows that are still to be checked."""
+        self._waiting: list[tuple[int, frozenset[str], pa.RecordBatch]] = []
+        """Connection, the symbols with a gap of their own, and the rows that are still to be checked."""
         self._waiting_rows = 0
         self._waiting_s = 0.0
 
     def see(self, connection: int, rows: pa.RecordBatch, now_s: float) -> None:
-        """These rows are recorded, in this order. `now_s` is of the monotonic clock."""
+        """These rows are recorded, in this order; the gaps that they end are still open. `now_s` is of the monotonic
+        clock.
+        """
         if not rows.num_rows:
             return
         if not self._waiting:
             self._waiting_s = now_s
-        self._waiting.append((connection, self._gaps.opened.total(), rows))
+        self._waiting.append((connection, self._gaps.blind_symbols, rows))
         self._waiting_rows += rows.num_rows
 
     def turn(self, now_s: float) -> None:
@@ -111,26 +114,29 @@ class IdWatch:
     def _check(self, now_s: float) -> None:
         """What waits, in order; rows between which nothing changed at once."""
         waiting, self._waiting, self._waiting_rows = self._waiting, [], 0
-        together: dict[tuple[int, int], list[pa.RecordBatch]] = {}
-        for connection, gaps, rows in waiting:
-            together.setdefault((connection, gaps), []).append(rows)
-        proven: dict[str, tuple[int, int]] = {}
-        for (connection, gaps), batches in together.items():
-            self._look(connection, gaps, batches, now_s, proven)
-        if proven:
-            base_us = min(since_us for since_us, _ in proven.values())
-            before = {symbol: since_us - base_us for symbol, (since_us, _) in sorted(proven.items())}
-            symbols = {symbol: until_us - base_us for symbol, (_, until_us) in sorted(proven.items())}
+        proven: list[tuple[str, int, int]] = []
+        for (connection, blind), blocks in groupby(waiting, key=itemgetter(0, 1)):
+            self._look(connection, blind, [rows for _, _, rows in blocks], now_s, proven)
+        told: list[dict[str, tuple[int, int]]] = []  # a fact each: a symbol is in it once
+        for symbol, since_us, until_us in proven:
+            fact = next((one for one in told if symbol not in one), None)
+            if fact is None:
+                told.append(fact := {})
+            fact[symbol] = since_us, until_us
+        for fact in told:
+            base_us = min(since_us for since_us, _ in fact.values())
+            before = {symbol: since_us - base_us for symbol, (since_us, _) in sorted(fact.items())}
+            symbols = {symbol: until_us - base_us for symbol, (_, until_us) in sorted(fact.items())}
             self._ledger.record("ids.proven", base=base_us, before=before, symbols=symbols)
             log.info("ids.proven", symbols=len(symbols), hint="nothing of these was missed: their ids go on")
 
     def _look(
         self,
         connection: int,
-        gaps: int,
+        blind: frozenset[str],
         batches: list[pa.RecordBatch],
         now_s: float,
-        proven: dict[str, tuple[int, int]],
+        proven: list[tuple[str, int, int]],
     ) -> None:
         symbols, ids, received = (
             pa.concat_arrays([rows.column(name) for rows in batches])
@@ -149,7 +155,7 @@ class IdWatch:
         for seen, began_us, ended_us in zip(all_seen, first_us, last_us, strict=True):
             symbol, known = seen.symbol, self._known.get(seen.symbol)
             if known is None or seen.last < known.id - _ANEW:
-                self._known[symbol] = LastId(seen.last, ended_us, connection, gaps)
+                self._known[symbol] = LastId(seen.last, ended_us, connection)
                 continue
             if symbol in self._holes:
                 pieces = [piece for hole in self._holes[symbol] for piece in hole.without(seen.first, seen.last)]
@@ -158,10 +164,9 @@ class IdWatch:
                 if seen.first > known.id + 1:
                     hole = _Hole(known.id + 1, seen.first - 1, known.received_us, began_us, now_s)
                     self._holes.setdefault(symbol, []).append(hole)
-                elif (connection > known.connection or gaps != known.gaps) and began_us > known.received_us:
-                    proven[symbol] = (proven.get(symbol, (known.received_us,))[0], began_us)
-                known.id, known.gaps = seen.last, gaps
-                known.connection = max(known.connection, connection)
+                elif (connection > known.connection or symbol in blind) and began_us > known.received_us:
+                    proven.append((symbol, known.received_us, began_us))
+                known.id, known.connection = seen.last, max(known.connection, connection)
             known.received_us = max(known.received_us, ended_us)
 
     def _name(self, found_before_s: float) -> None:

@@ -168,9 +168,9 @@ class Recorder:
         if newest_us is not None:
             self._venue.saw_trades(newest_us)
         self._last = block.connection, frames.payloads[-1]
-        self._observer.observe(block, decoded.notices, batch, refused)
         if self._ids:
-            self._ids.see(block.connection, batch, time.monotonic())
+            self._ids.see(block.connection, batch, time.monotonic())  # before the gaps that these rows end are closed
+        self._observer.observe(block, decoded.notices, batch, refused)
 
     def _validate(self, block: FrameBlock, trades: pa.RecordBatch) -> Validated:
         """The verdict on these trades: are they sane, and has no other connection brought them already?"""
