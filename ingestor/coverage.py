@@ -312,9 +312,14 @@ class _Story:
     doubts: "dict[str | None, list[_Stretch]]" = field(default_factory=dict)
     """While the clock was wrong, or what came was late."""
     _doubted_us: int | None = None
+    _lived: list[tuple[int, int]] = field(default_factory=list)
+    """What the clock showed between two steps, while a run was there to see it."""
+    _lived_from_us: int | None = None
 
     def tell(self, fact: Fact) -> None:  # noqa: C901, PLR0912  a case per fact
         """One more fact."""
+        if self._lived_from_us is None:
+            self._lived_from_us = fact["at"]
         match fact["fact"]:
             case "symbols.proven" | "symbol.proven":
                 for symbol, since_us in proofs(fact):
@@ -481,6 +486,7 @@ class _Story:
             for symbol in self.requests.keys() - set(fact.get("tickers", ())):  # asked for until the run before ended
                 self._drop(symbol, ended_us)
             # Between two runs nobody watched the clock: what it skipped is blind.
+            self._live_until(ended_us, at_us)
             self._step_clock(at_us, min(at_us - ended_us, 0))
         self._end_doubt(self.last_us)
         self._on.clear()
@@ -502,9 +508,11 @@ class _Story:
 
     def _step_clock(self, at_us: int, by_us: int, slept_us: int = 0) -> None:
         """A clock that is set back splits what is under way in two. What it skipped, set forward or over a sleep,
-        nobody saw: all symbols are blind for it. A doubt about what it showed before ends here.
+        nobody saw: all symbols are blind for it, but for what it had shown before it was set back. A doubt about what
+        it showed before ends here.
         """
         showed_us = at_us - by_us
+        self._live_until(showed_us, at_us)
         if by_us:
             self._end_doubt(showed_us)
         if by_us > 0:
@@ -520,6 +528,12 @@ class _Story:
             proven = symbol in (self.requests[symbol][-1].proven_us or ())
             self.requests[symbol].append(_Request(showed_us, None))
             self._begin([symbol], connection, _Request(at_us, {symbol: at_us} if proven else {}))
+
+    def _live_until(self, showed_us: int, goes_on_us: int) -> None:
+        """A run saw all that the clock showed until then; the clock, or the next run, goes on elsewhere."""
+        if self._lived_from_us is not None and self._lived_from_us < showed_us:
+            self._lived.append((self._lived_from_us, showed_us))
+        self._lived_from_us = goes_on_us
 
 
 # Stretches of time

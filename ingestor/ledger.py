@@ -52,7 +52,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -270,9 +270,13 @@ def take_over_format_1(layout: Layout) -> None:
 class Ledger:
     """The writing end of one run's ledger; any thread may record. What the disk refuses waits for the next fact."""
 
-    def __init__(self, layout: Layout, run: int, day: date) -> None:
-        """Create the run's first file. Raises OSError; FileExistsError where the run has one already."""
+    def __init__(self, layout: Layout, run: int, day: date, clock: Callable[[], int] = now_us) -> None:
+        """Create the run's first file. `clock` tells the time of facts that come without one.
+
+        Raises OSError; FileExistsError where the run has one already.
+        """
         self._lock = threading.Lock()
+        self._clock = clock
         self._layout = layout
         self._run = run
         self._part = 1
@@ -284,7 +288,7 @@ class Ledger:
 
     def record(self, fact: str, *, at: int | None = None, **fields: Any) -> None:
         """Append one fact and sync it."""
-        self.record_all([{"at": now_us() if at is None else at, "fact": fact, **fields}])
+        self.record_all([{"at": self._clock() if at is None else at, "fact": fact, **fields}])
 
     def record_all(self, facts: list[Fact]) -> None:
         """Append facts and sync them together; never raises OSError: what the disk refuses is written with the next."""

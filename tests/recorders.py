@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +19,7 @@ from ingestor.capture.recorder import Recorder
 from ingestor.capture.session import Session
 from ingestor.capture.stream_state import Observed
 from ingestor.capture.subscriptions import Subscriptions
-from ingestor.capture.wall_clock import Clock
+from ingestor.capture.wall_clock import Clock, Reading
 from ingestor.config.sections import ConnectionSettings, JournalSettings
 from ingestor.coverage import find_coverage, state_at
 from ingestor.facts import Fact
@@ -29,7 +28,7 @@ from ingestor.feeds.finnhub import Finnhub
 from ingestor.journal.follower import Follower, Rows
 from ingestor.journal.writer import Journal, Rotation
 from ingestor.layout import Layout
-from ingestor.ledger import Ledger, list_ledger_files, read_facts
+from ingestor.ledger import Ledger, day_of, list_ledger_files, read_facts
 from ingestor.recording import Capture, JournalWriter, Run
 
 T = TypeVar("T")
@@ -107,17 +106,21 @@ def make_rig(
     run: int = 1,
     linger_s: float = LINGER_S,
     feed: Feed | None = None,
+    read: Callable[[], Reading] = Reading.now,
     **connection: Any,
 ) -> Rig:
-    """`connection` are settings of that section, in seconds and bytes; without a feed it is Finnhub's."""
+    """`read`: the machine's clocks. `connection` are settings of that section, in seconds and bytes; without a feed
+    it is Finnhub's.
+    """
     layout = Layout(root)
     layout.create()
     feed = feed or Finnhub(url, KEY)
-    ledger = Ledger(layout, run, datetime.now(UTC).date())
+    ledger = Ledger(layout, run, day_of(read().wall_us), lambda: read().wall_us)
     settings = ConnectionSettings.model_validate({"connect_timeout": 5.0, "backoff_max": 1.0, **connection})
     times = JournalSettings.model_validate({"linger": linger_s, "sync_interval": 0.2})
     stop = threading.Event()
-    shared = Run.build(layout, run, feed, ledger, inherited, settings.buffer)
+    gaps = Gaps(ledger, run, inherited)
+    shared = Run(layout, run, feed, ledger, gaps, Clock(ledger, gaps, read), Observed(), Buffer(settings.buffer))
     writer = JournalWriter.build(shared, run, Rotation(900.0, 1 << 26), times, 1 << 30)
     capture = Capture.build(shared, symbols, settings, KEY, stop, rest_base=None, waits=waits)
     return Rig(

@@ -9,7 +9,7 @@ from ingestor.capture.connection import Connection
 from ingestor.capture.gaps import Cause, Gaps
 from ingestor.capture.stream_state import Observed
 from ingestor.errors import ConnectionLost, Stalled
-from ingestor.ledger import Ledger, now_us
+from ingestor.ledger import Ledger
 
 log = structlog.get_logger()
 
@@ -50,9 +50,8 @@ class ConnectionLog:
         self._observed = observed
         self._short_lives = 0
 
-    def begin(self, number: int) -> ConnectionRecord:
-        opened_us = now_us()
-        self._ledger.record("connection.opened", connection=number)
+    def begin(self, number: int, opened_us: int) -> ConnectionRecord:
+        self._ledger.record("connection.opened", at=opened_us, connection=number)
         log.info("connection.opened", connection=number)
         return ConnectionRecord(number, time.monotonic(), opened_us, self._observed.trades, opened_us)
 

@@ -189,7 +189,9 @@ class Recorder:
         if not len(times_ms) or pc.min(times_ms).as_py() * 1000 <= now_us + AHEAD_US:
             return None
         behind_us = self._venue.saw_ahead([now_us - at_ms * 1000 for at_ms in times_ms.slice(0, 3).to_pylist()])
-        return validate(trades, now_us + behind_us) if behind_us else None
+        if not behind_us:
+            return None
+        return validate(trades, now_us + behind_us, signed_prices=self._feed.terms.signed_prices)
 
     def _with_recorder_columns(self, rows: pa.RecordBatch, frame_of: pa.Array, block: FrameBlock) -> pa.RecordBatch:
         """The venue's columns and ours, in the order of the root's schema."""

@@ -154,7 +154,7 @@ class Session:
         connection = self._connector.connect()
         self._clock.opened(connection.date)
         self.connections += 1
-        life = self._connection_log.begin(self.connections)
+        life = self._connection_log.begin(self.connections, self._clock.now_us())
         lost: ConnectionLost | None = None
         aged = False
         try:

@@ -12,6 +12,7 @@ never of sending, and coverage is told by it. How late trades were is in the row
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -149,8 +150,9 @@ class VenueTime:
 class Clock:
     """Stamps receipts, for any thread, and tells the ledger and the log what is wrong with the stamps."""
 
-    def __init__(self, ledger: Ledger, gaps: Gaps) -> None:
-        reading = Reading.now()
+    def __init__(self, ledger: Ledger, gaps: Gaps, read: Callable[[], Reading] = Reading.now) -> None:
+        reading = read()
+        self._read = read
         self._ledger = ledger
         self._gaps = gaps
         self._lock = threading.Lock()
@@ -163,7 +165,7 @@ class Clock:
     def now_us(self) -> int:
         """The wall clock, in µs since 1970. What it skipped since it was last asked is in the ledger first."""
         with self._lock:
-            reading = Reading.now()
+            reading = self._read()
             step = self._wall.find_step(reading)
             if step is not None:
                 self._ledger.record("clock.stepped", at=reading.wall_us, by_us=step.by_us, slept_us=step.slept_us)
