@@ -307,7 +307,7 @@ class _Story:
     _proven: "dict[str, list[_Stretch]]" = field(default_factory=dict)
     """Between two trades, ids go on."""
     _skipped: "list[_Stretch]" = field(default_factory=list)
-    """By the clock: nobody can have seen anything then."""
+    """By a clock that went forward: nobody can have seen anything then, unless it shows that time once more."""
 
     doubts: "dict[str | None, list[_Stretch]]" = field(default_factory=dict)
     """While the clock was wrong, or what came was late."""
@@ -376,6 +376,14 @@ class _Story:
         for symbol in list(self._open):
             self._close_gap(symbol, horizon_us)
         self._end_doubt(horizon_us)
+        self._live_until(horizon_us, horizon_us)
+        lived = sorted(self._lived)
+        for skipped_us, at_us, cause in self._skipped:
+            begin_us = skipped_us
+            for start_us, end_us in [*lived, (at_us, at_us)]:
+                if begin_us < min(start_us, at_us):
+                    self._gaps.setdefault(None, []).append((begin_us, min(start_us, at_us), cause))
+                begin_us = max(begin_us, end_us)
         proven = {symbol: _without(_settle(proofs), _settle(self._skipped)) for symbol, proofs in self._proven.items()}
         lost: dict[str, list[_Stretch]] = {}
         for symbol, stretches in self._lost.items():
@@ -508,8 +516,8 @@ class _Story:
 
     def _step_clock(self, at_us: int, by_us: int, slept_us: int = 0) -> None:
         """A clock that is set back splits what is under way in two. What it skipped, set forward or over a sleep,
-        nobody saw: all symbols are blind for it, but for what it had shown before it was set back. A doubt about what
-        it showed before ends here.
+        nobody saw: all symbols are blind for it, but for what it shows at another time, having been set back. A doubt
+        about what it showed before ends here.
         """
         showed_us = at_us - by_us
         self._live_until(showed_us, at_us)
@@ -517,7 +525,6 @@ class _Story:
             self._end_doubt(showed_us)
         if by_us > 0:
             cause = "sleep" if 2 * slept_us > by_us else "clock"
-            self._gaps.setdefault(None, []).append((showed_us, at_us, cause))
             self._skipped.append((showed_us, at_us, cause))
         if by_us >= 0:
             return

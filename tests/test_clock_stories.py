@@ -86,6 +86,7 @@ class World:
     def sleep(self, seconds: float) -> None:
         self.stand_still(seconds)
         self.monotonic_us -= round(seconds * SECOND_US) - 1000  # it takes a moment to fall asleep
+        self.rig.clock.now_us()
 
     def set(self, wrong_s: float) -> None:
         self.stand_still(0.001)
@@ -176,6 +177,7 @@ STORIES: dict[str, tuple[float, bool, float, Callable[[World], None], Said]] = {
     "a standstill": (0, True, 0.1, stands_still, Said(639)),
     "set back, and right again": (0, True, 0.1, steps(-2 * HOUR_S, 0), Said(38, "clock", 0)),
     "set forward": (0, True, 0.1, steps(HOUR_S), Said(19, "clock", HOUR_S)),
+    "set forward by mistake, and right again": (0, True, 0.1, steps(60, 0), Said(38, "clock")),
     "set back": (0, False, 0.1, steps(-HOUR_S), Said(0, "", -HOUR_S)),  # the true time is shown again
     "three days behind": (-3 * DAY_S, True, 0.1, steps(), Said(0, "", -3 * DAY_S)),
     "three days behind, no date": (-3 * DAY_S, False, 0.1, steps(), Said(0, "", -3 * DAY_S)),
