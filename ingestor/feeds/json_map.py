@@ -354,7 +354,7 @@ class _Reader:
         might be a trade, so that answers are looked for first.
         """
         try:
-            if payload in self.answers.texts:
+            if self.answers.texts and payload in self.answers.texts:
                 reading.notices.append(Notice(frame, "news", ""))
                 return
             document = read_json(payload)
@@ -452,14 +452,15 @@ class _Reader:
             take_text(symbol, "bad_symbol"),
             _amount(price, "bad_price"),
             None if volume is None else _amount(volume, "bad_volume"),
+            None,
         )
         if not layout.columns:
-            return *row, None
+            return row
         own = [
             column.read(_find(document if column.place.in_message else item, column.place.path))
             for column in layout.columns
         ]
-        return (*row, *own) if layout.columns[0].name == "conditions" else (*row, None, *own)
+        return (*row[:-1], *own) if layout.columns[0].name == "conditions" else (*row, *own)
 
 
 class _Answers:
