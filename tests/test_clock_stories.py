@@ -7,11 +7,8 @@ of a table; random ones follow.
 from collections.abc import Callable
 from email.utils import formatdate
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from recorders import blind_rows, make_rig
 
 from ingestor.capture.wall_clock import Reading
@@ -201,30 +198,3 @@ def test_what_is_said_of_a_story(tmp_path: Path, story: str) -> None:
     world.end()
     assert (abs(claimed_s - said.claimed_s) <= 2, causes) == (True, set(said.causes.split()))
     assert abs(clock_wrong_s - said.wrong_s) <= 1
-
-
-EVENTS = st.one_of(
-    st.tuples(st.just("passes"), st.integers(1, 5)),
-    st.tuples(st.just("sleep"), st.integers(3, 10_000)),
-    st.tuples(st.just("stand_still"), st.integers(1, 5)),
-    st.tuples(st.just("set"), st.integers(-100_000, 100_000)),
-    st.tuples(st.just("hear"), st.integers(1, 3)),
-    st.tuples(st.sampled_from(["lose", "connect"])),
-)
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.lists(EVENTS, max_size=25), st.booleans(), st.sampled_from([0, 5, -HOUR_S, 3 * DAY_S]))
-def test_no_recorded_trade_is_blind_and_nothing_is_claimed_unheard(
-    events: list[tuple[str] | tuple[str, int]], date: bool, wrong_s: int
-) -> None:
-    with TemporaryDirectory() as root:
-        world = World(Path(root), wrong_s, date=date)
-        for name, *arguments in events:
-            if name == "hear" and not world.connected:
-                continue
-            before_us = world.read().wall_us
-            getattr(world, name)(*arguments)
-            if name == "stand_still" and world.connected:
-                world.heard.append((before_us, world.read().wall_us))
-        world.end()

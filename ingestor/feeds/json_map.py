@@ -81,6 +81,7 @@ class JsonMap:
             never_closes=settings.never_closes,
             may_replay=True,
             signed_prices=settings.signed_prices,
+            id_column=next((name for name, column in settings.columns.items() if column.consecutive), None),
             login=Login(
                 self._filled(login.send, [""])[0], login.after is not None, login.timeout, answers.judge_login(login)
             )
