@@ -33,7 +33,6 @@ LEVELS = {
     "sinks": 3,
     "dataset": 3,
     "recording": 4,
-    "merge": 4,
     "operations": 5,
     "daemon": 6,
     "simulator": 6,

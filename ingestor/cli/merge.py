@@ -1,15 +1,48 @@
-"""`ingestor merge`: several recorders, one truth."""
+"""`ingestor merge`: one root of several that recorded the same venue (`dataset.merged`), a root like any other."""
 
+import contextlib
 import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
 import click
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from ingestor import __version__
 from ingestor.cli.options import example, json_option
 from ingestor.cli.printing import format_json, format_table, format_time
+from ingestor.closed_days import close_coverage
+from ingestor.dataset.coverage import load_coverage
+from ingestor.dataset.merged import (
+    Lack,
+    check_one_venue,
+    disagreements,
+    find_id_column,
+    merge_coverage,
+    read_merged,
+)
+from ingestor.dataset.rows import Selection, known_schema, with_columns
+from ingestor.dataset.snapshot import open_recording, read_consistently
+from ingestor.dataset.times import EVER
+from ingestor.errors import ConfigError, DamagedFile
+from ingestor.history import read_history
+from ingestor.journal.segment import Header, Kind
+from ingestor.journal.writer import Block, Journal, Rotation, Segments
 from ingestor.layout import Layout
+from ingestor.ledger import Ledger, day_of, now_us
+from ingestor.metrics import Counts
+from ingestor.schema import FORMAT_VERSION, RUN_SHIFT
+from ingestor.sinks.parquet_files import ParquetFiles
+from ingestor.sinks.runner import Runner
+from ingestor.sinks.segment_accounts import SegmentAccounts
 
 _SHOWN = 20
+_BLOCK_ROWS = 1 << 13
+_ROTATION = Rotation(age_s=1e9, size=32 << 20)
 
 
 @click.command(epilog=example("ingestor merge data-a data-b --into data", "ingestor verify --root data"))
@@ -23,8 +56,6 @@ def merge(roots: tuple[Path, ...], into: Path, as_json: bool) -> None:
     recorder has that has most. A symbol is recorded where any of them recorded it. Prints how many trades each root
     has, and the minutes that two recorded as a whole and of which one lacks trades. Recorders and readers may go on.
     """
-    from ingestor.merge import MergeReport, merge_roots
-
     report = MergeReport([0] * len(roots))
     for day, so_far in merge_roots([Layout(root) for root in roots], Layout(into)):
         report = so_far
@@ -52,3 +83,97 @@ def merge(roots: tuple[Path, ...], into: Path, as_json: bool) -> None:
         click.echo(format_table(("root", "symbol", "minute", "lacks"), [[*row.values()] for row in rows[:_SHOWN]]))
         if len(rows) > _SHOWN:
             click.echo(f"… and {len(rows) - _SHOWN:,} more such minutes: --json names all")
+
+
+@dataclass(slots=True)
+class MergeReport:
+    """What became of it."""
+
+    rows: list[int]
+    """Trades of each root that the result has, in their order."""
+    merged: int = 0
+    """Trades of the result."""
+    differences: list[Lack] = field(default_factory=list)
+    """Minutes that a recorder recorded as a whole, as did another, and of which it lacks trades nevertheless."""
+
+
+def merge_roots(roots: Sequence[Layout], into: Layout) -> Iterator[tuple[date, MergeReport]]:
+    """Write the trades of all roots, and their coverage, into a root that is not there yet. Yields the report so far
+    with each date.
+
+    Raises ConfigError for roots that can't be merged, NotARecording, FormatTooNew, DamagedFile, OSError.
+    """
+    if into.root.exists() and any(into.root.iterdir()):
+        raise ConfigError(f"{into.root} is not empty: name a directory that is not there yet")
+    for layout in roots:
+        open_recording(layout.root)
+    check_one_venue(roots)
+    histories = [read_history(layout) for layout in roots]
+    schemas = [read_consistently(layout, EVER, known_schema) for layout in roots]
+    schema = max(schemas, key=len)
+    if any(not set(one.names) <= set(schema.names) for one in schemas):
+        raise ConfigError("these roots have columns of several feeds: only recorders of one can be merged")
+    id_column = find_id_column(roots)
+    feed = next(filter(None, (history.feed for history in histories)), "")
+    into.create()
+    ledger = Ledger(into, 1, day_of(now_us()))
+    ledger.record(
+        "run.started",
+        format=FORMAT_VERSION,
+        version=__version__,
+        run=1,
+        feed=feed,
+        venue=next(filter(None, (history.venue for history in histories)), ""),
+        columns=schema.names,
+        id_column=id_column,
+        tickers=[],
+        formats=["parquet"],
+        first_segment=1,
+        closed=0,
+        open_gaps=[],
+        asked=[],
+        ended=0,
+        merged=[str(layout.root) for layout in roots],
+    )
+    with contextlib.closing(ledger):
+        report = MergeReport([0] * len(roots))
+        coverages = [load_coverage(layout) for layout in roots]
+        journal = Journal(into, Segments(into, 1, 1, feed, schema), _ROTATION)
+        sequence = 1 << RUN_SHIFT
+        for merged in read_merged(roots, Selection(EVER, tuple(schema.names)), id_column):
+            sequence = _append(journal, with_columns(merged.rows, schema), sequence)
+            report.merged += merged.rows.num_rows
+            report.rows = [
+                before + merged.rows.num_rows - sum(lack.trades for lack in merged.lacks if lack.root == number)
+                for number, before in enumerate(report.rows)
+            ]
+            report.differences += disagreements(merged.lacks, coverages)
+            yield merged.day, report
+        journal.close()
+        stop = threading.Event()
+        stop.set()
+        accounts = SegmentAccounts(into, ledger, 0, id_column)
+        Runner(into, [accounts, ParquetFiles(into, ledger)], stop).run()
+        if accounts.violations:
+            raise DamagedFile(f"{into.root}: what was written is not what was read")
+        close_coverage(into, merge_coverage(coverages))
+        ledger.record("run.stopped", error=None)
+
+
+def _append(journal: Journal, rows: pa.Table, sequence: int) -> int:
+    """Write these rows under the next sequence numbers; the one behind them."""
+    for batch in rows.combine_chunks().to_batches(max_chunksize=_BLOCK_ROWS):
+        size = batch.num_rows
+        numbers = pa.arange(sequence, sequence + size)
+        at = batch.schema.names.index("sequence")
+        numbered = batch.set_column(at, "sequence", numbers).cast(rows.schema)
+        bounds = pc.min_max(numbered.column("received_at").cast(pa.int64())).as_py().values()
+        counts = Counts(frames=size, decoded=size, trades=size)
+        journal.append(Block(Header(Kind.BLOCK, counts, sequence - (1 << RUN_SHIFT), sequence, *bounds), numbered, {}))
+        sequence += size
+        if journal.unsynced.full:
+            journal.sync()
+            journal.rotate_if_due()
+        if journal.failed:
+            raise journal.failed
+    return sequence
