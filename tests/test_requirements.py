@@ -25,7 +25,10 @@ LEAVING = """
 import pathlib, subprocess
 
 def test_it():
-    pathlib.Path("pid").write_text(str(subprocess.Popen(["sleep", "600"]).pid))
+    pid = subprocess.Popen(["sleep", "600"]).pid
+    while not pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
+        pass  # for an instant after its exec it has none
+    pathlib.Path("pid").write_text(str(pid))
 """
 LONG = """
 import pytest

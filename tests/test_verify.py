@@ -470,7 +470,7 @@ class TestRaces:
         try:
             assert recorded.wait(60)
             rows = []
-            for _ in range(10):
+            for _ in range(5):
                 verification = Verification(layout)
                 assert [one for step in verification.run() for one in step] == []
                 rows.append(verification.account.rows["parquet"] + verification.account.rows["journal"])

@@ -30,7 +30,7 @@ from ingestor.ledger import Ledger
 DAYS = (date(2026, 11, 17), date(2026, 11, 18))
 PARTS = 12
 ROWS = 2000
-ROUNDS = max(of_tier(10, 1), rounds() // 4)
+ROUNDS = max(of_tier(5, 1), rounds() // 4)
 WITH_TESTS = os.pathsep.join(str(folder) for folder in (Path(ingestor.__file__).parents[1], Path(__file__).parents[1]))
 KILLS = 4
 """At most so many a round, then it may finish."""
@@ -191,7 +191,7 @@ def test_kill_retention(original: Layout, tmp_path: Path, tally: Tally) -> None:
 def test_kill_closing(tmp_path: Path, tally: Tally) -> None:
     """A root of format 1 is taken over and its days are closed: each reader is told the same at every moment."""
     original = write_story(tmp_path / "original")
-    for hour in range(100, 1700, 16):  # what lies on the days of two months more
+    for hour in range(100, 1700, 32):  # what lies on the days of two months more
         original.hour = float(hour)
         original.lose()
         original.hour += 0.5
@@ -216,7 +216,7 @@ def test_kill_closing(tmp_path: Path, tally: Tally) -> None:
     truth, moment = told(original.layout.root), random.Random(7)
     most_s = duration_s(CLOSE, original.layout, tmp_path, PYTHONPATH=WITH_TESTS)
     interrupted = 0
-    for number in range(max(3, rounds() // 4)):
+    for number in range(max(1, rounds() // 4 - 4)):
         root = tmp_path / str(number)
         shutil.copytree(original.layout.root, root)
         for _ in range(KILLS):

@@ -28,6 +28,9 @@ pytestmark = [pytest.mark.long, pytest.mark.needs("bash", "make", "curl", "git")
 SECTIONS = {guide: split_sections(read(guide)) for guide in GUIDES}
 NOT_WALKED = {
     ("docs/record.md", "Other venues"): "wants these venues: tests/scenarios/test_feeds.py",
+    ("docs/container.md", "Run it"): "wants a container engine: tests/scenarios/test_container.py",
+    ("docs/container.md", "Compose"): "wants Docker: tests/test_container_files.py",
+    ("docs/scale.md", "Two recorders, one truth"): "wants two recorders: tests/test_merged_roots.py",
     ("docs/scale.md", "Divide symbols between machines"): "wants three machines: tests/scenarios/test_shards.py",
 }
 """Sections that nobody walks, and where else what they show is run."""
@@ -40,6 +43,7 @@ ELSEWHERE = {
     r"^ingestor plot(?!.*--png)": "opens a window: tests/test_plot.py",
     r"^ingestor serve .*--public-key": "wants keys of yours: tests/test_live_access.py",
     r"--symbols AAPL,MSFT,BINANCE:BTCUSDT": "a second venue on one port: tests/test_truth.py",
+    r"^ingestor symbols": "asks these venues: tests/test_venue_presets.py",
     r"^git pull": "wants a newer version",
     r"^sudo (?!/opt/finnhub-ingestor/bin/(ingestor|pip install --upgrade))": "tests/scenarios/test_service.py",
 }
