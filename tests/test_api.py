@@ -173,7 +173,7 @@ def test_every_kind_of_time_works_everywhere(read: Any, time: Any, sample: Path)
     ("time", "sentence"),
     [
         (pd.NaT, "NaT is no time"),
-        (np.datetime64("NaT"), "NaT is no time"),
+        (np.datetime64("NaT", "s"), "NaT is no time"),
         (float("nan"), "is a number"),
         (1_767_225_600_000, "is a number"),
         (True, "is no time"),
