@@ -357,7 +357,9 @@ class _Story:
                 for symbol, since_us, until_us in id_proofs(fact):
                     self._proven.setdefault(symbol, []).append((since_us + 1, until_us, "ids"))
             case "clock.stepped":
-                self._step_clock(fact["at"], fact["by_us"], fact.get("slept_us", 0))
+                at_us, by_us = fact["at"], fact["by_us"]
+                since_us = fact["since"] + 1 if "since" in fact else at_us - by_us  # versions before said no more
+                self._step_clock(at_us, by_us, fact.get("slept_us", 0), since_us)
             case "clock.doubted":
                 self._doubted_us = fact["since"]
             case "clock.trusted":
@@ -494,8 +496,7 @@ class _Story:
             for symbol in self.requests.keys() - set(fact.get("tickers", ())):  # asked for until the run before ended
                 self._drop(symbol, ended_us)
             # Between two runs nobody watched the clock: what it skipped is blind.
-            self._live_until(ended_us, at_us)
-            self._step_clock(at_us, min(at_us - ended_us, 0))
+            self._step_clock(at_us, min(at_us - ended_us, 0), 0, ended_us)
         self._end_doubt(self.last_us)
         self._on.clear()
         self._asked.clear()
@@ -514,12 +515,11 @@ class _Story:
             self.doubts.setdefault(None, []).append((self._doubted_us, at_us, ""))
             self._doubted_us = None
 
-    def _step_clock(self, at_us: int, by_us: int, slept_us: int = 0) -> None:
-        """A clock that is set back splits what is under way in two. What it skipped, set forward or over a sleep,
-        nobody saw: all symbols are blind for it, but for what it shows at another time, having been set back. A doubt
-        about what it showed before ends here.
+    def _step_clock(self, at_us: int, by_us: int, slept_us: int, showed_us: int) -> None:
+        """A clock that is set back splits what is under way in two. What it skipped since it showed `showed_us`, set
+        forward or over a sleep, nobody saw: all symbols are blind for it, but for what it shows at another time, having
+        been set back. A doubt about what it showed before ends here.
         """
-        showed_us = at_us - by_us
         self._live_until(showed_us, at_us)
         if by_us:
             self._end_doubt(showed_us)

@@ -32,7 +32,7 @@ checksums, in `coverage/`.
     ids.proven          base, before, symbols: no trade of a symbol was missed between the receipts base + its number in
                         `before` and base + its number in `symbols`: its ids go on without a hole
     clock.stepped       by_us: how far the wall clock went beyond the time that was lived; `at` is what it showed then
-                        slept_us: how much of that the machine slept
+                        slept_us: how much of that the machine slept; since: the last that it showed before
     clock.doubted       by_us: our clock less the venue's, since: when it was last set, or the run began; it ends with
                         clock.trusted, a step or the run
     segment.closed      segment, first_received, last_received, counts, reasons, aside; unreadable: why its file could

@@ -14,12 +14,12 @@ DAY_US = 24 * HOUR_US
 LIVED: dict[str, tuple[tuple[int, int, int], Step | None]] = {
     "time passed": ((1, 1, 1), None),
     "nobody looked for ten minutes: a standstill": ((600, 600, 600), None),
-    "set forward": ((36_001, 1, 1), Step(36_000 * SECOND_US, 0)),
-    "set back": ((-7199, 1, 1), Step(-7200 * SECOND_US, 0)),
+    "set forward": ((36_001, 1, 1), Step(36_000 * SECOND_US, 0, NOON_US)),
+    "set back": ((-7199, 1, 1), Step(-7200 * SECOND_US, 0, NOON_US)),
     "set by less than two seconds": ((3, 1, 1), None),
-    "slept": ((3601, 1, 3601), Step(3600 * SECOND_US, 3600 * SECOND_US)),
-    "slept, and set forward": ((3611, 1, 3601), Step(3610 * SECOND_US, 3600 * SECOND_US)),
-    "slept, and the clock slept, too": ((1, 1, 3601), Step(0, 3600 * SECOND_US)),
+    "slept": ((3601, 1, 3601), Step(3600 * SECOND_US, 3600 * SECOND_US, NOON_US)),
+    "slept, and set forward": ((3611, 1, 3601), Step(3610 * SECOND_US, 3600 * SECOND_US, NOON_US)),
+    "slept, and the clock slept, too": ((1, 1, 3601), Step(0, 3600 * SECOND_US, NOON_US)),
 }
 
 
@@ -38,6 +38,18 @@ def test_a_clock_that_is_slewed_never_steps() -> None:
     clock = WallClock(Reading(NOON_US, 0, 0))
     readings = (Reading(NOON_US + at * (SECOND_US + 500), at * SECOND_US, at * SECOND_US) for at in range(10_000))
     assert [clock.find_step(reading) for reading in readings] == [None] * 10_000
+
+
+def test_small_steps_back_change_no_order_and_are_one_step_together() -> None:
+    clock = WallClock(Reading(NOON_US, 0, 0))
+    wrong_us, shown = 0, []
+    for second in range(1, 6):
+        wrong_us -= 1_500_000
+        at_us = second * SECOND_US
+        step = clock.find_step(Reading(NOON_US + at_us + wrong_us, at_us, at_us))
+        shown.append(clock.shown_us - NOON_US)
+    assert step == Step(-2_500_000, 0, NOON_US)
+    assert shown == [0, 0, 0, 0, -2_500_000]
 
 
 def date(us: int) -> str:

@@ -57,13 +57,19 @@ class Step:
     by_us: int
     slept_us: int
     """How much of it the machine slept; the rest was set."""
+    since_us: int
+    """The last that was shown before: nobody knows what of the time since then is the step."""
 
 
 class WallClock:
-    """Compares readings. Pure. A drift below 2 s from one to the next is none: NTP slews by 0.5 ms a second."""
+    """Compares readings. Pure. A drift below 2 s from one to the next is none: NTP slews by 0.5 ms a second. So that no
+    two receipts change places by one, what is shown stands still until a clock that fell back by less has caught up.
+    """
 
     def __init__(self, reading: Reading) -> None:
         self._last = reading
+        self.shown_us = reading.wall_us
+        """The wall clock; since the last step never less than before."""
 
     def find_step(self, reading: Reading) -> Step | None:
         """What happened since the last reading; None where time just passed."""
@@ -71,9 +77,13 @@ class WallClock:
         lived_us = reading.monotonic_us - last.monotonic_us
         slept_us = reading.boottime_us - last.boottime_us - lived_us
         set_us = reading.wall_us - last.wall_us - lived_us - slept_us
-        if abs(slept_us) <= STEP_US and abs(set_us) <= STEP_US:
-            return None
-        return Step(set_us + slept_us, slept_us)
+        since_us, self.shown_us = self.shown_us, reading.wall_us
+        if abs(slept_us) > STEP_US or abs(set_us) > STEP_US:
+            return Step(set_us + slept_us, slept_us, since_us)
+        if reading.wall_us < since_us - STEP_US:  # in several small ones
+            return Step(reading.wall_us - since_us, 0, since_us)
+        self.shown_us = max(since_us, reading.wall_us)
+        return None
 
 
 class VenueTime:
@@ -168,13 +178,15 @@ class Clock:
             reading = self._read()
             step = self._wall.find_step(reading)
             if step is not None:
-                self._ledger.record("clock.stepped", at=reading.wall_us, by_us=step.by_us, slept_us=step.slept_us)
+                self._ledger.record(
+                    "clock.stepped", at=reading.wall_us, by_us=step.by_us, slept_us=step.slept_us, since=step.since_us
+                )
                 log.warning("clock.stepped", by_s=round(step.by_us / 1e6, 3), slept_s=round(step.slept_us / 1e6, 3))
                 self._since_us = reading.wall_us
                 self._doubted = False  # coverage begins anew with a step: what is still wrong is told again
                 self._gaps.step(step.by_us)
                 self.venue.step(step.by_us - step.slept_us)
-            return reading.wall_us
+            return self._wall.shown_us
 
     def opened(self, date: str | None) -> None:
         """A connection has opened, with this `Date` in the venue's answer."""
