@@ -207,7 +207,7 @@ class TestPatience:
         fill_journal(layout, 1, 1, 10)
         sink = open_topic(cluster, options={**QUICK, "queue.buffering.max.messages": "5"})
         cluster.kill()
-        with pytest.raises(SinkUnavailable, match=r"[56] messages are not acknowledged"):
+        with pytest.raises(SinkUnavailable, match="5 messages are not acknowledged"):
             sink.write(rows_of(layout)[0])
         sink.close()
         cluster.start()

@@ -88,6 +88,8 @@ class KafkaTopic:
         self._topic = topic
         self._root = root.encode()
         self._unconfirmed = 0
+        self._waiting = 0
+        """Messages of which the brokers have said nothing yet: librdkafka's own count holds its events, too."""
         self._fault = ""
         self._refused: KafkaError | None = None
         self._at = self._committed = start
@@ -128,6 +130,7 @@ class KafkaTopic:
             except KafkaException as error:
                 raise SinkUnavailable(f"kafka: {error.args[0].str()}") from None
             else:
+                self._waiting += 1
                 return
         raise self._unavailable()
 
@@ -139,7 +142,7 @@ class KafkaTopic:
         self._unconfirmed = 0
 
     def _unavailable(self) -> SinkUnavailable:
-        waiting = f"{len(self._producer)} messages are not acknowledged"
+        waiting = f"{self._waiting} messages are not acknowledged"
         return SinkUnavailable(f"kafka: {waiting}; {self._fault or 'no broker answers'}")
 
     def _hear(self, listen: Callable[[float], int], timeout_s: float) -> int:
@@ -153,6 +156,7 @@ class KafkaTopic:
         return left
 
     def _note_delivery(self, error: KafkaError | None, message: Message) -> None:  # noqa: ARG002  librdkafka's signature
+        self._waiting -= 1
         self._refused = self._refused or error
 
     def _note_error(self, error: KafkaError) -> None:
