@@ -15,10 +15,11 @@ from recordings import Print, Recording, add_trade_ids
 import ingestor
 from ingestor.cli.main import cli
 from ingestor.dataset.compact import compact_days
-from ingestor.dataset.export import Kind, Progress, export_trades
+from ingestor.dataset.export import Kind, Progress, SqliteFile, export_trades
 from ingestor.dataset.times import Span, to_span
 from ingestor.dataset.trades import first_trades
 from ingestor.errors import ConfigError, IngestorError, NotARecording
+from ingestor.schema import TRADES
 
 ALL = Span(None, None)
 
@@ -127,6 +128,14 @@ def test_what_cannot_be_written(recording: Recording, tmp_path: Path) -> None:
             export(recording, tmp_path / "nowhere" / "x", kind)
     with pytest.raises(NotARecording):
         list(export_trades(tmp_path, tmp_path / "y.csv", "csv", ALL))
+
+
+def test_a_database_that_cannot_be_begun_is_not_left_open(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite"
+    path.write_bytes(b"no database" * 1000)
+    with pytest.raises(sqlite3.DatabaseError):
+        SqliteFile(path, TRADES)
+    assert not [fd for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink() and fd.readlink() == path]
 
 
 def test_a_day_of_many_small_files_comes_in_order(tmp_path: Path) -> None:

@@ -85,12 +85,16 @@ class SqliteFile:
     """A database with one table, `trades`, by `sequence`, indexed by (symbol, timestamp); times as ISO text in UTC."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._database = sqlite3.connect(path, isolation_level=None)
-        self._database.execute("PRAGMA journal_mode = OFF")  # a file that isn't whole is thrown away
-        self._database.execute("PRAGMA synchronous = OFF")
         columns = ", ".join(f'"{field.name}" {_sqlite_type(field)}' for field in schema)
-        self._database.execute(f"CREATE TABLE trades ({columns})")
-        self._database.execute("BEGIN")
+        self._database = sqlite3.connect(path, isolation_level=None)
+        try:
+            self._database.execute("PRAGMA journal_mode = OFF")  # a file that isn't whole is thrown away
+            self._database.execute("PRAGMA synchronous = OFF")
+            self._database.execute(f"CREATE TABLE trades ({columns})")
+            self._database.execute("BEGIN")
+        except sqlite3.Error:
+            self._database.close()
+            raise
         self._insert = f"INSERT INTO trades VALUES ({', '.join('?' * len(schema.names))})"  # noqa: S608  places only
 
     def write(self, table: pa.Table) -> None:
@@ -99,9 +103,9 @@ class SqliteFile:
             self._database.executemany(self._insert, zip(*columns, strict=True))
 
     def close(self) -> None:
-        self._database.execute("COMMIT")
-        self._database.execute("CREATE INDEX trades_by_time ON trades (symbol, timestamp)")
-        self._database.close()
+        with contextlib.closing(self._database):
+            self._database.execute("COMMIT")
+            self._database.execute("CREATE INDEX trades_by_time ON trades (symbol, timestamp)")
 
 
 def with_iso_times(table: pa.Table) -> pa.Table:
