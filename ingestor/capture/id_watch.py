@@ -3,7 +3,7 @@ missing where they go on without a hole.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -62,11 +62,7 @@ class _Hole:
         if last < self.first or self.last < first:
             return [self]
         pieces = ((self.first, first - 1), (last + 1, self.last))
-        return [_Hole(low, high, *self._rest) for low, high in pieces if low <= high]
-
-    @property
-    def _rest(self) -> tuple[int, int, float]:
-        return self.since_us, self.until_us, self.found_s
+        return [replace(self, first=low, last=high) for low, high in pieces if low <= high]
 
 
 class IdWatch:

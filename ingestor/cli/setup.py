@@ -29,8 +29,6 @@ _EXAMPLES = ("finnhub", "binance", "json", "shards")
 _KEYLESS = ("binance", "json")
 ETC = Path("/etc/finnhub-ingestor")
 _HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108  places that the sandbox hides
-
-
 _OWN_FEEDS = {"finnhub": "ingestor.yaml", "binance": "binance.yaml"}
 """Venues with a language of their own; all others are files in `config/venues/`."""
 _KEY_TEXT = "# The key that the venue gave you. Keep this file to yourself: chmod 600 .env\nFEED_API_KEY=\n"
