@@ -102,21 +102,20 @@ class TestCollisions:
         [path] = folder.glob("trades.sqlite")
         return path
 
-    def carry_again(self, folder: Path, path: Path) -> SqliteDatabase:
+    def carry_again(self, folder: Path, path: Path) -> None:
         """Give the whole journal once more to a database that has forgotten how far it had come."""
         with closing(sqlite3.connect(path)) as database, database:
             database.execute("DELETE FROM cursor")
-        sink = SqliteDatabase(path, ROOT)
-        for event in read_events(make_root(folder / "root")):
-            if isinstance(event, Rows):
-                sink.write(event)
-        sink.tick(0.0)
-        return sink
+        with closing(SqliteDatabase(path, ROOT)) as sink:
+            for event in read_events(make_root(folder / "root")):
+                if isinstance(event, Rows):
+                    sink.write(event)
+            sink.tick(0.0)
 
     def test_the_same_rows_once_more(self, tmp_path: Path) -> None:
         path = self.fill(tmp_path)
         before = query(path, "SELECT * FROM trades")
-        self.carry_again(tmp_path, path).close()
+        self.carry_again(tmp_path, path)
         assert query(path, "SELECT * FROM trades") == before
 
     def test_another_row_is_never_passed_over_nor_put_over_it(self, tmp_path: Path) -> None:
