@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import pytest
-from harness import LAG_S, Site, Tally, compare, environ, now_us, running_venue
+from harness import LAG_S, Site, Tally, compare, environ, now_us, rounds, running_venue
 from requirements import of_tier
 
 import ingestor
 from ingestor.schema import RUN_SHIFT
 
 SEEN_WITHIN_S = 0.25
-READINGS = of_tier(1000, 100)
+READINGS = of_tier(20 * rounds(), 100)
 """At least: as many as it takes until the writer has done what the readings are to withstand."""
 GROWN = of_tier(20, 5)
 """Readings that found more rows than the one before."""

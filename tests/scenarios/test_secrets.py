@@ -1,6 +1,7 @@
 """The key is in no log, no file, no command line, whatever happens."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -14,8 +15,8 @@ from urllib.parse import quote, quote_plus
 import pytest
 from harness import EXIT_S, Recorder, Site, Tally, environ, read_parquet, running_venue, wait_for
 
-KEY = "kq7/Zm+1%x&=#distinctive~0"
-"""Nobody else's, and every way of escaping shows in it."""
+KEY = f"kq7/Zm+1%x&=#distinctive~{os.getpid()}"
+"""Nobody else's, not even of another run of these tests beside this one; and every way of escaping shows in it."""
 FAULTS = """
 - {{connection: 1, after: 300ms, do: junk, kind: garbage}}
 - {{connection: 1, after: 500ms, do: close, code: 1000}}
