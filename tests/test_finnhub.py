@@ -352,7 +352,7 @@ MESSAGES = st.fixed_dictionaries(
     st.lists(MESSAGES.map(lambda message: json.dumps(message).encode()) | st.binary(max_size=20), max_size=4),
     st.integers(0, BLOCK),
 )
-@settings(max_examples=of_tier(300, 30), deadline=None)
+@settings(max_examples=of_tier(120, 30), deadline=None)
 def test_decode_says_what_the_reference_says(odd: list[bytes], where: int) -> None:
     payloads = [TRADE] * BLOCK
     payloads[where:where] = odd
