@@ -25,6 +25,8 @@ _NUMBERS = 10**12
 """Segments have twelve digits."""
 _NAME_WITHIN = 48
 """Bytes of a line in which the name of its fact stands."""
+_NAME_AT = slice(len('{"at":1764201600000000,"fact":'), len('{"at":1764201600000000,"fact":"symbol.proven"'))
+"""Where it stands after a time between 2001 and 2286."""
 _ORDERLY = (None, "FeedRefused")
 """Errors with which a run may end after it has journaled all that it received."""
 
@@ -163,6 +165,8 @@ def _skim(path: Path) -> Iterator[Fact]:
     with path.open("rb") as file:
         for line in file:
             last = line
+            if line[_NAME_AT] == b'"symbol.proven"':  # nearly all of them: a third of what the search below takes
+                continue
             name = line[:_NAME_WITHIN]
             if b'"symbol.proven"' in name or b'"segment.sealed"' in name:
                 continue
