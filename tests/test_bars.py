@@ -309,7 +309,7 @@ def us(text: str) -> int:
         {"repeats": "few"},
         {"engine": "polars"},
         {"tz": "New York"},
-        {"start": "yesterday"},
+        {"start": "tomorrow"},
     ],
 )
 def test_an_argument_that_cannot_be_used(recording: Recording, options: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import re
 import stat
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -32,6 +32,7 @@ from ingestor.cli.setup import list_venues
 from ingestor.config import Flags
 from ingestor.config.addresses import find_unused_proxy
 from ingestor.config.feeds import check_binance_tickers
+from ingestor.dataset import times
 from ingestor.errors import ConfigError
 from ingestor.layout import Layout
 
@@ -477,10 +478,50 @@ def test_a_time_is_in_its_own_zone_or_in_tz(text: str, expected: str) -> None:
     assert parse_time(text, NEW_YORK, "--start") == datetime.fromisoformat(expected)
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "2026-13-01", "0001-01-01T00:00+05:00", "20:15"])
+@pytest.mark.parametrize("text", ["", "tomorrow", "2026-13-01", "20:75", "24:00:01", "-1", "-1 week", "- 1h", "--1h"])
 def test_what_is_no_time(text: str) -> None:
-    with pytest.raises(click.BadParameter, match="is no time: write 2026-11-20"):
+    with pytest.raises(click.BadParameter, match=r"is no time: write 2026-11-20.*15:30, today, yesterday or -1h"):
         parse_time(text, UTC, "--end")
+
+
+@pytest.mark.parametrize("text", ["0001-01-01T00:00+05:00", "-999999999999d"])
+def test_a_time_that_no_calendar_has(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        parse_time(text, UTC, "--end")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("now", "2026-11-20T02:00:00+00:00"),
+        ("today", "2026-11-19T05:00:00+00:00"),  # in New York it is 21:00 of the day before
+        ("yesterday", "2026-11-18T05:00:00+00:00"),
+        ("15:30", "2026-11-19T20:30:00+00:00"),
+        (" 9:05:30.5 ", "2026-11-19T14:05:30.500000+00:00"),
+        ("-1h", "2026-11-20T01:00:00+00:00"),
+        ("-1.5d", "2026-11-18T14:00:00+00:00"),
+    ],
+)
+def test_a_time_against_the_present(text: str, expected: str) -> None:
+    now = datetime(2026, 11, 20, 2, tzinfo=UTC)
+    assert times.parse_time(text, NEW_YORK, now) == datetime.fromisoformat(expected)
+
+
+def test_the_present_is_read_by_commands_and_functions() -> None:
+    before = datetime.now(UTC)
+    span = read_span("-1h", "now", UTC)
+    assert span.start is not None
+    assert before <= span.start + timedelta(hours=1) <= datetime.now(UTC)
+    assert times.find_span("yesterday", "today", "America/New_York").end_ms is not None
+
+
+def test_every_command_that_takes_times_reads_them_alike() -> None:
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        for option in command.params:
+            if option.name in ("start", "end"):
+                assert option.type is click.STRING, name  # for `read_span`
 
 
 def test_a_span_is_half_open_and_never_empty() -> None:

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
+from ingestor.dataset import times
 from ingestor.errors import ConfigError
 from ingestor.texts import parse_duration
 
@@ -88,7 +89,7 @@ def root_option(command: _Command) -> _Command:
         "--root",
         type=click.Path(path_type=Path),
         metavar="DIR",
-        help="The recording; stands above storage.root of the settings.",
+        help="Directory of the recording. Overrides storage.root.",
     )(command)
 
 
@@ -122,7 +123,7 @@ def tz_option(command: _Command) -> _Command:
         callback=_find_zone,
         default="UTC",
         show_default=True,
-        help="Zone of the times shown, and of those given without one.",
+        help="Time zone for input and output.",
     )(command)
 
 
@@ -152,8 +153,13 @@ def span_options(command: _Command) -> _Command:
     """`start: str | None`, `end: str | None`, `tz: tzinfo`: for `read_span`."""
     for option in (
         tz_option,
-        click.option("--end", metavar="TIME", help="Up to but without this time."),
-        click.option("--start", metavar="TIME", help="From this time; a bare date is its midnight."),
+        click.option("--end", metavar="TIME", help="Until this time (exclusive); written like --start."),
+        click.option(
+            "--start",
+            metavar="TIME",
+            help="From this time: 2026-11-20, 2026-11-20T15:30, 15:30, today, yesterday or -1h. UTC unless --tz says"
+            " otherwise.",
+        ),
     ):
         command = option(command)
     return command
@@ -171,16 +177,11 @@ def read_span(start: str | None, end: str | None, tz: tzinfo) -> TimeRange:
 
 
 def parse_time(text: str, tz: tzinfo, flag: str) -> datetime:
-    """`2026-11-20`, `2026-11-20T14:30` or `2026-11-20T14:30:05.250Z`, in UTC; `tz` where it names no zone."""
+    """As `dataset.times.parse_time` reads it, in UTC; `tz` where it names no zone. Raises click.BadParameter."""
     try:
-        found = datetime.fromisoformat(text.strip())
-        local = found if found.tzinfo else datetime.combine(found.date(), found.time(), tz)
-        return local.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise click.BadParameter(
-            f"{text!r} is no time: write 2026-11-20, 2026-11-20T14:30 or 2026-11-20T14:30:00Z",
-            param_hint=flag,
-        ) from None
+        return times.parse_time(text, tz, datetime.now(UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(str(error), param_hint=flag) from None
 
 
 # Settings

@@ -1,10 +1,14 @@
 """Times as a caller writes them, and as the files hold them. Pure."""
 
+import re
 import sys
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
+from datetime import time as time_of_day
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from ingestor.texts import parse_duration
 
 if TYPE_CHECKING:
     from numpy import datetime64
@@ -12,14 +16,15 @@ if TYPE_CHECKING:
     Time = str | date | datetime | datetime64
 else:
     Time = str | date | datetime
-"""`2026-11-20` (its midnight), `2026-11-20T14:30`, a date, a datetime, a pandas Timestamp, or a numpy datetime64, which
-never has a zone; the others with or without one.
+"""Text as `parse_time` reads it, a date, a datetime, a pandas Timestamp, or a numpy datetime64, which never has a zone;
+the others with or without one.
 """
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
 _DAY = timedelta(days=1)
 _DAYS_MAX = 4_000_000
+_CLOCK = re.compile(r"\d{1,2}:\d{2}(:\d{2}(\.\d{1,6})?)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,31 @@ def find_time(time: Time, tz: str = "UTC") -> datetime:
         raise ValueError(f"{time} is no time that can be recorded") from None
 
 
+def parse_time(text: str, zone: tzinfo, now: datetime) -> datetime:
+    """`2026-11-20`, `2026-11-20T14:30`, `2026-11-20T14:30:05.250Z`, `15:30` (today), `today` and `yesterday` (their
+    midnight), `-1h` (before `now`) or `now`; in `zone` where it names none. Raises ValueError with a sentence.
+    """
+    word = text.strip()
+    today = now.astimezone(zone).date()
+    try:
+        if word == "now":
+            return now
+        if word in ("today", "yesterday"):
+            return datetime.combine(today - _DAY * (word == "yesterday"), time_of_day(), zone)
+        if re.match(r"-\d", word, re.ASCII):
+            return now - timedelta(seconds=parse_duration(word[1:]))
+        if _CLOCK.fullmatch(word):
+            clock = f"0{word}" if word[1] == ":" else word
+            return datetime.combine(today, time_of_day.fromisoformat(clock), zone)
+        found = datetime.fromisoformat(word)
+        return found if found.tzinfo else datetime.combine(found.date(), found.time(), zone)
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"{text!r} is no time: write 2026-11-20, 2026-11-20T14:30, 2026-11-20T14:30:00Z, 15:30, today, yesterday"
+            " or -1h"
+        ) from None
+
+
 def to_span(bounds: tuple[datetime | None, datetime | None]) -> Span:
     """The interval between two aware times; None is open."""
     start, end = bounds
@@ -98,12 +128,7 @@ def _ordinal(ms: int) -> int:
 def _to_ms(time: Time, zone: tzinfo) -> int:
     """The first whole millisecond at or after this time: for rows in ms, `>=` and `<` then mean what they say."""
     if isinstance(time, str):
-        try:
-            time = datetime.fromisoformat(time.strip())
-        except ValueError:
-            raise ValueError(
-                f"{time!r} is no time: write 2026-11-20, 2026-11-20T14:30 or 2026-11-20T14:30:00Z"
-            ) from None
+        time = parse_time(time, zone, datetime.now(UTC))
     numpy = sys.modules.get("numpy")  # who has no numpy gives none of its times
     if numpy is not None and isinstance(time, numpy.datetime64):
         time = _from_numpy(time)
