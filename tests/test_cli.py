@@ -460,6 +460,11 @@ def test_check_prints_the_schema() -> None:
     assert json.loads(call("check", "--schema").output)["required"] == ["tickers"]
 
 
+def test_alone_it_shows_its_help() -> None:
+    alone, helped = call(), call("--help")
+    assert (alone.exit_code, alone.stderr, alone.stdout) == (0, "", helped.stdout)
+
+
 # options
 
 

@@ -1,7 +1,10 @@
 """The process: what it holds while it records, in which order it ends, and what it says of itself meanwhile."""
 
+import json
 import os
+import re
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from prepared import SETTINGS
 from structlog.testing import capture_logs
 
+from ingestor.cli.main import cli
 from ingestor.config import Settings, Source
 from ingestor.daemon import record
-from ingestor.errors import KeyInUse, RootDeleted, RootLocked
-from ingestor.layout import Layout, read_holder
+from ingestor.errors import IngestorError, KeyInUse, RootDeleted, RootLocked
+from ingestor.layout import Layout, locked_root, read_holder
 from ingestor.ledger import list_ledgers, read_facts
 from ingestor.metrics import Conservation, Counts
-from ingestor.operations.signals import Signals
+from ingestor.operations.signals import Signals, catch_signals
 from ingestor.operations.status import read_status
 
 PATIENCE_S = 30.0
@@ -39,10 +44,10 @@ class Run(threading.Thread):
 
     def __init__(self, folder: Path, **more: Any) -> None:
         super().__init__()
+        self.signals: Signals = more.pop("signals", None) or Signals()
         storage = {**SETTINGS["storage"], "root": folder / "data", **more.pop("storage", {})}
         self.settings = Settings.model_validate({**SETTINGS, "storage": storage, **more})
         self.layout = Layout(folder / "data")
-        self.signals = Signals()
         self.outcome: Conservation | BaseException | None = None
         self.source = Source(folder / "ingestor.yaml")
 
@@ -98,6 +103,70 @@ def test_one_key_has_one_recorder_and_the_second_root_stays_free(tmp_path: Path)
             record(second.settings, second.source, f"key of {first.layout.root}", Signals())
         assert read_holder(second.layout) is None
         assert list_ledgers(second.layout) == []
+
+
+# ingestor stop
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    """Those that this process takes, for the time of a test."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield catch_signals()
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def stop(root: Path, *options: str) -> Result:
+    return CliRunner().invoke(cli, ["stop", "--root", str(root), *options])
+
+
+def test_stop_ends_a_recorder_in_order_and_says_what_it_left(tmp_path: Path, signals: Signals) -> None:
+    with running(tmp_path, signals=signals) as run:
+        done = stop(run.layout.root)
+        assert (done.exit_code, done.stderr) == (0, "")
+        told = done.stdout.splitlines()[-1]  # behind the log of this process
+        assert re.fullmatch(
+            rf"process {os.getpid()} stopped in order after [\d.]+ m?s; it sealed the last 0 trades", told
+        )
+    assert isinstance(run.outcome, Conservation)
+    again = stop(run.layout.root)
+    assert (again.exit_code, again.stdout, again.stderr) == (3, "", f"nothing records into {run.layout.root}\n")
+
+
+def test_stop_tells_an_end_that_is_not_in_order(tmp_path: Path, signals: Signals) -> None:
+    layout = Layout(tmp_path)
+    layout.create()
+    held = threading.Event()
+
+    def hold() -> None:
+        with locked_root(layout):
+            held.set()
+            signals.hurry.wait(PATIENCE_S)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(PATIENCE_S)
+    first = stop(layout.root, "--timeout", "50ms")
+    assert "still runs after 50 ms" in str(first.exception)
+    second = stop(layout.root, "--json")
+    holder.join()
+    told = json.loads(second.stdout)
+    assert (second.exit_code, told["error"]) == (1, "no word of an end: the next start finds a crash")
+
+
+def test_stop_signals_no_process_that_does_not_hold_the_lock(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.create()
+    with locked_root(layout):
+        layout.lock.write_text(json.dumps({"pid": os.getppid(), "health": None}))  # as a container's would look here
+        done = stop(layout.root)
+    assert isinstance(done.exception, IngestorError)
+    assert re.search("runs elsewhere|belongs to another user", str(done.exception))
+
+
+# Trouble
 
 
 def test_a_full_disk_is_said_once_and_the_recording_goes_on(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from prepared import prepared_recording
 
 from ingestor.cli.main import cli
 from ingestor.config import Flags, Settings, Source
-from ingestor.layout import Holder
+from ingestor.layout import locked_root
 from ingestor.ledger import list_ledgers, read_facts
 from ingestor.operations.reload import LiveSettings
 from ingestor.recording import Recording
@@ -181,9 +181,10 @@ def test_the_command_hears_its_answer_among_other_facts(
         recording.ledger.record("settings.reloaded", added=["ON"], dropped=["MSFT"], waiting=[])
         recording.ledger.record("sink.behind", sink="redis")  # what else is recorded before the command looks
 
-    monkeypatch.setattr("ingestor.cli.reload.read_holder", lambda layout: Holder(pid=os.getpid()))
-    monkeypatch.setattr("ingestor.cli.reload.os.kill", answer)
-    monkeypatch.setattr("ingestor.cli.reload._PATIENCE_S", 1.0)
-    result = CliRunner().invoke(cli, ["reload", "--config", str(path), "--root", str(recording.layout.root), "--json"])
+    monkeypatch.setattr("ingestor.cli.control.os.kill", answer)
+    monkeypatch.setattr("ingestor.cli.control._PATIENCE_S", 1.0)
+    command = ["reload", "--config", str(path), "--root", str(recording.layout.root), "--json"]
+    with locked_root(recording.layout):
+        result = CliRunner().invoke(cli, command)
     assert result.exit_code == 0
     assert json.loads(result.stdout) == {"added": ["ON"], "dropped": ["MSFT"], "waiting": []}

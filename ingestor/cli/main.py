@@ -26,7 +26,8 @@ COMMANDS = {
     "check": ("ingestor.cli.check:check", "Check settings, key and disk; print what would run."),
     "symbols": ("ingestor.cli.setup:symbols", "Print the symbols that the venue has, or write them to a file."),
     "run": ("ingestor.cli.run:run", "Record trades until stopped."),
-    "reload": ("ingestor.cli.reload:reload", "Have a running recorder take over a changed list of tickers."),
+    "stop": ("ingestor.cli.control:stop", "Stop a running recorder in order, and wait for it."),
+    "reload": ("ingestor.cli.control:reload", "Have a running recorder take over a changed list of tickers."),
     "status": ("ingestor.cli.status:status", "Show the status of a running recorder."),
     "top": ("ingestor.cli.top:top", "Watch it live, with a row per symbol."),
     "tail": ("ingestor.cli.read:tail", "Print trades as they are recorded."),
@@ -74,14 +75,17 @@ class _Commands(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(ingestor.__version__, prog_name="ingestor")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Record a venue's trades to Parquet and CSV, and know for every minute whether silence was the market
     or you.
 
     New here? `ingestor demo` needs no key. Then `ingestor init`, put your key in, and `ingestor run`.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

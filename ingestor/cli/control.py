@@ -1,0 +1,146 @@
+"""Commands that ask a running recorder to do something: `ingestor reload` and `ingestor stop`."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ingestor import system
+from ingestor.cli.options import DurationType, example, json_option, recording_options, root_from, settings_from
+from ingestor.cli.printing import format_json, format_seconds
+from ingestor.config import Flags
+from ingestor.errors import ConfigError, IngestorError
+from ingestor.layout import Holder, Layout, list_segments, read_holder
+from ingestor.ledger import list_ledgers, read_new_facts
+
+_PATIENCE_S = 30.0
+_POLL_S = 0.05
+_OUTCOMES = ("settings.reloaded", "settings.refused")
+
+
+@click.command(epilog=example("ingestor reload"))
+@recording_options
+@json_option
+def reload(config: Path | None, root: Path | None, as_json: bool) -> None:
+    """Subscribe and unsubscribe what has changed in `tickers`, on the open connection; wait until that is done.
+
+    Prints what was added and dropped, and what else has changed in the file, which needs a restart. A file with a
+    mistake is refused with its errors, and the recorder goes on as before: exit 2. The same as SIGHUP to the process,
+    which answers only in its log.
+    """
+    layout = Layout(settings_from(config, Flags(root=root)).storage.root.absolute())
+    holder = read_holder(layout)
+    if holder is None:
+        raise IngestorError(f"nothing records into {layout.root}: there is nobody to reload")
+    ledgers = list_ledgers(layout)
+    if not ledgers or not holder.pid:
+        raise IngestorError(f"the recorder of {layout.root} is just starting: it reads these settings anyway")
+    told_before = ledgers[-1].stat().st_size
+    _send(layout, holder, signal.SIGHUP)
+    outcome = _wait_for_outcome(layout, ledgers[-1], told_before, holder.pid)
+    if outcome["fact"] == "settings.refused":
+        raise ConfigError(outcome["error"])
+    if as_json:
+        click.echo(format_json({name: outcome[name] for name in ("added", "dropped", "waiting")}))
+        return
+    click.echo(f"added: {_list(outcome['added'])}; dropped: {_list(outcome['dropped'])}")
+    if outcome["waiting"]:
+        click.echo(f"changed as well, and in need of a restart: {_list(outcome['waiting'])}")
+
+
+def _wait_for_outcome(layout: Layout, ledger: Path, offset: int, pid: int) -> dict[str, Any]:
+    """The recorder's answer, from its ledger. Raises IngestorError if none comes."""
+    deadline_s = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline_s:
+        for fact in _facts_since(layout, ledger.name, offset):
+            if fact["fact"] in _OUTCOMES:
+                return fact
+        time.sleep(_POLL_S)
+    raise IngestorError(f"process {pid} was asked, and has not answered for {_PATIENCE_S:.0f} s: see its log")
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+@click.command(epilog=example("ingestor stop --root data"))
+@recording_options
+@click.option(
+    "--timeout",
+    type=DurationType(),
+    metavar="DURATION",
+    default="2m",
+    show_default=True,
+    help="How long to wait for it to end.",
+)
+@json_option
+def stop(config: Path | None, root: Path | None, timeout: float, as_json: bool) -> None:
+    """Ask the recorder of this root to stop in order, wait until it has ended, and say what it left.
+
+    The same as SIGTERM to the process. Exit 0 when it has stopped in order; 1 when it ended in another way, or still
+    runs after --timeout; 3 when nothing was recording.
+    """
+    layout = Layout(root_from(config, root).absolute())
+    holder = read_holder(layout)
+    if holder is None:
+        click.echo(f"nothing records into {layout.root}", err=True)
+        sys.exit(3)
+    if not holder.pid:
+        raise IngestorError(f"the recorder of {layout.root} is just starting: ask again")
+    ledgers = list_ledgers(layout)
+    offset = ledgers[-1].stat().st_size if ledgers else 0
+    began_s = time.monotonic()
+    _send(layout, holder, signal.SIGTERM)
+    if sys.stderr.isatty():
+        click.echo(f"asked process {holder.pid} to stop; waiting for it", err=True)
+    while (now := read_holder(layout)) and now.pid == holder.pid:
+        if time.monotonic() - began_s > timeout:
+            raise IngestorError(
+                f"process {holder.pid} was asked, and still runs after {format_seconds(timeout)}: it may be sealing; "
+                "a second signal leaves that to the next start"
+            )
+        time.sleep(_POLL_S)
+    seconds = time.monotonic() - began_s
+    facts = list(_facts_since(layout, ledgers[-1].name if ledgers else "", offset))
+    ending = next((fact for fact in facts if fact["fact"] == "run.stopped"), None)
+    error = "no word of an end: the next start finds a crash" if ending is None else ending.get("error")
+    sealed = sum(sum(fact["dates"].values()) for fact in facts if fact["fact"] == "segment.sealed")
+    left = sum(not file.sealed for file in list_segments(layout))
+    if as_json:
+        told = {"pid": holder.pid, "seconds": round(seconds, 3), "error": error, "rows": sealed, "segments_left": left}
+        click.echo(format_json(told))
+    else:
+        how = "stopped in order" if error is None else f"ended ({error})"
+        click.echo(f"process {holder.pid} {how} after {format_seconds(seconds)}; it sealed the last {sealed:,} trades")
+        if left:
+            click.echo(f"left in journal/, for the next start to seal: {left} segment{'s' * (left > 1)}")
+    sys.exit(0 if error is None else 1)
+
+
+def _facts_since(layout: Layout, ledger: str, offset: int) -> Iterator[dict[str, Any]]:
+    """What was recorded behind this offset of this ledger, and in later ones."""
+    for path in list_ledgers(layout):
+        if path.name >= ledger:  # at midnight another one begins
+            yield from read_new_facts(path, offset if path.name == ledger else 0)[0]
+
+
+def _send(layout: Layout, holder: Holder, number: signal.Signals) -> None:
+    """Signal the recorder of this root. Raises IngestorError where that is not for this user, or from here, to do."""
+    elsewhere = f"process {holder.pid} runs elsewhere, such as in a container: ask there"
+    try:
+        if system.FD_PATHS:
+            # A lock is seen across containers and machines, a pid is not: signal no process that doesn't have the lock.
+            opened = [path.stat() for path in Path(f"/proc/{holder.pid}/fd").iterdir() if path.exists()]
+            lock = layout.lock.stat()
+            if not any((one.st_dev, one.st_ino) == (lock.st_dev, lock.st_ino) for one in opened):
+                raise IngestorError(elsewhere)
+        os.kill(holder.pid, number)
+    except PermissionError:
+        raise IngestorError(f"process {holder.pid} belongs to another user: become that user, or root") from None
+    except (FileNotFoundError, ProcessLookupError):
+        raise IngestorError(elsewhere) from None
