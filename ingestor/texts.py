@@ -36,6 +36,32 @@ def escape_json(text: str) -> str:
     )
 
 
+# States
+
+CAUSES = {
+    "connection": "no connection",
+    "stall": "connection stalled",
+    "symbol_mute": "symbol silent",
+    "refused": "refused by the venue",
+    "restart": "restarting",
+    "crash": "recorder crashed",
+    "backpressure": "recorder too slow",
+    "disk": "disk refused",
+    "shutdown": "recorder stopped",
+    "lost": "trades never came",
+    "sleep": "computer slept",
+    "clock": "clock set",
+    "no_recorder": "no recorder runs",
+    "no_redis": "no Redis",
+}
+"""Causes of blindness, in the words in which every command, page and message shows them."""
+
+
+def describe_blindness(cause: str | None) -> str:
+    """`blind (no connection)`."""
+    return f"blind ({CAUSES.get(cause, cause)})" if cause else "blind"
+
+
 # Durations and sizes
 
 _SECONDS = {

@@ -136,7 +136,7 @@ def test_the_pointer_on_a_gap_tells_its_cause(page: Browser) -> None:
         x = page.evaluate(f"view.el.getBoundingClientRect().left + view.frame.x_scale.compute({middle})")
         y = page.evaluate("view.el.getBoundingClientRect().top + view.frame.bbox.y_center")
         page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
-        page.wait(f"/blind: *stall.*for: *10.0 s/s.test({TOLD})")
+        page.wait(f"/state: *blind .connection stalled.*for: *10.0 s/s.test({TOLD})")
         page.call("Input.dispatchMouseEvent", type="mouseMoved", x=5, y=5)
         page.wait(f"!/stall/.test({TOLD})")
 

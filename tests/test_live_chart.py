@@ -79,7 +79,7 @@ def test_blindness_that_lasts_is_said() -> None:
     blind = [Blind(BEGAN_MS + 1000, BEGAN_MS + 6000, "connection")]
     chart.draw({"A": blind}, BEGAN_MS + 6000)
     (axes,) = figure.axes
-    assert axes.get_title("right") == "blind: connection"
+    assert axes.get_title("right") == "blind (no connection)"
     assert axes.get_xlim()[1] * 86_400_000 >= BEGAN_MS + 6000
     chart.draw({"A": blind}, BEGAN_MS + 6001)
     assert axes.get_title("right") == "6"

@@ -87,7 +87,9 @@ def test_blind_time_is_shaded_in_every_pane_and_named() -> None:
     for axes in figure.axes:
         assert shades_of(axes) == [(40, 20), (80, 1), (90, 2)]
     price = figure.axes[0]
-    assert {"blind: stall, 20 min", "blind: connection, 3 min", "stall"} <= texts_of(price)
+    assert {"blind (connection stalled), 20 min", "blind (no connection), 3 min", "connection stalled"} <= texts_of(
+        price
+    )
     assert "connection" not in texts_of(price), "too narrow to bear its cause"
     stall, connection, again = (patch.get_facecolor() for patch in price.patches)
     assert stall != connection == again

@@ -29,7 +29,7 @@ def test_a_healthy_recording_has_no_problem(healthy: RecorderStatus) -> None:
         ("link", {"connected": False, "answered": False}, "not connected to the venue"),
         ("link", {"answered": False}, "subscribed, and nothing has come yet"),
         ("link", {"silence_s": 76.0}, "mute: nothing has come for 76 s"),
-        ("link", {"gap": "stall"}, "blind: frames come, but no trades (a gap of cause stall)"),
+        ("link", {"gap": "stall"}, "blind (connection stalled): frames come, but no trades"),
         ("flow", {"turned_s": 11.0}, "not writing: the recorder has stood still for 11 s"),
         ("flow", {"lag_s": 12.0}, "the recorder is 12 s late"),
         ("flow", {"rejects_flood": True}, "rejects are flooding: see rejects/ for what can't be read"),

@@ -1,12 +1,16 @@
 """What doesn't show is escaped, the same way everywhere; what does is left alone."""
 
 import json
+import re
 import sys
 import unicodedata
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from ingestor.texts import escape, escape_json, is_visible
+from ingestor.capture.gaps import Cause
+from ingestor.texts import CAUSES, describe_blindness, escape, escape_json, is_visible
 
 HIDDEN = {
     "escape": "\x1b",
@@ -69,3 +73,25 @@ def test_nothing_of_unicodes_hidden_categories_shows() -> None:
         for code in range(sys.maxunicode + 1)
         if unicodedata.category(chr(code)) in hidden and is_visible(chr(code))
     ]
+
+
+# States
+
+
+def test_every_cause_has_one_wording_everywhere() -> None:
+    root = Path(__file__).parents[1]
+    page = (root / "ingestor/live/page/page.js").read_text(encoding="utf-8")
+    assert dict(re.findall(r'^  (\w+): "([^"]+)",$', page, re.MULTILINE)) == CAUSES
+    told = (root / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| blind \(([^)|]+)\)(?:, blind \(([^)]+)\))? \|", told, re.MULTILINE)
+    rows = [
+        (name, words) for names, *all_ in shown for name, words in zip(re.findall(r"\w+", names), all_, strict=False)
+    ]
+    assert dict(rows) == {cause: CAUSES[cause] for cause in CAUSES if not cause.startswith("no_")}
+    assert set(get_args(Cause)) <= set(CAUSES)
+
+
+def test_blindness_in_words() -> None:
+    assert describe_blindness("connection") == "blind (no connection)"
+    assert describe_blindness("of a later version") == "blind (of a later version)"
+    assert describe_blindness(None) == "blind"

@@ -108,7 +108,7 @@ def test_a_blind_symbol_shows_the_cause() -> None:
     opened = {"at": NOW_US - SECOND_US, "fact": "gap.opened", "gap": "r1-1", "cause": "refused", "symbol": "MSFT"}
     board = SymbolBoard(["MSFT"])
     board.set_coverage(find_coverage(facts({**opened, "since": NOW_US - SECOND_US}), None, NOW_US), NOW)
-    assert {row.symbol: row.state for row in board.rows.values()} == {"MSFT": "refused"}
+    assert {row.symbol: row.state for row in board.rows.values()} == {"MSFT": "blind (refused by the venue)"}
 
 
 def test_a_gap_that_is_open_lasts_until_now() -> None:
@@ -118,7 +118,7 @@ def test_a_gap_that_is_open_lasts_until_now() -> None:
     board = SymbolBoard(["AAPL"])
     board.set_coverage(find_coverage(story, None, NOW_US - 30 * SECOND_US), NOW)
     row = board.rows["AAPL"]
-    assert (row.state, row.gaps, row.blind_s) == ("connection", 1, 40.0)
+    assert (row.state, row.gaps, row.blind_s) == ("blind (no connection)", 1, 40.0)
 
 
 def test_a_dropped_symbol_leaves_the_board() -> None:

@@ -40,7 +40,7 @@ from ingestor.dataset.times import Span
 from ingestor.errors import ConfigError, Lagged
 from ingestor.journal.follower import Follower, Rows, find_journal_end
 from ingestor.layout import read_holder
-from ingestor.texts import escape
+from ingestor.texts import describe_blindness, escape
 
 INTERVALS = ("1s", "5s", "15s", "1m", "5m", "15m", "1h")
 MAX_SYMBOLS = 4
@@ -189,7 +189,7 @@ class Dashboard:
             if read_holder(self._layout) is None:
                 self._newest.text = "no recorder runs"
             else:
-                self._newest.text = f"blind: {', '.join(sorted(held))}" if held else ""
+                self._newest.text = ", ".join(map(describe_blindness, sorted(held)))
         start, self._newest_range.end = newest_range(self._now_ms(), parse_interval(self._interval.value))
         self._newest_range.start = start
         seen = self._x_range.start, self._x_range.end

@@ -15,6 +15,7 @@ from ingestor.charts.live_bars import LiveBars
 from ingestor.charts.series import Series
 from ingestor.charts.theme import Theme
 from ingestor.dataset.bar_grid import parse_interval
+from ingestor.texts import describe_blindness
 
 _LET_SCROLL = "cb_context.index.find_one(cb_obj).canvas_view.events_el.style.touchAction = 'pan-y'"
 """A finger that moves up or down on a chart scrolls the page: Bokeh would take every gesture, and a phone be stuck."""
@@ -180,7 +181,7 @@ class Chart:
             fill_alpha=0.3, line_alpha=0.3, level="underlay",
         )  # fmt: skip
         pane.add_tools(
-            models.HoverTool(renderers=[shade], tooltips=[("blind", "@cause"), ("for", "@seconds{0,0.0} s")])
+            models.HoverTool(renderers=[shade], tooltips=[("state", "@state"), ("for", "@seconds{0,0.0} s")])
         )
 
 
@@ -250,6 +251,7 @@ def make_blind_frame(series: Series, theme: Theme) -> Frame:
         "start": np.array([one.start_ms for one in series.blind], dtype=np.float64),
         "end": np.array([one.end_ms for one in series.blind], dtype=np.float64),
         "cause": np.array([one.cause for one in series.blind], dtype=np.str_),
+        "state": np.array([describe_blindness(one.cause) for one in series.blind], dtype=np.str_),
         "colour": np.array([colours[one.cause] for one in series.blind], dtype=np.str_),
         "seconds": np.array([(one.end_ms - one.start_ms) / 1000 for one in series.blind], dtype=np.float64),
     }

@@ -15,6 +15,7 @@ from ingestor.charts.indicators import Closes, Floats, sma
 from ingestor.charts.matplotlib_chart import DAY_MS, set_time_axis, shade_blind, show_plain_numbers, style_axes
 from ingestor.charts.series import Blind, find_blind_before
 from ingestor.charts.theme import Theme
+from ingestor.texts import describe_blindness
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -115,7 +116,7 @@ class _LivePane:
         if len(points.prices):
             self._set_limits(points, now_ms if held else points.times_ms[-1])
         price = f"{points.prices[-1]:,.10g}" if len(points.prices) else "no trade yet"
-        self._newest.set_text(f"blind: {held}" if held else price)
+        self._newest.set_text(describe_blindness(held) if held else price)
         self._newest.set_color(self._theme.down if held else self._theme.ink)
         self._shade(blind)
 

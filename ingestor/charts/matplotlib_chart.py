@@ -24,6 +24,7 @@ from ingestor.charts.indicators import Floats, bollinger, ema, macd, rsi, sma
 from ingestor.charts.series import Blind, Series
 from ingestor.charts.theme import Theme
 from ingestor.layout import FILE_MODE, set_mode
+from ingestor.texts import CAUSES, describe_blindness
 
 DAY_MS = 86_400_000
 """Matplotlib counts days since 1970."""
@@ -200,13 +201,13 @@ def _write_texts(pane: Pane, series: Series, zone: tzinfo, theme: Theme) -> None
     for one in series.blind:
         blind_ms[one.cause] = blind_ms.get(one.cause, 0) + one.end_ms - one.start_ms
     shades = [Patch(color=colour, alpha=0.45, linewidth=0) for colour in theme.gap_colours(blind_ms).values()]
-    names = [f"blind: {cause}, {format_length(ms / 1000)}" for cause, ms in sorted(blind_ms.items())]
+    names = [f"{describe_blindness(cause)}, {format_length(ms / 1000)}" for cause, ms in sorted(blind_ms.items())]
     _add_legend(axes, shades, names, 1.0, theme)
     for one in series.blind:
         start, end = one.start_ms / DAY_MS, one.end_ms / DAY_MS
         if end - start >= (right - left) * _LABEL_SHARE:  # wide enough to bear its cause
             axes.text(
-                (start + end) / 2, 0.02, one.cause, transform=axes.get_xaxis_transform(),
+                (start + end) / 2, 0.02, CAUSES.get(one.cause, one.cause), transform=axes.get_xaxis_transform(),
                 ha="center", va="bottom", fontsize=8.5, color=theme.quiet, parse_math=False,
             )  # fmt: skip
 

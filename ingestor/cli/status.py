@@ -13,7 +13,7 @@ from ingestor.cli.printing import format_bytes, format_json, format_seconds, for
 from ingestor.layout import Layout
 from ingestor.operations.recorder_status import Disk, Flow
 from ingestor.operations.status import Status, read_status
-from ingestor.texts import escape
+from ingestor.texts import CAUSES, escape
 
 _QUANTILE = 0.99
 
@@ -53,7 +53,9 @@ def describe(found: Status) -> Iterator[tuple[str, str]]:
     ticking = f"{link.ticking} of {link.symbols} symbols ticking"
     yield "venue", f"{state}, {ticking}, last heard {format_seconds(link.silence_s)} ago"
     lasted = {cause: link.blind_s.get(cause, 0.0) + link.gap_s * (cause == link.gap) for cause in link.gaps}
-    gaps = [f"{count} {cause} ({format_seconds(lasted[cause])})" for cause, count in link.gaps.items()]
+    gaps = [
+        f"{count} {CAUSES.get(cause, cause)} ({format_seconds(lasted[cause])})" for cause, count in link.gaps.items()
+    ]
     yield "gaps", f"in this run: {', '.join(gaps) or 'none'}; connection {link.connections}"
     yield from _describe_flow(vitals.flow)
     yield from _describe_disk(vitals.disk, found)

@@ -21,7 +21,7 @@ from ingestor.dataset.trades import follow
 from ingestor.layout import Layout, read_holder
 from ingestor.operations.recorder_status import RecorderStatus, find_problems
 from ingestor.operations.status import ask_status
-from ingestor.texts import escape
+from ingestor.texts import describe_blindness, escape
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -98,7 +98,7 @@ class SymbolBoard:
                 self.rows.pop(symbol, None)
                 continue
             row = self.row(symbol)
-            row.state = held.cause or held.state
+            row.state = describe_blindness(held.cause) if held.state == "blind" else held.state
             today = [one for one in intervals if one.state == "blind" and one.end_us > midnight_us]
             row.gaps = len(today)
             ends_us = [now_us if one.end_us >= coverage.horizon_us else one.end_us for one in today]  # it lasts

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from ingestor.metrics import Counts
-from ingestor.texts import format_size
+from ingestor.texts import describe_blindness, format_size
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -183,7 +183,7 @@ def find_problems(status: RecorderStatus) -> list[str]:
     elif link.silence_s > link.silence_max_s / 2:
         problems.append(f"mute: nothing has come for {link.silence_s:.0f} s")
     elif link.gap is not None:
-        problems.append(f"blind: frames come, but no trades (a gap of cause {link.gap})")
+        problems.append(f"{describe_blindness(link.gap)}: frames come, but no trades")
     if clock.wrong_s:
         where = "behind" if clock.wrong_s < 0 else "ahead of"
         problems.append(

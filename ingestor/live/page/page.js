@@ -3,21 +3,24 @@
 // The board comes every two seconds from /symbols; between, the last prices come from /live-price. A server that is
 // gone is asked again, at first soon and then every few seconds. What isn't recorded is never shown as if it were.
 
+const TITLE = document.title;
 const LOOK_MS = 2000;
 const RETRY_MAX_MS = 5000;
-const CAUSES = {
-  no_recorder: "no recorder runs",
-  no_redis: "no connection to Redis",
-  connection: "no connection to the venue",
-  stall: "the venue fell silent",
-  symbol_mute: "no trades of it came",
+const CAUSES = { // as in ingestor/texts.py
+  connection: "no connection",
+  stall: "connection stalled",
+  symbol_mute: "symbol silent",
   refused: "refused by the venue",
-  restart: "the recorder restarts",
-  crash: "the recorder crashed",
-  backpressure: "the recorder was too slow",
-  disk: "the disk refused",
-  lost: "the venue's ids tell of trades that never came",
-  shutdown: "the recorder was stopped",
+  restart: "restarting",
+  crash: "recorder crashed",
+  backpressure: "recorder too slow",
+  disk: "disk refused",
+  shutdown: "recorder stopped",
+  lost: "trades never came",
+  sleep: "computer slept",
+  clock: "clock set",
+  no_recorder: "no recorder runs",
+  no_redis: "no Redis",
 };
 
 const byId = (id) => document.getElementById(id);
@@ -79,8 +82,7 @@ function showQuote(quote) {
 
 function showState(row, state, cause) {
   row.element.dataset.state = state;
-  row.state.textContent = state === "blind" ? `blind: ${CAUSES[cause] ?? cause}`
-    : state === "unproven" ? "no trade yet" : state === "unknown" ? "unknown" : "recorded";
+  row.state.textContent = state === "blind" ? `blind (${CAUSES[cause] ?? cause})` : state;
 }
 
 function showAges() {
@@ -93,6 +95,16 @@ function showLink(state, text) {
   byId("link").textContent = text;
 }
 
+/** The dot is the market's, not this connection's: nobody may take a board that sees nothing for a live one. */
+function showBlind(board) {
+  const blind = board.symbols.filter((quote) => quote.state === "blind").length;
+  const text = `${blind} of ${board.symbols.length} blind`;
+  document.title = blind ? `${text} · ${TITLE}` : TITLE;
+  if (board.recording === false) showLink("wait", "connected");
+  else if (blind) showLink("blind", text);
+  else showLink("live", "live");
+}
+
 function showTrouble(text) {
   byId("trouble").textContent = text;
   byId("trouble").hidden = text === "";
@@ -103,7 +115,7 @@ function showLost() {
   showLink("lost", "connection lost, trying again…");
   for (const row of rows.values()) {
     row.element.dataset.state = "blind";
-    row.state.textContent = "blind: no connection";
+    row.state.textContent = "blind (no server)";
   }
 }
 
@@ -145,7 +157,7 @@ async function look() {
   board.symbols.forEach(showQuote);
   byId("empty").hidden = rows.size > 0;
   showTrouble(board.recording !== false ? "" : "No recorder runs here: nothing is being recorded.");
-  if (socket?.readyState === WebSocket.OPEN) showLink(...(board.recording !== false ? ["live", "live"] : ["wait", "connected"]));
+  if (socket?.readyState === WebSocket.OPEN) showBlind(board);
   if (rows.size > before) {
     arrange();
     if (socket?.readyState === WebSocket.OPEN) subscribe();
