@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import structlog
 
 from ingestor import __version__
 from ingestor.config import DEFAULT_PATH, Settings, Source
+from ingestor.config.sections import StorageSettings
 from ingestor.dataset.maintenance import MaintenanceLoop
 from ingestor.errors import ConfigError, ConservationViolated, IngestorError, RootDeleted, RowsUnsaved
 from ingestor.layout import Layout, RootLock, locked_root, remove_tree
@@ -33,6 +35,7 @@ _MAINTENANCE_END_S = 10.0
 _SUMMARY_S = 15.0
 _PROGRESS_S = 60.0
 _NAMED = 5
+DEFAULT_ROOT: Path = StorageSettings().root
 
 log = structlog.get_logger()
 
@@ -69,12 +72,17 @@ class Report:
         self._observed = recording.observed
         feed = recording.settings.feed
         self._is_json, self._has_plans = feed.type == "json", feed.type == "finnhub"
+        self._layout, self._formats = recording.layout, recording.settings.storage.formats
+        self._begun = False
         self._welcome_at_s: float | None = time.monotonic() + _SUMMARY_S
         self._last_at_s = time.monotonic()
         self._last_trades = 0
 
     def tick(self, now_s: float) -> None:
         """Say what is due."""
+        if not self._begun and self._observed.last_trade_s:
+            self._begun = True
+            self._say_begun()
         if self._welcome_at_s is not None and now_s >= self._welcome_at_s:
             self._welcome_at_s = None
             log.info("recording.summarized", summary=self.summary(datetime.now(UTC)))
@@ -96,6 +104,19 @@ class Report:
                 lag_ms=round(self._buffer.lag_s() * 1000),
                 pauses=self._buffer.pauses,
             )
+
+    def _say_begun(self) -> None:
+        """At the first trade: where it goes, and what to type next."""
+        root = self._layout.root
+        named = "" if root == DEFAULT_ROOT.absolute() else f" --root {shlex.quote(str(root))}"
+        places = {"parquet": self._layout.trades, "csv": self._layout.csv}
+        log.info(
+            "recording.begun",
+            symbol=next(iter(list(self._observed.last_trade_s))),
+            files=", ".join(str(places[kind]) for kind in self._formats),
+            watch=f"ingestor tail{named}",
+            stop=f"ingestor stop{named}",
+        )
 
     def summary(self, now: datetime) -> str:
         """One sentence for a newcomer: `connected; 2 of 4 ticking; AAPL, MSFT silent: the US market is closed`."""

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TextIO
 from urllib.parse import quote, quote_plus
@@ -21,9 +22,27 @@ from urllib.parse import quote, quote_plus
 import structlog
 from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
-from ingestor.texts import escape, escape_json
+from ingestor.texts import describe_blindness, escape, escape_json
 
 MASK = "***"
+SENTENCES = {
+    "run.started": "process {pid} records {tickers} tickers into {root}; it goes on if this terminal is closed",
+    "key.found": "the API key comes from {source}",
+    "health.opened": "ingestor status shows how it is, and so does http://{address}/status",
+    "connection.opened": "connected to the venue",
+    "connection.lost": "connection lost: {reason}",
+    "connection.retried": "{reason}; next attempt in {wait_s} s",
+    "connection.retired": "the old connection is closed: the new one has taken over",
+    "recording.begun": "first trade: {symbol}. Files: {files}. Watch: {watch}. Stop: Ctrl-C, or {stop}",
+    "recording.summarized": "{summary}",
+    "recording.progressed": "{trades:,} trades so far, {trades_per_s:,} per second; {ticking} symbols ticking",
+    "segment.sealed": "wrote {rows:,} trades to files of {dates}",
+    "gap.recorded": "was {blind} for {seconds} s, {who}",
+    "symbol.refused": "the venue refused {symbol}: {text}",
+    "stop.requested": "stopping: {reason}",
+    "conservation.checked": "stopped in order: {account}",
+}
+"""What a terminal shows of the facts that everybody sees: sentences. Other facts show their fields."""
 _OURS = "ingestor"
 _VALUE_MAX = 2000
 _LINES_A_MINUTE, _LINES_A_DAY = 100, 10_000
@@ -61,7 +80,8 @@ def configure_logs(
     secrets: Sequence[str],
     stream: TextIO | None = None,
 ) -> Redactor:
-    """Send this process's log to `stream` (stderr) as `console` or `json` lines; `auto` decides by the stream.
+    """Send this process's log to `stream` (stderr) as `console` or `json` lines; `auto` is sentences on a terminal, and
+    else `json`.
 
     `level` is one of `config.LoggingSettings`. Libraries speak from `warning` up (at `debug` from `info`):
     below that they log every frame. An exception that nobody caught, in any thread, becomes a line too.
@@ -113,8 +133,10 @@ def _shared() -> list[Processor]:
 def _formatter(stream: TextIO, format: str) -> logging.Formatter:  # noqa: A002  as the setting is called
     terminal = stream.isatty()
     renderer: list[Processor]
-    if format == "console" or (format == "auto" and terminal):
-        colors = terminal and "NO_COLOR" not in os.environ
+    colors = terminal and "NO_COLOR" not in os.environ
+    if format == "auto" and terminal:
+        renderer = [structlog.processors.format_exc_info, partial(_as_sentence, colors=colors)]
+    elif format == "console":
         renderer = [_escape_values, structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=_plain_traceback)]
     else:
         renderer = [
@@ -127,6 +149,33 @@ def _formatter(stream: TextIO, format: str) -> logging.Formatter:  # noqa: A002 
         foreign_pre_chain=[*_shared(), lambda _logger, _method, event: {**event, "library": event["_record"].name}],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
     )
+
+
+def _as_sentence(_logger: WrappedLogger, _method: str, event: EventDict, *, colors: bool) -> str:
+    """`14:30:05 connected to the venue`, in UTC; a fact without a sentence shows its fields."""
+    fields = {
+        name: escape(_as_text(value)) if isinstance(value, str | list) else value for name, value in event.items()
+    }
+    at, level, fact = str(fields.pop("timestamp"))[11:19], str(fields.pop("level")), str(fields.pop("event"))
+    exception = event.get("exception")
+    fields.pop("exception", None)
+    fields |= {"blind": describe_blindness(event.get("cause")), "who": fields.get("symbol") or "all symbols"}
+    try:
+        text = SENTENCES[fact].format_map(fields)
+    except KeyError:
+        del fields["blind"], fields["who"]
+        hint = fields.pop("hint", None)
+        told = ", ".join(f"{name} {value}" for name, value in fields.items())
+        text = f"{fact}{f': {told}' if told else ''}{f' ({hint})' if hint else ''}"
+    colour = {"warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}.get(level)
+    mark = f"{level}: " if colour else ""
+    line = f"{at} {mark}{text}"
+    line = f"{colour}{line}\x1b[0m" if colour and colors else line
+    return f"{line}\n{escape(exception, keep=chr(10))}" if isinstance(exception, str) else line
+
+
+def _as_text(value: str | list[object]) -> str:
+    return value if isinstance(value, str) else ", ".join(map(str, value))
 
 
 def _plain_traceback(stream: TextIO, exc_info: ExcInfo) -> None:

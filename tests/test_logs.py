@@ -1,21 +1,24 @@
 """The log: facts as lines, libraries joined in, and no secret in any of it."""
 
+import ast
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from string import Formatter
 from typing import IO
 from urllib.parse import quote
 
 import pytest
 import structlog
 
-from ingestor.logs import LineBudget, Redactor, configure_logs, redactor_in_force
+from ingestor.logs import SENTENCES, LineBudget, Redactor, configure_logs, redactor_in_force
 from ingestor.texts import is_visible
 
 Done = subprocess.CompletedProcess[bytes]
@@ -65,7 +68,7 @@ def test_a_fact_is_a_json_line_in_utc() -> None:
     ("stream", "format_", "shape"),
     [
         (io.StringIO(), "auto", "json"),
-        (Terminal(), "auto", "colour"),
+        (Terminal(), "console", "colour"),
         (Terminal(), "json", "json"),
         (io.StringIO(), "console", "plain"),
     ],
@@ -80,6 +83,53 @@ def test_the_form_follows_the_stream_unless_asked(
     assert "connection.opened" in text
     assert {"json": text.startswith("{"), "colour": "\x1b[" in text, "plain": "attempt=1" in text}[shape]
     assert ("\x1b[" in text) == (shape == "colour")
+
+
+@pytest.mark.parametrize(
+    ("level", "fact", "fields", "shown"),
+    [
+        ("info", "connection.opened", {"connection": 1}, "connected to the venue"),
+        ("info", "segment.sealed", {"segment": "1", "rows": 2034, "dates": ["2026-11-26", "2026-11-27"]},
+         "wrote 2,034 trades to files of 2026-11-26, 2026-11-27"),
+        ("warning", "gap.recorded", {"cause": "connection", "seconds": 4.2, "gap": "r1-1", "symbol": None},
+         "warning: was blind (no connection) for 4.2 s, all symbols"),
+        ("warning", "connection.lost", {"reason": "bad \x1b[31m red"}, r"warning: connection lost: bad \x1b[31m red"),
+        ("error", "disk.low", {"free": 1, "floor": 2, "hint": "go"}, "error: disk.low: free 1, floor 2 (go)"),
+        ("info", "connection.retried", {"reason": "no wait"}, "connection.retried: reason no wait"),
+    ],
+)  # fmt: skip
+def test_a_terminal_reads_sentences(
+    level: str, fact: str, fields: dict[str, object], shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = Terminal()
+    configure_logs("info", "auto", [], stream)
+    getattr(structlog.get_logger(), level)(fact, **fields)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d (.*)\n", stream.getvalue())[1] == shown  # type: ignore[index]
+
+
+def test_a_terminal_shows_what_nobody_caught_without_secrets() -> None:
+    stream = Terminal()
+    configure_logs("info", "auto", [KEY], stream)
+    try:
+        be_refused(KEY)
+    except ConnectionError:
+        structlog.get_logger().exception("process.failed")
+    assert "ConnectionError: refused ***" in stream.getvalue()
+    assert "\nTraceback" in stream.getvalue()
+    assert KEY not in stream.getvalue()
+
+
+def test_each_sentence_is_of_a_fact_that_is_logged_with_these_fields() -> None:
+    logged: dict[str, set[str]] = {}
+    for path in (Path(__file__).parents[1] / "ingestor").rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant):
+                fields = {keyword.arg for keyword in call.keywords if keyword.arg}
+                logged.setdefault(str(call.args[0].value), set()).update(fields)
+    for fact, sentence in SENTENCES.items():
+        wanted = {name for _, name, _, _ in Formatter().parse(sentence) if name} - {"blind", "who"}
+        assert wanted <= logged[fact], fact
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,13 @@ def test_it_fits_a_terminal_of_eighty_columns(recording: Recording, server: Heal
     lines = [f"{heading:<11} {text}" for heading, text in describe(full)][1:]
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
-    for expected in ("healthy", "50,123.4 per second", "498 of 500", "12 no connection", "27.9 GB per day: 2 days left"):
+    for expected in (
+        "healthy",
+        "50,123.4 per second",
+        "498 of 500",
+        "12 no connection",
+        "27.9 GB per day: 2 days left",
+    ):
         assert expected in text
 
 

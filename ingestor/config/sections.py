@@ -259,7 +259,7 @@ class LoggingSettings(Section):
         default="info", description="the least that is worth a line"
     )
     format: Literal["auto", "console", "json"] = Field(
-        default="auto", description="auto is console on a terminal, else json"
+        default="auto", description="auto is sentences on a terminal, else json"
     )
 
 
