@@ -60,7 +60,7 @@ RECEIVED_US = 1_700_000_000_123_456
 
 pytestmark = pytest.mark.parametrize("feed", [make_feed(one, "c0ffee") for one in FEEDS.values()], ids=list(FEEDS))
 anything = settings(
-    max_examples=of_tier(60, 6), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=of_tier(25, 6), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
