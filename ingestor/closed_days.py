@@ -34,19 +34,23 @@ from ingestor.schema import FORMAT_VERSION, RECEIVED_AT
 COVERAGE_FILE = pa.schema(
     [
         ("symbol", pa.string()),
-        ("state", pa.string()),  # recorded, blind or unproven
+        ("state", pa.string()),  # recorded, filled, blind or unproven
         ("cause", pa.string()),  # of blindness; else null
         ("all_symbols", pa.bool_()),  # blind for all symbols; null where it is not blind
         ("start", RECEIVED_AT),
         ("end", RECEIVED_AT),  # exclusive; a day's last at midnight UTC at the latest
         ("proof", pa.string()),  # of recorded: `ids` where the venue's ids show that nothing is missing; else null
+        ("source", pa.string()),  # of filled: whose history the trades are from; else null
     ],
     metadata={FORMAT_KEY: str(FORMAT_VERSION)},
 )
-_PROOF = "proof"
+_SINCE_ADDED = ("proof", "source")
+"""Columns that files of earlier versions lack."""
 _FEW_DAYS = 32
 """Up to here it is cheaper to look for each day than to list what may be years."""
 _ROW_GROUP = 1 << 14
+_REPAIRS = ("gap.filled", "gap.unfilled")
+"""Facts that say more than the data: the agreement of a source, and why it was not enough."""
 _DATA = ("symbol.", "symbols.", "gap.", "segment.", "day.started", "line.", "ids.proven")
 """Facts that a closed day keeps as data, if at all."""
 
@@ -66,6 +70,7 @@ class Row(NamedTuple):
     start_us: int
     end_us: int
     proof: Proof | None = None
+    source: str | None = None
 
 
 def read_closed_coverage(layout: Layout, symbols: Collection[str] | None, first: date, last: date) -> Closed:
@@ -120,11 +125,12 @@ def read_day(path: Path, symbols: Collection[str] | None = None) -> list[Row]:
             # `read_table` and its filters would load pyarrow's dataset and compute modules: longer than this takes.
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 check_format(path, {"format": int((file.schema_arrow.metadata or {}).get(FORMAT_KEY, b"0"))})
-                known = [name for name in COVERAGE_FILE.names if name != _PROOF or name in file.schema_arrow.names]
+                own = set(file.schema_arrow.names)
+                known = [name for name in COVERAGE_FILE.names if name not in _SINCE_ADDED or name in own]
                 told = file.read_row_groups(_list_groups(file.metadata, wanted), known)
             told = _between(told.select(known), wanted)
-            if _PROOF not in known:  # of a version that knew of no ids
-                told = told.append_column(_PROOF, pa.nulls(told.num_rows, pa.string()))
+            for name in COVERAGE_FILE.names[len(known) :]:
+                told = told.append_column(name, pa.nulls(told.num_rows, pa.string()))
             if told.schema.types != COVERAGE_FILE.types:
                 told = told.cast(COVERAGE_FILE)
             columns = [  # Python's values, times in µs since 1970
@@ -163,7 +169,7 @@ def _between(told: pa.Table, wanted: Collection[str] | None) -> pa.Table:
 
 
 def _to_interval(row: Row) -> Interval:
-    return Interval(row.symbol, row.state, row.cause, row.start_us, row.end_us, row.proof)
+    return Interval(row.symbol, row.state, row.cause, row.start_us, row.end_us, row.proof, row.source)
 
 
 # Closing
@@ -261,7 +267,7 @@ def close_coverage(layout: Layout, coverage: Coverage) -> None:
             start_us = one.start_us
             while start_us < one.end_us:  # a row ends at midnight
                 end_us = min(one.end_us, (start_us // DAY_US + 1) * DAY_US)
-                row = Row(symbol, one.state, one.cause, for_all, start_us, end_us, one.proof)
+                row = Row(symbol, one.state, one.cause, for_all, start_us, end_us, one.proof, one.source)
                 by_day.setdefault(day_of(start_us), []).append(row)
                 start_us = end_us
     for day, rows in sorted(by_day.items()):
@@ -287,7 +293,7 @@ def _write_day(layout: Layout, day: date, rows: list[Row]) -> None:
     table = pa.table(dict(zip(COVERAGE_FILE.names, columns, strict=True)), schema=COVERAGE_FILE)
     pq.write_table(
         table, staged, compression="zstd", compression_level=3, row_group_size=_ROW_GROUP, write_page_checksum=True,
-        use_dictionary=["symbol", "state", "cause", "proof"],
+        use_dictionary=["symbol", "state", "cause", "proof", "source"],
         column_encoding=dict.fromkeys(("start", "end"), "DELTA_BINARY_PACKED"),
         sorting_columns=pq.SortingColumn.from_ordering(
             COVERAGE_FILE, [("symbol", "ascending"), ("start", "ascending")]
@@ -322,7 +328,7 @@ def _lies_in(for_all: dict[tuple[str, str], list[tuple[int, int]]], one: Interva
 
 def _keep_facts(layout: Layout, facts: Sequence[Fact]) -> None:
     """Append the facts that are not kept as data to the month's file, each once. Raises OSError."""
-    kept = [fact for fact in facts if not fact["fact"].startswith(_DATA)]
+    kept = [fact for fact in facts if fact["fact"] in _REPAIRS or not fact["fact"].startswith(_DATA)]
     for month, of_month in groupby(kept, key=lambda fact: day_of(fact["at"]).replace(day=1)):
         path = layout.closed_facts_file(month)
         known = path.read_text(encoding="utf-8") if path.exists() else ""

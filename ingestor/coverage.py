@@ -8,6 +8,7 @@ most up to the newest fact of the ledger (the horizon). During that time it is i
                 clock was wrong, so that nobody knows which time it was
     recorded    from its first trade on a connection to the next gap; proved by ids where the venue counts its trades
                 and none is missing between the first and the last of them
+    filled      it was blind or unproven, and a source's history has closed the gap since (`gap.filled`)
 
 A gap begins behind the last receipt that its fact names (`since`), in recordings of any age: the frame that was
 received then, and each of its trades, is recorded and not in it.
@@ -22,14 +23,14 @@ Where a clock that was set back has shown a moment twice, it is in the state tha
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from operator import attrgetter, itemgetter
 from typing import Literal, NamedTuple, TypeVar
 
 from ingestor.facts import DAMAGED, Fact, id_proofs, proofs
 
-State = Literal["recorded", "blind", "unproven"]
+State = Literal["recorded", "filled", "blind", "unproven"]
 Proof = Literal["ids"]
 
 IRRELEVANT = '"fact":"segment.'
@@ -47,6 +48,8 @@ class Interval(NamedTuple):
     end_us: int
     proof: Proof | None = None
     """Of what is recorded: by what it is known that nothing is missing between its first and its last trade."""
+    source: str | None = None
+    """Of what is filled: whose history the trades are from."""
 
 
 class Gap(NamedTuple):
@@ -59,7 +62,7 @@ class Gap(NamedTuple):
 
 
 _BEST_FIRST: tuple[tuple[State, Proof | None], ...] = (
-    ("recorded", "ids"), ("recorded", None), ("unproven", None), ("blind", None),
+    ("recorded", "ids"), ("recorded", None), ("filled", None), ("unproven", None), ("blind", None),
 )  # fmt: skip
 
 _Piece = TypeVar("_Piece", Interval, Gap)
@@ -71,6 +74,7 @@ class Shares(NamedTuple):
     recorded_us: int
     blind_us: int
     unproven_us: int
+    filled_us: int = 0
 
 
 class Closed(NamedTuple):
@@ -95,12 +99,13 @@ class Coverage:
     _asked_for: "dict[str | None, list[_Stretch]]"
     _doubts: "dict[str | None, list[_Stretch]]"
     _proofs: "dict[str, list[_Stretch]]"
+    _filled: "dict[str, list[_Stretch]]"
     _closed: Mapping[str, Sequence[Interval]]
 
     @property
     def symbols(self) -> list[str]:
         """Those that were ever requested, sorted."""
-        return sorted({*self._requests, *self._closed})
+        return sorted({*self._requests, *self._filled, *self._closed})
 
     def is_for_all(self, blind: Interval) -> bool:
         """Whether an interval of blindness is a part of a gap for all symbols."""
@@ -125,9 +130,10 @@ class Coverage:
         waiting = _settle((requested, proven, "") for requested, proven, _, _ in spans)
         unproven = _settle([*_without(waiting, proofs), *doubts])
         recorded = _settle([*((proven, ended, proof) for _, proven, ended, proof in spans), *proofs])
-        told = _stacked(symbol, blind, unproven, recorded)
+        filled = self._filled.get(symbol, [])
+        told = _stacked(symbol, blind, unproven, recorded, filled)
         if self._told_from_us:  # what is before that was told by facts that are closed, but for what was found since
-            found_since = clip(_stacked(symbol, blind, doubts, []), 0, self._told_from_us)
+            found_since = clip(_stacked(symbol, blind, doubts, [], filled), 0, self._told_from_us)
             told = [*found_since, *clip(told, self._told_from_us, _NEVER)]
         closed = self._closed.get(symbol)
         return join_intervals(symbol, [*closed, *told]) if closed else told
@@ -164,23 +170,42 @@ def find_coverage(
     gaps = sorted(gaps, key=attrgetter("start_us"))
     if closed.gaps:
         gaps = _join_gaps([*closed.gaps, *gaps])
-    return Coverage(
-        horizon_us, gaps, story.told_from_us, story.requests, blind, asked, story.doubts, id_proofs, closed.intervals
-    )
+    filled = {symbol: _settle(stretches) for symbol, stretches in story.filled.items()}
+    found = Coverage(
+        horizon_us, gaps, story.told_from_us, story.requests, blind, asked, story.doubts, id_proofs, filled,
+        closed.intervals,
+    )  # fmt: skip
+    return replace(found, gaps=_without_filled(found, filled)) if filled else found
+
+
+def _without_filled(coverage: Coverage, filled: "Mapping[str, list[_Stretch]]") -> list[Gap]:
+    """The parts of its gaps that nothing has filled; of a gap for all symbols those in which any is still blind."""
+    intervals = (one for symbol in coverage.symbols for one in coverage.intervals(symbol))
+    blind = _union((one.start_us, one.end_us, "") for one in intervals if one.state == "blind")
+    left: list[Gap] = []
+    for gap in coverage.gaps:
+        whole = [(gap.start_us, gap.end_us, gap.cause)]
+        parts = _clip(whole, blind) if gap.symbol is None else _without(whole, filled.get(gap.symbol, []))
+        left += [Gap(gap.symbol, cause, start, end) for start, end, cause in parts]
+    return left
 
 
 def join_intervals(symbol: str, pieces: Iterable[Interval]) -> list[Interval]:
     """One symbol's intervals out of several tellings of the same time: where two meet, the one that promises least
-    stands. Sorted, without overlap.
+    stands; but what was filled was blind before. Sorted, without overlap.
     """
     of_state: dict[tuple[State, Proof | None], list[_Stretch]] = {}
     for one in pieces:
-        of_state.setdefault((one.state, one.proof), []).append((one.start_us, one.end_us, one.cause or one.proof or ""))
-    blind, unproven, recorded, proved = (
+        of_state.setdefault((one.state, one.proof), []).append(_stretch(one))
+    blind, unproven, recorded, proved, filled = (
         _settle(of_state.get(state, []))
-        for state in (("blind", None), ("unproven", None), ("recorded", None), ("recorded", "ids"))
+        for state in (("blind", None), ("unproven", None), ("recorded", None), ("recorded", "ids"), ("filled", None))
     )
-    return _stacked(symbol, blind, unproven, _settle([*recorded, *_without(proved, recorded)]))
+    return _stacked(symbol, blind, unproven, _settle([*recorded, *_without(proved, recorded)]), filled)
+
+
+def _stretch(one: Interval) -> "_Stretch":
+    return one.start_us, one.end_us, one.cause or one.proof or one.source or ""
 
 
 def join_best(symbol: str, pieces: Iterable[Interval]) -> list[Interval]:
@@ -189,13 +214,16 @@ def join_best(symbol: str, pieces: Iterable[Interval]) -> list[Interval]:
     """
     of_state: dict[tuple[State, Proof | None], list[_Stretch]] = {}
     for one in pieces:
-        of_state.setdefault((one.state, one.proof), []).append((one.start_us, one.end_us, one.cause or one.proof or ""))
+        of_state.setdefault((one.state, one.proof), []).append(_stretch(one))
     taken: list[_Stretch] = []
     layers: list[_Layer] = []
     for state, proof in _BEST_FIRST:
         free = _without(_settle(of_state.get((state, proof), [])), taken)
         taken = _settle([*taken, *free])
-        layers += [(start, end, state, cause if state == "blind" else None, proof) for start, end, cause in free]
+        layers += [
+            (start, end, state, word if state == "blind" else None, proof, word if state == "filled" else None)
+            for start, end, word in free
+        ]
     return _joined(symbol, sorted(layers, key=itemgetter(0)))
 
 
@@ -237,7 +265,7 @@ def sum_shares(intervals: Iterable[Interval]) -> Shares:
     spent: Counter[State] = Counter()
     for one in intervals:
         spent[one.state] += one.end_us - one.start_us
-    return Shares(spent["recorded"], spent["blind"], spent["unproven"])
+    return Shares(spent["recorded"], spent["blind"], spent["unproven"], spent["filled"])
 
 
 def sum_proved(intervals: Iterable[Interval]) -> int:
@@ -309,6 +337,8 @@ class _Story:
     _skipped: "list[_Stretch]" = field(default_factory=list)
     """By a clock that went forward: nobody can have seen anything then, unless it shows that time once more."""
 
+    filled: "dict[str, list[_Stretch]]" = field(default_factory=dict)
+    """From whose history."""
     doubts: "dict[str | None, list[_Stretch]]" = field(default_factory=dict)
     """While the clock was wrong, or what came was late."""
     _doubted_us: int | None = None
@@ -356,6 +386,10 @@ class _Story:
             case "ids.proven":
                 for symbol, since_us, until_us in id_proofs(fact):
                     self._proven.setdefault(symbol, []).append((since_us + 1, until_us, "ids"))
+            case "gap.filled":
+                if self.only is None or fact["symbol"] in self.only:
+                    stretch = fact["since"] + 1, fact["until"], fact["source"]
+                    self.filled.setdefault(fact["symbol"], []).append(stretch)
             case "clock.stepped":
                 at_us, by_us = fact["at"], fact["by_us"]
                 since_us = fact["since"] + 1 if "since" in fact else at_us - by_us  # versions before said no more
@@ -545,22 +579,29 @@ class _Story:
 
 # Stretches of time
 
-_Layer = tuple[int, int, State, str | None, Proof | None]
-"""Start, end, state, cause, proof."""
+_Layer = tuple[int, int, State, str | None, Proof | None, str | None]
+"""Start, end, state, cause, proof, source."""
 
 _Stretch = tuple[int, int, str]
-"""Start, end, cause (of what is recorded: proof). A list of them is *settled* where it is sorted, without overlap."""
+"""Start, end, cause (of what is recorded: proof; of what is filled: source). A list of them is *settled* where it is
+sorted, without overlap.
+"""
 
 
 def _asked_spans(requests: Sequence[_Request], horizon_us: int) -> list[_Stretch]:
     """The spans over which a symbol is asked for: its requests, joined where one follows on another."""
-    asked: list[_Stretch] = []
-    for start, end, _ in _settle((start, end, "") for start, _, end, _ in _spans("", requests, horizon_us)):
-        if asked and asked[-1][1] == start:
-            asked[-1] = (asked[-1][0], end, "")
+    return _union((start, end, "") for start, _, end, _ in _spans("", requests, horizon_us))
+
+
+def _union(stretches: Iterable[_Stretch]) -> list[_Stretch]:
+    """What any of these covers, joined where one follows on another; without their causes."""
+    joined: list[_Stretch] = []
+    for start, end, _ in _settle(stretches):
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], end, "")
         else:
-            asked.append((start, end, ""))
-    return asked
+            joined.append((start, end, ""))
+    return joined
 
 
 def _spans(symbol: str, requests: Sequence[_Request], horizon_us: int) -> Iterator[tuple[int, int, int, str]]:
@@ -572,13 +613,21 @@ def _spans(symbol: str, requests: Sequence[_Request], horizon_us: int) -> Iterat
             yield request.requested_us, proven_us, ended_us, request.proof
 
 
-def _stacked(symbol: str, blind: list[_Stretch], unproven: list[_Stretch], recorded: list[_Stretch]) -> list[Interval]:
-    """A symbol's intervals: blind stands above unproven, and that above recorded. Each is settled."""
+def _stacked(
+    symbol: str,
+    blind: list[_Stretch],
+    unproven: list[_Stretch],
+    recorded: list[_Stretch],
+    filled: list[_Stretch],
+) -> list[Interval]:
+    """A symbol's intervals: filled above blind, that above unproven, and that above recorded. Each is settled."""
     layers: list[_Layer] = []
-    layers += [(start, end, "blind", cause, None) for start, end, cause in blind]
-    layers += [(start, end, "unproven", None, None) for start, end, _ in _without(unproven, blind)]
-    sure = _without(_without(recorded, unproven), blind)
-    layers += [(start, end, "recorded", None, "ids" if proof else None) for start, end, proof in sure]
+    layers += [(start, end, "filled", None, None, source) for start, end, source in filled]
+    layers += [(start, end, "blind", cause, None, None) for start, end, cause in _without(blind, filled)]
+    doubtful = _without(_without(unproven, blind), filled)
+    layers += [(start, end, "unproven", None, None, None) for start, end, _ in doubtful]
+    sure = _without(_without(_without(recorded, unproven), blind), filled)
+    layers += [(start, end, "recorded", None, "ids" if proof else None, None) for start, end, proof in sure]
     layers.sort(key=itemgetter(0))
     return _joined(symbol, layers)
 
@@ -587,11 +636,12 @@ def _joined(symbol: str, layers: Iterable[_Layer]) -> list[Interval]:
     """Sorted stretches as intervals; those that touch and say the same are one."""
     intervals: list[Interval] = []
     last: Interval | None = None
-    for start, end, state, cause, proof in layers:
-        if last is not None and (last.end_us, last.state, last.cause, last.proof) == (start, state, cause, proof):
+    for start, end, state, cause, proof, source in layers:
+        told = state, cause, proof, source
+        if last is not None and (last.end_us, last.state, last.cause, last.proof, last.source) == (start, *told):
             last = intervals[-1] = last._replace(end_us=end)
         else:
-            last = Interval(symbol, state, cause, start, end, proof)
+            last = Interval(symbol, state, cause, start, end, proof, source)
             intervals.append(last)
     return intervals
 

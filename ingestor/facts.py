@@ -108,7 +108,7 @@ def _are_asked(value: Any) -> bool:
 
 
 _CHECKS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("gap", "cause", "sink"), _is_text),
+    **dict.fromkeys(("gap", "cause", "sink", "source", "why"), _is_text),
     **dict.fromkeys(
         ("run", "format", "first_segment", "closed", "connection", "since", "until", "by_us", "base", "ended", "rows",
          "first_received", "last_received", "aside", "began", "heard", "slept_us", "first", "last", "count"),
@@ -139,6 +139,8 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "symbol.dropped": ("symbol",),
     "gap.opened": ("gap", "cause", "since", "symbol"),
     "gap.closed": ("gap", "until", "symbol"),
+    "gap.filled": ("symbol", "since", "until", "source", "rows"),
+    "gap.unfilled": ("symbol", "since", "until", "source", "why"),
     "ids.missed": ("symbol", "first", "last", "count", "since", "until"),
     "ids.proven": ("base", "before", "symbols"),
     "clock.stepped": ("by_us",),

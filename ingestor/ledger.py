@@ -27,6 +27,10 @@ checksums, in `coverage/`.
     gap.opened          gap, cause, since: the receipt behind which it begins, symbol (null: blind for all),
                         heard: the last receipt, where that was later: up to it unproven, then blind
     gap.closed          gap, cause, since, symbol; until: the receipt with which it ends
+    gap.filled          symbol, since, until: blind or unproven behind `since` up to `until`, and filled; source: whose
+                        history; rows: so many trades of it were missing; compared: trades of the margins, agreement:
+                        the share of ours that the source has, and of its that we have
+    gap.unfilled        symbol, since, until, source, why: what is left as it is; compared, agreement where known
     ids.missed          symbol, first, last, count: so many ids from the first to the last never came; since, until: the
                         receipts of the trades around them
     ids.proven          base, before, symbols: no trade of a symbol was missed between the receipts base + its number in

@@ -76,6 +76,7 @@ def test_json(layout: Layout) -> None:
         "recorded": 0.6,
         "blind": 0.3,
         "unproven": 0.1,
+        "filled": 0.0,
         "gaps": 1,
         "proved_by_ids": 0.0,
         "ids": None,
@@ -118,7 +119,8 @@ def test_symbols(layout: Layout) -> None:
 def test_a_span_in_which_nothing_is_claimed(layout: Layout) -> None:
     told = report(layout, "--end", "2026-11-20")
     assert told["symbols"][0] == {
-        "symbol": "A", "start": None, "end": None, "recorded": None, "blind": None, "unproven": None, "gaps": 0,
+        "symbol": "A", "start": None, "end": None, "recorded": None, "blind": None, "unproven": None, "filled": None,
+        "gaps": 0,
         "proved_by_ids": None, "ids": None, "missing": None,
     }  # fmt: skip
     assert told["gaps"] == told["intervals"] == []

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from journals import Life, make_root
-from ledger_stories import FIRST, LAST_DAY, SYMBOLS, Story, as_format_1, write_story
+from ledger_stories import FIRST, HOUR_US, LAST_DAY, SYMBOLS, Story, as_format_1, write_story
 from requirements import of_tier
 from structlog.testing import capture_logs
 
@@ -75,7 +75,17 @@ def test_any_tool_reads_the_folder(tmp_path: Path) -> None:
     take_over_format_1(layout)
     close_all(layout)
     table = ds.dataset(layout.coverage, format="parquet", partitioning="hive").to_table()
-    assert set(table.column_names) == {"symbol", "state", "cause", "all_symbols", "start", "end", "proof", "date"}
+    assert set(table.column_names) == {
+        "symbol",
+        "state",
+        "cause",
+        "all_symbols",
+        "start",
+        "end",
+        "proof",
+        "source",
+        "date",
+    }
     assert table.num_rows == sum(len(read_day(layout.coverage_file(day))) for day in list_closed_days(layout))
 
 
@@ -112,12 +122,49 @@ def test_what_ids_say_stays_the_same(tmp_path: Path) -> None:
     assert [load_coverage(story.layout).intervals(symbol) for symbol in SYMBOLS] == told
 
 
-def test_coverage_of_a_version_without_proofs_is_read(tmp_path: Path) -> None:
+def test_what_is_filled_afterwards_is_filled_on_the_closed_day(tmp_path: Path) -> None:
+    story = Story(tmp_path)
+    story.hour = 8
+    story.start()
+    story.connect()
+    story.hour = 9
+    story.prove("A", "B")
+    story.hour = 12
+    story.lose()
+    story.hour = 13
+    story.connect()
+    story.hour = 14
+    story.prove("A", "B")
+    story.hour = 40
+    story.stop()
+    close_all(story.layout)
+    story.hour = 60
+    story.start()
+    story.tell("gap.filled", symbol="A", since=story.at(12) - 1, until=story.at(14), source="binance", rows=3)
+    story.hour = 62
+    story.stop()
+    story.hour = 90
+    story.start()
+    told = load_coverage(story.layout)
+    filled = [one for one in told.intervals("A") if one.state == "filled"]
+    assert [(one.start_us, one.end_us, one.source) for one in filled] == [(story.at(12), story.at(14), "binance")]
+    assert not [one for one in told.intervals("B") if one.state == "filled"]
+    assert sum_shares(told.intervals("A")).filled_us == 2 * HOUR_US
+    before = [told.intervals(symbol) for symbol in SYMBOLS]
+    close_all(story.layout)
+    again = load_coverage(story.layout)
+    assert [again.intervals(symbol) for symbol in SYMBOLS] == before
+    kept = [fact for fact in read_all_facts(story.layout) if fact["fact"] == "gap.filled"]
+    assert [fact["rows"] for fact in kept] == [3]  # what coverage doesn't hold is not forgotten
+
+
+@pytest.mark.parametrize("added", [["proof", "source"], ["source"]])
+def test_coverage_of_a_version_that_knew_less_is_read(tmp_path: Path, added: list[str]) -> None:
     layout = write_story(tmp_path).layout
     day = close_all(layout)[0]
     path = layout.coverage_file(day)
     before = read_day(path)
-    pq.write_table(pq.read_table(path, partitioning=None).drop_columns("proof"), path)
+    pq.write_table(pq.read_table(path, partitioning=None).drop_columns(added), path)
     assert read_day(path) == before
 
 

@@ -48,6 +48,11 @@ def closed(at: int, connection: int = 1) -> Fact:
     return {"at": at, "fact": "connection.closed", "connection": connection}
 
 
+def filled(start: int, end: int, symbol: str = "A") -> Fact:
+    told = {"at": end + 10, "fact": "gap.filled", "symbol": symbol, "since": start - 1, "until": end}
+    return {**told, "source": "binance", "rows": 1}
+
+
 def dropped(at: int, symbol: str = "A") -> Fact:
     return {"at": at, "fact": "symbol.dropped", "symbol": symbol}
 
@@ -110,6 +115,27 @@ ONE_SYMBOL: dict[str, tuple[list[Fact], str]] = {
     ),
     "ids that never came around a gap, which says why": (
         [*RUN, lost(31), opened(30, at=31), requested(40, 2), ended(42), proven(45, 2), missed(25, 45), sealed(60)],
+        "10 unproven 12 recorded 30 connection 42 unproven 45 recorded 60",
+    ),
+    "a gap that was filled": (
+        [*RUN, lost(31), opened(30, at=31), requested(40, 2), ended(42), proven(45, 2), filled(30, 45), sealed(60)],
+        "10 unproven 12 recorded 30 filled 45 recorded 60",
+    ),
+    "a gap that was filled in part": (
+        [*RUN, lost(31), opened(30, at=31), requested(40, 2), ended(42), proven(45, 2), filled(32, 41), sealed(60)],
+        "10 unproven 12 recorded 30 connection 32 filled 41 connection 42 unproven 45 recorded 60",
+    ),
+    "a gap of another symbol that was filled": (
+        [
+            *RUN,
+            lost(31),
+            opened(30, at=31),
+            requested(40, 2),
+            ended(42),
+            proven(45, 2),
+            filled(30, 45, "B"),
+            sealed(60),
+        ],
         "10 unproven 12 recorded 30 connection 42 unproven 45 recorded 60",
     ),
     "ids that go on over a gap": (
@@ -471,3 +497,12 @@ def test_a_moment_in_a_gap_is_never_recorded(facts: list[Fact], data: st.DataObj
         for symbol in coverage.symbols if gap.symbol is None else [gap.symbol]:
             found = state_at(coverage.intervals(symbol), at)
             assert found is None or found.state == "blind"
+
+
+def test_a_gap_of_all_is_one_of_those_that_nothing_filled() -> None:
+    story = [started(0, "A", "B"), requested(10, symbols="AB"), proven(12), proven(12, symbol="B"), lost(31)]
+    story += [opened(30, at=31), requested(40, 2, symbols="AB"), ended(42), proven(45, 2), proven(45, 2, symbol="B")]
+    assert find_coverage([*story, filled(30, 45), sealed(60)]).gaps == [Gap(None, "connection", 30, 42)]
+    both = [filled(30, 45), filled(35, 45, "B")]
+    assert find_coverage([*story, *both, sealed(60)]).gaps == [Gap(None, "connection", 30, 35)]
+    assert find_coverage([*story, *both, filled(30, 35, "B"), sealed(60)]).gaps == []

@@ -34,7 +34,8 @@ def coverage(
     """Show when each symbol was recorded, when not and why, and when nobody can tell.
 
     Recorded: a trade would have been kept. Blind: it would not, for the cause named. Unproven: asked for, and no
-    trade came on that connection yet, so that silence may be the market or a subscription that doesn't work.
+    trade came on that connection yet, so that silence may be the market or a subscription that doesn't work. Filled: it
+    was one of these, and `ingestor backfill` has got its trades from a source's history.
 
     Where the venue counts its trades, ids prove more: how much of the time nothing can be missing, and how many ids
     never came (of the segments that are finished).
@@ -73,7 +74,7 @@ def _as_json(
         "gaps": [_as_row(gap, tz) for gap in gaps],
         "blind_by_cause": {cause: us / 1e6 for cause, us in blind_by_cause(gaps).items()},
         "intervals": [
-            {"state": piece.state, **_as_row(piece, tz), "proof": piece.proof}
+            {"state": piece.state, **_as_row(piece, tz), "proof": piece.proof, "source": piece.source}
             for own in pieces.values()
             for piece in own
         ],
@@ -91,7 +92,10 @@ def _as_text(
     """For people: the symbols, the gaps, the time blind by cause."""
     gaps = clip(found.gaps, *bounds)
     symbols = [_summary(symbol, pieces[symbol], tz) for symbol in pieces]
-    heading = ["symbol", "start", "end", "recorded %", "blind %", "unproven %", "gaps"]
+    heading = ["symbol", "start", "end", "recorded %", "blind %", "unproven %", "filled %", "gaps"]
+    if not any(one["filled"] for one in symbols):
+        heading.remove("filled %")
+        symbols = [{name: value for name, value in one.items() if name != "filled"} for one in symbols]
     if any(piece.proof for own in pieces.values() for piece in own):
         symbols = [one | _id_summary(one["symbol"], pieces[one["symbol"]], ids) for one in symbols]
         heading += ["proved by ids %", "ids", "missing"]
@@ -122,6 +126,7 @@ def _summary(symbol: str, pieces: list[Interval], tz: tzinfo) -> dict[str, Any]:
         "recorded": shares.recorded_us / claimed_us if claimed_us else None,
         "blind": shares.blind_us / claimed_us if claimed_us else None,
         "unproven": shares.unproven_us / claimed_us if claimed_us else None,
+        "filled": shares.filled_us / claimed_us if claimed_us else None,
         "gaps": sum(piece.state == "blind" for piece in pieces),
     }
 

@@ -13,7 +13,7 @@ from ingestor.cli import options, printing
 from ingestor.texts import escape
 
 _HEAD = ("timestamp", "symbol", "price", "volume", "conditions")
-_SHARES = ("recorded", "blind", "unproven", "late")
+_SHARES = ("recorded", "blind", "unproven", "filled", "late")
 _Kind = Literal["csv", "parquet", "jsonl", "sqlite"]
 _ENDINGS: dict[str, _Kind] = {
     ".csv": "csv", ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".sqlite": "sqlite", ".db": "sqlite",

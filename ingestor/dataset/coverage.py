@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 COVERAGE = pa.schema(
     [
         ("symbol", pa.string()),
-        ("state", pa.string()),  # recorded, blind or unproven
+        ("state", pa.string()),  # recorded, filled, blind or unproven
         ("cause", pa.string()),  # of blindness; else null
         ("start", RECEIVED_AT),
         ("end", RECEIVED_AT),
         ("proof", pa.string()),  # of recorded: `ids` where the venue's ids show that nothing is missing; else null
+        ("source", pa.string()),  # of filled: whose history the trades are from; else null
     ]
 )
 _FOREVER_US = 1 << 60
@@ -64,16 +65,17 @@ def read_coverage(
     *,
     engine: Engine = "pandas",
 ) -> Any:
-    """When each symbol was *recorded*, *blind* (and why) or *unproven*, in [start, end), sorted by (symbol, start).
+    """When each symbol was *recorded*, *blind* (and why), *unproven* or *filled*, in [start, end), by symbol and start.
 
     >>> import ingestor
     >>> coverage = ingestor.read_coverage("data", symbols=["AAPL"])
-    >>> set(coverage["state"]) <= {"recorded", "blind", "unproven"}
+    >>> set(coverage["state"]) <= {"recorded", "filled", "blind", "unproven"}
     True
 
     Unproven: asked for, and no trade came on this connection yet, so that silence may be the market or a subscription
     that doesn't work. A symbol's intervals don't overlap; where there is none, it was not asked for. `proof` is `ids`
     where the venue counts the symbol's trades and none is missing between the first and the last in the interval.
+    Filled: it was blind or unproven, and `ingestor backfill` has got its trades from the history of `source`.
 
     `root` may be a list of recordings that several recorders of one venue made: a symbol is recorded where any of them
     recorded it, and blind only where all were.

@@ -36,6 +36,7 @@ DESCRIPTION = pa.schema(
         ("recorded", pa.float64()),  # share of the time for which it was asked for, 0 to 1
         ("blind", pa.float64()),
         ("unproven", pa.float64()),
+        ("filled", pa.float64()),  # blind or unproven once, and filled from a source's history since
         ("gaps", pa.int64()),
         ("late", pa.float64()),  # share of the trades that came more than a minute after their time
         ("ids", pa.int64()),  # distinct ones by which the venue counts the symbol's trades; null where it doesn't
@@ -60,7 +61,7 @@ def describe(root: Roots, symbols: Names | None = None, tz: str = "UTC", *, engi
     >>> int(ingestor.describe("data").set_index("symbol").loc["AAPL", "gaps"])
     1
 
-    `recorded`, `blind` and `unproven` are shares of the time for which the symbol was asked for. Delays are
+    `recorded`, `blind`, `unproven` and `filled` are shares of the time for which the symbol was asked for. Delays are
     `received_at` minus `timestamp` in whole ms, by nearest rank; negative ones (a clock is off) are shown, not
     clipped. Where the venue counts its trades, `missing` says how many of a symbol's were not heard.
 
@@ -82,7 +83,7 @@ def describe(root: Roots, symbols: Names | None = None, tz: str = "UTC", *, engi
             shares = sum_shares(intervals)
             total_us = sum(shares)
             row: dict[str, Any] = {"symbol": symbol, "gaps": sum(one.state == "blind" for one in intervals)}
-            for name, us in zip(("recorded", "blind", "unproven"), shares, strict=True):
+            for name, us in zip(("recorded", "blind", "unproven", "filled"), shares, strict=True):
                 row[name] = us / total_us if total_us else None
             nothing = {"trades": 0, "bytes": 0 if len(layouts) == 1 else None}
             described.append(row | (_recorded(facts[symbol]) if symbol in facts else nothing))
