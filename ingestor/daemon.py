@@ -189,9 +189,11 @@ class Daemon:
         self._report = Report(recording)
         self._watch = Watch(recording)
         self._live_settings = LiveSettings(source, recording.settings, recording.subscriptions, recording.ledger)
+        storage = recording.settings.storage
         self._maintenance = MaintenanceLoop(
-            recording.layout, recording.ledger, recording.settings.storage.retention, recording.clock.venue_now
-        )
+            recording.layout, recording.ledger, storage.retention, recording.clock.venue_now,
+            keep_frames_s=storage.raw.keep if storage.raw else None,
+        )  # fmt: skip
         self._maintenance_worker = Worker("upkeep", self._maintenance.run, self._ended)
         self._service = Service(Notifier())
         self._disk_low = False
@@ -332,7 +334,9 @@ class Daemon:
         hurried = recording.runner.hurried.is_set()
         rows = {} if hurried else {sink.name: sink.rows[recording.run] for sink in recording.files}
         counts = recording.accounts.totals.get(recording.run, Counts())
-        return Conservation(recording.buffer.frames_put, counts, rows)
+        keeps_frames = recording.settings.storage.raw is not None and not hurried
+        kept = recording.raw.frames[recording.run] if keeps_frames else None
+        return Conservation(recording.buffer.frames_put, counts, rows, kept)
 
     def _check(self, account: Conservation) -> Conservation:
         """Raises ConservationViolated; where the sinks were cut short the next start completes the account."""

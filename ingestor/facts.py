@@ -24,7 +24,7 @@ STATE = "state.kept"
 _CRC = ',"crc":"%08x"}'
 _CRC_LENGTH = len(_CRC % 0)
 _LIMIT = 1 << 62
-_RESTATED = ("format", "version", "feed", "venue", "columns", "id_column", "tickers", "formats", "first_segment")
+_RESTATED = ("format", "version", "feed", "venue", "columns", "id_column", "tickers", "formats", "first_segment", "raw")
 
 _read_json = json.JSONDecoder().raw_decode
 
@@ -148,6 +148,7 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "segment.closed": ("segment", "first_received", "last_received", "counts", "reasons", "aside"),
     "segment.sealed": ("segment", "dates"),
     "day.deleted": ("date",),
+    "raw.deleted": ("date",),
     "sink.skipped": ("sink", "rows", "from", "to"),
 }
 """The fields that a fact must have, of those that are read."""

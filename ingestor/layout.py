@@ -110,6 +110,11 @@ class Layout:
         return self.root / "accounts"
 
     @property
+    def raw(self) -> Path:
+        """Frames as they came, a folder per UTC date of receipt; missing where they are not kept."""
+        return self.root / "raw"
+
+    @property
     def staging(self) -> Path:
         """Files under construction, and locks of dates; on the file system of the rest, so that a rename publishes."""
         return self.root / "staging"
@@ -160,6 +165,10 @@ class Layout:
     def parquet_file(self, segment: SegmentId, day: date) -> Path:
         """The rows of one segment that are of this UTC date."""
         return self.trades / f"date={day.isoformat()}" / f"{segment}.parquet"
+
+    def raw_file(self, segment: SegmentId, day: date) -> Path:
+        """The frames of one segment that came on this UTC date."""
+        return self.raw / f"date={day.isoformat()}" / f"{segment}.parquet"
 
     def csv_file(self, segment: SegmentId) -> Path:
         """The rows of one segment, by the date on which it began."""

@@ -8,7 +8,7 @@ checksums, in `coverage/`.
 
     run.started         format, version, run, feed, venue, columns, tickers, formats, first_segment,
                         id_column: in which the venue counts each symbol's trades (null: it doesn't),
-                        closed: the last segment that has an account,
+                        closed: the last segment that has an account, raw: true where frames are kept as they came,
                         open_gaps: those that earlier runs left open, told again (gap, cause, since, symbol),
                         asked: the symbols that the run before still asked for, ended: when it was last heard of
     day.started         the same of the run that goes on, and where it stands: segment, last_received, began;
@@ -43,7 +43,7 @@ checksums, in `coverage/`.
                         not be read at all; in format 1 the rows per symbol as well (symbols, repeated), which are in
                         `accounts/` since
     segment.sealed      segment, dates: rows by UTC date
-    day.deleted         date, retention_s: told before it is done
+    day.deleted         date, retention_s: told before it is done;  raw.deleted with date, keep_s: frames as they came
     settings.reloaded   added, dropped: tickers; waiting: other settings that changed.  settings.refused with error
     sink.skipped        sink, rows, from, to: at most so many rows that its slot no longer kept, or that it found gone,
                         between two places of the journal (segment, offset)

@@ -42,6 +42,8 @@ class Conservation:
     journaled: Counts
     sink_rows: dict[str, int] = field(default_factory=dict)
     """Rows in each record sink that has come to the journal's end."""
+    frames_kept: int | None = None
+    """Frames that are kept as they came; None: not asked for."""
 
     def violations(self) -> list[str]:
         """The equations that don't hold, as sentences; empty where nothing was lost and nothing invented."""
@@ -49,6 +51,8 @@ class Conservation:
         broken = []
         if self.frames_received != counts.frames:
             broken.append(f"{self.frames_received:,} frames received, {counts.frames:,} journaled")
+        if self.frames_kept not in {None, self.frames_received}:
+            broken.append(f"{self.frames_received:,} frames received, {self.frames_kept:,} kept")
         if not counts.balanced:
             broken.append(f"{counts.frames:,} frames are not {counts.fates}")
         broken += [
@@ -61,8 +65,9 @@ class Conservation:
     def __str__(self) -> str:
         counts = self.journaled
         sinks = "".join(f" = {rows:,} rows in {sink}" for sink, rows in self.sink_rows.items())
+        kept = "" if self.frames_kept is None else f" = {self.frames_kept:,} kept"
         return (
-            f"{self.frames_received:,} frames = {counts.fates}; "
+            f"{self.frames_received:,} frames = {counts.fates}{kept}; "
             f"{counts.trades + counts.rejected_trades:,} trades = {counts.trades:,} journaled"
             f" + {counts.rejected_trades:,} rejected; {counts.trades:,} journaled{sinks}"
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from ingestor import __version__
 from ingestor.capture.buffer import Buffer
@@ -17,7 +18,7 @@ from ingestor.capture.gaps import Gaps, OpenGap, find_inherited_gaps
 from ingestor.capture.id_watch import IdWatch, LastId, find_last_ids
 from ingestor.capture.market_calendar import Holidays, Markets, find_rest_base
 from ingestor.capture.monitor import ConnectionMonitor
-from ingestor.capture.recorder import Keeper, Recorder
+from ingestor.capture.recorder import BlockDecoder, Keeper, Recorder
 from ingestor.capture.rejects import Rejects
 from ingestor.capture.session import Session
 from ingestor.capture.stream_state import Observed, Observer
@@ -37,6 +38,7 @@ from ingestor.sinks.csv_files import CsvFiles
 from ingestor.sinks.destinations import SECRETS, check_options, configured_sinks, sinks_with_slots
 from ingestor.sinks.parquet_files import ParquetFiles
 from ingestor.sinks.process import SinkProcess, SinkSetup
+from ingestor.sinks.raw_files import RawFiles
 from ingestor.sinks.retention_slots import RetentionSlots
 from ingestor.sinks.runner import Runner
 from ingestor.sinks.segment_accounts import SegmentAccounts
@@ -85,8 +87,12 @@ class JournalWriter:
         settings: JournalSettings,
         rejects_per_day: int,
         last_ids: Mapping[str, LastId] = MappingProxyType({}),
+        *,
+        keeps_frames: bool = False,
     ) -> "JournalWriter":
-        """Opens the first segment. `last_ids` is where the ids of the runs before left off. Raises OSError."""
+        """Opens the first segment. `last_ids` is where the ids of the runs before left off; `keeps_frames`: as they
+        came, too. Raises OSError.
+        """
         feed, layout = run.feed, run.layout
         segments = Segments(layout, run.number, first_segment, feed.name, recorded(feed.schema))
         journal = Journal(layout, segments, rotation)
@@ -95,7 +101,11 @@ class JournalWriter:
         observer = Observer(run.ledger, run.gaps, run.observed, may_replay=feed.terms.may_replay)
         column = feed.terms.id_column
         ids = IdWatch(column, run.ledger, run.gaps, run.observed, last_ids) if column else None
-        recorder = Recorder(feed, run.number, settings, run.buffer, journal, keeper, observer, run.clock.venue, ids)
+        venue = run.clock.venue
+        decoder = BlockDecoder(feed, run.number, venue)
+        recorder = Recorder(
+            decoder, settings, run.buffer, journal, keeper, observer, venue, ids, keeps_frames=keeps_frames
+        )
         return cls(journal, rejects, recorder)
 
 
@@ -141,6 +151,7 @@ class FileSinks:
 
     accounts: SegmentAccounts
     files: list[FileSink]
+    raw: RawFiles
     slots: RetentionSlots
     runner: Runner
 
@@ -156,8 +167,10 @@ class FileSinks:
             files.append(CsvFiles(layout))
         held = sinks_with_slots(settings.sinks)
         slots = RetentionSlots(layout, held, settings.journal.max_bytes, settings.storage.min_free, ledger)
-        # The accounts come first: rows count only once the ledger has the account of their segment.
-        return cls(accounts, files, slots, Runner(layout, [accounts, *files], stop, slots))
+        raw = RawFiles(layout)  # in any case: a run before this one may have kept frames
+        # The accounts come first: rows count only once the ledger has the account of their segment. Parquet commits
+        # the segment, so its frames come before.
+        return cls(accounts, files, raw, slots, Runner(layout, [accounts, raw, *files], stop, slots))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +193,7 @@ class Recording:
     recorder: Recorder
     accounts: SegmentAccounts
     files: list[FileSink]
+    raw: RawFiles
     slots: RetentionSlots
     runner: Runner
 
@@ -209,7 +223,10 @@ def prepare(
     run = Run.build(layout, history.run + 1, feed, ledger, inherited, settings.connection.buffer)
     storage = settings.storage
     rotation = Rotation(storage.rotate.age, storage.rotate.size)
-    writer = JournalWriter.build(run, first_segment, rotation, settings.journal, storage.rejects_per_day, last_ids)
+    writer = JournalWriter.build(
+        run, first_segment, rotation, settings.journal, storage.rejects_per_day, last_ids,
+        keeps_frames=storage.raw is not None,
+    )  # fmt: skip
     rest_base = find_rest_base(settings.feed.url)
     capture = Capture.build(run, settings.symbols, settings.connection, key, stop, rest_base=rest_base)
     sinks = FileSinks.build(run, settings, history.closed, sinks_stop)
@@ -230,6 +247,7 @@ def prepare(
         recorder=writer.recorder,
         accounts=sinks.accounts,
         files=sinks.files,
+        raw=sinks.raw,
         slots=sinks.slots,
         runner=sinks.runner,
     )
@@ -241,6 +259,7 @@ def _begin_ledger(
     """The ledger of this run, with what it begins with. Raises OSError."""
     run, at_us = history.run + 1, now_us()
     ledger = Ledger(layout, run, day_of(at_us))
+    raw: dict[str, Any] = {} if settings.storage.raw is None else {"raw": True}
     ledger.record(
         "run.started",
         at=at_us,
@@ -254,6 +273,7 @@ def _begin_ledger(
         tickers=list(settings.symbols),
         formats=list(settings.storage.formats),
         first_segment=first_segment,
+        **raw,
         closed=history.closed,
         open_gaps=[
             {"gap": gap.id, "cause": gap.cause, "since": gap.since_us, "symbol": gap.symbol} for gap in inherited

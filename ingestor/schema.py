@@ -27,6 +27,18 @@ VENUE_TRADES = pa.schema(VENUE_FIELDS)
 TRADES = pa.schema(VENUE_FIELDS + RECORDER_FIELDS)
 """The columns of the journal: a feed's, then the recorder's. A feed may append columns of its own at the end."""
 
+FRAMES = pa.schema(
+    [
+        pa.field("run", pa.int64()),
+        pa.field("connection", pa.int64()),  # its number in the run
+        pa.field("frame", pa.int64()),  # its number in the run, as in `rejects/`; rising by one in order of receipt
+        pa.field("block", pa.int64()),  # the number of the first frame that was decoded together with it
+        pa.field("received_at", RECEIVED_AT),
+        pa.field("payload", pa.binary()),  # the bytes as they came
+    ]
+)
+"""The columns of raw frames (`storage.raw`)."""
+
 RUN_SHIFT = 40
 """`sequence >> RUN_SHIFT` is the run that recorded a row."""
 

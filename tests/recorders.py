@@ -107,6 +107,7 @@ def make_rig(
     linger_s: float = LINGER_S,
     feed: Feed | None = None,
     read: Callable[[], Reading] = Reading.now,
+    keeps_frames: bool = False,
     **connection: Any,
 ) -> Rig:
     """`read`: the machine's clocks. `connection` are settings of that section, in seconds and bytes; without a feed
@@ -121,7 +122,7 @@ def make_rig(
     stop = threading.Event()
     gaps = Gaps(ledger, run, inherited)
     shared = Run(layout, run, feed, ledger, gaps, Clock(ledger, gaps, read), Observed(), Buffer(settings.buffer))
-    writer = JournalWriter.build(shared, run, Rotation(900.0, 1 << 26), times, 1 << 30)
+    writer = JournalWriter.build(shared, run, Rotation(900.0, 1 << 26), times, 1 << 30, keeps_frames=keeps_frames)
     capture = Capture.build(shared, symbols, settings, KEY, stop, rest_base=None, waits=waits)
     return Rig(
         layout, ledger, shared.buffer, shared.gaps, shared.clock, shared.observed, writer.journal, writer.recorder,

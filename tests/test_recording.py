@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from structlog.testing import capture_logs
 
 from ingestor.config import Settings, Source
 from ingestor.daemon import record
+from ingestor.dataset.raw import read_frames
 from ingestor.errors import FeedRefused
 from ingestor.facts import Fact
 from ingestor.layout import Layout
@@ -38,13 +40,15 @@ def facts(root: Path, *names: str) -> list[Fact]:
 
 
 @contextmanager
-def recording(root: Path, url: str, signals: Signals, key: str = "demo") -> Iterator[Callable[[], Conservation]]:
+def recording(
+    root: Path, url: str, signals: Signals, key: str = "demo", **storage: Any
+) -> Iterator[Callable[[], Conservation]]:
     """A recorder in a thread; what is yielded stops it and gives its account, or raises what ended it."""
     settings = Settings.model_validate(
         {
             "feed": {"url": url},
             "tickers": CRYPTO,
-            "storage": {"root": root, "formats": ["parquet", "csv"], "min_free": "0B"},
+            "storage": {"root": root, "formats": ["parquet", "csv"], "min_free": "0B", **storage},
             "health": {"listen": None},
         }
     )
@@ -61,10 +65,10 @@ def recording(root: Path, url: str, signals: Signals, key: str = "demo") -> Iter
             signals.stop.set()
 
 
-def run_once(root: Path, url: str, signals: Signals | None = None) -> Conservation:
+def run_once(root: Path, url: str, signals: Signals | None = None, **storage: Any) -> Conservation:
     """From the start until every symbol has traded, and a stop in order."""
     before = len(facts(root, "symbol.proven"))
-    with recording(root, url, signals or Signals()) as stop:
+    with recording(root, url, signals or Signals(), **storage) as stop:
         eventually(lambda: len(facts(root, "symbol.proven")) >= before + len(CRYPTO), "a trade of each symbol")
         return stop()
 
@@ -75,8 +79,9 @@ def parquet_files(root: Path) -> pa.Table:
 
 
 def test_a_run_ends_with_an_account_that_balances(tmp_path: Path, venue: RunningVenue) -> None:
-    account = run_once(tmp_path, venue.url)
+    account = run_once(tmp_path, venue.url, raw={})
     assert account.violations() == []
+    assert account.frames_kept == account.frames_received == sum(map(len, read_frames(Layout(tmp_path))))
     assert account.journaled.trades == parquet_files(tmp_path).num_rows > 0
     assert account.sink_rows == {"parquet": account.journaled.trades, "csv": account.journaled.trades}
     assert facts(tmp_path, "run.stopped")[0]["error"] is None

@@ -14,7 +14,7 @@ from test_public_api import collect_metrics
 
 from ingestor import errors, ledger
 from ingestor.feeds.binance import BINANCE_TRADES
-from ingestor.schema import TRADES, recorded
+from ingestor.schema import FRAMES, TRADES, recorded
 
 REFERENCE = REPOSITORY / "docs/reference"
 
@@ -57,7 +57,9 @@ def with_table(page: str, name: str, lines: Iterator[str]) -> str:
 
 def test_the_columns_are_those_of_the_files() -> None:
     own = [field for field in recorded(BINANCE_TRADES) if field.name not in TRADES.names]
-    assert [tuple(row[:2]) for row in rows("columns.md")] == [(one.name, str(one.type)) for one in [*TRADES, *own]]
+    assert [tuple(row[:2]) for row in rows("columns.md")] == [
+        (one.name, str(one.type)) for one in [*TRADES, *own, *FRAMES]
+    ]
 
 
 def test_the_facts_are_those_that_are_recorded() -> None:

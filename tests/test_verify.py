@@ -534,6 +534,7 @@ class TestCommand:
                     "frames": 69, "decoded": 67, "rejected_frames": 2, "notices": 0, "trades": 67, "rejected_trades": 0,
                 },
                 "rows": {"parquet": 67, "csv": 67, "journal": 0},
+                "frames_kept": None,
                 "rejects": 2,
                 "uncounted_rejects": 0,
                 "ids": None,

@@ -3,6 +3,7 @@
 import operator
 import time
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -17,8 +18,8 @@ from ingestor.capture.validate import AHEAD_US, Deduplicator, Validated, validat
 from ingestor.capture.wall_clock import VenueTime
 from ingestor.config.sections import JournalSettings
 from ingestor.errors import RowsUnsaved
-from ingestor.feeds import Decoded, Feed
-from ingestor.journal.segment import Header, Kind
+from ingestor.feeds import Decoded, Feed, Notice
+from ingestor.journal.segment import Header, Kind, Pieces, encode_raw
 from ingestor.journal.writer import Block, Journal
 from ingestor.metrics import Counts
 from ingestor.schema import RECEIVED_AT, RUN_SHIFT, recorded
@@ -80,97 +81,49 @@ class Keeper:
         self._journal.close()
 
 
-class Recorder:
-    """Owns the way from the Buffer to the journal. `run` is the recorder's thread."""
+@dataclass(frozen=True, slots=True)
+class DecodedBlock:
+    """What a block of frames became."""
 
-    def __init__(
-        self,
-        feed: Feed,
-        run: int,
-        settings: JournalSettings,
-        buffer: Buffer,
-        journal: Journal,
-        keeper: Keeper,
-        observer: Observer,
-        venue: VenueTime,
-        ids: IdWatch | None = None,
-    ) -> None:
-        """`ids` where the venue counts its trades."""
+    header: Header
+    batch: pa.RecordBatch
+    """The trades to record, in the root's schema."""
+    refused: list[Refused]
+    notices: list[Notice]
+
+
+class BlockDecoder:
+    """Decodes a run's frames, block by block: which trades to record, and what to refuse. It writes nothing."""
+
+    def __init__(self, feed: Feed, run: int, venue: VenueTime) -> None:
         self._feed = feed
         self._schema = recorded(feed.schema)
-        self._settings = settings
-        self._buffer = buffer
-        self._journal = journal
-        self._keeper = keeper
-        self._observer = observer
         self._venue = venue
-        self._ids = ids
         self._deduplicator = Deduplicator(feed.schema)
         self._last = (0, b"")
         """The connection and the text of the frame before the next block."""
-        self._linger_s = settings.linger
-        self._synced_at_s = time.monotonic()
+        self.next_frame = 0
+        """How many frames of the run came before the next block."""
         self._next_sequence = run << RUN_SHIFT
-        self.counts = Counts()
-        self.reasons: Counter[str] = Counter()
-        """Why frames and trades were rejected."""
-        self.delays = Delays()
-        self.turned_at_s = time.monotonic()
-        """When the loop last came round: progress, even where the disk makes it wait."""
 
-    def run(self) -> None:
-        """Until the Buffer is closed and drained; then the journal is closed. Raises RowsUnsaved where no disk takes
-        the rest.
-        """
-        while not self._buffer.drained:
-            self.turned_at_s = time.monotonic()
-            if self._journal.failed:
-                self._keeper.recover()
-                continue
-            block = self._buffer.take(self._linger_s, _IDLE_S)
-            if block is not None:
-                began_s = time.monotonic()
-                self._record(block)
-                # Journaled within `linger` of its receipt: what this block took is time that the next can't wait.
-                self._linger_s = max(self._settings.linger - (time.monotonic() - began_s), 0.0)
-            age_s = time.monotonic() - self._synced_at_s
-            if age_s >= self._settings.sync_interval or self._journal.unsynced.full:
-                self._keeper.sync()
-                self._synced_at_s = time.monotonic()
-            self._journal.rotate_if_due()
-            if self._ids:
-                self._ids.turn(time.monotonic())
-        if self._ids:
-            self._ids.close(time.monotonic())
-        self._keeper.close()
-
-    def _record(self, block: FrameBlock) -> None:
+    def decode(self, block: FrameBlock) -> DecodedBlock:
+        """The next block of the run."""
         frames = block.frames
         decoded = self._feed.decode(frames)
         validated = self._validate(block, decoded.trades)
         rows, frame_of = decoded.trades, decoded.frame_of
         if validated.kept is not None:
             rows, frame_of = rows.filter(validated.kept), frame_of.filter(validated.kept)
-        refused = find_refused(frames, decoded, validated.rejected, self.counts.frames)
-        reasons = Counter(one.reason for one in refused)
+        refused = find_refused(frames, decoded, validated.rejected, self.next_frame)
         counts = _count(len(frames), decoded, rows.num_rows, refused)
         batch = self._with_recorder_columns(rows, frame_of, block)
         received_us = frames.received_us[0], frames.received_us[-1]
-        header = Header(Kind.BLOCK, counts, self.counts.frames, self._next_sequence, *received_us)
-        while refused and not self._keeper.keep(refused):  # before the record that counts them
-            self.turned_at_s = time.monotonic()
-        self._journal.append(Block(header, batch, dict(reasons)))
-        self._next_sequence += rows.num_rows
+        header = Header(Kind.BLOCK, counts, self.next_frame, self._next_sequence, *received_us)
         self._deduplicator.remember(block.connection, rows, frames.received_us[-1])
-        self.counts += counts
-        self.reasons.update(reasons)
-        newest_us = self.delays.add(batch)
-        if newest_us is not None:
-            self._venue.saw_trades(newest_us)
+        self.next_frame += len(frames)
+        self._next_sequence += rows.num_rows
         self._last = block.connection, frames.payloads[-1]
-        if self._ids:
-            self._ids.see(block.connection, batch, time.monotonic())  # before the gaps that these rows end are closed
-        self._observer.observe(block, decoded.notices, batch, refused)
+        return DecodedBlock(header, batch, refused, decoded.notices)
 
     def _validate(self, block: FrameBlock, trades: pa.RecordBatch) -> Validated:
         """The verdict on these trades: are they sane, and has no other connection brought them already?"""
@@ -205,6 +158,88 @@ class Recorder:
         columns = dict(zip(rows.schema.names, rows.columns, strict=True))
         columns |= {"received_at": received_at, "sequence": sequence, "repeated": repeated}
         return pa.RecordBatch.from_arrays([columns[name] for name in self._schema.names], schema=self._schema)
+
+
+class Recorder:
+    """Owns the way from the Buffer to the journal. `run` is the recorder's thread."""
+
+    def __init__(
+        self,
+        decoder: BlockDecoder,
+        settings: JournalSettings,
+        buffer: Buffer,
+        journal: Journal,
+        keeper: Keeper,
+        observer: Observer,
+        venue: VenueTime,
+        ids: IdWatch | None = None,
+        *,
+        keeps_frames: bool = False,
+    ) -> None:
+        """`ids` where the venue counts its trades; `keeps_frames`: the journal takes them as they came, too."""
+        self._decoder = decoder
+        self._settings = settings
+        self._buffer = buffer
+        self._journal = journal
+        self._keeper = keeper
+        self._observer = observer
+        self._venue = venue
+        self._ids = ids
+        self._keeps_frames = keeps_frames
+        self._linger_s = settings.linger
+        self._synced_at_s = time.monotonic()
+        self.counts = Counts()
+        self.reasons: Counter[str] = Counter()
+        """Why frames and trades were rejected."""
+        self.delays = Delays()
+        self.turned_at_s = time.monotonic()
+        """When the loop last came round: progress, even where the disk makes it wait."""
+
+    def run(self) -> None:
+        """Until the Buffer is closed and drained; then the journal is closed. Raises RowsUnsaved where no disk takes
+        the rest.
+        """
+        while not self._buffer.drained:
+            self.turned_at_s = time.monotonic()
+            if self._journal.failed:
+                self._keeper.recover()
+                continue
+            block = self._buffer.take(self._linger_s, _IDLE_S)
+            if block is not None:
+                began_s = time.monotonic()
+                self._record(block)
+                # Journaled within `linger` of its receipt: what this block took is time that the next can't wait.
+                self._linger_s = max(self._settings.linger - (time.monotonic() - began_s), 0.0)
+            age_s = time.monotonic() - self._synced_at_s
+            if age_s >= self._settings.sync_interval or self._journal.unsynced.full:
+                self._keeper.sync()
+                self._synced_at_s = time.monotonic()
+            self._journal.rotate_if_due()
+            if self._ids:
+                self._ids.turn(time.monotonic())
+        if self._ids:
+            self._ids.close(time.monotonic())
+        self._keeper.close()
+
+    def _record(self, block: FrameBlock) -> None:
+        frames, first_frame = block.frames, self._decoder.next_frame
+        decoded = self._decoder.decode(block)
+        batch, refused = decoded.batch, decoded.refused
+        reasons = Counter(one.reason for one in refused)
+        while refused and not self._keeper.keep(refused):  # before the record that counts them
+            self.turned_at_s = time.monotonic()
+        raw: Pieces = []
+        if self._keeps_frames:
+            raw = encode_raw(block.connection, first_frame, frames.received_us, frames.payloads)
+        self._journal.append(Block(decoded.header, batch, dict(reasons), raw))
+        self.counts += decoded.header.counts
+        self.reasons.update(reasons)
+        newest_us = self.delays.add(batch)
+        if newest_us is not None:
+            self._venue.saw_trades(newest_us)
+        if self._ids:
+            self._ids.see(block.connection, batch, time.monotonic())  # before the gaps that these rows end are closed
+        self._observer.observe(block, decoded.notices, batch, refused)
 
 
 def _count(frames: int, decoded: Decoded, trades: int, refused: list[Refused]) -> Counts:

@@ -154,6 +154,19 @@ class RotateSettings(Section):
     size: Annotated[Size, holding("4KB", "4GB")] = Field(default=32 << 20, description="or this many bytes of journal")
 
 
+class RawSettings(Section):
+    """Every frame as it came."""
+
+    keep: Annotated[Annotated[Duration, lasting("1d", "36500d")] | None, BeforeValidator(null_as_none)] = Field(
+        default=30 * 86_400.0, description="delete days of frames that are older; null keeps everything"
+    )
+
+
+def _null_section(value: object) -> object:
+    """An empty section is one whose every line is a comment: it is all defaults, and not null."""
+    return None if value in ("~", "null") else value
+
+
 class StorageSettings(Section):
     """Where recordings go and how they look."""
 
@@ -169,6 +182,9 @@ class StorageSettings(Section):
     rejects_per_day: Annotated[Size, holding("0B", "1024TB")] = Field(
         default=1 << 30,
         description="raw text of refused frames to keep a day; beyond it they are only counted",
+    )
+    raw: Annotated[RawSettings | None, BeforeValidator(_null_section)] = Field(
+        default=None, description="keep every frame as it came, too; null doesn't"
     )
 
     @field_validator("formats")
@@ -311,11 +327,6 @@ class ObjectStoreSettings(Section):
     shared: Switch = Field(
         default=False, description="several recorders mirror there as one dataset, each in a folder root=<its name>"
     )
-
-
-def _null_section(value: object) -> object:
-    """An empty section is one whose every line is a comment: it is all defaults, and not null."""
-    return None if value in ("~", "null") else value
 
 
 class SinkSettings(Section):

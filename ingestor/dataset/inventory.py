@@ -380,7 +380,7 @@ def read_id_column(layout: Layout) -> str | None:
     return columns[-1] if columns else None
 
 
-def read_deleted(layout: Layout) -> set[date]:
-    """The dates that retention has deleted, or is about to."""
+def read_deleted(layout: Layout, what: str = "day") -> set[date]:
+    """The dates that retention has deleted, or is about to: of trades, or (`raw`) of frames as they came."""
     facts = read_all_facts(layout, '"fact":"s')  # segments and symbols: most of a ledger
-    return {date.fromisoformat(fact["date"]) for fact in facts if fact["fact"] == "day.deleted"}
+    return {date.fromisoformat(fact["date"]) for fact in facts if fact["fact"] == f"{what}.deleted"}

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from operator import itemgetter
@@ -18,6 +18,7 @@ import structlog
 
 from ingestor.closed_days import has_days_to_close
 from ingestor.dataset.compact import clear_leftovers, has_work, locked_maintenance
+from ingestor.dataset.raw import list_raw_days
 from ingestor.dataset.snapshot import list_days, parse_days
 from ingestor.errors import CompactionRunning, IngestorError
 from ingestor.history import read_history
@@ -43,8 +44,8 @@ def delete_expired(
     venue: datetime | None = None,
     turned: Callable[[], None] = lambda: None,
 ) -> list[date]:
-    """Delete the UTC dates that ended longer ago than `retention`, and return them. `turned` is called for each file
-    that is removed. Raises OSError.
+    """Delete the UTC dates of trades and CSV that ended longer ago than `retention`, and return them. `turned` is
+    called for each file that is removed. Raises OSError.
 
     A deletion can't be undone, so no clock is trusted alone: a date goes once the wall clock (`now`) and the venue's
     clock (`venue`, where it is known) say that it is old enough, and neither the newest date of trades nor the newest
@@ -52,35 +53,65 @@ def delete_expired(
     Where only the wall clock says so, a warning is logged and nothing is deleted.
     """
     days = _days(layout)
-    if not days:
+    expired = _find_expired(layout, days, retention, now, venue)
+    for day in expired:
+        # The fact first: after a crash the next call deletes the day; never is one missing that no fact names.
+        ledger.record("day.deleted", date=day.isoformat(), retention_s=retention.total_seconds())
+        _delete_day(layout, day, (layout.trades, layout.csv), turned)
+        log.info("day.deleted", date=day.isoformat())
+    return expired
+
+
+def delete_expired_frames(
+    layout: Layout,
+    ledger: Ledger,
+    keep: timedelta,
+    now: datetime,
+    venue: datetime | None = None,
+    turned: Callable[[], None] = lambda: None,
+) -> list[date]:
+    """The same for the frames as they came (`storage.raw`), by the UTC date of their receipt. Raises OSError."""
+    expired = _find_expired(layout, list_raw_days(layout), keep, now, venue)
+    for day in expired:
+        ledger.record("raw.deleted", date=day.isoformat(), keep_s=keep.total_seconds())
+        _delete_day(layout, day, (layout.raw,), turned)
+        log.info("raw.deleted", date=day.isoformat())
+    return expired
+
+
+def _find_expired(
+    layout: Layout, days: list[date], retention: timedelta, now: datetime, venue: datetime | None
+) -> list[date]:
+    """Those of these dates that every clock calls old enough. Frames are dated by the wall clock: only trades are a
+    witness, and where there are none nothing is deleted.
+    """
+    witnessed = _days(layout)
+    if not days or not witnessed:
         return []
-    witnesses = {"wall clock": now, "newest trade": _end(days[-1]) + _REST}
+    witnesses = {"wall clock": now, "newest trade": _end(witnessed[-1]) + _REST}
     if received_us := read_history(layout).last_received:
         witnesses["ledger"] = datetime.fromtimestamp(received_us / 1e6, UTC) + _REST
     if venue is not None:
         witnesses["venue"] = venue
     witness, agreed = min(witnesses.items(), key=itemgetter(1))
-    expired = [day for day in days if _end(day) + retention <= agreed]
     waiting = [day for day in days if agreed < _end(day) + retention <= now]
     if waiting:
         log.warning(
             "retention.waiting", days=len(waiting), wall_clock=now.isoformat(timespec="seconds"), witness=witness,
             says=agreed.isoformat(timespec="seconds"), hint="nothing is deleted on one clock's word: which is right?",
         )  # fmt: skip
-    for day in expired:
-        # The fact first: after a crash the next call deletes the day; never is one missing that no fact names.
-        ledger.record("day.deleted", date=day.isoformat(), retention_s=retention.total_seconds())
-        with locked_date(layout, day):  # each folder goes in one step, so that no reader finds a part of it
-            for folder in filter(
-                Path.is_dir, (kind / f"date={day.isoformat()}" for kind in (layout.trades, layout.csv))
-            ):
-                aside = layout.staging / f"{folder.parent.name}.{folder.name}.deleted"
-                remove_tree(aside, turned)  # left by a crash
-                folder.rename(aside)
-                sync_directory(folder.parent)
-                remove_tree(aside, turned)
-        log.info("day.deleted", date=day.isoformat())
-    return expired
+    return [day for day in days if _end(day) + retention <= agreed]
+
+
+def _delete_day(layout: Layout, day: date, kinds: Iterable[Path], turned: Callable[[], None]) -> None:
+    """Each folder goes in one step, so that no reader finds a part of it. Raises OSError."""
+    with locked_date(layout, day):
+        for folder in filter(Path.is_dir, (kind / f"date={day.isoformat()}" for kind in kinds)):
+            aside = layout.staging / f"{folder.parent.name}.{folder.name}.deleted"
+            remove_tree(aside, turned)  # left by a crash
+            folder.rename(aside)
+            sync_directory(folder.parent)
+            remove_tree(aside, turned)
 
 
 def _end(day: date) -> datetime:
@@ -102,6 +133,8 @@ class Maintenance:
         retention_s: float | None,
         venue_now: Callable[[], datetime | None] = lambda: None,
         turned: Callable[[], None] = lambda: None,
+        *,
+        keep_frames_s: float | None = None,
     ) -> None:
         """Clear what a crash has left, unless a compaction that was started by hand is running. What can't be cleared
         is logged: the recording goes on.
@@ -113,6 +146,7 @@ class Maintenance:
         self._layout = layout
         self._ledger = ledger
         self._retention = None if retention_s is None else timedelta(seconds=retention_s)
+        self._keep_frames = None if keep_frames_s is None else timedelta(seconds=keep_frames_s)
         self._done_for: date | None = None
         self.child: subprocess.Popen[bytes] | None = None
         """The compaction that is under way."""
@@ -140,6 +174,9 @@ class Maintenance:
         try:
             if self._retention is not None:
                 delete_expired(self._layout, self._ledger, self._retention, now, self._venue_now(), self._turned)
+            if self._keep_frames is not None:
+                keep, venue = self._keep_frames, self._venue_now()
+                delete_expired_frames(self._layout, self._ledger, keep, now, venue, self._turned)
             if self.child is None and (has_days_to_close(self._layout, day) or has_work(self._layout, day)):
                 self._start(day)
         except (OSError, IngestorError) as error:
@@ -171,9 +208,13 @@ class MaintenanceLoop:
         ledger: Ledger,
         retention_s: float | None,
         venue_now: Callable[[], datetime | None] = lambda: None,
+        *,
+        keep_frames_s: float | None = None,
     ) -> None:
         """Nothing is done yet."""
-        self._make = partial(Maintenance, layout, ledger, retention_s, venue_now, self._turn)
+        self._make = partial(
+            Maintenance, layout, ledger, retention_s, venue_now, self._turn, keep_frames_s=keep_frames_s
+        )
         self.stop = threading.Event()
         self.turned_at_s = time.monotonic()
         """When the work last made progress."""

@@ -19,11 +19,12 @@ from typing import Any
 from ingestor.accounts import read_accounts, read_seals
 from ingestor.closed_days import Row, list_closed_days, read_day
 from ingestor.dataset import inventory
+from ingestor.dataset.raw import list_raw_files, recount_frames
 from ingestor.dataset.snapshot import date_folder, list_days, parse_days
 from ingestor.errors import DamagedFile
 from ingestor.facts import DAMAGED, Fact
 from ingestor.layout import Layout, SegmentId, list_segments, read_lines, read_small
-from ingestor.ledger import DAY_US, list_closed_facts, list_ledgers, read_all_facts, read_facts
+from ingestor.ledger import DAY_US, day_of, list_closed_facts, list_ledgers, read_all_facts, read_facts
 from ingestor.metrics import Counts
 from ingestor.schema import RUN_SHIFT, TRADES
 from ingestor.trade_ids import IdRanges, format_missing
@@ -64,6 +65,8 @@ class Account:
     """Of all segments, from the ledger, and from the journal where the ledger has no account yet."""
     rows: dict[str, int] = field(default_factory=lambda: {"parquet": 0, "csv": 0, "journal": 0})
     """Recounted in `parquet`, in `csv`, and in the `journal` (what the dataset doesn't speak for yet)."""
+    frames_kept: int | None = None
+    """Frames as they came, recounted; None: none are kept."""
     rejects: int = 0
     """Lines recounted that a record counts."""
     uncounted_rejects: int = 0
@@ -81,9 +84,10 @@ class Account:
         counts = self.counts
         segments = f"{self.segments:,} segment{'' if self.segments == 1 else 's'}"
         rows = ", ".join(f"{rows:,} rows in {place}" for place, rows in self.rows.items() if rows)
+        kept = "" if self.frames_kept is None else f"; {self.frames_kept:,} frames kept as they came"
         uncounted = f" (and {self.uncounted_rejects:,} without a record)" if self.uncounted_rejects else ""
         return (
-            f"{segments}: {counts.frames:,} frames = {counts.fates}; {counts.trades:,} trades journaled"
+            f"{segments}: {counts.frames:,} frames = {counts.fates}{kept}; {counts.trades:,} trades journaled"
             f": {rows or 'no rows'}; {self.rejects:,} rejects{uncounted}"
             f"{'' if self.ids is None else f'; {format_missing(self.ids, self.missing_ids or 0)}'}"
         )
@@ -112,6 +116,7 @@ class Verification:
             self._compacted.setdefault(compaction.day, set()).update(compaction.origin)
         self._parts = inventory.list_parts(layout)
         self._csv = inventory.list_csv(layout)
+        self._raw = list_raw_files(layout)
         try:
             self._csv_done = read_small(layout.cursor_file("csv"), lambda content: int(json.loads(content)["segment"]))
         except (FileNotFoundError, DamagedFile):  # then those of all sealed segments are
@@ -125,12 +130,16 @@ class Verification:
         self._sealed = read_seals(layout)
         self._columns: dict[int, list[str]] = {}
         self._formats: list[str] = []
+        self._keeping: set[int] = set()
+        """The runs that kept frames as they came."""
         self._rejected: dict[int, _Rejected] = {}
         self._last_sequence = -1
         self._missing: list[tuple[date, Difference]] = []
         self._csv_values: dict[str, tuple[Path, inventory.Span, inventory.Digest]] = {}
         self._parquet_values: dict[str, inventory.Digest] = {}
-        self.files = sum(map(len, [*self._parts.values(), *self._csv.values()])) + len(self._compactions)
+        self.files = sum(map(len, [*self._parts.values(), *self._csv.values(), *self._raw.values()])) + len(
+            self._compactions
+        )
         """The approximate number of steps that `run` will take."""
 
     def _read_journal(self) -> dict[str, inventory.Journaled]:
@@ -164,6 +173,7 @@ class Verification:
             # The ledger has no account of it yet: it is open, or a crash left it.
             self._pass_over(self._parts, segment)
             self._pass_over(self._csv, segment)
+            self._pass_over(self._raw, segment)
             self.account.rows["journal"] += journaled.recount.rows
             self._ids.add_all(journaled.recount.ids)
             self._count(SegmentId.parse(segment), journaled.counts, journaled.reasons, damaged=journaled.damaged)
@@ -178,6 +188,8 @@ class Verification:
         unknown = [path for paths in self._csv.values() for path in paths]
         for name, days in self._parts.items():
             unknown += [date_folder(self._layout, day) / f"{name}.parquet" for day in days]
+        for name, dates in self._raw.items():
+            unknown += [self._layout.raw / f"date={day.isoformat()}" / f"{name}.parquet" for day in dates]
         yield [
             Difference(_place(self._layout, path), "of no segment that the ledger knows", "no such file")
             for path in sorted(unknown)
@@ -195,6 +207,8 @@ class Verification:
             if fact["fact"] in {"run.started", "day.started"}:
                 self._columns[fact["run"]] = fact.get("columns", TRADES.names)
                 self._formats = fact.get("formats", ["parquet"])
+                if fact.get("raw") is True:
+                    self._keeping.add(fact["run"])
         for path in [*list_closed_facts(self._layout), *list_ledgers(self._layout)]:
             with contextlib.suppress(FileNotFoundError):  # closed since it was listed
                 damaged = sum(fact["fact"] == DAMAGED for fact in read_facts(path, tell_damage=True))
@@ -247,6 +261,7 @@ class Verification:
         else:
             yield from self._check_parts(segment, closed)
         yield from self._check_csv(segment, closed)
+        yield from self._check_frames(segment, closed)
 
     def _pass_over(self, files: dict[str, Any], segment: str) -> None:
         """Leave the files of an unfinished segment unopened, and count them."""
@@ -394,6 +409,34 @@ class Verification:
                 span = (found.first_sequence, found.last_sequence)
                 self._csv_values[str(segment)] = (path, span, found.digests[0])
             self.account.rows["csv"] += found.rows
+
+    def _check_frames(self, segment: SegmentId, closed: Fact) -> Iterator[Difference]:
+        """The frames as they came of one segment, once it is no more in the journal: as many as were received."""
+        if self._layout.open_segment(segment).exists():
+            self._pass_over(self._raw, str(segment))
+            return
+        days = self._raw.pop(str(segment), [])
+        received = closed["counts"].get("frames", 0)
+        if not days and (segment.run not in self._keeping or not received):
+            return
+        frames, place = 0, str(segment)
+        for day in days or list_raw_files(self._layout).get(place, []):  # published since they were listed
+            path = self._layout.raw_file(segment, day)
+            place = _place(self._layout, path)
+            try:
+                found, fault = recount_frames(path, segment, day)
+            except FileNotFoundError:  # deleted since it was listed, or lost: the count tells
+                continue
+            frames += found
+            if fault is not None:
+                yield Difference(place, fault, "the frames of its segment, in order, with right checksums")
+        self.account.frames_kept = (self.account.frames_kept or 0) + frames
+        if frames == received:
+            return
+        first, last = (day_of(closed[name]) for name in ("first_received", "last_received"))
+        deleted = inventory.read_deleted(self._layout, "raw")
+        if not any(first <= day <= last for day in deleted):
+            yield Difference(place, f"{frames:,} frames kept", f"{received:,} (frames received)")
 
     # Rejects
 

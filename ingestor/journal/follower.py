@@ -49,6 +49,8 @@ class Rows:
     first_received_us: int
     last_received_us: int
     at: Cursor
+    raw: bytes | None = None
+    """The body of the record of its frames as they came, for `segment.decode_raw`; None where they are not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +228,7 @@ class _ReadSegment:
         self._schema: pa.Schema | None = None
         """Once the segment has told it."""
         self._reasons: dict[str, int] = {}
+        self._raw: bytes | None = None
         self._fd = fd
         if offset:
             self._schema = read_schema(fd)
@@ -248,7 +251,7 @@ class _ReadSegment:
                     yield from self._take(record)
                     continue
                 start, self._offset = self._offset, find_record(self._fd, self._offset + 1, end) or end
-                self._reasons = {}
+                self._reasons, self._raw = {}, None
                 yield from self._damage(start)
             self.over = True
         while not self.over and (record := read_record(self._fd, self._offset, limit)) is not None:
@@ -261,10 +264,13 @@ class _ReadSegment:
                 self._schema = decode_schema(record)
             case Kind.REASONS:
                 self._reasons = decode_reasons(record)
+            case Kind.RAW:
+                self._raw = record.body
             case Kind.END:
                 self.over = True
             case Kind.BLOCK:
                 reasons, self._reasons = self._reasons, {}
+                raw, self._raw = self._raw, None
                 header = record.header
                 at = Cursor(self.file.id.number, record.end)
                 batch = self._decode(record)
@@ -273,7 +279,7 @@ class _ReadSegment:
                     return
                 yield Rows(
                     self.file.id, batch, header.counts, reasons,
-                    header.first_received_us, header.last_received_us, at,
+                    header.first_received_us, header.last_received_us, at, raw,
                 )  # fmt: skip
 
     def _damage(self, start: int) -> Iterator[Damage]:

@@ -4,15 +4,18 @@ A record is a fixed header and a body padded to 8 bytes. The header carries the 
 body, so that zeros, junk and half records never pass; and the counts of what it journals, so that they are recomputed
 after a crash, not remembered. The first record says whose segment this is (JSON), the second is the Arrow schema,
 then come blocks: an Arrow record batch message each, or nothing where frames came that held no trade. A record of
-reasons (JSON) stands before a block that has rejects, and counts only together with it.
+reasons (JSON) stands before a block that has rejects, and counts only together with it; so does a record of raw
+frames (`storage.raw`): what the block's frames were, as they came.
 """
 
 import json
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +24,7 @@ from ingestor import system
 from ingestor.errors import FormatTooNew
 from ingestor.layout import Layout
 from ingestor.metrics import Counts
-from ingestor.schema import FORMAT_VERSION
+from ingestor.schema import FORMAT_VERSION, FRAMES
 
 MAGIC = b"FIJ\x1a"
 Pieces = list[bytes | pa.Buffer]
@@ -30,6 +33,14 @@ Pieces = list[bytes | pa.Buffer]
 _HEADER = struct.Struct("<4sHHIIQIIIIIIqqqq")
 _CRC_AT = 8
 _ALIGN = 8
+
+_RAW = struct.Struct("<QQQQ")
+"""Before the compressed frames of a record: their number, their connection, the number of the first one in its run,
+and the length of what was compressed.
+"""
+_RAW_CODEC = pa.Codec("lz4_raw")
+"""Half the work of zstd: its files are where frames stay."""
+_RAW_COLUMNS = pa.schema([FRAMES.field("received_at"), FRAMES.field("payload")])
 
 
 class Kind(IntEnum):
@@ -40,6 +51,7 @@ class Kind(IntEnum):
     BLOCK = 3
     REASONS = 4
     END = 5
+    RAW = 6
 
 
 _KINDS = frozenset(map(int, Kind))
@@ -92,6 +104,18 @@ def encode_reasons(reasons: dict[str, int]) -> Pieces:
     return encode_record(Header(Kind.REASONS), json.dumps(reasons).encode())
 
 
+def encode_raw(connection: int, first_frame: int, received_us: Sequence[int], payloads: Sequence[bytes]) -> Pieces:
+    """The frames of the block that comes next, as they came; the run counts them from `first_frame` on."""
+    # Joined and cut by their lengths, the bytes are copied in a third of the time in which Arrow takes them one by one.
+    ends = pa.array(accumulate(map(len, payloads), initial=0), pa.int32(), size=len(payloads) + 1)
+    joined = [None, ends.buffers()[1], pa.py_buffer(b"".join(payloads))]
+    payload = pa.BinaryArray.from_buffers(pa.binary(), len(payloads), joined)
+    received_at = pa.array(received_us, pa.int64()).view(_RAW_COLUMNS.types[0])
+    message = pa.RecordBatch.from_arrays([received_at, payload], schema=_RAW_COLUMNS).serialize()
+    head = _RAW.pack(len(payloads), connection, first_frame, message.size)
+    return encode_record(Header(Kind.RAW), head + _RAW_CODEC.compress(message, asbytes=True))
+
+
 def encode_schema(schema: pa.Schema) -> Pieces:
     return encode_record(Header(Kind.SCHEMA), schema.serialize())
 
@@ -137,6 +161,21 @@ def read_record(fd: int, offset: int, limit: int | None = None) -> Record | None
 def decode_reasons(record: Record) -> dict[str, int]:
     reasons: dict[str, int] = json.loads(record.body)
     return reasons
+
+
+def count_raw(body: bytes) -> int:
+    """The number of frames in the body of a record of raw frames."""
+    return int(_RAW.unpack_from(body)[0])
+
+
+def decode_raw(body: bytes, run: int) -> pa.RecordBatch:
+    """The frames in the body of a record of raw frames of this run, with the columns FRAMES."""
+    frames, connection, first, length = _RAW.unpack_from(body)
+    message = _RAW_CODEC.decompress(pa.py_buffer(body)[_RAW.size :], length)
+    received_at, payload = pa.ipc.read_record_batch(message, _RAW_COLUMNS).columns
+    constants = [pa.repeat(pa.scalar(value, pa.int64()), frames) for value in (run, connection, first)]
+    numbers = pa.arange(first, first + frames)
+    return pa.RecordBatch.from_arrays([*constants[:2], numbers, constants[2], received_at, payload], schema=FRAMES)
 
 
 def decode_schema(record: Record) -> pa.Schema:

@@ -229,6 +229,8 @@ class Block:
     header: Header
     rows: pa.RecordBatch
     reasons: dict[str, int] = field(default_factory=dict)
+    raw: Pieces = field(default_factory=list)
+    """The record of its frames as they came, where they are kept."""
 
 
 class Journal:
@@ -271,9 +273,10 @@ class Journal:
         return self._open.id
 
     def append(self, block: Block) -> None:
-        """Append one record. Where the disk refuses, the rows are kept and `failed` is set; never raises OSError."""
+        """Append one block. Where the disk refuses, the rows are kept and `failed` is set; never raises OSError."""
         rows = block.rows.num_rows
-        pieces = encode_reasons(block.reasons) if block.reasons else []
+        # The reasons next to the block: where the disk has changed the frames, they still count.
+        pieces = block.raw + (encode_reasons(block.reasons) if block.reasons else [])
         pieces += encode_record(block.header, block.rows.serialize() if rows else b"")
         self.unsynced.add(rows, pieces)
         try:

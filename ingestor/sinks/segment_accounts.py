@@ -12,7 +12,7 @@ import structlog
 from ingestor.accounts import write_account
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
-from ingestor.journal.segment import Cursor
+from ingestor.journal.segment import Cursor, count_raw
 from ingestor.layout import FILE_MODE, Layout, SegmentId, publish, set_mode
 from ingestor.ledger import Ledger
 from ingestor.metrics import Counts
@@ -36,6 +36,8 @@ class _Account:
     first_received_us: int = 0
     last_received_us: int = 0
     aside: int = 0
+    frames_kept: int | None = None
+    """None where no frame is kept as it came."""
     ids: IdRanges = field(default_factory=IdRanges)
     unreadable: str | None = None
     uncounted: list[pa.RecordBatch] = field(default_factory=list)
@@ -45,6 +47,8 @@ class _Account:
     def add(self, rows: Rows) -> None:
         self.counts += rows.counts
         self.rows += rows.batch.num_rows
+        if rows.raw is not None:
+            self.frames_kept = (self.frames_kept or 0) + count_raw(rows.raw)
         self.reasons.update(rows.reasons)
         self.first_received_us = self.first_received_us or rows.first_received_us
         self.last_received_us = rows.last_received_us
@@ -164,6 +168,8 @@ class SegmentAccounts:
         broken = []
         if not counts.balanced:
             broken.append("frames received ≠ decoded + rejected + notices")
+        if account.frames_kept not in {None, counts.frames}:
+            broken.append("frames received ≠ frames kept")
         if counts.trades != account.rows:
             broken.append("trades counted ≠ rows journaled")
         if counts.rejected_frames + counts.rejected_trades != account.reasons.total():

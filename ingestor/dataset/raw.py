@@ -1,0 +1,129 @@
+"""Reads frames as they came (`storage.raw`): from `raw/`, and from the journal what is not sealed yet."""
+
+import contextlib
+from collections.abc import Collection, Iterable, Iterator
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingestor.dataset.snapshot import check_format, list_names, parse_days
+from ingestor.dataset.times import EVER, Span, day_start_ms
+from ingestor.errors import DamagedFile, Lagged
+from ingestor.journal.follower import Follower, Rows
+from ingestor.journal.segment import Cursor, decode_raw
+from ingestor.layout import Layout, SegmentId, list_segments
+from ingestor.parquet import ORIGIN_KEY, check_pages, named_errors, open_parquet
+from ingestor.schema import FRAMES, RECEIVED_AT
+
+_DAY_MS = 86_400_000
+
+
+def list_raw_days(layout: Layout) -> list[date]:
+    """The UTC dates of receipt of which there are frames, oldest first."""
+    return sorted(parse_days(path.name for path in layout.raw.iterdir())) if layout.raw.is_dir() else []
+
+
+def list_raw_files(layout: Layout, span: Span = EVER) -> dict[str, list[date]]:
+    """The dates of each segment's frames, of those that may hold a moment of the span. Raises DamagedFile."""
+    first, last = span.days
+    found: dict[str, list[date]] = {}
+    for day in list_raw_days(layout):
+        if first <= day <= last:
+            for name in list_names(layout.raw / f"date={day.isoformat()}"):
+                found.setdefault(name.removesuffix(".parquet"), []).append(day)
+    return found
+
+
+def read_frames(layout: Layout, span: Span = EVER) -> Iterator[pa.Table]:
+    """The frames that were received in the span, in the order of their receipt, with the columns FRAMES; together with
+    them come those that were decoded in one block with one of them.
+
+    Raises DamagedFile, FormatTooNew, OSError.
+    """
+    # The journal first: what is sealed after that is read from it still, or, once it is freed, from the files.
+    unsealed = {file.id for file in list_segments(layout) if not file.sealed}
+    files = list_raw_files(layout, span)
+    for segment in sorted({*map(SegmentId.parse, files), *unsealed}):
+        tables: Iterable[pa.Table] | None = _read_journaled(layout, segment) if segment in unsealed else None
+        if tables is None:
+            tables = _read_files(
+                layout, segment, files.get(str(segment)) or list_raw_files(layout).get(str(segment), [])
+            )
+        for table in tables:
+            asked = are_received_in(table, span)
+            if pc.any(asked).as_py():
+                blocks = pc.unique(table.column("block").filter(asked))
+                yield table.filter(pc.is_in(table.column("block"), blocks))
+
+
+def are_received_in(rows: pa.Table, span: Span) -> pa.ChunkedArray:
+    """Whether each of these rows was received in the span."""
+    received = rows.column("received_at")
+    asked = pc.is_valid(received)
+    if span.start_ms is not None:
+        asked = pc.and_(asked, pc.greater_equal(received, pa.scalar(span.start_ms * 1000, RECEIVED_AT)))
+    if span.end_ms is not None:
+        asked = pc.and_(asked, pc.less(received, pa.scalar(span.end_ms * 1000, RECEIVED_AT)))
+    return asked
+
+
+def _read_journaled(layout: Layout, segment: SegmentId) -> list[pa.Table] | None:
+    """The frames of a segment of the journal; None where it was freed, and so published."""
+    tables = []
+    with contextlib.closing(Follower(layout, Cursor(segment.number, 0), synced_only=False)) as follower:
+        try:
+            for event in follower.read():
+                if event.segment != segment:
+                    break
+                if isinstance(event, Rows) and event.raw is not None:
+                    tables.append(pa.Table.from_batches([decode_raw(event.raw, segment.run)]))
+        except (FileNotFoundError, Lagged):
+            return None
+    return tables
+
+
+def _read_files(layout: Layout, segment: SegmentId, days: Collection[date]) -> Iterator[pa.Table]:
+    """The frames of a segment's files; none where retention deletes them meanwhile."""
+    if len(days) > 1:  # it lasted beyond midnight, and a block may have done so, too
+        parts = [table for day in days for table in _read_file(layout.raw_file(segment, day))]
+        yield from [pa.concat_tables(parts).sort_by("frame")] if parts else []
+        return
+    for day in days:
+        yield from _read_file(layout.raw_file(segment, day))
+
+
+def _read_file(path: Path) -> Iterator[pa.Table]:
+    with contextlib.suppress(FileNotFoundError):
+        check_pages(path)
+        with open_parquet(path) as file, named_errors(path):
+            check_format(path, file.metadata.metadata)
+            if file.schema_arrow.remove_metadata() != FRAMES:
+                raise DamagedFile(f"{path}: has other columns than frames have: {', '.join(FRAMES.names)}")
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group).replace_schema_metadata()
+
+
+def recount_frames(path: Path, segment: SegmentId, day: date) -> tuple[int, str | None]:
+    """The frames of one file, and what is wrong with it. Raises FileNotFoundError."""
+    frames, last, day_ms = 0, -1, day_start_ms(day)
+    path.stat()
+    try:
+        with open_parquet(path) as file, named_errors(path):
+            origin = (file.metadata.metadata or {}).get(ORIGIN_KEY, b"").decode(errors="replace")
+        if origin != str(segment):
+            return 0, f"origin {origin or 'missing'}"
+        for table in _read_file(path):
+            frames += table.num_rows
+            numbers = pa.chunked_array([pa.array([last]), *table.column("frame").chunks])
+            if not pc.all(pc.less(numbers.slice(0, table.num_rows), numbers.slice(1))).as_py():
+                return frames, "frames out of order"
+            if not pc.all(are_received_in(table, Span(day_ms, day_ms + _DAY_MS))).as_py():
+                return frames, "frames of another date"
+            if table.column("payload").null_count or pc.unique(table.column("run")).to_pylist() != [segment.run]:
+                return frames, "frames without bytes, or of another run"
+            last = numbers[-1].as_py()
+    except DamagedFile as error:
+        return frames, str(error).removeprefix(f"{path}: ")
+    return frames, None
