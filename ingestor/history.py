@@ -180,9 +180,9 @@ def _skim(path: Path) -> Iterator[Fact]:
 
 
 def _list_witnesses(layout: Layout) -> Iterator[SegmentId]:
-    """The segments whose names stand in the journal, and in the newest dates of the dataset and of the accounts."""
+    """The segments whose names stand in the journal, and in the newest dates of dataset, accounts and frames."""
     yield from (file.id for file in list_segments(layout))
-    for folder in (layout.trades, layout.accounts):
+    for folder in (layout.trades, layout.accounts, layout.raw):
         try:
             days = sorted(name for name in os.listdir(folder) if name.startswith("date="))  # noqa: PTH208  ten times as fast
         except OSError:  # not there, not a folder, or not ours to read: the others speak

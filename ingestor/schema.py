@@ -33,6 +33,8 @@ FRAMES = pa.schema(
         pa.field("connection", pa.int64()),  # its number in the run
         pa.field("frame", pa.int64()),  # its number in the run, as in `rejects/`; rising by one in order of receipt
         pa.field("block", pa.int64()),  # the number of the first frame that was decoded together with it
+        pa.field("sequence", pa.int64()),  # of the first trade that was recorded of that block, if any was
+        pa.field("trades", pa.int64()),  # how many trades were recorded of that block
         pa.field("received_at", RECEIVED_AT),
         pa.field("payload", pa.binary()),  # the bytes as they came
     ]

@@ -92,7 +92,7 @@ def kept(layout: Layout, span: Span | None = None) -> list[Put]:
     found: dict[tuple[int, int], Put] = {}
     for table in read_frames(layout, span or Span(None, None)):
         assert table.schema == FRAMES
-        for row in table.set_column(4, "received_at", table["received_at"].cast(pa.int64())).to_pylist():
+        for row in table.set_column(6, "received_at", table["received_at"].cast(pa.int64())).to_pylist():
             put = found.setdefault((row["run"], row["block"]), Put(row["connection"], [], row["received_at"]))
             assert row["frame"] == row["block"] + len(put.payloads)
             put.payloads.append(row["payload"])

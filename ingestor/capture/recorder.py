@@ -104,7 +104,7 @@ class BlockDecoder:
         """The connection and the text of the frame before the next block."""
         self.next_frame = 0
         """How many frames of the run came before the next block."""
-        self._next_sequence = run << RUN_SHIFT
+        self.next_sequence = run << RUN_SHIFT
 
     def decode(self, block: FrameBlock) -> DecodedBlock:
         """The next block of the run."""
@@ -118,10 +118,10 @@ class BlockDecoder:
         counts = _count(len(frames), decoded, rows.num_rows, refused)
         batch = self._with_recorder_columns(rows, frame_of, block)
         received_us = frames.received_us[0], frames.received_us[-1]
-        header = Header(Kind.BLOCK, counts, self.next_frame, self._next_sequence, *received_us)
+        header = Header(Kind.BLOCK, counts, self.next_frame, self.next_sequence, *received_us)
         self._deduplicator.remember(block.connection, rows, frames.received_us[-1])
         self.next_frame += len(frames)
-        self._next_sequence += rows.num_rows
+        self.next_sequence += rows.num_rows
         self._last = block.connection, frames.payloads[-1]
         return DecodedBlock(header, batch, refused, decoded.notices)
 
@@ -150,7 +150,7 @@ class BlockDecoder:
         """The venue's columns and ours, in the order of the root's schema."""
         frames = block.frames
         received_at = pa.array(frames.received_us, pa.int64()).take(frame_of).cast(RECEIVED_AT)
-        sequence = pa.arange(self._next_sequence, self._next_sequence + rows.num_rows)
+        sequence = pa.arange(self.next_sequence, self.next_sequence + rows.num_rows)
         connection, last = self._last
         before = last if connection == block.connection else None
         repeats = list(map(operator.eq, frames.payloads, [before, *frames.payloads[:-1]]))
@@ -222,7 +222,6 @@ class Recorder:
         self._keeper.close()
 
     def _record(self, block: FrameBlock) -> None:
-        frames, first_frame = block.frames, self._decoder.next_frame
         decoded = self._decoder.decode(block)
         batch, refused = decoded.batch, decoded.refused
         reasons = Counter(one.reason for one in refused)
@@ -230,7 +229,7 @@ class Recorder:
             self.turned_at_s = time.monotonic()
         raw: Pieces = []
         if self._keeps_frames:
-            raw = encode_raw(block.connection, first_frame, frames.received_us, frames.payloads)
+            raw = encode_raw(decoded.header, block.connection, block.frames.received_us, block.frames.payloads)
         self._journal.append(Block(decoded.header, batch, dict(reasons), raw))
         self.counts += decoded.header.counts
         self.reasons.update(reasons)

@@ -34,9 +34,9 @@ _HEADER = struct.Struct("<4sHHIIQIIIIIIqqqq")
 _CRC_AT = 8
 _ALIGN = 8
 
-_RAW = struct.Struct("<QQQQ")
+_RAW = struct.Struct("<QQQQQQ")
 """Before the compressed frames of a record: their number, their connection, the number of the first one in its run,
-and the length of what was compressed.
+the first sequence number and the number of their trades, and the length of what was compressed.
 """
 _RAW_CODEC = pa.Codec("lz4_raw")
 """Half the work of zstd: its files are where frames stay."""
@@ -104,15 +104,17 @@ def encode_reasons(reasons: dict[str, int]) -> Pieces:
     return encode_record(Header(Kind.REASONS), json.dumps(reasons).encode())
 
 
-def encode_raw(connection: int, first_frame: int, received_us: Sequence[int], payloads: Sequence[bytes]) -> Pieces:
-    """The frames of the block that comes next, as they came; the run counts them from `first_frame` on."""
+def encode_raw(block: Header, connection: int, received_us: Sequence[int], payloads: Sequence[bytes]) -> Pieces:
+    """The frames of the block that comes next and has this header, as they came."""
     # Joined and cut by their lengths, the bytes are copied in a third of the time in which Arrow takes them one by one.
     ends = pa.array(accumulate(map(len, payloads), initial=0), pa.int32(), size=len(payloads) + 1)
     joined = [None, ends.buffers()[1], pa.py_buffer(b"".join(payloads))]
     payload = pa.BinaryArray.from_buffers(pa.binary(), len(payloads), joined)
     received_at = pa.array(received_us, pa.int64()).view(_RAW_COLUMNS.types[0])
     message = pa.RecordBatch.from_arrays([received_at, payload], schema=_RAW_COLUMNS).serialize()
-    head = _RAW.pack(len(payloads), connection, first_frame, message.size)
+    head = _RAW.pack(
+        len(payloads), connection, block.first_frame, block.first_sequence, block.counts.trades, message.size
+    )
     return encode_record(Header(Kind.RAW), head + _RAW_CODEC.compress(message, asbytes=True))
 
 
@@ -170,12 +172,13 @@ def count_raw(body: bytes) -> int:
 
 def decode_raw(body: bytes, run: int) -> pa.RecordBatch:
     """The frames in the body of a record of raw frames of this run, with the columns FRAMES."""
-    frames, connection, first, length = _RAW.unpack_from(body)
+    frames, connection, first, sequence, trades, length = _RAW.unpack_from(body)
     message = _RAW_CODEC.decompress(pa.py_buffer(body)[_RAW.size :], length)
     received_at, payload = pa.ipc.read_record_batch(message, _RAW_COLUMNS).columns
-    constants = [pa.repeat(pa.scalar(value, pa.int64()), frames) for value in (run, connection, first)]
-    numbers = pa.arange(first, first + frames)
-    return pa.RecordBatch.from_arrays([*constants[:2], numbers, constants[2], received_at, payload], schema=FRAMES)
+    constants = (pa.repeat(pa.scalar(one, pa.int64()), frames) for one in (run, connection, first, sequence, trades))
+    columns = [*constants, received_at, payload]
+    columns.insert(FRAMES.get_field_index("frame"), pa.arange(first, first + frames))
+    return pa.RecordBatch.from_arrays(columns, schema=FRAMES)
 
 
 def decode_schema(record: Record) -> pa.Schema:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _GROUP_BYTES = 8 << 20
 """Frames of so many bytes, or of one block that has more, become a row group: they stand in memory uncompressed."""
-_CONSTANT = ("run", "connection", "block")
+_CONSTANT = ("run", "connection", "block", "sequence", "trades")
 """Columns of long runs of the same value."""
 _DELTA = ("frame", "received_at")
 _OPTIONS: dict[str, Any] = {
