@@ -40,6 +40,12 @@ def require(tool: str) -> str:
     return path
 
 
+def find_postgres() -> Path:
+    """PostgreSQL's server: Debian keeps it off the path. Raises Missing where there is none."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    return found[-1] if found else Path(require("postgres"))
+
+
 @cache
 def find_missing(need: str) -> str | None:
     """Why this machine hasn't what a test needs: one of `NEEDS`, or the name of a program; None where it has."""
@@ -138,6 +144,7 @@ NEEDS: dict[str, Callable[[], object]] = {
     "tracing": _require_tracing,
     "machine": _require_machine,
     "display": _require_display,
+    "postgres": find_postgres,
     "mkdocs": _require_mkdocs,
     "node": _require_node,
     "cc": _require_compiler,

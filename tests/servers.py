@@ -6,19 +6,25 @@ Kafka is librdkafka's own mock cluster: it speaks the protocol, and its brokers 
 import ctypes
 import os
 import random
+import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import cycle
 from pathlib import Path
+from urllib.parse import quote
 
+import adbc_driver_manager
 import confluent_kafka
+import pyarrow as pa
 import redis
+from adbc_driver_postgresql import dbapi
 from confluent_kafka.admin import AdminClient
 from pyarrow import fs as pafs
-from requirements import require
+from requirements import find_postgres, require
 
 PATIENCE_S = 60.0
 """Longer than any server takes to start."""
@@ -53,7 +59,7 @@ def wait_until(answers: Callable[[], object], what: str) -> None:
         try:
             if answers():
                 return
-        except (OSError, redis.RedisError) as error:
+        except (OSError, redis.RedisError, adbc_driver_manager.Error) as error:
             fault = error
         time.sleep(0.02)
     raise AssertionError(f"{what} never came about: {fault}")
@@ -94,6 +100,88 @@ class RedisServer:
             return bool(self.client.ping())
         except redis.AuthenticationError:
             return True
+
+
+class PostgresServer:
+    """Debian's PostgreSQL with a cluster of its own; as root it runs as the user `postgres`, since it refuses root."""
+
+    password = "p%s/w@rd"
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder = Path(tempfile.mkdtemp(prefix="postgres-", dir="/tmp"))
+        self.port, *_ = free_ports(1)
+        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        self._programs = Path(find_postgres()).parent
+        self._user = "postgres" if os.geteuid() == 0 else None
+        password = self._folder / "password"
+        password.write_text(self.password)
+        try:
+            if self._user:
+                for path in (self._folder, password):
+                    shutil.chown(path, self._user, self._user)
+            subprocess.run(
+                [self._programs / "initdb", "-D", self._folder / "data", "-U", "postgres", "-A", "scram-sha-256",
+                 "--pwfile", password, "-N", "--no-instructions", "--locale=C.UTF-8"],
+                check=True, stdout=subprocess.DEVNULL, user=self._user, group=self._user, cwd=self._folder,
+            )  # fmt: skip
+            self.start()
+        except BaseException:
+            shutil.rmtree(self._folder)
+            raise
+
+    def start(self) -> None:
+        try:
+            wait_until(self._answers, "PostgreSQL")
+        except BaseException:
+            self.kill()
+            raise
+
+    def _answers(self) -> bool:
+        """It refuses to start as long as a process of its predecessor, which was killed, has not noticed that."""
+        if self._process is None or self._process.poll() is not None:
+            options = {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": self._folder}
+            settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+            with (self._folder / "log").open("ab") as log:
+                self._process = subprocess.Popen(
+                    [self._programs / "postgres", "-D", self._folder / "data", *settings],
+                    stderr=log, user=self._user, group=self._user, cwd=self._folder,
+                )  # fmt: skip
+        return bool(self.select("SELECT 1").num_rows)
+
+    def select(self, sql: str, schema: str = "public") -> pa.Table:
+        address = self.url.replace("@", f":{quote(self.password, safe='')}@")
+        with closing(dbapi.connect(address)) as link, link.cursor() as cursor:
+            cursor.execute(f'SET search_path = "{schema}"')
+            cursor.execute("SET TIME ZONE 'UTC'")
+            cursor.execute(sql)
+            return cursor.fetch_arrow_table()
+
+    @property
+    def backends(self) -> list[int]:
+        """The processes that serve the sinks' links."""
+        sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 'finnhub-ingestor'"
+        return self.select(sql)["pid"].to_pylist()  # type: ignore[no-any-return]
+
+    def kill(self) -> None:
+        """The server alone: the processes that serve its clients notice, and end."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def close(self) -> None:
+        self.kill()
+        wait_until(lambda: not self._left(), "the end of PostgreSQL's processes")
+        shutil.rmtree(self._folder)
+
+    def _left(self) -> list[str]:
+        """The processes that still work in its folder."""
+        found = []
+        for cwd in Path("/proc").glob("[0-9]*/cwd"):
+            with suppress(OSError):  # ended, or somebody else's
+                if cwd.readlink().is_relative_to(self._folder):
+                    found.append(cwd.parent.name)
+        return found
 
 
 class KafkaCluster:

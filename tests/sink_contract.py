@@ -34,9 +34,9 @@ from journals import (
     trades,
 )
 from pyarrow import fs as pafs
-from servers import KafkaCluster, RedisServer, S3Server, wait_until
+from servers import KafkaCluster, PostgresServer, RedisServer, S3Server, wait_until
 
-from ingestor.config.sections import KafkaSettings, RedisSettings
+from ingestor.config.sections import KafkaSettings, PostgresSettings, RedisSettings
 from ingestor.journal.follower import Follower
 from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout
@@ -47,6 +47,7 @@ from ingestor.sinks.external_worker import ExternalWorker, deliver
 from ingestor.sinks.kafka_topic import KafkaTopic
 from ingestor.sinks.object_store import ObjectStore
 from ingestor.sinks.parquet_files import ParquetFiles
+from ingestor.sinks.postgres_db import PostgresDatabase
 from ingestor.sinks.redis_db import RedisStreams
 from ingestor.sinks.retention_slots import read_place
 from ingestor.sinks.runner import Runner
@@ -231,6 +232,35 @@ class Sqlite(Destination):
 
     def start(self) -> None:
         self._writer.close()
+
+
+class Postgres(Destination):
+    name = "postgres"
+
+    def __init__(self) -> None:
+        self.server = PostgresServer()
+        self.use_schema("public")
+
+    def use_schema(self, name: str, partition: Literal["none", "day"] = "none") -> None:
+        self.settings = PostgresSettings(url=self.server.url, schema_name=name, partition=partition)
+
+    def open(self, layout: Layout, start: Cursor) -> Sink:
+        return PostgresDatabase(self.settings, self.server.password, ROOT)
+
+    def rows(self) -> pa.Table:
+        return _pick(self.server.select("SELECT * FROM trades ORDER BY sequence", self.settings.schema_name))
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        return [tuple(row.values()) for row in self.server.select(sql, self.settings.schema_name).to_pylist()]
+
+    def kill(self) -> None:
+        self.server.kill()
+
+    def start(self) -> None:
+        self.server.start()
+
+    def close(self) -> None:
+        self.server.close()
 
 
 class Redis(Destination):
@@ -483,6 +513,8 @@ def destination_of(kind: str, folder: Path) -> Iterator[tuple[Destination, Layou
             made = Csv(layout)
         case "sqlite":
             made = Sqlite(place)
+        case "postgres":
+            made = Postgres()
         case "redis":
             made = Redis(place)
         case "kafka":
@@ -499,4 +531,4 @@ def destination_of(kind: str, folder: Path) -> Iterator[tuple[Destination, Layou
         made.close()
 
 
-KINDS = ("parquet", "csv", "sqlite", "redis", "kafka", "directory", "s3")
+KINDS = ("parquet", "csv", "sqlite", "postgres", "redis", "kafka", "directory", "s3")

@@ -23,7 +23,9 @@ def test_the_example_shows_every_option_with_its_default(tmp_path: Path) -> None
     (block,) = re.findall(r"^#   sinks:\n((?:#     .*\n)+)", EXAMPLE.read_text(), re.MULTILINE)
     shown = re.sub(r"^#     ", "  ", block, flags=re.MULTILINE)
     sinks = load_sinks(tmp_path, shown.strip())
-    assert sinks == SinkSettings.model_validate({"sqlite": {}, "redis": {}, "kafka": {}, "object_store": {}})
+    assert sinks == SinkSettings.model_validate(
+        {"sqlite": {}, "postgres": {}, "redis": {}, "kafka": {}, "object_store": {}}
+    )
     options = {
         key for name in SinkSettings.model_fields for key in type(getattr(sinks, name)).model_fields
     }  # fmt: skip
@@ -45,6 +47,8 @@ def test_an_empty_section_is_on(tmp_path: Path, text: str) -> None:
     [
         "redis: {url: 'redis://:hunter2@host:6379'}",
         "redis: {url: 'redis://me:hunter2@host'}",
+        "postgres: {url: 'postgresql://me:hunter2@host/db'}",
+        "postgres: {url: 'postgresql://me@host/db?password=hunter2'}",
         "kafka: {options: {sasl.password: hunter2}}",
         "kafka: {options: {ssl.key.password: hunter2}}",
         "object_store: {uri: 's3://id:hunter2@bucket/path'}",
@@ -66,7 +70,10 @@ def test_a_secret_is_refused_and_not_repeated(tmp_path: Path, text: str) -> None
         ("kafka: {values: avro}", "json"),
         ("kafka: {broker: a}", "did you mean `brokers`"),
         ("object_store: {uri: 'ftp://x'}", "s3://"),
-        ("postgres: {}", "known here are sqlite, redis, kafka, object_store"),
+        ("postgres: {url: 'mysql://host/db'}", "postgresql://"),
+        ("postgres: {url: 'postgresql://host:0/db'}", "postgresql://"),
+        ("postgres: {schema_name: 'a b'}", "letters, digits"),
+        ("mongo: {}", "known here are sqlite, postgres, redis, kafka, object_store"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, text: str, says: str) -> None:

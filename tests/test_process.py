@@ -188,7 +188,10 @@ class TestOrphan:
 
 
 class TestExtras:
-    @pytest.mark.parametrize(("sink", "package_name"), [("redis", "redis"), ("kafka", "confluent_kafka")])
+    @pytest.mark.parametrize(
+        ("sink", "package_name"),
+        [("postgres", "adbc_driver_postgresql"), ("redis", "redis"), ("kafka", "confluent_kafka")],
+    )
     def test_one_that_is_missing_is_named(self, tmp_path: Path, sink: str, package_name: str) -> None:
         """As where it was never installed: no finder finds it."""
         config = tmp_path / "ingestor.yaml"

@@ -35,6 +35,7 @@ EXTRAS = {
     "charts": {"bokeh", "matplotlib", "numpy", "ta-lib"},
     "kafka": {"confluent-kafka"},
     "live": {"pyjwt", "starlette", "uvicorn"},
+    "postgres": {"adbc-driver-postgresql"},
     "redis": {"redis"},
     "tui": {"rich"},
 }
@@ -42,16 +43,22 @@ NEEDS_AN_EXTRA = {
     "plot --symbols AAPL --png aapl.png": "charts",
     "dashboard": "charts",
     "serve": "live",
+    "check --config postgres.yaml": "postgres",
     "check --config redis.yaml": "redis",
     "check --config kafka.yaml": "kafka",
 }
 """What the core alone can't do, and what to install for it."""
-SINKS = {"redis": 'redis: {url: "redis://127.0.0.1:6379"}', "kafka": 'kafka: {brokers: "127.0.0.1:9092"}'}
+SINKS = {
+    "postgres": "postgres: {}",
+    "redis": 'redis: {url: "redis://127.0.0.1:6379"}',
+    "kafka": 'kafka: {brokers: "127.0.0.1:9092"}',
+}
 USE = {
     "analysis": "import ingestor; assert len(ingestor.read_trades('data')) > 0",
     "charts": "from ingestor.cli.main import main; main(['plot', '--symbols', 'AAPL', '--png', 'aapl.png'])",
     "kafka": "import ingestor.sinks.kafka_topic",
     "live": "from ingestor.live.server import run_service; from ingestor.live.access import load_verifier",
+    "postgres": "import ingestor.sinks.postgres_db",
     "redis": "import ingestor.sinks.redis_db",
     "tui": "from ingestor.cli.top import render_rich; print(render_rich(('', '', [], 0.0), 24))",
 }

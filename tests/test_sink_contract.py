@@ -17,7 +17,7 @@ ROWS = int(os.environ.get("SINK_ROWS", str(of_tier(20_000, 2000))))
 """SINK_ROWS=1000000 is the long form."""
 
 
-SERVERS = {"redis": "redis-server", "s3": "weed"}
+SERVERS = {"postgres": "postgres", "redis": "redis-server", "s3": "weed"}
 """What a kind needs of the machine."""
 
 

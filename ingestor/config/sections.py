@@ -12,7 +12,9 @@ from ingestor.config.types import (
     HostName,
     ListenAddress,
     PathText,
+    PostgresUrl,
     RedisUrl,
+    SchemaName,
     Section,
     Size,
     StoreUri,
@@ -285,6 +287,19 @@ class SqliteSettings(Section):
     path: PathText = Field(default=Path("data/trades.sqlite"), description="relative to the working directory")
 
 
+class PostgresSettings(Section):
+    """Rows in PostgreSQL, in the table `trades`. The password is POSTGRES_PASSWORD."""
+
+    url: PostgresUrl = Field(
+        default="postgresql://postgres@127.0.0.1:5432/postgres",
+        description="libpq's options behind a `?` are allowed, such as sslmode=verify-full; a password not",
+    )
+    schema_name: SchemaName = Field(default="public", description="the tables' schema; one per recording")
+    partition: Literal["none", "day"] = Field(
+        default="none", description="`day`: a partition per UTC date, so that old dates can be dropped"
+    )
+
+
 class RedisSettings(Section):
     """A stream, the last price and publications a symbol. The password is REDIS_PASSWORD."""
 
@@ -334,6 +349,9 @@ class SinkSettings(Section):
 
     sqlite: Annotated[SqliteSettings | None, BeforeValidator(_null_section)] = Field(
         default=None, description="a SQLite database; null is nowhere"
+    )
+    postgres: Annotated[PostgresSettings | None, BeforeValidator(_null_section)] = Field(
+        default=None, description="a PostgreSQL database; null is nowhere"
     )
     redis: Annotated[RedisSettings | None, BeforeValidator(_null_section)] = Field(
         default=None, description="Redis: a stream, the last price and publications a symbol; null is nowhere"

@@ -170,6 +170,25 @@ def _check_redis_url(url: str) -> str:
     return url
 
 
+def _check_postgres_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        usable = parts.port is None or parts.port > 0
+    except ValueError:
+        usable = False
+    if not usable or parts.scheme not in {"postgresql", "postgres"} or parts.fragment or not url.isprintable():
+        raise ValueError("must be an address: postgresql://user@host:port/database")
+    if parts.password is not None or "password" in {name for name, _ in parse_qsl(parts.query)}:
+        raise ValueError("the password belongs into POSTGRES_PASSWORD or into .env beside this file, never in here")
+    return url
+
+
+def _check_schema_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,63}", name):
+        raise ValueError("must be a name of up to 63 letters, digits, `_` and `-`")
+    return name
+
+
 def _check_store(uri: str) -> str:
     parts = urlsplit(uri)
     if parts.scheme == "gs":
@@ -196,6 +215,8 @@ def _check_host_name(name: str) -> str:
 VenueUrl = Annotated[str, AfterValidator(_check_url)]
 VenueUrlWithKey = Annotated[str, AfterValidator(_check_url_with_key)]
 RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
+PostgresUrl = Annotated[str, AfterValidator(_check_postgres_url)]
+SchemaName = Annotated[str, AfterValidator(_check_schema_name)]
 StoreUri = Annotated[str, AfterValidator(_check_store)]
 ListenAddress = Annotated[str | None, BeforeValidator(null_as_none), AfterValidator(_check_address)]
 HostName = Annotated[str, AfterValidator(_check_host_name)]

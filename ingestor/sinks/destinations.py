@@ -13,12 +13,12 @@ from ingestor.sinks import Sink
 from ingestor.sinks.external_worker import ExternalWorker
 from ingestor.sinks.retention_slots import name_root
 
-SECRETS = {"redis": "REDIS_PASSWORD", "kafka": "KAFKA_PASSWORD"}
+SECRETS = {"postgres": "POSTGRES_PASSWORD", "redis": "REDIS_PASSWORD", "kafka": "KAFKA_PASSWORD"}
 """By sink: where its password is looked for, as the API key is."""
 
-_PACKAGES = {"redis": "redis", "kafka": "confluent_kafka"}
+_PACKAGES = {"postgres": "adbc_driver_postgresql", "redis": "redis", "kafka": "confluent_kafka"}
 """By sink, and by the extra of that name: the package that it needs."""
-_RECORDS = ("sqlite", "redis", "kafka")
+_RECORDS = ("sqlite", "postgres", "redis", "kafka")
 """Those that take their rows from the journal, and so keep a slot for what they have not passed."""
 
 
@@ -76,6 +76,10 @@ def _open(
         from ingestor.sinks.sqlite_db import SqliteDatabase
 
         return SqliteDatabase(settings.sqlite.path, root)
+    if name == "postgres" and settings.postgres is not None:
+        from ingestor.sinks.postgres_db import PostgresDatabase
+
+        return PostgresDatabase(settings.postgres, password, root)
     if name == "redis" and settings.redis is not None:
         from ingestor.sinks.redis_db import RedisStreams
 
