@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from harness import Recorder, Site, Tally, compare, read_facts, read_gaps, read_parquet, running_venue, wait_for
-from servers import KafkaCluster, RedisServer, S3Server
-from sink_contract import Destination, Kafka, Redis, Sqlite, check, read_store
+from servers import KafkaCluster, PostgresServer, RedisServer, S3Server
+from sink_contract import Destination, Kafka, Postgres, Redis, Sqlite, check, read_store
 
 from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout, list_segments
@@ -27,7 +27,7 @@ RATE = 40_000
 KILLS = 2
 SEALED = 20
 """Segments, while a destination is down."""
-CARRIED = ("sqlite", "redis", "kafka")
+CARRIED = ("sqlite", "postgres", "redis", "kafka")
 
 
 class Elsewhere:
@@ -38,13 +38,19 @@ class Elsewhere:
             (folder / name).mkdir()
         with ExitStack() as started:
             self.s3 = started.enter_context(closing(S3Server(folder / "s3")))
+            postgres = started.enter_context(closing(Postgres()))
             self.redis = redis = started.enter_context(closing(Redis(folder / "redis")))
             self.kafka = kafka = started.enter_context(closing(Kafka()))
             self._running = started.pop_all()
-        self.destinations: dict[str, Destination] = {"sqlite": Sqlite(folder), "redis": redis, "kafka": kafka}
-        self.servers: list[RedisServer | KafkaCluster | S3Server] = [redis.server, kafka.cluster, self.s3]
+        self.destinations: dict[str, Destination] = {
+            "sqlite": Sqlite(folder), "postgres": postgres, "redis": redis, "kafka": kafka,
+        }  # fmt: skip
+        self.servers: list[RedisServer | PostgresServer | KafkaCluster | S3Server] = [
+            redis.server, postgres.server, kafka.cluster, self.s3,
+        ]  # fmt: skip
         self.settings = {
             "sqlite": {"path": str(folder / "trades.sqlite")},
+            "postgres": {"url": postgres.server.url},
             "redis": {"url": redis.server.url, "stream_max": 1 << 30},
             "kafka": {"brokers": kafka.settings.brokers, "options": dict(kafka.settings.options)},
             "object_store": {"uri": self.s3.uri},
@@ -58,12 +64,13 @@ class Elsewhere:
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("POSTGRES_PASSWORD", PostgresServer.password)
     with closing(Elsewhere(tmp_path)) as made:
         yield made
 
 
 @pytest.mark.long
-@pytest.mark.needs("redis-server", "weed")
+@pytest.mark.needs("redis-server", "weed", "postgres")
 def test_every_server_killed_twice(tmp_path: Path, elsewhere: Elsewhere, tally: Tally) -> None:
     with running_venue(tmp_path, "--rate", str(RATE)) as venue:
         settings = {"sinks": elsewhere.settings, "storage": {"formats": ["parquet"]}}
@@ -93,7 +100,7 @@ def test_every_server_killed_twice(tmp_path: Path, elsewhere: Elsewhere, tally: 
     assert _skipped(site.layout) == []
 
 
-@pytest.mark.needs("redis-server", "weed")
+@pytest.mark.needs("redis-server", "weed", "postgres")
 def test_a_recorder_that_is_killed_leaves_no_process_behind(tmp_path: Path, elsewhere: Elsewhere, tally: Tally) -> None:
     with running_venue(tmp_path, "--rate", "2000") as venue:
         settings = {"sinks": elsewhere.settings, "storage": {"formats": ["parquet"]}}
@@ -119,7 +126,7 @@ def test_a_recorder_that_is_killed_leaves_no_process_behind(tmp_path: Path, else
 
 
 @pytest.mark.long
-@pytest.mark.needs("redis-server", "weed")
+@pytest.mark.needs("redis-server", "weed", "postgres")
 def test_a_second_recorder_waits_for_the_sinks_of_the_first(tmp_path: Path, elsewhere: Elsewhere) -> None:
     settings = {"sinks": {"redis": elsewhere.settings["redis"]}, "stop_timeout": "1s"}
     with running_venue(tmp_path, "--rate", "500") as venue:
@@ -142,7 +149,7 @@ def test_a_second_recorder_waits_for_the_sinks_of_the_first(tmp_path: Path, else
 
 
 @pytest.mark.long
-@pytest.mark.needs("redis-server", "weed")
+@pytest.mark.needs("redis-server", "weed", "postgres")
 def test_one_that_is_down_while_many_segments_are_sealed(tmp_path: Path, elsewhere: Elsewhere, tally: Tally) -> None:
     """As an hour is, with segments of 64 KB: nobody waits for it, and it gets everything when it is back."""
     sinks = {name: elsewhere.settings[name] for name in CARRIED}
