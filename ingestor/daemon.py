@@ -18,6 +18,7 @@ from ingestor.dataset.maintenance import MaintenanceLoop
 from ingestor.errors import ConfigError, ConservationViolated, IngestorError, RootDeleted, RowsUnsaved
 from ingestor.layout import Layout, RootLock, locked_root, remove_tree
 from ingestor.metrics import Conservation, Counts
+from ingestor.operations.alerts import AlertProcess, make_alert_process
 from ingestor.operations.collector import Watch
 from ingestor.operations.health import HealthServer, open_health
 from ingestor.operations.key_lock import locked_key
@@ -175,8 +176,11 @@ class Daemon:
         source: Source,
         signals: Signals,
         sinks_stop: threading.Event,
+        alerts: AlertProcess | None = None,
     ) -> None:
-        """`recording` was prepared with `signals.stop` and `sinks_stop`; `sinks` carry elsewhere what it journals."""
+        """`recording` was prepared with `signals.stop` and `sinks_stop`; `sinks` carry elsewhere what it journals, and
+        `alerts` tell people.
+        """
         self._recording = recording
         self._signals = signals
         self._sinks_stop = sinks_stop
@@ -185,6 +189,7 @@ class Daemon:
         self._recorder = Worker("recorder", recording.recorder.run, self._ended)
         self._files = Worker("files", recording.runner.run, self._ended)
         self._sinks = sinks
+        self._alerts = alerts
         self._sinks_worker = Worker("sinks", sinks.run, self._ended) if sinks else None
         self._report = Report(recording)
         self._watch = Watch(recording)
@@ -231,6 +236,8 @@ class Daemon:
         account = self._account()
         cause = failure or next((worker.error for worker in workers if worker.error is not None), unsaved)
         self._close_ledger(cause)
+        if self._alerts:
+            self._alerts.end(cause)
         if cause is not None:
             raise cause
         return self._check(account)
@@ -239,6 +246,8 @@ class Daemon:
         """One turn of the main thread, twice per second."""
         self._watch.tick(now_s)
         self._report.tick(now_s)
+        if self._alerts:
+            self._alerts.tick(now_s)
         # The thread that is furthest behind feeds the watchdog, by its own progress: none may hide behind another.
         others = [self._maintenance.turned_at_s, *([self._sinks.turned_at_s] if self._sinks else [])]
         self._service.prove(min(self._recording.recorder.turned_at_s, *self._watch.turns(now_s), *others), now_s)
@@ -351,9 +360,11 @@ class Daemon:
         return account
 
 
-def record(settings: Settings, source: Source, key: str, signals: Signals, secret: str = "") -> Conservation:
+def record(
+    settings: Settings, source: Source, key: str, signals: Signals, secret: str = "", receivers: Sequence[str] = ()
+) -> Conservation:
     """Hold the root and the key, and record until `signals.stop`: the work of `ingestor run`. `secret` is what some
-    venues want beside the key.
+    venues want beside the key; `receivers` are the addresses that alerts go to.
 
     `source` is where `settings` came from. Raises IngestorError, OSError.
     """
@@ -375,4 +386,5 @@ def record(settings: Settings, source: Source, key: str, signals: Signals, secre
                 remove_tree(path)
         sinks_stop = threading.Event()
         recording = prepare(settings, key, layout, signals.stop, sinks_stop, secret)
-        return Daemon(recording, sinks, source, signals, sinks_stop).run(lock)
+        alerts = make_alert_process(settings, layout, receivers, after_crash=recording.after_crash)
+        return Daemon(recording, sinks, source, signals, sinks_stop, alerts).run(lock)

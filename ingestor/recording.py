@@ -180,6 +180,8 @@ class Recording:
     settings: Settings
     layout: Layout
     run: int
+    after_crash: bool
+    """The run before ended without a stop."""
     ledger: Ledger
     gaps: Gaps
     clock: Clock
@@ -234,6 +236,7 @@ def prepare(
         settings=settings,
         layout=layout,
         run=run.number,
+        after_crash=bool(history.run and not history.stopped),
         ledger=ledger,
         gaps=run.gaps,
         clock=run.clock,

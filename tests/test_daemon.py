@@ -45,6 +45,8 @@ class Run(threading.Thread):
     def __init__(self, folder: Path, **more: Any) -> None:
         super().__init__()
         self.signals: Signals = more.pop("signals", None) or Signals()
+        self.receivers: tuple[str, ...] = more.pop("receivers", ())
+        self.key: str = more.pop("key", f"key of {folder}")
         storage = {**SETTINGS["storage"], "root": folder / "data", **more.pop("storage", {})}
         self.settings = Settings.model_validate({**SETTINGS, "storage": storage, **more})
         self.layout = Layout(folder / "data")
@@ -53,7 +55,7 @@ class Run(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.outcome = record(self.settings, self.source, f"key of {self.layout.root}", self.signals)
+            self.outcome = record(self.settings, self.source, self.key, self.signals, receivers=self.receivers)
         except BaseException as error:  # noqa: BLE001  the test looks at it
             self.outcome = error
 
@@ -100,7 +102,7 @@ def test_one_key_has_one_recorder_and_the_second_root_stays_free(tmp_path: Path)
     with running(tmp_path) as first:
         second = Run(tmp_path / "second")
         with pytest.raises(KeyInUse):
-            record(second.settings, second.source, f"key of {first.layout.root}", Signals())
+            record(second.settings, second.source, first.key, Signals())
         assert read_holder(second.layout) is None
         assert list_ledgers(second.layout) == []
 

@@ -31,6 +31,7 @@ PACKAGED = {
 }
 """What stands elsewhere in a checkout, where people look for it."""
 EXTRAS = {
+    "alerts": {"apprise"},
     "analysis": {"pandas"},
     "charts": {"bokeh", "matplotlib", "numpy", "ta-lib"},
     "kafka": {"confluent-kafka"},
@@ -54,6 +55,7 @@ SINKS = {
     "kafka": 'kafka: {brokers: "127.0.0.1:9092"}',
 }
 USE = {
+    "alerts": "from ingestor.operations.alerts import send; print(send('json://127.0.0.1:9/', 'x'))",
     "analysis": "import ingestor; assert len(ingestor.read_trades('data')) > 0",
     "charts": "from ingestor.cli.main import main; main(['plot', '--symbols', 'AAPL', '--png', 'aapl.png'])",
     "kafka": "import ingestor.sinks.kafka_topic",

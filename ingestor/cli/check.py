@@ -28,6 +28,7 @@ from ingestor.config.key import SECRET_VARIABLE, Key, load_key, load_secret
 from ingestor.config.yaml_file import read_yaml
 from ingestor.errors import ConfigError
 from ingestor.layout import Layout, read_holder
+from ingestor.operations.alerts import load_receivers
 from ingestor.operations.preflight import Answer, Rest, VenueUnreachable, find_unknown, measure_disk
 from ingestor.texts import escape, format_size
 
@@ -73,7 +74,7 @@ def check(
         findings.append(Finding("ok", "settings", f"{source}: {len(settings.tickers)} tickers"))
     findings += find_key(directory, settings.feed if settings else _guess_feed(config))
     if settings:
-        for find in (find_oddities, find_sink_faults, find_disk_faults):
+        for find in (find_oddities, find_sink_faults, find_alert_faults, find_disk_faults):
             findings += find(settings, directory)
         if online:
             findings += find_online(settings, load_key(directory) if settings.feed.type == "finnhub" else None)
@@ -149,6 +150,18 @@ def find_oddities(settings: Settings, _directory: Path) -> Iterator[Finding]:
     unpowered = killed + settings.journal.sync_interval
     bound = f"kill -9 loses {format_seconds(killed)} + lag, a power cut {format_seconds(unpowered)} + lag"
     yield Finding("ok", "loss bound", bound)
+
+
+def find_alert_faults(settings: Settings, directory: Path) -> Iterator[Finding]:
+    """Receivers of alerts that are missing."""
+    try:
+        receivers = load_receivers(settings.alerts, directory)
+    except ConfigError as error:
+        yield Finding("error", "alerts", str(error))
+    else:
+        if receivers:
+            text = f"{len(receivers)} receivers: 'ingestor alerts test' sends them a message"
+            yield Finding("ok", "alerts", text)
 
 
 def find_sink_faults(settings: Settings, directory: Path) -> Iterator[Finding]:

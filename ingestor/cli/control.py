@@ -1,7 +1,8 @@
-"""Commands that ask a running recorder to do something: `ingestor reload` and `ingestor stop`."""
+"""Commands that ask a running recorder to do something, `ingestor reload` and `stop`, and `ingestor alerts`."""
 
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -11,7 +12,16 @@ from typing import Any
 import click
 
 from ingestor import system
-from ingestor.cli.options import DurationType, example, json_option, recording_options, root_from, settings_from
+from ingestor.cli.options import (
+    DurationType,
+    config_dir,
+    config_option,
+    example,
+    json_option,
+    recording_options,
+    root_from,
+    settings_from,
+)
 from ingestor.cli.printing import format_json, format_seconds
 from ingestor.config import Flags
 from ingestor.errors import ConfigError, IngestorError
@@ -144,3 +154,27 @@ def _send(layout: Layout, holder: Holder, number: signal.Signals) -> None:
         raise IngestorError(f"process {holder.pid} belongs to another user: become that user, or root") from None
     except (FileNotFoundError, ProcessLookupError):
         raise IngestorError(elsewhere) from None
+
+
+@click.command(epilog=example("ingestor alerts test"))
+@click.argument("what", type=click.Choice(["test", "failed"]))
+@config_option
+def alerts(config: Path | None, what: str) -> None:
+    """Send a message to each receiver of alerts (ALERT_URLS): exit 0 if all took it.
+
+    `test` says that alerts arrive. `failed` says that the recorder has ended, for `OnFailure=` of systemd.
+    The recorder need not run. Receivers are named by their number and kind: their addresses hold secrets.
+    """
+    from ingestor.config.sections import AlertSettings
+    from ingestor.operations.alerts import load_receivers, send
+
+    settings = settings_from(config, Flags())
+    receivers = load_receivers(settings.alerts or AlertSettings(), config_dir(config))
+    texts = {"test": "a test: alerts arrive here", "failed": "the recorder has failed: see its log"}
+    text = f"{socket.gethostname()}: {texts[what]}"
+    failed = 0
+    for number, url in enumerate(receivers, 1):
+        taken = send(url, text)
+        failed += not taken
+        click.echo(f"receiver {number} ({url.partition('://')[0]}): {'sent' if taken else 'failed'}")
+    sys.exit(1 if failed else 0)

@@ -29,6 +29,7 @@ COMMANDS = {
     "stop": ("ingestor.cli.control:stop", "Stop a running recorder in order, and wait for it."),
     "reload": ("ingestor.cli.control:reload", "Have a running recorder take over a changed list of tickers."),
     "status": ("ingestor.cli.status:status", "Show the status of a running recorder."),
+    "alerts": ("ingestor.cli.control:alerts", "Send a test message to each receiver of alerts."),
     "top": ("ingestor.cli.top:top", "Watch it live, with a row per symbol."),
     "tail": ("ingestor.cli.read:tail", "Print trades as they are recorded."),
     "serve": ("ingestor.cli.serve:serve", "Serve live prices, history and a page to this machine."),

@@ -12,6 +12,7 @@ from ingestor.config.addresses import find_unused_proxy
 from ingestor.config.key import SECRET_VARIABLE, load_key, load_secret
 from ingestor.errors import ConfigError
 from ingestor.logs import configure_logs
+from ingestor.operations.alerts import load_receivers
 from ingestor.operations.signals import catch_signals
 from ingestor.system import require_recorder
 
@@ -39,7 +40,9 @@ def run(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None,
     secret = load_secret(SECRET_VARIABLE, config_dir(config)) or "" if settings.feed.needs_secret else ""
     if settings.feed.needs_secret and not secret:
         raise ConfigError(f"the login needs a secret: set {SECRET_VARIABLE}, or put it into the .env beside the config")
-    configure_logs(settings.logging.level, settings.logging.format, list(filter(None, [text, secret])) or [""])
+    receivers = load_receivers(settings.alerts, config_dir(config))
+    secrets = list(filter(None, [text, secret, *receivers])) or [""]
+    configure_logs(settings.logging.level, settings.logging.format, secrets)
     if key:
         log.info("key.found", source=key.source)
     if key and key.warning:
@@ -50,4 +53,4 @@ def run(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None,
     signals = catch_signals()
     from ingestor.daemon import record  # heavy: a mistake in the settings is told first
 
-    record(settings, source, text, signals, secret)
+    record(settings, source, text, signals, secret, receivers)

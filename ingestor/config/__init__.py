@@ -25,6 +25,7 @@ from ingestor.config.feeds import (
 )
 from ingestor.config.key import KEY_BELONGS
 from ingestor.config.sections import (
+    AlertSettings,
     ConnectionSettings,
     HealthSettings,
     JournalSettings,
@@ -34,6 +35,7 @@ from ingestor.config.sections import (
     StorageSettings,
     TickerFiles,
     Tickers,
+    null_section,
     symbols_of_shard,
 )
 from ingestor.config.types import Duration, Section, Switch, lasting, null_as_none
@@ -68,6 +70,9 @@ class Settings(Section):
     connection: ConnectionSettings = ConnectionSettings()
     health: HealthSettings = HealthSettings()
     sinks: SinkSettings = SinkSettings()
+    alerts: Annotated[AlertSettings | None, BeforeValidator(null_section)] = Field(
+        default=None, description="messages to people, by Apprise; null is none"
+    )
     logging: LoggingSettings = LoggingSettings()
     stop_timeout: Annotated[Duration, lasting("0s", "1h")] = Field(
         default=60.0, description="how long an orderly stop may wait for files to be complete"
@@ -85,6 +90,8 @@ class Settings(Section):
         """What the sections say of one another."""
         if self.shard and isinstance(self.feed, JsonSettings) and self.feed.subscribe is None:
             raise ValueError("`shard` needs `feed.subscribe`: without it every shard is sent every symbol")
+        if self.alerts and self.health.listen is None:
+            raise ValueError("`alerts` need `health.listen`: they ask there how the recorder is")
         if not self.symbols:
             raise ValueError("this shard gets none of the tickers: there are too few of them for so many shards")
         if isinstance(self.feed, BinanceSettings):

@@ -2,10 +2,12 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from datetime import time
 from pathlib import Path
 from typing import Annotated, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, WithJsonSchema, field_validator
 
 from ingestor.config.types import (
     Duration,
@@ -164,7 +166,7 @@ class RawSettings(Section):
     )
 
 
-def _null_section(value: object) -> object:
+def null_section(value: object) -> object:
     """An empty section is one whose every line is a comment: it is all defaults, and not null."""
     return None if value in ("~", "null") else value
 
@@ -185,7 +187,7 @@ class StorageSettings(Section):
         default=1 << 30,
         description="raw text of refused frames to keep a day; beyond it they are only counted",
     )
-    raw: Annotated[RawSettings | None, BeforeValidator(_null_section)] = Field(
+    raw: Annotated[RawSettings | None, BeforeValidator(null_section)] = Field(
         default=None, description="keep every frame as it came, too; null doesn't"
     )
 
@@ -281,6 +283,56 @@ class LoggingSettings(Section):
     )
 
 
+def _parse_quiet(value: object) -> object:
+    """`22:00-07:00` → two times of day. Raises ValueError with a sentence."""
+    if value is None or isinstance(value, tuple):
+        return value
+    try:
+        begin, end = (time.fromisoformat(part.strip()) for part in str(value).split("-"))
+    except ValueError:
+        raise ValueError("must be two times of day: 22:00-07:00") from None
+    if begin == end:
+        raise ValueError("must begin and end at different times")
+    return begin, end
+
+
+QuietHours = Annotated[
+    tuple[time, time],
+    BeforeValidator(_parse_quiet),
+    PlainSerializer(lambda hours: f"{hours[0]:%H:%M}-{hours[1]:%H:%M}", return_type=str),
+    WithJsonSchema({"type": "string", "examples": ["22:00-07:00"]}),
+]
+
+
+class AlertSettings(Section):
+    """When a person is told. The receivers are Apprise URLs in ALERT_URLS."""
+
+    blind: Annotated[Duration, lasting("100ms", "1d")] = Field(
+        default=120.0, description="blind for all symbols, or no answer from the recorder, for so long"
+    )
+    symbol: Annotated[Duration, lasting("100ms", "7d")] = Field(
+        default=1800.0, description="blind for one symbol for so long"
+    )
+    disk_days: Annotated[float, Field(ge=0, le=3650)] = Field(
+        default=7.0, description="the disk lasts for fewer days than this at the present growth"
+    )
+    settle: Annotated[Duration, lasting("100ms", "1h")] = Field(
+        default=60.0, description="how long all must be well before that is said"
+    )
+    quiet: Annotated[QuietHours | None, BeforeValidator(null_as_none)] = Field(
+        default=None, description="hours in which messages are held back, such as 22:00-07:00"
+    )
+    time_zone: str = Field(default="UTC", description="of these hours, such as Europe/Berlin")
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, name: str) -> str:
+        try:
+            return name if name == "UTC" else ZoneInfo(name).key
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"no time zone {name!r} here: write it like Europe/Berlin") from None
+
+
 class SqliteSettings(Section):
     """Rows in a SQLite database."""
 
@@ -347,18 +399,18 @@ class ObjectStoreSettings(Section):
 class SinkSettings(Section):
     """Where trades go besides files; null is nowhere."""
 
-    sqlite: Annotated[SqliteSettings | None, BeforeValidator(_null_section)] = Field(
+    sqlite: Annotated[SqliteSettings | None, BeforeValidator(null_section)] = Field(
         default=None, description="a SQLite database; null is nowhere"
     )
-    postgres: Annotated[PostgresSettings | None, BeforeValidator(_null_section)] = Field(
+    postgres: Annotated[PostgresSettings | None, BeforeValidator(null_section)] = Field(
         default=None, description="a PostgreSQL database; null is nowhere"
     )
-    redis: Annotated[RedisSettings | None, BeforeValidator(_null_section)] = Field(
+    redis: Annotated[RedisSettings | None, BeforeValidator(null_section)] = Field(
         default=None, description="Redis: a stream, the last price and publications a symbol; null is nowhere"
     )
-    kafka: Annotated[KafkaSettings | None, BeforeValidator(_null_section)] = Field(
+    kafka: Annotated[KafkaSettings | None, BeforeValidator(null_section)] = Field(
         default=None, description="a Kafka topic; null is nowhere"
     )
-    object_store: Annotated[ObjectStoreSettings | None, BeforeValidator(_null_section)] = Field(
+    object_store: Annotated[ObjectStoreSettings | None, BeforeValidator(null_section)] = Field(
         default=None, description="a mirror of the dataset in an object store or a directory; null is nowhere"
     )
