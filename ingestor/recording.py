@@ -25,6 +25,7 @@ from ingestor.capture.stream_state import Observed, Observer
 from ingestor.capture.subscriptions import Subscriptions
 from ingestor.capture.wall_clock import Clock
 from ingestor.config import Settings
+from ingestor.config.addresses import choose_proxy
 from ingestor.config.key import load_secret
 from ingestor.config.sections import ConnectionSettings, JournalSettings
 from ingestor.errors import ConfigError
@@ -137,7 +138,8 @@ class Capture:
         gaps.drop_others(symbols, now_us())
         connector = Connector(feed, settings, KnownKey(run.layout, key), waits, stop)
         subscriptions = Subscriptions(feed, symbols, ledger, gaps, observed, waits.symbol_s)
-        holidays = Holidays(run.layout, rest_base, key, settings.ca_file)
+        proxy = choose_proxy(rest_base, settings.proxy) if rest_base else None
+        holidays = Holidays(run.layout, rest_base, key, settings.ca_file, proxy)
         markets = Markets(holidays, never_close=feed.terms.never_closes)
         monitor = ConnectionMonitor(subscriptions, settings, buffer, gaps, observed, markets, clock)
         connection_log = ConnectionLog(ledger, gaps, observed)

@@ -30,7 +30,7 @@ from ingestor.cli.options import (
 )
 from ingestor.cli.setup import list_venues
 from ingestor.config import Flags
-from ingestor.config.addresses import find_unused_proxy
+from ingestor.config.addresses import Proxy, choose_proxy, find_proxy_variable, parse_proxy
 from ingestor.config.feeds import check_binance_tickers
 from ingestor.dataset import times
 from ingestor.errors import ConfigError
@@ -346,8 +346,45 @@ def test_no_symbol_of_binance_is_named(symbol: str, name: str) -> None:
         ("ws://127.0.0.1:8765", {"HTTP_PROXY": "http://proxy:1"}, None),
     ],
 )
-def test_a_proxy_that_is_not_used_is_named(url: str, environ: dict[str, str], found: str | None) -> None:
-    assert find_unused_proxy(url, environ) == found
+def test_the_variable_that_names_a_proxy(url: str, environ: dict[str, str], found: str | None) -> None:
+    assert find_proxy_variable(url, environ) == found
+
+
+@pytest.mark.parametrize(
+    ("setting", "environ", "found"),
+    [
+        ("none", {"HTTPS_PROXY": "http://u:p@proxy:1"}, None),
+        ("auto", {"HTTPS_PROXY": "http://u:p%40s@proxy:1"}, Proxy("proxy", 1, "u:p@s")),
+        ("auto", {"HTTPS_PROXY": "proxy:3128"}, Proxy("proxy", 3128)),
+        ("auto", {"HTTPS_PROXY": "http://proxy:1", "NO_PROXY": "venue.example"}, None),
+        ("auto", {}, None),
+        ("http://[::1]:8080", {"HTTPS_PROXY": "http://other:1"}, Proxy("::1", 8080)),
+    ],
+)
+def test_the_proxy_that_is_chosen(setting: str, environ: dict[str, str], found: Proxy | None) -> None:
+    assert choose_proxy("wss://venue.example/?token=x", setting, environ) == found
+
+
+@pytest.mark.parametrize(
+    "text", ["socks5://u:pa55@proxy:1", "https://u:pa55@proxy:1", "http://u:pa55@proxy:port", "http://"]
+)
+def test_a_proxy_that_cannot_be_used_is_refused_without_its_password(text: str) -> None:
+    with pytest.raises(ConfigError, match="HTTPS_PROXY is no address of") as refused:
+        choose_proxy("wss://venue.example", "auto", {"HTTPS_PROXY": text})
+    assert "pa55" not in str(refused.value)
+
+
+def test_a_proxy_is_shown_without_its_password_and_told_with_it() -> None:
+    proxy = parse_proxy("http://me:p%2Fa@proxy.example:3128/")
+    assert f"{proxy} {proxy!r}" == "proxy.example:3128 Proxy(host='proxy.example', port=3128)"
+    assert proxy.url == "http://me:p%2Fa@proxy.example:3128"
+
+
+def test_a_password_of_a_proxy_has_no_place_in_the_settings(folder: Path) -> None:
+    (folder / "my.yaml").write_text("tickers: [A]\nconnection: {proxy: http://u:pa55@proxy:1}\n")
+    done = call("check", "--config", "my.yaml")
+    assert "holds credentials: write `auto`" in done.output
+    assert "pa55" not in done.output
 
 
 def test_check_names_lower_case_and_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,9 @@
 import contextlib
 import socket
 import threading
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -11,7 +14,9 @@ from certificates import Certificate, make_certificate
 from one_venue import KEY, answer, connect, say, text, venue
 from recorders import eventually
 
+from ingestor.config.addresses import Proxy
 from ingestor.errors import ConnectionLost, HandshakeRefused
+from ingestor.texts import is_visible
 
 
 @pytest.mark.parametrize("status", [200, 401, 403, 429, 500, 524])
@@ -134,6 +139,123 @@ def test_a_proxy_in_the_environment_sees_nothing(monkeypatch: pytest.MonkeyPatch
         proxy.settimeout(0)
         with pytest.raises(BlockingIOError):
             proxy.accept()
+
+
+# By a proxy
+
+
+@dataclass
+class ConnectProxy:
+    """An HTTP proxy that connects who gives the right password, if it wants one."""
+
+    server: socket.socket
+    password: str | None = None
+    asked: list[str] = field(default_factory=list)
+    """Heads of requests."""
+
+    @property
+    def told(self) -> Proxy:
+        """As the recorder is told of it."""
+        credentials = None if self.password is None else f"me:{self.password}"
+        return Proxy("127.0.0.1", self.server.getsockname()[1], credentials)
+
+    def serve(self) -> None:
+        while True:
+            try:
+                client, _ = self.server.accept()
+            except OSError:
+                return  # closed
+            threading.Thread(target=self._connect, args=(client,), daemon=True).start()
+
+    def _connect(self, client: socket.socket) -> None:
+        with client:
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += client.recv(1)
+            self.asked.append(head.decode())
+            wanted = f"Basic {b64encode(f'me:{self.password}'.encode()).decode()}"
+            if self.password is not None and f"Proxy-Authorization: {wanted}\r\n" not in head.decode():
+                client.sendall(b"HTTP/1.1 407 Who are you?\r\nContent-Length: 0\r\n\r\n")
+                return
+            host, _, port = head.split(b" ")[1].decode().rpartition(":")
+            with socket.create_connection((host, int(port))) as venue:
+                client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                back = threading.Thread(target=pump, args=(venue, client), daemon=True)
+                back.start()
+                pump(client, venue)
+                back.join()
+
+
+def pump(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while piece := source.recv(1 << 16):
+            target.sendall(piece)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
+
+
+def hang_up(peer: socket.socket) -> None:
+    peer.recv(1 << 16)  # a socket that is closed with bytes unread would be reset
+
+
+@pytest.fixture
+def proxy() -> Iterator[ConnectProxy]:
+    server = socket.create_server(("127.0.0.1", 0))
+    made = ConnectProxy(server)
+    thread = threading.Thread(target=made.serve, daemon=True)
+    thread.start()
+    yield made
+    server.shutdown(socket.SHUT_RDWR)
+    server.close()
+    thread.join()
+
+
+def test_tls_by_a_proxy_that_wants_a_password_and_sees_neither_key_nor_frames(
+    tmp_path: Path, proxy: ConnectProxy
+) -> None:
+    certificate = make_certificate(tmp_path)
+    proxy.password = "pa55:word"
+    with venue(say(text(b"by the proxy")), certificate) as url:
+        connection = connect(url, ca_file=certificate.certificate, proxy=proxy.told)
+        assert eventually(connection.receive, "a frame") == [b"by the proxy"]
+        connection.close()
+        parts = urlsplit(url)
+        (head,) = proxy.asked
+        assert head.splitlines()[0] == f"CONNECT {parts.hostname}:{parts.port} HTTP/1.1"
+        assert KEY not in head
+
+
+def test_a_proxy_that_refuses_is_told_without_its_password(proxy: ConnectProxy) -> None:
+    proxy.password = "right"
+    wrong = replace(proxy.told, credentials="me:pa55")
+    with (
+        venue(say()) as url,
+        pytest.raises(ConnectionLost, match="answered 407: it wants a user and a password") as lost,
+    ):
+        connect(url, proxy=wrong)
+    assert "pa55" not in str(lost.value)
+    assert KEY not in str(lost.value)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"HTTP/1.1 403 No\r\n\r\n", b"\xff\x1b[31m\r\n\r\n", b"HTTP/1.1 200 " + b"x" * 20_000]
+)
+def test_what_a_proxy_answers_is_hostile_data(raw: bytes) -> None:
+    with venue(answer(raw) if raw else hang_up) as url:
+        parts = urlsplit(url)
+        with pytest.raises(
+            ConnectionLost, match=r"can't connect: the proxy 127\.0\.0\.1:\d+ (answered|gave no)"
+        ) as lost:
+            connect(f"ws://venue.example/?token={KEY}", proxy=Proxy("127.0.0.1", parts.port or 0))
+    assert is_visible(str(lost.value))
+
+
+def test_a_proxy_that_says_nothing_ends_in_time() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(ConnectionLost, match=r"no handshake|timed out"),
+    ):
+        connect("ws://venue.example/", proxy=Proxy("127.0.0.1", silent.getsockname()[1]), timeout_s=0.2)
 
 
 # TLS

@@ -1,8 +1,8 @@
 """One WebSocket connection: its handshake, its messages, and what its end means.
 
-The socket is made by us: `WebSocket.connect` would honour proxy variables. The handshake runs in a thread of its own:
-a name server may take its time, and the library reads an answer byte by byte with a timeout for each, so that a server
-that trickles would hold its caller for ever.
+The socket is made by us: `WebSocket.connect` would honour proxy variables unasked. The handshake runs in a thread of
+its own: a name server may take its time, and the library reads an answer byte by byte with a timeout for each, so that
+a server that trickles would hold its caller for ever.
 """
 
 import contextlib
@@ -17,7 +17,9 @@ from urllib.parse import parse_qsl, urlsplit
 from websocket import ABNF, WebSocketBadStatusException, WebSocketException
 
 from ingestor.capture.fast_frames import FrameStream, NothingYet
+from ingestor.config.addresses import Proxy, bracketed
 from ingestor.errors import ConnectionLost, HandshakeRefused
+from ingestor.texts import escape
 
 _NO_STATUS = 1005
 _CLOSE_NAMES = {
@@ -36,6 +38,7 @@ _LEAVE_S = 1.0
 _NO_CLOSE_FRAME = 1006
 _LOOK_S = 0.02
 _MAX_MESSAGE = 64 << 20
+_PROXY_ANSWER_MAX = 16_384
 
 
 def read_close(body: bytes, secrets: Collection[str]) -> tuple[int, str]:
@@ -153,13 +156,16 @@ class Connection:
         return ConnectionLost(f"the venue closed it: {describe_close(self.close_code, reason)}")
 
 
-def connect(url: str, *, timeout_s: float, ca_file: Path | None, stop: threading.Event) -> Connection:
-    """A new connection: TCP, TLS and the handshake, all within `timeout_s`; `stop` cuts it short.
+def connect(
+    url: str, *, timeout_s: float, ca_file: Path | None, stop: threading.Event, proxy: Proxy | None = None
+) -> Connection:
+    """A new connection: TCP, by a proxy if there is one, TLS and the handshake, all within `timeout_s`; `stop` cuts it
+    short.
 
     Raises HandshakeRefused with the HTTP status where the venue says no, ConnectionLost on any other failure;
     neither holds the key that is in the URL.
     """
-    handshake = _Handshake(url, timeout_s, ca_file)
+    handshake = _Handshake(url, timeout_s, ca_file, proxy)
     handshake.start()
     deadline_s = time.monotonic() + timeout_s
     while not handshake.ended.wait(_LOOK_S):
@@ -173,12 +179,13 @@ def connect(url: str, *, timeout_s: float, ca_file: Path | None, stop: threading
 class _Handshake(threading.Thread):
     """From an address to an open WebSocket, in a thread of its own, which nobody need wait for."""
 
-    def __init__(self, url: str, timeout_s: float, ca_file: Path | None) -> None:
+    def __init__(self, url: str, timeout_s: float, ca_file: Path | None, proxy: Proxy | None) -> None:
         super().__init__(name="handshake", daemon=True)
         self.ended = threading.Event()
         self._url = url
         self._timeout_s = timeout_s
         self._ca_file = ca_file
+        self._proxy = proxy
         self._lock = threading.Lock()
         self._given_up = False
         self._opened: FrameStream | None = None
@@ -230,8 +237,13 @@ class _Handshake(threading.Thread):
         """A connected socket, with verified TLS for wss. Raises OSError, ValueError."""
         parts = urlsplit(self._url)
         host = parts.hostname or ""
-        tcp = _connect_any(host, parts.port or (443 if parts.scheme == "wss" else 80), self._timeout_s)
+        port = parts.port or (443 if parts.scheme == "wss" else 80)
+        next_host, next_port = (host, port) if self._proxy is None else (self._proxy.host, self._proxy.port)
+        tcp = _connect_any(next_host, next_port, self._timeout_s)
         try:
+            self._hold(tcp)
+            if self._proxy is not None:
+                _ask_proxy(tcp, self._proxy, f"{bracketed(host)}:{port}")
             tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if parts.scheme == "wss":
@@ -272,6 +284,24 @@ def _connect_any(host: str, port: int, timeout_s: float) -> socket.socket:
         else:
             return tcp
     raise failure
+
+
+def _ask_proxy(tcp: socket.socket, proxy: Proxy, target: str) -> None:
+    """Have the proxy connect this socket to the venue (RFC 9110, 9.3.6). Raises OSError."""
+    headers = {"Host": target, "User-Agent": "finnhub-ingestor", **proxy.headers}
+    lines = [f"CONNECT {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    tcp.sendall("\r\n".join([*lines, "", ""]).encode())
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n"):
+        one = tcp.recv(1)  # what comes behind it is the venue's
+        if not one or len(answer) > _PROXY_ANSWER_MAX:
+            raise OSError(f"the proxy {proxy} gave no answer that can be read")
+        answer += one
+    status = answer.split(b" ", 2)[1:2]
+    if status != [b"200"]:
+        code = escape(status[0][:3].decode("ascii", "replace")) if status else "nothing"
+        hint = ": it wants a user and a password" if code == "407" else ""
+        raise OSError(f"the proxy {proxy} answered {code}{hint}")
 
 
 def _shake_hands(tcp: socket.socket, url: str) -> FrameStream:

@@ -28,6 +28,7 @@ from tenacity import (
 from tenacity.nap import sleep_using_event
 
 from ingestor.capture.connection import Connection, connect
+from ingestor.config.addresses import choose_proxy
 from ingestor.config.sections import ConnectionSettings
 from ingestor.errors import ConnectionLost, DamagedFile, FeedRefused, HandshakeRefused, Stalled
 from ingestor.feeds import Feed
@@ -105,6 +106,7 @@ class Connector:
         self._feed = feed
         self._settings = settings
         self._known_key = known_key
+        self._proxy = choose_proxy(feed.url(), settings.proxy)
         self._waits = waits
         self._stop = stop
         self._backoff = wait_exponential(waits.again_s, settings.backoff_max) + wait_random(0, waits.again_s)
@@ -117,6 +119,7 @@ class Connector:
                 timeout_s=self._settings.connect_timeout,
                 ca_file=self._settings.ca_file,
                 stop=self._stop,
+                proxy=self._proxy,
             )
         except HandshakeRefused as error:
             if error.status == 401 and not self._known_key.accepted:

@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 
 import structlog
 
+from ingestor.config.addresses import Proxy
 from ingestor.layout import Layout, write_whole
 from ingestor.us_market import Calendar, is_us_symbol, parse_hours, read_calendar
 
@@ -64,12 +65,15 @@ def find_rest_base(feed_url: str) -> str | None:
 class Holidays:
     """When US stocks trade: the rules, and above them what the venue tells of single days."""
 
-    def __init__(self, layout: Layout, rest_base: str | None, key: str, ca_file: Path | None = None) -> None:
+    def __init__(
+        self, layout: Layout, rest_base: str | None, key: str, ca_file: Path | None = None, proxy: Proxy | None = None
+    ) -> None:
         """Begins with what an earlier run was told; asks nothing yet."""
         self._layout = layout
         self._rest_base = rest_base
         self._key = key
         self._ca_file = ca_file
+        self._proxies: dict[str, str] = {} if proxy is None else {"https": proxy.url}
         self._ask_at_s = float("-inf")
         self.calendar = read_calendar(layout.holidays)
 
@@ -84,9 +88,9 @@ class Holidays:
 
     def _ask(self, rest_base: str) -> None:
         try:
-            # Neither by a proxy nor by a redirect does the key get to another host.
+            # By no redirect does the key get to another host; a proxy that was asked for sees TLS alone.
             tls = HTTPSHandler(context=ssl.create_default_context(cafile=self._ca_file))
-            opener = build_opener(_NoRedirect, ProxyHandler({}), tls)
+            opener = build_opener(_NoRedirect, ProxyHandler(self._proxies), tls)
             headers = {
                 "X-Finnhub-Token": self._key,
                 "User-Agent": "finnhub-ingestor",

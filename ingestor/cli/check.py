@@ -22,7 +22,7 @@ from ingestor.capture.market_calendar import find_rest_base
 from ingestor.cli.options import config_dir, example, json_option, reading_options, settings_from
 from ingestor.cli.printing import format_bytes, format_json, format_seconds, format_table
 from ingestor.config import DEFAULT_PATH, Flags, Settings
-from ingestor.config.addresses import find_unused_proxy, is_loopback, split_address
+from ingestor.config.addresses import choose_proxy, find_proxy_variable, is_loopback, split_address
 from ingestor.config.feeds import FREE_PLAN_SYMBOLS, FeedSettings, FinnhubSettings
 from ingestor.config.key import SECRET_VARIABLE, Key, load_key, load_secret
 from ingestor.config.yaml_file import read_yaml
@@ -133,8 +133,7 @@ def find_oddities(settings: Settings, _directory: Path) -> Iterator[Finding]:
     ):
         named = _name_some(lower, _LOWER_NAMED)
         yield Finding("warning", "tickers", f"{named}: Finnhub's US symbols are upper case: write {lower[0].upper()}")
-    if (proxy := find_unused_proxy(settings.feed.url)) is not None:
-        yield Finding("warning", "proxy", f"{proxy} is set and not used: the recorder connects to the venue directly")
+    yield from find_proxy_faults(settings)
     if settings.feed.allow_plaintext and settings.feed.url.startswith("ws://"):
         what = "the key travels" if settings.feed.needs_key else "trades travel"
         yield Finding("warning", "feed", f"{what} in clear; use wss:// where the venue has it")
@@ -150,6 +149,20 @@ def find_oddities(settings: Settings, _directory: Path) -> Iterator[Finding]:
     unpowered = killed + settings.journal.sync_interval
     bound = f"kill -9 loses {format_seconds(killed)} + lag, a power cut {format_seconds(unpowered)} + lag"
     yield Finding("ok", "loss bound", bound)
+
+
+def find_proxy_faults(settings: Settings) -> Iterator[Finding]:
+    """A proxy that can't be used, or is used or not used, whichever may surprise."""
+    try:
+        proxy = choose_proxy(settings.feed.url, settings.connection.proxy)
+    except ConfigError as error:
+        yield Finding("error", "proxy", str(error))
+        return
+    if proxy is not None:
+        yield Finding("ok", "proxy", f"the venue is reached by {proxy}")
+    elif (variable := find_proxy_variable(settings.feed.url)) is not None:
+        text = f"{variable} is set and not used: the recorder connects directly, unless connection.proxy is auto"
+        yield Finding("warning", "proxy", text)
 
 
 def find_alert_faults(settings: Settings, directory: Path) -> Iterator[Finding]:
@@ -224,7 +237,7 @@ def find_online(settings: Settings, key: Key | None) -> Iterator[Finding]:
     """The whole preflight; of the venue only if there is a key and a REST API."""
     base = find_rest_base(settings.feed.url)
     if key is not None and base is not None:
-        yield from ask_venue(Rest(base, key.value.get_secret_value(), settings.connection.ca_file), settings.tickers)
+        yield from ask_venue(Rest(base, key.value.get_secret_value(), settings.connection), settings.tickers)
     elif base is None:
         yield Finding("ok", "venue", f"{settings.feed.url} has no REST API: key, symbols and clock are not checked")
     for find in (find_disk_speed, find_access, find_service):

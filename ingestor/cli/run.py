@@ -8,7 +8,7 @@ import structlog
 
 from ingestor.cli.options import config_dir, example, reading_options, source_from
 from ingestor.config import Flags
-from ingestor.config.addresses import find_unused_proxy
+from ingestor.config.addresses import choose_proxy, find_proxy_variable
 from ingestor.config.key import SECRET_VARIABLE, load_key, load_secret
 from ingestor.errors import ConfigError
 from ingestor.logs import configure_logs
@@ -47,8 +47,10 @@ def run(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None,
         log.info("key.found", source=key.source)
     if key and key.warning:
         log.warning("key.exposed", warning=key.warning)
-    if (proxy := find_unused_proxy(settings.feed.url)) is not None:
-        log.warning("proxy.unused", variable=proxy, hint="the recorder connects to the venue directly")
+    if (proxy := choose_proxy(settings.feed.url, settings.connection.proxy)) is not None:
+        log.info("proxy.used", proxy=str(proxy))
+    elif (unused := find_proxy_variable(settings.feed.url)) is not None:
+        log.warning("proxy.unused", variable=unused, hint="`connection.proxy: auto` uses it")
     faulthandler.enable()  # where a watchdog's SIGABRT found each thread: places in the code, no values
     signals = catch_signals()
     from ingestor.daemon import record  # heavy: a mistake in the settings is told first

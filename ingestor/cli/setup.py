@@ -161,19 +161,21 @@ def symbols(patterns: tuple[str, ...], config: Path | None, exchange: str, outpu
     from ingestor.operations.preflight import Rest
 
     settings = settings_from(config, Flags())
-    feed, ca_file = settings.feed, settings.connection.ca_file
+    feed = settings.feed
     if isinstance(feed, FinnhubSettings):
         key, base = load_key(config_dir(config)), find_rest_base(feed.url)
         if key is None or base is None:
             raise ConfigError("Finnhub's list needs the key, and `feed.url` to be Finnhub's own")
-        known = Rest(base, key.value.get_secret_value(), ca_file).list_symbols(exchange)
+        known = Rest(base, key.value.get_secret_value(), settings.connection).list_symbols(exchange)
         found = sorted(known or ())
     else:
         form = BINANCE_SYMBOLS if isinstance(feed, BinanceSettings) else feed.symbol_list
         if form is None:
             raise ConfigError("the settings don't say where this venue lists its symbols: `feed.symbol_list`")
         parts = urlsplit(form.url)
-        answer = Rest(f"{parts.scheme}://{parts.netloc}", "", ca_file).get(form.url.partition(parts.netloc)[2])
+        answer = Rest(f"{parts.scheme}://{parts.netloc}", "", settings.connection).get(
+            form.url.partition(parts.netloc)[2]
+        )
         found = sorted(_read_list(answer.status, answer.body, form))
     if patterns:
         found = [symbol for symbol in found if any(fnmatchcase(symbol, pattern) for pattern in patterns)]

@@ -1,11 +1,14 @@
-"""Addresses: which hosts a server answers to, which only this machine can reach, which a proxy would take."""
+"""Addresses: which hosts a server answers to, which only this machine can reach, which a proxy takes."""
 
 import os
 import re
+from base64 import b64encode
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
+
+from ingestor.errors import ConfigError
 
 _AUTHORITY = re.compile(
     r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?)\.?(?::\d{1,5})?", re.ASCII
@@ -56,10 +59,68 @@ def find_host(authority: str) -> str | None:
     return match["host"].strip("[]").lower() if match else None
 
 
-def find_unused_proxy(url: str, environ: Mapping[str, str] = os.environ) -> str | None:
-    """The variable that names a proxy for this address, which the recorder doesn't use; None where there is none.
+# Proxies
 
-    Its value is nobody's to read: it may hold a password.
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """An HTTP proxy that is asked to CONNECT. Its text has no credentials."""
+
+    host: str
+    port: int
+    credentials: str | None = field(default=None, repr=False)
+    """`user:password`, percent-decoded."""
+
+    def __str__(self) -> str:
+        return f"{bracketed(self.host)}:{self.port}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What it wants to know of who asks."""
+        if self.credentials is None:
+            return {}
+        return {"Proxy-Authorization": f"Basic {b64encode(self.credentials.encode()).decode()}"}
+
+    @property
+    def url(self) -> str:
+        """For urllib: with its credentials."""
+        name, _, secret = (self.credentials or "").partition(":")
+        told = f"{quote(name, safe='')}:{quote(secret, safe='')}@" if self.credentials else ""
+        return f"http://{told}{self}"
+
+
+def parse_proxy(url: str) -> Proxy:
+    """`http://proxy.example:3128`, with or without `user:password@`. Raises ValueError, without what was given."""
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        host, port = parts.hostname, parts.port or 80
+    except ValueError:
+        raise ValueError("is no address of a proxy: write http://host:port") from None
+    if parts.scheme != "http" or not host or parts.query or parts.fragment or parts.path not in ("", "/"):
+        raise ValueError("is no address of an HTTP proxy: write http://host:port")
+    name, secret = (unquote(part) if part is not None else None for part in (parts.username, parts.password))
+    credentials = None if name is None else f"{name}:{secret or ''}"
+    return Proxy(host, port, credentials)
+
+
+def choose_proxy(url: str, setting: str, environ: Mapping[str, str] = os.environ) -> Proxy | None:
+    """The proxy by which this address is reached under `connection.proxy`; None: directly. Raises ConfigError."""
+    if setting == "none":
+        return None
+    variable = None
+    if setting == "auto":
+        variable = find_proxy_variable(url, environ)
+        if variable is None:
+            return None
+    try:
+        return parse_proxy(setting if variable is None else environ[variable])
+    except ValueError as error:
+        raise ConfigError(f"{variable or 'connection.proxy'} {error}") from None
+
+
+def find_proxy_variable(url: str, environ: Mapping[str, str] = os.environ) -> str | None:
+    """The variable that names a proxy for this address (`HTTPS_PROXY`, …), unless `NO_PROXY` spares it; None where
+    there is none. Its value is nobody's to read: it may hold a password.
     """
     parts = urlsplit(url)
     host = (parts.hostname or "").lower()
@@ -68,10 +129,15 @@ def find_unused_proxy(url: str, environ: Mapping[str, str] = os.environ) -> str 
         return None
     if any(name and (host == name.lstrip(".") or host.endswith(f".{name.lstrip('.')}")) for name in spared):
         return None
-    secure = parts.scheme == "wss"
+    secure = parts.scheme in ("wss", "https")
     schemes = ("wss", "https", "all") if secure else ("ws", "http", "all")
     names = [name for scheme in schemes for name in (f"{scheme}_proxy", f"{scheme.upper()}_PROXY")]
     return next((name for name in names if environ.get(name)), None)
+
+
+def bracketed(host: str) -> str:
+    """A host as it stands before a port: `[::1]`."""
+    return f"[{host}]" if ":" in host else host
 
 
 def is_loopback(host: str) -> bool:

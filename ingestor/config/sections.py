@@ -15,6 +15,7 @@ from ingestor.config.types import (
     ListenAddress,
     PathText,
     PostgresUrl,
+    ProxySetting,
     RedisUrl,
     SchemaName,
     Section,
@@ -249,6 +250,11 @@ class ConnectionSettings(Section):
     )
     ca_file: Annotated[PathText | None, BeforeValidator(null_as_none)] = Field(
         default=None, description="PEM file of a private certificate authority; null trusts the system's"
+    )
+
+    proxy: ProxySetting = Field(
+        default="none",
+        description="none: connect directly; auto: by HTTPS_PROXY unless NO_PROXY spares the venue; or http://host:port",
     )
 
     @field_validator("ping_interval")

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from ingestor.config.addresses import find_host, split_address
+from ingestor.config.addresses import find_host, parse_proxy, split_address
 from ingestor.config.key import KEY_BELONGS
 from ingestor.texts import DURATION, SIZE, format_duration, format_size, parse_duration, parse_size
 
@@ -206,6 +206,17 @@ def _check_address(text: str | None) -> str | None:
     return text
 
 
+def _check_proxy(text: object) -> object:
+    """`auto`, `none` or an address without credentials."""
+    if not isinstance(text, str):
+        raise ValueError("must be auto, none or http://host:port")  # noqa: TRY004  pydantic catches ValueError alone
+    if text in ("auto", "none"):
+        return text
+    if parse_proxy(text).credentials is not None:
+        raise ValueError("holds credentials: write `auto`, and the address with them into HTTPS_PROXY")
+    return text
+
+
 def _check_host_name(name: str) -> str:
     if find_host(name) != name.lower().removesuffix("."):
         raise ValueError(f"`{name[:64]}` is no name of a host: write it like recorder.example, without a port")
@@ -219,4 +230,5 @@ PostgresUrl = Annotated[str, AfterValidator(_check_postgres_url)]
 SchemaName = Annotated[str, AfterValidator(_check_schema_name)]
 StoreUri = Annotated[str, AfterValidator(_check_store)]
 ListenAddress = Annotated[str | None, BeforeValidator(null_as_none), AfterValidator(_check_address)]
+ProxySetting = Annotated[str, BeforeValidator(_check_proxy)]
 HostName = Annotated[str, AfterValidator(_check_host_name)]

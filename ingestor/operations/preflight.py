@@ -15,6 +15,8 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from ingestor import system
+from ingestor.config.addresses import choose_proxy
+from ingestor.config.sections import ConnectionSettings
 from ingestor.errors import IngestorError
 
 _TIMEOUT_S = 10.0
@@ -41,10 +43,12 @@ class Answer:
 class Rest:
     """A venue's REST API. The key travels in a header: it is in no URL, and so in no message."""
 
-    def __init__(self, base: str, key: str, ca_file: Path | None = None) -> None:
+    def __init__(self, base: str, key: str, connection: ConnectionSettings | None = None) -> None:
+        """`connection`: which authority is trusted, and by which proxy it goes. Raises ConfigError."""
         self._parts = urlsplit(base)
         self._key = key
-        self._ca_file = ca_file
+        self._ca_file = connection.ca_file if connection else None
+        self._proxy = choose_proxy(base, connection.proxy) if connection else None
 
     def get(self, path: str) -> Answer:
         """One call. Raises VenueUnreachable."""
@@ -53,7 +57,11 @@ class Rest:
             connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
         else:
             tls = ssl.create_default_context(cafile=self._ca_file)
-            connection = http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=tls)
+            proxy = self._proxy
+            at = (host, port) if proxy is None else (proxy.host, proxy.port)
+            connection = http.client.HTTPSConnection(*at, timeout=_TIMEOUT_S, context=tls)
+            if proxy is not None:
+                connection.set_tunnel(host, port, proxy.headers)
         asked_at = time.time()
         try:
             headers = {"User-Agent": "finnhub-ingestor"} | ({"X-Finnhub-Token": self._key} if self._key else {})
