@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
+import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingestor.coverage import (
@@ -19,7 +20,9 @@ from ingestor.coverage import (
     sum_proved,
     sum_shares,
 )
+from ingestor.dataset.coverage import find_states
 from ingestor.facts import Fact
+from ingestor.schema import RECEIVED_AT
 
 
 def started(at: int, *tickers: str, gaps: Iterable[Fact] = ()) -> Fact:
@@ -506,3 +509,30 @@ def test_a_gap_of_all_is_one_of_those_that_nothing_filled() -> None:
     both = [filled(30, 45), filled(35, 45, "B")]
     assert find_coverage([*story, *both, sealed(60)]).gaps == [Gap(None, "connection", 30, 35)]
     assert find_coverage([*story, *both, filled(30, 35, "B"), sealed(60)]).gaps == []
+
+
+# The state of each row
+
+
+STORY = [
+    started(0, "A", "B"), requested(10, symbols="AB"), proven(20, symbol="A"), lost(40), requested(50, 2, "A"),
+    proven(60, 2, "A"), {"at": 70, "fact": "symbol.dropped", "symbol": "B"}, closed(90, 2), stopped(95),
+]  # fmt: skip
+
+
+@settings(deadline=None)  # the first call imports
+@given(st.lists(st.tuples(st.sampled_from("ABC"), st.integers(0, 94)), max_size=30))
+def test_each_row_has_the_state_of_its_moment(rows: list[tuple[str, int]]) -> None:
+    found = find_coverage(STORY)
+    table = pa.table(
+        {"symbol": pa.array([symbol for symbol, _ in rows], pa.string()).dictionary_encode(),
+         "received_at": pa.array([at for _, at in rows], RECEIVED_AT)}
+    )  # fmt: skip
+    expected = [state_at(found.intervals(symbol), at) for symbol, at in rows]
+    assert find_states(table, found).to_pylist() == [one and one.state for one in expected]
+
+
+def test_the_newest_row_is_at_the_horizon() -> None:
+    found = find_coverage([started(0), requested(10), proven(20)], None, 80)
+    table = pa.table({"symbol": ["A", "A"], "received_at": pa.array([found.horizon_us, 5], RECEIVED_AT)})
+    assert find_states(table, found).to_pylist() == ["recorded", None]

@@ -1,6 +1,7 @@
 """What README and docs/ show runs: every block of Python, in the order of its page; and each surprise is one."""
 
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pandas as pd
@@ -37,6 +38,19 @@ def test_every_block_runs(guide: str, here: Path) -> None:
     for number, block in enumerate(SNIPPETS[guide], 1):
         exec(compile(block, f"{guide}, Python block {number}", "exec"), names)  # noqa: S102  that is the test
     assert "trades" in names
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_joins_of_trades_and_coverage_say_the_same(here: Path) -> None:
+    names: dict[str, Any] = {}
+    for block in SNIPPETS["docs/read.md"]:
+        exec(block, names)  # noqa: S102  that is the test
+    assert ingestor.read_trades("data", columns=["price"], coverage=True).columns.tolist() == ["price", "coverage"]
+    frame = ingestor.read_trades("data", coverage=True).sort_values("sequence")
+    expected = frame["coverage"].tolist()
+    assert set(expected) == {"recorded", "blind"}
+    joined = [names["joined"], names["in_polars"].to_pandas(), names["in_duckdb"].df()]
+    assert [one.sort_values("sequence")["state"].tolist() for one in joined] == [expected] * 3
 
 
 def test_blocks_are_found() -> None:

@@ -8,7 +8,7 @@ import contextlib
 import difflib
 import re
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from datetime import UTC, date, datetime, tzinfo
 from pathlib import Path
@@ -44,6 +44,7 @@ COVERAGE = pa.schema(
 )
 _FOREVER_US = 1 << 60
 _NAMED = 5
+_UNCLAIMED = ""
 _KNOWN_DAYS = 31
 _QUIET = ContextVar("quiet", default=False)
 
@@ -90,18 +91,75 @@ def read_coverage(
     span = find_span(start, end, tz)
     chosen = find_names(symbols)
     layouts = [Layout(one) for one in find_roots(root)]
-    coverage = load_coverage(layouts[0], chosen, span=span)
-    if len(layouts) > 1:
-        from ingestor.dataset.merged import check_one_venue, merge_coverage
-
-        check_one_venue(layouts)
-        coverage = merge_coverage([coverage, *(load_coverage(layout, chosen, span=span) for layout in layouts[1:])])
+    coverage = _load_merged(layouts, chosen, span, load_coverage)
     warn_of_unknown(layouts, chosen, coverage.symbols)
     start_us = (span.start_ms or 0) * 1000
     end_us = _FOREVER_US if span.end_ms is None else span.end_ms * 1000
     intervals = [one for symbol in coverage.symbols for one in clip(coverage.intervals(symbol), start_us, end_us)]
     columns = [list(column) for column in zip(*intervals, strict=True)] or [[] for _ in COVERAGE]
     return as_frame(pa.Table.from_pydict(dict(zip(COVERAGE.names, columns, strict=True)), schema=COVERAGE), engine, tz)
+
+
+def _load_merged(
+    layouts: Sequence[Layout],
+    symbols: Collection[str] | None,
+    span: Span,
+    load: Callable[..., Coverage],
+) -> Coverage:
+    """That of one root, or of those that several recorders of one venue made. Raises as `load` does."""
+    found = [load(layout, symbols, span=span) for layout in layouts]
+    if len(found) == 1:
+        return found[0]
+    from ingestor.dataset.merged import check_one_venue, merge_coverage
+
+    check_one_venue(layouts)
+    return merge_coverage(found)
+
+
+def read_states(layouts: Sequence[Layout], rows: pa.Table) -> pa.Array:
+    """As `find_states`, by what the ledgers say after the rows were read. Raises FormatTooNew, DamagedFile, OSError."""
+    import pyarrow.compute as pc
+
+    if not rows.num_rows:
+        return pa.array([], pa.string())
+    bounds = pc.min_max(rows.column("received_at").cast(pa.int64()))
+    span = Span(bounds["min"].as_py() // 1000, bounds["max"].as_py() // 1000 + 1)
+    symbols = pc.unique(rows.column("symbol").cast(pa.string())).to_pylist()
+    return find_states(rows, _load_merged(layouts, symbols, span, read_known_coverage))
+
+
+def find_states(rows: pa.Table, coverage: Coverage) -> pa.Array:
+    """For each of these rows (`symbol`, `received_at`) the state of its symbol at the moment it came; null where
+    nothing was claimed of it then.
+    """
+    import pyarrow.compute as pc
+
+    if not rows.num_rows:
+        return pa.array([], pa.string())
+    at_us = rows.column("received_at").cast(pa.int64()).combine_chunks()
+    texts = rows.column("symbol").cast(pa.string()).combine_chunks()
+    symbols = pc.unique(texts)
+    # Changes of state and rows in one order: each row then has the state of the last change before it.
+    changes: list[tuple[int, int, int, str]] = []
+    for code, symbol in enumerate(symbols.to_pylist()):
+        changes.append((code, -1, 0, _UNCLAIMED))
+        for one in coverage.intervals(symbol) if symbol in coverage.symbols else ():
+            changes.append((code, one.start_us, 1, one.state))
+            if one.end_us < coverage.horizon_us:  # at the horizon there is the newest row
+                changes.append((code, one.end_us, 0, _UNCLAIMED))
+    codes, times_us, kinds, states = (list(column) for column in zip(*changes, strict=True))
+    whole = pa.table(
+        {
+            "code": pa.concat_arrays([pa.array(codes, pa.int32()), pc.index_in(texts, symbols)]),
+            "at": pa.concat_arrays([pa.array(times_us, pa.int64()), at_us]),
+            "kind": pa.concat_arrays([pa.array(kinds, pa.int8()), pa.repeat(pa.scalar(2, pa.int8()), len(at_us))]),
+            "state": pa.concat_arrays([pa.array(states, pa.string()), pa.nulls(len(at_us), pa.string())]),
+        }
+    )
+    order = pc.sort_indices(whole, sort_keys=[(name, "ascending") for name in ("code", "at", "kind")])
+    filled = pc.fill_null_forward(whole.column("state").combine_chunks().take(order))
+    found = filled.take(pc.sort_indices(order).slice(len(changes)))
+    return pc.if_else(pc.equal(found, _UNCLAIMED), pa.scalar(None, pa.string()), found)
 
 
 def load_coverage(

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.dataset.arguments import Engine, Names, Roots, check_engine, check_word, find_names, find_root, find_roots
-from ingestor.dataset.coverage import warn_of_unknown
+from ingestor.dataset.coverage import read_states, warn_of_unknown
 from ingestor.dataset.market_rules import are_abroad, in_session, judge_rows
 from ingestor.dataset.merged import check_one_venue, read_merged_dates
 from ingestor.dataset.rows import (
@@ -45,12 +45,12 @@ _REST_S = 1.0
 @overload
 def read_trades(root: Roots, symbols: Names | None = ..., start: Time | None = ..., end: Time | None = ...,
                 tz: str = ..., *, columns: Names | None = ..., conditions: Literal["all", "sip"] = ...,
-                repeats: Literal["keep", "drop"] = ...,
+                repeats: Literal["keep", "drop"] = ..., coverage: bool = ...,
                 engine: Literal["pandas"] = ...) -> "DataFrame": ...  # fmt: skip
 @overload
 def read_trades(root: Roots, symbols: Names | None = ..., start: Time | None = ..., end: Time | None = ...,
                 tz: str = ..., *, columns: Names | None = ..., conditions: Literal["all", "sip"] = ...,
-                repeats: Literal["keep", "drop"] = ...,
+                repeats: Literal["keep", "drop"] = ..., coverage: bool = ...,
                 engine: Literal["arrow"]) -> pa.Table: ...  # fmt: skip
 def read_trades(
     root: Roots,
@@ -62,6 +62,7 @@ def read_trades(
     columns: Names | None = None,
     conditions: Literal["all", "sip"] = "all",
     repeats: Literal["keep", "drop"] = "keep",
+    coverage: bool = False,
     engine: Engine = "pandas",
 ) -> Any:
     """The trades in [start, end), sorted by (symbol, timestamp, sequence): all that is recorded up to now, each once.
@@ -78,7 +79,8 @@ def read_trades(
     one without a zone is in `tz`, in which times are also given
     back. `columns` are those wanted, in that order. `conditions="sip"` keeps the prints that move a price by the US
     rules (symbols with a prefix, as `BINANCE:BTCUSDT`, have none); `repeats="drop"` leaves out frames that the venue
-    sent twice.
+    sent twice. `coverage=True` adds a column of this name: the state (recorded, blind, unproven) of the row's symbol at
+    the moment when it came, null where nothing is known of it.
 
     pandas: `symbol` is a category. `engine="arrow"` gives a pyarrow.Table, which polars and DuckDB take as it is. An
     unknown symbol, and a span without trades, give no rows, with every column.
@@ -100,6 +102,7 @@ def read_trades(
         if unknown:
             raise ValueError(f"no column {unknown[0]!r}: there are {', '.join(schema.names)}")
         wanted = tuple(schema.names if picked is None else picked)
+        wanted += tuple(name for name in ("symbol", "received_at") if coverage and name not in wanted)
         looked_at = (*wanted, "conditions") if conditions == "sip" else wanted
         selection = Selection(span, looked_at, chosen, repeats == "drop")
         dates = [rows for _, rows in read_dates(selection)]
@@ -128,6 +131,9 @@ def read_trades(
         warn_of_unknown(layouts, chosen, rows.column("symbol"))
     elif not rows.num_rows:
         warn_of_unknown(layouts, chosen)
+    if coverage:
+        states = read_states(layouts, rows)
+        rows = (rows if picked is None else rows.select(picked)).append_column("coverage", states)
     return as_frame(rows, engine, tz)
 
 
