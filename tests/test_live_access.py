@@ -1,5 +1,6 @@
 """Tokens: one algorithm, an end, an audience; and the door that web pages of others don't pass."""
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -11,20 +12,26 @@ from typing import Any
 
 import jwt
 import pytest
+from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import Message
 
+from ingestor.cli.main import cli
 from ingestor.config.addresses import Hosts, allowed_hosts
 from ingestor.errors import ConfigError
 from ingestor.live.access import (
     EVERYTHING,
     SECRET_NAME,
+    HostGuard,
     Unauthorized,
     Verifier,
     bearer_token,
     find_refusal,
     load_verifier,
+    share_with,
 )
 
 SECRET = "a secret of a test, 32 bytes long"
@@ -209,6 +216,48 @@ LOCAL = allowed_hosts("127.0.0.1", [])
 def test_who_may_call(hosts: Hosts, host: str, origin: str | None, passes: bool) -> None:
     headers = {"host": host, **({} if origin is None else {"origin": origin})}
     assert (find_refusal(Headers(headers), hosts) is None) is passes
+
+
+FILES = allowed_hosts("127.0.0.1", origins=["null", "http://127.0.0.1:8000/"])
+
+
+@pytest.mark.parametrize(
+    ("origin", "passes"),
+    [("null", True), ("http://127.0.0.1:8000", True), ("HTTP://127.0.0.1:8000", True), ("http://127.0.0.1:8001", False),
+     ("http://127.0.0.1:8000.evil.example", False), ("https://127.0.0.1:8000", False), ("", False)],
+)  # fmt: skip
+def test_a_page_elsewhere_may_call_where_it_was_named(origin: str, passes: bool) -> None:
+    headers = Headers({"host": "127.0.0.1:8766", "origin": origin})
+    assert (find_refusal(headers, FILES) is None) is passes
+    assert (share_with(headers, FILES).get("Access-Control-Allow-Origin") == origin) is passes
+    assert share_with(headers, LOCAL) == {}
+    assert find_refusal(Headers({"host": "evil.example", "origin": origin}), FILES) is not None
+
+
+@pytest.mark.parametrize(("method", "status"), [("OPTIONS", 204), ("GET", 200)])
+def test_a_browser_is_told_that_it_may_show_the_answer(method: str, status: int) -> None:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    raw = [(b"host", b"127.0.0.1:8766"), (b"origin", b"null")]
+    scope = {"type": "http", "method": method, "path": "/", "headers": raw, "query_string": b""}
+    asyncio.run(HostGuard(JSONResponse({}), FILES)(scope, receive, send))
+    headers = Headers(raw=sent[0]["headers"])
+    assert (sent[0]["status"], headers["access-control-allow-origin"], headers["vary"]) == (status, "null", "Origin")
+    assert headers["access-control-allow-headers"] == "Authorization"
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("origin", ["example.org", "ftp://x", "http://u@x", "*", "http://x/page"])
+def test_what_is_no_origin(origin: str) -> None:
+    done = CliRunner().invoke(cli, ["serve", "--allow-origin", origin])
+    assert done.exit_code == 2
+    assert "is no origin: write http://host:port" in str(done.exception) + done.output
 
 
 def test_two_hosts_are_none() -> None:

@@ -16,6 +16,7 @@ from ingestor.cli.options import (
     root_from,
 )
 from ingestor.cli.printing import format_address
+from ingestor.config.addresses import allowed_hosts, find_host
 from ingestor.config.sections import RedisSettings
 from ingestor.errors import ConfigError
 from ingestor.layout import Layout
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
     from ingestor.live.hub import PriceSource
 
 _SECRETS = ("INGESTOR_JWT_SECRET", "REDIS_PASSWORD")
+
+
+def _check_origins(_ctx: click.Context, _param: click.Parameter, origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        scheme, _, authority = origin.partition("://")
+        if origin != "null" and (scheme not in ("http", "https") or find_host(authority.rstrip("/")) is None):
+            raise click.BadParameter(f"{origin!r} is no origin: write http://host:port, https://host, or null")
+    return origins
 
 
 @click.command(
@@ -37,6 +46,14 @@ _SECRETS = ("INGESTOR_JWT_SECRET", "REDIS_PASSWORD")
 @click.option("--redis", metavar="URL", help="Take prices from the Redis of a recorder elsewhere.")
 @listen_options(8766)
 @click.option("--allow-host", "allowed", multiple=True, metavar="NAME", help="A name it is called by; repeatable.")
+@click.option(
+    "--allow-origin",
+    "origins",
+    multiple=True,
+    metavar="ORIGIN",
+    callback=_check_origins,
+    help="Pages of http://host:port may call it; null: pages from files; repeatable.",
+)
 @click.option("--jwt", type=click.Choice(["HS256", "RS256"]), help="Ask for tokens of this algorithm.")
 @click.option("--public-key", type=click.Path(path_type=Path), metavar="FILE", help="Of RS256, in PEM format.")
 @click.option("--audience", metavar="NAME", default="ingestor", show_default=True, help="Whom tokens must be for.")
@@ -64,7 +81,6 @@ def serve(config: Path | None, root: Path | None, as_json: bool, **options: Any)
     /live-price over a WebSocket. What happens then is logged on stderr.
     """
     require_extra("live", "starlette", "uvicorn", "jwt", "cryptography")
-    from ingestor.config.addresses import allowed_hosts
     from ingestor.live.access import load_verifier
     from ingestor.live.server import PriceService, listen, run_service
     from ingestor.live.subscriptions import Limits
@@ -81,7 +97,8 @@ def serve(config: Path | None, root: Path | None, as_json: bool, **options: Any)
         source, layout = _open_source(config, root, options["redis"])
         url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         line = format_address(url, as_json=as_json)
-        service = PriceService(source, layout, allowed_hosts(host, options["allowed"]), verifier, limits)
+        hosts = allowed_hosts(host, options["allowed"], origins=options["origins"])
+        service = PriceService(source, layout, hosts, verifier, limits)
         run_service(service, listening, lambda: click.echo(line))
 
 

@@ -33,6 +33,8 @@ class Hosts:
     """IP addresses as well: such a web page comes with a name."""
     private_names: bool = False
     """Names that nobody can register as well, such as a container's."""
+    origins: frozenset[str] = frozenset()
+    """Of other web pages that may call it: `http://host:port`; `null` is a page from a file."""
 
     def hold(self, authority: str) -> bool:
         """Whether what a request calls this server, with or without a port, is one of them."""
@@ -44,13 +46,17 @@ class Hosts:
         return self.private_names and not _is_address(host) and ("." not in host or host.endswith(_PRIVATE_DOMAINS))
 
 
-def allowed_hosts(listen: str, more: Iterable[str] = (), *, private_names: bool = False) -> Hosts:
+def allowed_hosts(
+    listen: str, more: Iterable[str] = (), *, private_names: bool = False, origins: Iterable[str] = ()
+) -> Hosts:
     """For a server that listens at `listen`: this machine's own names, that address, and `more`. Where it listens
-    everywhere also any IP address, and with `private_names` those that nobody can register.
+    everywhere also any IP address, and with `private_names` those that nobody can register. `origins` are those of web
+    pages elsewhere that may call it.
     """
     everywhere = listen in _EVERYWHERE
     names = _LOCAL_NAMES | {listen.lower(), *(name.lower() for name in more)}
-    return Hosts(names, any_address=everywhere, private_names=private_names and not is_loopback(listen))
+    private = private_names and not is_loopback(listen)
+    return Hosts(names, everywhere, private, frozenset(origin.lower().rstrip("/") for origin in origins))
 
 
 def find_host(authority: str) -> str | None:

@@ -14,7 +14,7 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ingestor.config.addresses import Hosts
@@ -154,17 +154,33 @@ def _read_secret(environ: Mapping[str, str]) -> str:
 
 
 def find_refusal(headers: Headers, hosts: Hosts) -> str | None:
-    """Why these headers are refused: a host that isn't ours, or an origin that isn't that host; None where they
-    aren't.
+    """Why these headers are refused: a host that isn't ours, or an origin that is neither that host nor permitted; None
+    where they aren't.
     """
     named = headers.getlist("host")
     if len(named) != 1 or not hosts.hold(named[0]):
         return "unknown host: call this server by a name it was told of (--allow-host)"
     for origin in headers.getlist("origin"):
+        if origin.lower() in hosts.origins:
+            continue
         match = _ORIGIN.fullmatch(origin)
         if match is None or match["authority"].lower() != named[0].lower():
-            return "foreign origin: only pages of this server may call it from a browser"
+            return "foreign origin: only pages of this server may call it from a browser; --allow-origin permits others"
     return None
+
+
+def share_with(headers: Headers, hosts: Hosts) -> dict[str, str]:
+    """What a browser must read before it shows an answer to a page of another origin that is permitted."""
+    origin = headers.get("origin", "")
+    if origin.lower() not in hosts.origins:
+        return {}
+    return {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Allow-Headers": "Authorization",
+        "Access-Control-Expose-Headers": "X-Next-Cursor",
+        "Cross-Origin-Resource-Policy": "cross-origin",
+        "Vary": "Origin",
+    }
 
 
 class HostGuard:
@@ -181,12 +197,16 @@ class HostGuard:
 
         async def send_strictly(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_SECURITY)
+                MutableHeaders(scope=message).update(_SECURITY | shared)
             await send(message)
 
         headers = Headers(scope=scope)
+        shared = share_with(headers, self._hosts)
         if reason := find_refusal(headers, self._hosts):
             log.warning("request.refused", reason=reason, host=headers.get("host"), origin=headers.get("origin"))
             await JSONResponse({"error": reason}, 403)(scope, receive, send_strictly)
+        elif shared and scope["type"] == "http" and scope["method"] == "OPTIONS":
+            # What a browser asks before it sends a token.
+            await Response(status_code=204)(scope, receive, send_strictly)
         else:
             await self._app(scope, receive, send_strictly)

@@ -16,6 +16,7 @@ import pytest
 import websocket
 from browser import Browser, running_browser
 from dashboards import BARS, CAUSES, MODELS, array, running_dashboard
+from documents import blocks, read
 from harness import SYMBOLS, Site, running_venue
 from live_servers import PATIENCE_S, Server, hear, hear_end, running_serve, say
 from requirements import of_tier
@@ -120,6 +121,19 @@ def test_the_page_survives_restarts_and_shows_blindness(site: Site, browser: Bro
                 assert browser.evaluate("document.getElementById('trouble').hidden")
                 moved(browser)
     assert [error for error in browser.errors if not any(refusal in error for refusal in REFUSED)] == []
+
+
+@pytest.mark.long
+@pytest.mark.needs("chromium")
+def test_the_javascript_of_the_docs_runs_in_a_page_from_a_file(site: Site, browser: Browser, tmp_path: Path) -> None:
+    (snippet,) = blocks(read("docs/watch.md"), "js")
+    with served(site, "--allow-origin", "null") as server:
+        page = tmp_path / "mine.html"
+        told = "<!doctype html><title>none</title><script>console.log = (text) => { document.title = text; };"
+        script = snippet.replace("ws://127.0.0.1:8766", server.url.replace("http", "ws")).replace("AAPL", SYMBOLS[0])
+        page.write_text(f"{told}{script}</script>")
+        browser.open(page.as_uri())
+        assert SYMBOLS[0] in browser.wait("document.title.startsWith('{') && document.title")
 
 
 @pytest.mark.long
