@@ -9,8 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from journals import NOON, Life, block, make_root
+from prepared import prepared_recording
 from requirements import of_tier
 
+from ingestor.cli.read import TailNotes
+from ingestor.layout import locked_root
+from ingestor.ledger import now_us
 from ingestor.schema import TRADES
 
 SHIB = "BINANCE:SHIBUSDT"
@@ -67,3 +71,17 @@ def test_json(tmp_path: Path) -> None:
     assert list(told) == TRADES.names
     assert (told["timestamp"], told["received_at"]) == ("2026-11-20T12:00:00.000Z", "2026-11-20T12:00:00.000000Z")
     assert (told["price"], told["volume"]) == (1.234e-05, None)
+
+
+def test_it_says_why_no_trades_come(tmp_path: Path) -> None:
+    with prepared_recording(tmp_path) as recording:
+        notes = TailNotes(recording.layout, ("AAPL",))
+        assert list(notes.look()) == [f"no recorder runs on {recording.layout.root}: waiting for one"]
+        assert list(notes.look()) == []
+        with locked_root(recording.layout):
+            recording.ledger.record("symbols.requested", connection=1, symbols=["AAPL", "MSFT"])
+            recording.gaps.open("connection", now_us())
+            assert list(notes.look()) == ["a recorder runs again", "blind (no connection): all symbols"]
+            assert list(notes.look()) == []
+            recording.gaps.close(now_us())
+            assert list(notes.look()) == ["no longer blind"]

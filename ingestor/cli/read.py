@@ -3,14 +3,19 @@
 import os
 import sys
 import time
-from datetime import tzinfo
+from collections.abc import Iterator
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
 from ingestor.cli import options, printing
-from ingestor.texts import escape
+from ingestor.coverage import Coverage, state_at
+from ingestor.dataset.coverage import CoverageWatch
+from ingestor.layout import Layout, read_holder
+from ingestor.ledger import list_ledgers
+from ingestor.texts import describe_blindness, escape
 
 _HEAD = ("timestamp", "symbol", "price", "volume", "conditions")
 _SHARES = ("recorded", "blind", "unproven", "filled", "late")
@@ -19,6 +24,8 @@ _ENDINGS: dict[str, _Kind] = {
     ".csv": "csv", ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".sqlite": "sqlite", ".db": "sqlite",
 }  # fmt: skip
 _PROGRESS_S = 0.2
+_NOTES_S = 2.0
+_NAMED = 5
 
 
 @click.command(epilog=options.example("ingestor head --symbols AAPL --start 2026-11-20T09:30 --tz America/New_York"))
@@ -68,15 +75,23 @@ def tail(
     as_json: bool,
     count: int | None,
 ) -> None:
-    """Print each trade as it is recorded, a line each, until Ctrl-C. The recorder does not notice.
+    """Print each trade as it is recorded, a line each, until Ctrl-C. Does not slow down the recorder.
 
     Time, symbol, price, volume, conditions, and whether its frame repeats the one before; --json has all columns.
+    Where no trades can come it says so on stderr: no recorder runs, or it is blind.
     """
     from ingestor.dataset.trades import follow
 
     left = count
+    place = options.root_from(config, root)
+    notes = TailNotes(Layout(place), symbols)
+    looked_s = float("-inf")
     try:
-        for batch in follow(options.root_from(config, root), symbols):
+        for batch in follow(place, symbols, idle_s=_NOTES_S / 2):
+            if time.monotonic() - looked_s >= _NOTES_S:
+                looked_s = time.monotonic()
+                for note in notes.look():
+                    click.echo(f"{datetime.now(tz):%H:%M:%S}  {escape(note)}", err=True)
             rows = batch.to_pylist()[:left]
             sys.stdout.write("".join(_format_line(row, tz, as_json=as_json) for row in rows))
             sys.stdout.flush()
@@ -85,6 +100,43 @@ def tail(
                 return
     except BrokenPipeError:  # `ingestor tail | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class TailNotes:
+    """Why no trades come, each time that it changes."""
+
+    def __init__(self, layout: Layout, symbols: tuple[str, ...] | None) -> None:
+        self._layout = layout
+        self._only = symbols
+        self._watch = CoverageWatch(layout)
+        self._recording = True
+        self._seen: Coverage | None = None
+        self._blind: dict[str, str] = {}
+
+    def look(self) -> Iterator[str]:
+        """What is new. Raises OSError where the root can't be looked at."""
+        recording = read_holder(self._layout) is not None
+        if recording != self._recording:
+            yield "a recorder runs again" if recording else f"no recorder runs on {self._layout.root}: waiting for one"
+            self._recording = recording
+        if not recording or not list_ledgers(self._layout):
+            return
+        coverage = self._watch.look()
+        if coverage is self._seen:
+            return
+        self._seen = coverage
+        now_us = time.time_ns() // 1000
+        known = coverage.symbols
+        found = {one: state_at(coverage.intervals(one), now_us) for one in known if not self._only or one in self._only}
+        blind = {one: describe_blindness(held.cause) for one, held in found.items() if held and held.state == "blind"}
+        for words in sorted(set(blind.values())):
+            named = [one for one, held in blind.items() if held == words]
+            if any(self._blind.get(one) != words for one in named):
+                more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+                yield f"{words}: {'all symbols' if len(named) == len(found) else ', '.join(named[:_NAMED]) + more}"
+        if self._blind and not blind:
+            yield "no longer blind"
+        self._blind = blind
 
 
 def _format_line(row: dict[str, Any], tz: tzinfo, *, as_json: bool) -> str:
