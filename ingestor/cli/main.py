@@ -43,6 +43,8 @@ COMMANDS = {
     "export": ("ingestor.cli.read:export", "Write trades to CSV, Parquet, JSON Lines or SQLite."),
     "compact": ("ingestor.cli.compact:compact", "Merge the files of each closed day into one."),
     "merge": ("ingestor.cli.merge:merge", "Make one recording of several of the same venue."),
+    "raw": ("ingestor.cli.raw:raw", "Print frames as they came."),
+    "redecode": ("ingestor.cli.raw:redecode", "Decode frames again, and show what differs."),
     "install": ("ingestor.cli.setup:install", "Install the systemd service, or show what that would do."),
     "simulate": ("ingestor.cli.simulate:simulate", "Serve simulated trades, as a venue would."),
     "demo": ("ingestor.cli.demo:demo", "Record a simulated venue for 20 s and show the result."),

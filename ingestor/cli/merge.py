@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import click
 import pyarrow as pa
@@ -16,6 +17,7 @@ from ingestor import __version__
 from ingestor.cli.options import example, json_option
 from ingestor.cli.printing import format_json, format_table, format_time
 from ingestor.closed_days import close_coverage
+from ingestor.coverage import Coverage
 from ingestor.dataset.coverage import load_coverage
 from ingestor.dataset.merged import (
     Lack,
@@ -42,7 +44,7 @@ from ingestor.sinks.segment_accounts import SegmentAccounts
 
 _SHOWN = 20
 _BLOCK_ROWS = 1 << 13
-_ROTATION = Rotation(age_s=1e9, size=32 << 20)
+ROTATION = Rotation(age_s=1e9, size=32 << 20)
 
 
 @click.command(epilog=example("ingestor merge data-a data-b --into data", "ingestor verify --root data"))
@@ -103,8 +105,6 @@ def merge_roots(roots: Sequence[Layout], into: Layout) -> Iterator[tuple[date, M
 
     Raises ConfigError for roots that can't be merged, NotARecording, FormatTooNew, DamagedFile, OSError.
     """
-    if into.root.exists() and any(into.root.iterdir()):
-        raise ConfigError(f"{into.root} is not empty: name a directory that is not there yet")
     for layout in roots:
         open_recording(layout.root)
     check_one_venue(roots)
@@ -115,30 +115,13 @@ def merge_roots(roots: Sequence[Layout], into: Layout) -> Iterator[tuple[date, M
         raise ConfigError("these roots have columns of several feeds: only recorders of one can be merged")
     id_column = find_id_column(roots)
     feed = next(filter(None, (history.feed for history in histories)), "")
-    into.create()
-    ledger = Ledger(into, 1, day_of(now_us()))
-    ledger.record(
-        "run.started",
-        format=FORMAT_VERSION,
-        version=__version__,
-        run=1,
-        feed=feed,
-        venue=next(filter(None, (history.venue for history in histories)), ""),
-        columns=schema.names,
-        id_column=id_column,
-        tickers=[],
-        formats=["parquet"],
-        first_segment=1,
-        closed=0,
-        open_gaps=[],
-        asked=[],
-        ended=0,
-        merged=[str(layout.root) for layout in roots],
-    )
+    venue = next(filter(None, (history.venue for history in histories)), "")
+    merged_from = [str(layout.root) for layout in roots]
+    ledger = begin_root(into, feed, venue, schema, id_column, merged=merged_from)
     with contextlib.closing(ledger):
         report = MergeReport([0] * len(roots))
         coverages = [load_coverage(layout) for layout in roots]
-        journal = Journal(into, Segments(into, 1, 1, feed, schema), _ROTATION)
+        journal = Journal(into, Segments(into, 1, 1, feed, schema), ROTATION)
         sequence = 1 << RUN_SHIFT
         for merged in read_merged(roots, Selection(EVER, tuple(schema.names)), id_column):
             sequence = _append(journal, with_columns(merged.rows, schema), sequence)
@@ -150,14 +133,46 @@ def merge_roots(roots: Sequence[Layout], into: Layout) -> Iterator[tuple[date, M
             report.differences += disagreements(merged.lacks, coverages)
             yield merged.day, report
         journal.close()
-        stop = threading.Event()
-        stop.set()
-        accounts = SegmentAccounts(into, ledger, 0, id_column)
-        Runner(into, [accounts, ParquetFiles(into, ledger)], stop).run()
-        if accounts.violations:
-            raise DamagedFile(f"{into.root}: what was written is not what was read")
-        close_coverage(into, merge_coverage(coverages))
-        ledger.record("run.stopped", error=None)
+        finish_root(into, ledger, id_column, merge_coverage(coverages))
+
+
+def begin_root(into: Layout, feed: str, venue: str, schema: pa.Schema, id_column: str | None, **made_of: Any) -> Ledger:
+    """Make a root of one run that no recorder makes; its ledger. Raises ConfigError where it is there, OSError."""
+    if into.root.exists() and any(into.root.iterdir()):
+        raise ConfigError(f"{into.root} is not empty: name a directory that is not there yet")
+    into.create()
+    ledger = Ledger(into, 1, day_of(now_us()))
+    ledger.record(
+        "run.started",
+        format=FORMAT_VERSION,
+        version=__version__,
+        run=1,
+        feed=feed,
+        venue=venue,
+        columns=schema.names,
+        id_column=id_column,
+        tickers=[],
+        formats=["parquet"],
+        first_segment=1,
+        closed=0,
+        open_gaps=[],
+        asked=[],
+        ended=0,
+        **made_of,
+    )
+    return ledger
+
+
+def finish_root(into: Layout, ledger: Ledger, id_column: str | None, coverage: Coverage) -> None:
+    """Seal what the journal of such a root holds, and write its coverage. Raises DamagedFile, OSError."""
+    stop = threading.Event()
+    stop.set()
+    accounts = SegmentAccounts(into, ledger, 0, id_column)
+    Runner(into, [accounts, ParquetFiles(into, ledger)], stop).run()
+    if accounts.violations:
+        raise DamagedFile(f"{into.root}: what was written is not what was read")
+    close_coverage(into, coverage)
+    ledger.record("run.stopped", error=None)
 
 
 def _append(journal: Journal, rows: pa.Table, sequence: int) -> int:

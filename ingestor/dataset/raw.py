@@ -1,14 +1,21 @@
-"""Reads frames as they came (`storage.raw`): from `raw/`, and from the journal what is not sealed yet."""
+"""Frames as they came (`storage.raw`): reads them, from `raw/` and, where they are not sealed, from the journal; and
+compares what was recorded of them with what they are decoded to now.
+"""
 
 import contextlib
+import operator
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from datetime import date
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from ingestor.dataset.snapshot import check_format, list_names, parse_days
+from ingestor.dataset.rows import with_columns
+from ingestor.dataset.snapshot import Snapshot, check_format, list_names, parse_days, read_consistently
 from ingestor.dataset.times import EVER, Span, day_start_ms
 from ingestor.errors import DamagedFile, Lagged
 from ingestor.journal.follower import Follower, Rows
@@ -18,6 +25,8 @@ from ingestor.parquet import ORIGIN_KEY, check_pages, named_errors, open_parquet
 from ingestor.schema import FRAMES, RECEIVED_AT
 
 _DAY_MS = 86_400_000
+_NEAR = 32
+"""So many trades of the same moment are looked at to find the one that a trade has become."""
 
 
 def list_raw_days(layout: Layout) -> list[date]:
@@ -127,3 +136,98 @@ def recount_frames(path: Path, segment: SegmentId, day: date) -> tuple[int, str 
     except DamagedFile as error:
         return frames, str(error).removeprefix(f"{path}: ")
     return frames, None
+
+
+def read_recorded(layout: Layout, first: int, end: int, schema: pa.Schema) -> pa.Table:
+    """The trades with the sequence numbers from `first` up to but without `end`, in their order, with these columns.
+
+    Raises FormatTooNew, DamagedFile, OSError.
+    """
+
+    def select(rows: pa.Table) -> pa.Table:
+        numbers = rows.column("sequence")
+        return with_columns(rows.filter(pc.and_(pc.greater_equal(numbers, first), pc.less(numbers, end))), schema)
+
+    def read(snapshot: Snapshot) -> pa.Table:
+        tables = [select(pa.Table.from_batches([batch])) for batch in snapshot.journaled]
+        for path in (path for paths in snapshot.files.values() for path in paths):
+            with open_parquet(path, page_checksum_verification=True) as file, named_errors(path):
+                check_format(path, file.metadata.metadata)
+                groups = [number for number in range(file.num_row_groups) if _may_hold(file, number, first, end)]
+                if groups:
+                    tables.append(select(file.read_row_groups(groups)))
+        return pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in tables)])
+
+    return read_consistently(layout, EVER, read).sort_by("sequence")
+
+
+def _may_hold(file: pq.ParquetFile, group: int, first: int, end: int) -> bool:
+    held = file.metadata.row_group(group).column(file.schema_arrow.get_field_index("sequence")).statistics
+    return held is None or not held.has_min_max or (held.min < end and held.max >= first)
+
+
+class Difference(NamedTuple):
+    """A trade that was recorded otherwise than it is decoded now."""
+
+    recorded: dict[str, Any] | None
+    """None: it is added."""
+    decoded: dict[str, Any] | None
+    """None: it is no trade any more."""
+
+    @property
+    def kind(self) -> str:
+        """`added`, `missing` or `changed`."""
+        return "added" if self.recorded is None else "missing" if self.decoded is None else "changed"
+
+    @property
+    def symbol(self) -> str:
+        """As it is decoded now, where it is."""
+        return str((self.decoded or self.recorded or {})["symbol"])
+
+
+def compare_trades(recorded: pa.Table, decoded: pa.Table) -> Iterator[Difference]:
+    """How the trades of the same frames differ, as often as they are there. Both tables have the same columns.
+
+    A recorded trade that is not among the decoded ones, and a decoded one that was not recorded, are one that has
+    changed where both came at the same moment and half of their values, at least, are the same.
+    """
+    if recorded.equals(decoded):
+        return
+    old, new = (_as_tuples(table) for table in (recorded, decoded))
+    missing, added = _find_excess(old, new), _find_excess(new, old)
+    if not missing and not added:  # in another order
+        return
+    at = recorded.column_names.index("received_at")
+    together: dict[int, list[int]] = {}
+    for row in added:
+        together.setdefault(new[row][at], []).append(row)
+    changed: dict[int, int] = {}
+    for row in missing:
+        near = together.get(old[row][at], [])[:_NEAR]
+        alike = {other: sum(map(operator.eq, old[row], new[other])) - 1 for other in near}
+        best = max(near, key=lambda other, alike=alike: alike[other], default=None)  # type: ignore[misc]
+        if best is not None and 2 * alike[best] >= len(recorded.column_names) - 1:
+            changed[row] = best
+            together[old[row][at]].remove(best)
+    rest = [row for rows in together.values() for row in rows]
+    before = dict(zip(missing, recorded.take(pa.array(missing, pa.int64())).to_pylist(), strict=True))
+    after = dict(zip(added, decoded.take(pa.array(added, pa.int64())).to_pylist(), strict=True))
+    yield from (Difference(before[row], after[changed[row]] if row in changed else None) for row in missing)
+    yield from (Difference(None, after[row]) for row in rest)
+
+
+def _as_tuples(rows: pa.Table) -> list[tuple[Any, ...]]:
+    plain = (one.cast(pa.int64()) if pa.types.is_timestamp(one.type) else one for one in rows.columns)
+    return list(zip(*(one.to_pylist() for one in plain), strict=True))
+
+
+def _find_excess(rows: list[tuple[Any, ...]], others: list[tuple[Any, ...]]) -> list[int]:
+    """The places of those rows of which there are more than among the others."""
+    excess = Counter(rows)
+    excess.subtract(others)
+    places = []
+    for place, row in enumerate(rows):
+        if excess[row] > 0:
+            excess[row] -= 1
+            places.append(place)
+    return places
