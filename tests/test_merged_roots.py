@@ -12,7 +12,6 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from recordings import Print, Recording, to_us
-from structlog.testing import capture_logs
 from test_id_watch import SYMBOLS, running
 
 import ingestor
@@ -125,8 +124,7 @@ PRINTS = [
 
 
 def merge(*arguments: object) -> Result:
-    with capture_logs():
-        return CliRunner().invoke(cli, ["merge", *map(str, arguments)])
+    return CliRunner().invoke(cli, ["merge", *map(str, arguments)])
 
 
 def test_two_recorders_with_different_faults_are_the_truth_together(tmp_path: Path) -> None:

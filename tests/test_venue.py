@@ -11,16 +11,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import websocket
+from journals import make_root
 from simulated_venues import RunningVenue, read_truth, running_venue
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidMessage, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from ingestor.errors import ConfigError
+from ingestor.journal.segment import Header, Kind, encode_raw
+from ingestor.layout import SegmentId
+from ingestor.metrics import Counts
 from ingestor.simulator.connection import VenueConnection, make_protocol
 from ingestor.simulator.faults import (
     Abort,
@@ -44,7 +49,8 @@ from ingestor.simulator.faults import (
     Trickle,
 )
 from ingestor.simulator.market import MarketSettings
-from ingestor.simulator.venue import VenueSettings
+from ingestor.simulator.venue import VenueSettings, open_venue
+from ingestor.sinks.raw_files import publish_frames
 
 FAST = VenueSettings(market=MarketSettings(rate=10_000, seed=7))
 WAIT_S = 10.0
@@ -345,6 +351,29 @@ def test_a_replay_sends_the_recording_and_then_is_silent(tmp_path: Path) -> None
             received.append(json.loads(opened.recv(WAIT_S)))
             kinds.append(received[-1]["type"])
     assert counted(trades_in(received)) == truth_of(tmp_path / "first.jsonl") == truth_of(tmp_path / "second.jsonl")
+
+
+def test_a_replay_of_frames_sends_them_as_they_came(tmp_path: Path) -> None:
+    frames = [b'{"type":"trade","data":[]}', b"junk", b"", '{"news":"é"}'.encode(), b'{"last":true}']
+    layout, segment = make_root(tmp_path), SegmentId(1, datetime(2026, 11, 20, 23, 59, tzinfo=UTC), 1)
+    midnight_us = round(datetime(2026, 11, 21, tzinfo=UTC).timestamp() * 1e6)
+    blocks = [
+        whole_raw(number, midnight_us + number * 1000 - 1500, frames[2 * number : 2 * number + 2])
+        for number in range(3)
+    ]
+    publish_frames(layout, segment, blocks)
+    assert len(list(layout.raw.glob("date=*/*.parquet"))) == 2
+    settings = replace(FAST, replay=layout.raw, speed=0.5)
+    with running_venue(settings) as venue, client(venue, "AAPL") as opened:
+        assert [opened.recv(WAIT_S) for _ in frames] == [frame.decode() for frame in frames]
+    with pytest.raises(ConfigError, match="the truth is about trades"):
+        asyncio.run(open_venue(replace(settings, truth=tmp_path / "truth.jsonl")))
+
+
+def whole_raw(first: int, at_us: int, payloads: list[bytes]) -> bytes:
+    """The body of a record of these frames."""
+    block = Header(Kind.BLOCK, Counts(frames=len(payloads)), first * 2)
+    return bytes(encode_raw(block, 1, [at_us] * len(payloads), payloads)[1])
 
 
 # TLS

@@ -36,6 +36,7 @@ from ingestor.journal.segment import Header, Kind
 from ingestor.journal.writer import Block, Journal, Rotation, Segments
 from ingestor.layout import Layout
 from ingestor.ledger import Ledger, day_of, now_us
+from ingestor.logs import configure_logs
 from ingestor.metrics import Counts
 from ingestor.schema import FORMAT_VERSION, RUN_SHIFT
 from ingestor.sinks.parquet_files import ParquetFiles
@@ -58,6 +59,7 @@ def merge(roots: tuple[Path, ...], into: Path, as_json: bool) -> None:
     recorder has that has most. A symbol is recorded where any of them recorded it. Prints how many trades each root
     has, and the minutes that two recorded as a whole and of which one lacks trades. Recorders and readers may go on.
     """
+    configure_logs("warning", "auto", [])
     report = MergeReport([0] * len(roots))
     for day, so_far in merge_roots([Layout(root) for root in roots], Layout(into)):
         report = so_far

@@ -74,7 +74,8 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--replay",
     type=click.Path(path_type=Path, exists=True),
-    help="Send recorded trades: Parquet, CSV, JSON lines (a truth file), or a directory such as data/trades.",
+    help="Send recorded trades: Parquet, CSV, JSON lines (a truth file), or a directory such as data/trades; of "
+    "data/raw every frame as it came.",
 )
 @click.option(
     "--speed", type=PaceType(), default="1", show_default=True, help="Of a replay, times its own pace, or `max`."

@@ -60,6 +60,8 @@ class Batch(NamedTuple):
 
     trades: list[Trade]
     lasts_s: float
+    frame: bytes | None = None
+    """The message itself, where it is one that was recorded: then nothing is said of its trades."""
 
 
 class Source(Protocol):

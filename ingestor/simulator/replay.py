@@ -1,4 +1,4 @@
-"""Replay of a recording: Parquet, CSV or JSON lines (a truth file), at its own pace or another."""
+"""Replay of a recording: Parquet, CSV, JSON lines (a truth file) or frames as they came; at its own pace or another."""
 
 import csv
 import gzip
@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from ingestor.errors import ConfigError
+from ingestor.schema import FRAMES
 from ingestor.simulator.market import BATCH_MAX, Batch, Trade, is_crypto
 
 SAME_MESSAGE_US = 1000
@@ -62,6 +64,51 @@ class Replay:
             self._next = next(self._arrivals, None)
         pause_us = 0 if self._next is None else max(0, self._next.at_us - latest_us)
         return Batch(trades, pause_us / 1e6 / self._speed)
+
+
+class FrameReplay:
+    """A source of frames as they came (`raw/`), in the order of receipt, each a message. It sends them once."""
+
+    def __init__(self, path: Path, speed: float) -> None:
+        """As of `Replay`. Raises ConfigError for a file that can't be read when its turn comes."""
+        self._frames = _recorded_frames(path)
+        self._speed = speed
+        self._next = next(self._frames, None)
+
+    def batch(self, symbols: Sequence[str], now_ms: int) -> Batch | None:  # noqa: ARG002  as every Source
+        """The next frame; None after the last."""
+        if self._next is None:
+            return None
+        (at_us, payload), self._next = self._next, next(self._frames, None)
+        pause_us = 0 if self._next is None else max(0, self._next[0] - at_us)
+        return Batch([], pause_us / 1e6 / self._speed, payload)
+
+
+def holds_frames(path: Path) -> bool:
+    """Whether this is a file or a directory of frames as they came."""
+    files = _list_parquet(path)
+    try:
+        return bool(files) and pq.read_schema(files[0]).names == FRAMES.names
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def _list_parquet(path: Path) -> list[Path]:
+    """Segment by segment, and date by date."""
+    if path.is_dir():
+        return sorted(path.rglob("*.parquet"), key=lambda file: (file.name, file.parent))
+    return [path] if path.suffix == ".parquet" else []
+
+
+def _recorded_frames(path: Path) -> Iterator[tuple[int, bytes]]:
+    for file in _list_parquet(path):
+        try:
+            with pq.ParquetFile(file) as frames:
+                for batch in frames.iter_batches(columns=["received_at", "payload"]):
+                    times_us = batch.column(0).cast(pa.int64()).to_pylist()
+                    yield from zip(times_us, batch.column(1).to_pylist(), strict=True)
+        except (OSError, pa.ArrowException) as error:
+            raise ConfigError(f"{file}: no frames to replay: {error}") from error
 
 
 def recorded_trades(path: Path) -> Iterator[Arrival]:

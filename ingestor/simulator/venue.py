@@ -29,7 +29,7 @@ from ingestor.simulator.connection import (
     read_handshake,
 )
 from ingestor.simulator.faults import FaultInjector, Schedule
-from ingestor.simulator.market import Intervals, Market, MarketSettings, Source, Trade
+from ingestor.simulator.market import Batch, Intervals, Market, MarketSettings, Source
 from ingestor.simulator.protocols import (
     BINANCE_STREAMS,
     PING,
@@ -37,13 +37,14 @@ from ingestor.simulator.protocols import (
     Heartbeat,
     JsonVenue,
     LoginRequest,
+    Message,
     SymbolRefusal,
     SymbolRequest,
     VenueProtocol,
     make_language,
     text_frame,
 )
-from ingestor.simulator.replay import Replay
+from ingestor.simulator.replay import FrameReplay, Replay, holds_frames
 
 log = structlog.get_logger("ingestor.simulator")
 
@@ -105,20 +106,20 @@ class TradePacer:
         """Nothing was wanted until now."""
         self._due_s = max(self._due_s, now_s)
 
-    def due_batches(self, universe: Sequence[str], now_s: float) -> list[list[Trade]]:
+    def due_batches(self, universe: Sequence[str], now_s: float) -> list[Batch]:
         """The batches of these symbols that are due, at most BURST_MESSAGES."""
         self._due_s = max(self._due_s, now_s - ARREARS_S)
-        batches: list[list[Trade]] = []
+        batches: list[Batch] = []
         while self._due_s <= now_s and len(batches) < BURST_MESSAGES:
             batch = self._source.batch(universe, time.time_ns() // 1_000_000)
             if batch is None:
                 self._due_s = math.inf
                 break
-            batches.append([])
+            batches.append(batch._replace(trades=[]))
             for trade in batch.trades:
                 # Its place among all trades of its symbol here: Binance sends it as the trade's id.
                 self._numbers[trade.symbol] += 1
-                batches[-1].append(trade._replace(number=self._numbers[trade.symbol]))
+                batches[-1].trades.append(trade._replace(number=self._numbers[trade.symbol]))
             self._due_s += batch.lasts_s
         return batches
 
@@ -402,13 +403,17 @@ class Venue:
                 await asyncio.sleep(max(pause_s, TICK_S) if pause_s > 0 else 0)
         log.info("replay.finished", trades=self.trades_sent)
 
-    def _deliver(self, client: VenueConnection, batches: list[list[Trade]]) -> None:
-        """To one client what it asked for, as its faults let it through."""
+    def _deliver(self, client: VenueConnection, batches: list[Batch]) -> None:
+        """To one client what it asked for, as its faults let it through; frames as they came, whatever they hold."""
         active = self._injector.active(client)
         if active.silent():
             return
+        frames = [Message(batch.frame, ()) for batch in batches if batch.frame is not None]
+        if frames:
+            client.send(frames, copies=active.copies(), in_fragments=active.fragments())
+            return
         wanted = client.subscribed_s.keys() - active.muted(client.subscribed_s)
-        asked = [[trade for trade in trades if trade.symbol in wanted] for trades in batches]
+        asked = [[trade for trade in batch.trades if trade.symbol in wanted] for batch in batches]
         sent = active.distorted([trades for trades in client.without_dropped(asked) if trades])
         messages = [message for trades in sent for message in self._language.say(trades, combined=client.combined)]
         client.send(messages, copies=active.copies(), in_fragments=active.fragments())
@@ -435,7 +440,11 @@ async def open_venue(settings: VenueSettings) -> Venue:
     if settings.protocol in UNASKED and not settings.symbols:
         settings = replace(settings, symbols=STREAMED_SYMBOLS)
     source: Source
-    if settings.replay is not None:
+    if settings.replay is not None and holds_frames(settings.replay):
+        if settings.truth is not None:
+            raise ConfigError(f"the truth is about trades, and the frames in {settings.replay} are sent as they came")
+        source = FrameReplay(settings.replay, settings.speed)
+    elif settings.replay is not None:
         source = Replay(settings.replay, settings.speed)
     else:
         source = Intervals(settings.market) if settings.protocol == "bars" else Market(settings.market)
