@@ -28,8 +28,11 @@ from requirements import of_tier, require
 from simulated_venues import read_truth
 
 import ingestor
+from ingestor.cli.raw import Report, compare_again
 from ingestor.coverage import state_at
 from ingestor.dataset.coverage import load_coverage
+from ingestor.dataset.times import EVER
+from ingestor.feeds.finnhub import Finnhub
 from ingestor.journal.follower import Follower, Rows
 from ingestor.layout import Layout, list_segments
 from ingestor.schema import RUN_SHIFT, TRADES
@@ -328,6 +331,18 @@ def read_journal(layout: Layout, *, unsealed_only: bool = False) -> pa.Table:
 
 def _plain(table: pa.Table) -> pa.Table:
     return table.replace_schema_metadata(None).cast(TRADES)
+
+
+def assert_frames_agree(layout: Layout) -> None:
+    """Frames as they came give the very trades that the runs which kept them have recorded, and no run lacks one."""
+    report = Report()
+    for _ in compare_again(layout, Finnhub("ws://simulated", "demo"), EVER, report):
+        pass
+    runs = pa.array([fact["run"] for fact in read_facts(layout) if fact["fact"] == "run.started" and fact.get("raw")])
+    recorded = pc.shift_right(read_parquet(layout)["sequence"], RUN_SHIFT)
+    kept = int(pc.sum(pc.is_in(recorded, runs.cast(pa.int64()))).as_py() or 0)
+    assert (report.recorded, report.decoded, report.differences[:3]) == (kept, kept, [])
+    assert kept > 0
 
 
 def last_sequences(rows: pa.Table) -> dict[int, int]:

@@ -4,9 +4,22 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from harness import LAG_S, LINGER_S, Recorder, Site, Tally, last_sequences, now_us, read_journal, rounds, running_venue
+from harness import (
+    LAG_S,
+    LINGER_S,
+    Recorder,
+    Site,
+    Tally,
+    assert_frames_agree,
+    last_sequences,
+    now_us,
+    read_journal,
+    rounds,
+    running_venue,
+)
 
 from ingestor.layout import Layout, list_segments
 
@@ -22,11 +35,13 @@ def test_kill(tmp_path: Path, tally: Tally) -> None:
     faults.write_text("- {after: 1200ms, do: abort}\n")  # a kill may also come just after a connection was lost
     with running_venue(tmp_path, "--rate", "3000", "--faults", str(faults)) as venue:
         storage = {"rotate": {"age": "1s", "size": "64KB"}}
-        site = Site(tmp_path, tmp_path / "data", venue.url, settings={"storage": storage})
+        # Every other life keeps the frames as they came, too.
+        keeps: list[dict[str, Any]] = [{"raw": {}}, {}]
+        sites = [Site(tmp_path, tmp_path / "data", venue.url, settings={"storage": storage | one}) for one in keeps]
         journaled: dict[int, int] = {}
         lives: list[tuple[int, float]] = []
         for number in range(rounds()):
-            started_us = now_us()
+            started_us, site = now_us(), sites[number % 2]
             with site.running() as recorder:
                 PHASES[number % len(PHASES)](recorder, moments)
                 lives.append((started_us, now_us()))
@@ -34,6 +49,7 @@ def test_kill(tmp_path: Path, tally: Tally) -> None:
             journaled |= last_sequences(read_journal(site.layout))
             tally.rounds += 1
         lives.append((now_us(), float("inf")))
+        site = sites[0]
         with site.running() as recorder:
             recorder.wait_for_rows()
             truth = venue.stop()
@@ -41,6 +57,7 @@ def test_kill(tmp_path: Path, tally: Tally) -> None:
             assert recorder.end() == 0
     tally.settle(site.layout, truth, journaled, lives, BOUND_S)
     tally.assert_clean()
+    assert_frames_agree(site.layout)
     assert not list_segments(site.layout), "the last run left segments behind"
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -23,6 +24,7 @@ from harness import (
     PATIENCE_S,
     Site,
     Tally,
+    assert_frames_agree,
     compile_shim,
     missing_sequences,
     now_us,
@@ -43,7 +45,12 @@ pytestmark = pytest.mark.alone
 SYNC_INTERVAL_S = 0.3
 BOUND_S = SYNC_INTERVAL_S + LINGER_S + LAG_S
 """The lag includes one fsync here."""
-SETTINGS = {"journal": {"sync_interval": "300ms"}, "storage": {"rotate": {"age": "1s", "size": "256KB"}}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "journal": {"sync_interval": "300ms"},
+    "storage": {"rotate": {"age": "1s", "size": "256KB"}},
+}
+KEEPING = SETTINGS | {"storage": {**SETTINGS["storage"], "raw": {}}}
+"""With the frames as they came."""
 
 
 @dataclass
@@ -157,11 +164,11 @@ def test_power(tmp_path: Path, tally: Tally, kind: str) -> None:
     """Lost: rows that were called synced, or sent longer before the cut than the stated bound."""
     moments = random.Random(7)
     with powered_disk(tmp_path, kind) as disk, running_venue(tmp_path, "--rate", "3000") as venue:
-        site = Site(tmp_path, disk.place / "data", venue.url, settings=SETTINGS)
+        sites = [Site(tmp_path, disk.place / "data", venue.url, settings=settings) for settings in (SETTINGS, KEEPING)]
         acknowledged: dict[int, int] = {}
         lives: list[tuple[int, float]] = []
-        for _ in range(max(of_tier(3, 1), rounds() // 20)):
-            started_us = now_us()
+        for number in range(max(of_tier(3, 1), rounds() // 20)):
+            started_us, site = now_us(), sites[(number + (kind == "ext4")) % 2]
             synced, cut_us = _suffer_a_cut(disk, site, moments.uniform(1, 3))
             lives.append((started_us, cut_us))
             acknowledged |= synced
@@ -169,11 +176,13 @@ def test_power(tmp_path: Path, tally: Tally, kind: str) -> None:
             _assert_no_sink_ahead(site.layout)
             tally.rounds += 1
         lives.append((now_us(), float("inf")))
+        site = sites[1]
         with site.running() as recorder:
             recorder.wait_for_rows()
             truth = venue.stop()
             recorder.wait_for_end_of_stream()
             assert recorder.end() == 0
+        assert_frames_agree(site.layout)
         tally.settle(site.layout, truth, acknowledged, lives, BOUND_S)
     tally.assert_clean()
 
