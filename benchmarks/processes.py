@@ -206,6 +206,8 @@ class Contender:
     script: str = ""
     written_as: str = "csv"
     python: str = sys.executable
+    keeps_frames: bool = False
+    """Of the recorder: with `storage.raw`."""
     rotate_size: str = "32MB"
     """Of the recorder's segments."""
     ends_by_itself: bool = True
@@ -233,7 +235,12 @@ class Contender:
         return {
             "tickers": SYMBOLS,
             "feed": {"url": at.url},
-            "storage": {"root": str(root), "formats": list(self.formats), "rotate": {"size": self.rotate_size}},
+            "storage": {
+                "root": str(root),
+                "formats": list(self.formats),
+                "rotate": {"size": self.rotate_size},
+                "raw": {} if self.keeps_frames else None,
+            },
             "connection": {"ca_file": str(at.tls.certificate) if at.tls else None},
             "health": {"listen": "127.0.0.1:0"},
             "logging": {"format": "json"},
@@ -241,9 +248,9 @@ class Contender:
         }
 
 
-def recorder(name: str, *formats: str) -> Contender:
+def recorder(name: str, *formats: str, keeps_frames: bool = False) -> Contender:
     """The recorder, as `ingestor run` runs it."""
-    return Contender(name, formats, written_as=formats[0], ends_by_itself=False)
+    return Contender(name, formats, written_as=formats[0], keeps_frames=keeps_frames, ends_by_itself=False)
 
 
 def environment() -> dict[str, str]:

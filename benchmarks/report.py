@@ -14,10 +14,12 @@ from scenarios import EverySink, Overload, Paced, Salvage, journal_per_day
 from throughput import Run
 
 RECORDER, SCRIPT, CRYPTOFEED, BOTH = "ingestor, Parquet", "usual script", "cryptofeed", "ingestor, Parquet and CSV"
+KEEPING = "ingestor, Parquet, raw"
 _LINGER_MS = 100
 _QUIET_RATIO, _START_RATIO, _HELP_RATIO = 2.5, 8, 1.5
 """What the hour of a shared machine decides is held against another program of the same minute."""
 _NEVER_WAITED = 0.05
+_FRAMES_RATIO = 1.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,11 @@ def rounds_targets(rounds: list[Round]) -> list[Target]:
             Target(f"trades/s / usual script, {a_frame}", False, rate, rate_ratio(rounds, RECORDER, SCRIPT, size)),
             Target(f"peak RSS at that load, {a_frame}", True, 400, peak_mb(rounds, size), "MB"),
         ]
+        with_frames = f"with frames as they came / without, {a_frame}"
+        lines += [
+            Target(f"CPU a trade {with_frames}", True, _FRAMES_RATIO, cpu_ratio(rounds, KEEPING, RECORDER, size)),
+            Target(f"bytes a trade more, {a_frame}", True, 20, bytes_more(rounds, size), "B"),
+        ]
     started = [one.idle[RECORDER].started_up_s / one.idle[SCRIPT].started_up_s for one in rounds]
     return [
         *lines,
@@ -193,6 +200,13 @@ def rate_ratio(rounds: list[Round], ours: str, theirs: str, size: int) -> float 
 def limit_ratio(rounds: list[Round], size: int) -> float | None:
     ours = [None if (run := one.run(RECORDER, size)) is None else one.cpu_us(run) for one in rounds]
     return median_ratio(rounds, ours, [one.limits[size].total for one in rounds])
+
+
+def bytes_more(rounds: list[Round], size: int) -> float | None:
+    """What frames as they came take on the disk, per trade; None where they were not kept at this frame size."""
+    runs = [(one.run(KEEPING, size), one.run(RECORDER, size)) for one in rounds]
+    found = [kept.bytes_written / kept.trades - run.bytes_written / run.trades for kept, run in runs if kept and run]
+    return statistics.median(found) if found else None
 
 
 def peak_mb(rounds: list[Round], size: int) -> float:

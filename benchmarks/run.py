@@ -36,6 +36,7 @@ from reading import measure_reading, reading_notes, reading_targets
 from report import (
     BOTH,
     CRYPTOFEED,
+    KEEPING,
     RECORDER,
     SCRIPT,
     Limit,
@@ -86,6 +87,7 @@ RECORDERS = (
     recorder(RECORDER, "parquet"),
     recorder("ingestor, CSV", "csv"),
     recorder(BOTH, "parquet", "csv"),
+    recorder(KEEPING, "parquet", keeps_frames=True),
 )
 
 
@@ -252,7 +254,7 @@ class Bench:
         """Who runs at this frame size; all of them at one trade a frame."""
         if size not in self.plan.compared_sizes:
             return RECORDERS[0], SCRIPTS[0]
-        return (*RECORDERS, *SCRIPTS) if size == 1 else (*RECORDERS[:2], *SCRIPTS)
+        return (*RECORDERS, *SCRIPTS) if size == 1 else (*RECORDERS[:2], RECORDERS[-1], *SCRIPTS)
 
     def parts(self, contender: Contender) -> int:
         if not contender.formats:

@@ -81,7 +81,8 @@ def check_written(contender: Contender, load: Path, parts: int, folder: Path) ->
     expected = {"rows": parts * PART_TRADES, "volume": volume_of(load, parts)}
     if {name: written[name] for name in expected} != expected:
         raise BenchmarkFailed(f"{contender.name}: sent {expected}, written {written}")
-    return int(written["bytes"])
+    kept = (folder / "data" / "raw").rglob("*.parquet")  # frames as they came, beside the trades
+    return int(written["bytes"]) + sum(path.stat().st_size for path in kept)
 
 
 def volume_of(load: Path, parts: int) -> float:
