@@ -26,6 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_TALLIES] = []
+    hypothesis.settings.register_profile("full", deadline=None)  # a machine that is busy is no failure
+    hypothesis.settings.load_profile("full")
     if config.getoption("--quick"):
         os.environ["QUICK_TIER"] = "1"  # before a test module asks how much it is to do
         hypothesis.settings.register_profile("quick", max_examples=15, deadline=None)

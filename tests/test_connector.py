@@ -26,7 +26,7 @@ def test_a_venue_that_was_never_reached_was_asked_for_nothing(tmp_path: Path) ->
 
 
 def test_after_a_connection_of_use_the_next_one_is_opened_at_once(tmp_path: Path) -> None:
-    with capture_logs() as logs, recording(tmp_path, Abort(after_s=1.3)) as (_, rig):
+    with capture_logs() as logs, recording(tmp_path, Abort(after_s=2.5)) as (_, rig):
         rig.wait_fact("symbol.proven", connection=3)
     assert [one for one in logs if one["event"] == "connection.retried"] == []
 

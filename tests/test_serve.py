@@ -563,6 +563,7 @@ def test_more_connections_than_allowed_are_refused(market: Market) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.alone
 def test_who_stops_reading_all_is_closed_with_the_reason_and_nobody_else_notices(market: Market) -> None:
     with running_serve(market.root) as server:
         deaf, good = server.connect(sockopt=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)]), server.subscriber("AAPL")
@@ -685,6 +686,7 @@ def test_an_answer_outlives_a_standstill(paging: Server) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.alone
 def test_many_slow_readers_cannot_fill_the_memory(paging: Server) -> None:
     """Each reads as much as it must, and what waits for them would be a quarter of a GB."""
     before = paging.sockets
