@@ -50,7 +50,7 @@ def report(layout: Layout, *arguments: str) -> Any:
 
 
 def test_the_table(layout: Layout) -> None:
-    lines = [line.split() for line in call(layout).stdout.splitlines()]
+    lines = [line.split() for line in call(layout, "--wide").stdout.splitlines()]
     assert lines[1] == [
         "A",
         "2026-11-20T12:00:00.000Z",

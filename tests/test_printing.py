@@ -6,8 +6,12 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+from click.testing import CliRunner
+from recordings import make_sample
 
+from ingestor.cli.main import cli
 from ingestor.cli.printing import (
+    fit_table,
     format_address,
     format_bytes,
     format_json,
@@ -118,3 +122,31 @@ def test_seconds_of_a_table_are_told_to_the_millisecond() -> None:
 def test_the_line_of_a_command_that_listens() -> None:
     assert format_address("http://127.0.0.1:1", as_json=False) == "listening on http://127.0.0.1:1"
     assert format_address("http://127.0.0.1:1", as_json=True) == '{"url": "http://127.0.0.1:1"}'
+
+
+# What fits
+
+
+def test_columns_are_left_out_until_a_table_fits_the_least_missed_first() -> None:
+    columns, rows = ("symbol", "open", "high", "n"), [("AAPL", "x" * 30, "y" * 30, 1), ("MSFT", "x", "y", 2)]
+    whole = format_table(columns, rows)
+    assert fit_table(columns, rows, ("open", "high"), None) == (whole, [])
+    assert fit_table(columns, rows, ("open", "high"), len(whole.splitlines()[1])) == (whole, [])
+    text, left_out = fit_table(columns, rows, ("open", "high", "n"), 60)
+    assert left_out == ["open"]
+    assert max(map(len, text.splitlines())) <= 60
+    assert fit_table(columns, rows, ("open", "high", "n"), 5)[1] == ["open", "high", "n"]
+
+
+@pytest.mark.parametrize("command", ["head", "bars 1h", "describe", "coverage"])
+def test_every_table_fits_eighty_columns_and_more_with_wide(command: str, tmp_path: Path) -> None:
+    make_sample(tmp_path)
+    narrow, wide = (
+        CliRunner().invoke(cli, [*command.split(), "--root", str(tmp_path), *more]) for more in ([], ["--wide"])
+    )
+    assert (narrow.exit_code, wide.exit_code, wide.stderr) == (0, 0, "")
+    assert max(map(len, narrow.stdout.splitlines())) <= 80
+    assert max(map(len, narrow.stderr.splitlines()), default=0) <= 80
+    heading = wide.stdout.splitlines()[0]
+    assert set(narrow.stdout.splitlines()[0].split()) <= set(heading.split())
+    assert narrow.stderr.startswith("more columns with --wide: ") is (len(heading) > 80 or command != "head")

@@ -56,7 +56,7 @@ def test_bars(sample: Recording) -> None:
     assert [(bar["open"], bar["vwap"], bar["coverage"]) for bar in found] == [
         (bar["open"], bar["vwap"], bar["coverage"]) for bar in expected
     ]
-    heading, *lines = call(sample, *arguments).stdout.splitlines()
+    heading, *lines = call(sample, *arguments, "--wide").stdout.splitlines()
     assert heading.replace(" %", "").split() == table.column_names
     assert len(lines) == 6
 
@@ -78,7 +78,7 @@ def test_describe(sample: Recording) -> None:
     assert [(one["symbol"], one["trades"], one["gaps"], one["delay_p50_ms"]) for one in found] == [
         ("AAPL", 480, 1, 100)
     ]
-    heading, *lines = call(sample, "describe").stdout.splitlines()
+    heading, *lines = call(sample, "describe", "--wide").stdout.splitlines()
     assert heading.split()[:4] == ["symbol", "first", "last", "trades"]
     assert [line.split()[0] for line in lines] == ["AAPL", "BINANCE:BTCUSDT", "MSFT", "OANDA:EUR_USD"]
 

@@ -8,7 +8,15 @@ from typing import Any
 import click
 
 from ingestor.accounts import read_ids
-from ingestor.cli.options import example, query_options, read_span, root_from, warn_of_unknown_symbols
+from ingestor.cli.options import (
+    example,
+    print_table,
+    query_options,
+    read_span,
+    root_from,
+    warn_of_unknown_symbols,
+    wide_option,
+)
 from ingestor.cli.printing import format_json, format_table, format_time, percent, to_milliseconds
 from ingestor.coverage import Coverage, Gap, Interval, blind_by_cause, clip, sum_proved, sum_shares
 from ingestor.dataset import times
@@ -22,6 +30,7 @@ _FOREVER_US = 1 << 62
 
 @click.command(epilog=example("ingestor coverage --symbols AAPL --start 2026-11-20 --tz America/New_York"))
 @query_options
+@wide_option
 def coverage(
     config: Path | None,
     root: Path | None,
@@ -30,6 +39,7 @@ def coverage(
     end: str | None,
     tz: tzinfo,
     as_json: bool,
+    wide: bool,
 ) -> None:
     """Show when each symbol was recorded, when not and why, and when nobody can tell.
 
@@ -53,8 +63,10 @@ def coverage(
     ids: Mapping[str, tuple[int, int]] = {}
     if any(piece.proof for own in pieces.values() for piece in own):
         ids = read_ids(Layout(root_from(config, root)), symbols, *span.days).counts()
-    show = _as_json if as_json else _as_text
-    click.echo(show(found, pieces, ids, bounds, tz))
+    if as_json:
+        click.echo(_as_json(found, pieces, ids, bounds, tz))
+    else:
+        _print_text(found, pieces, ids, bounds, tz, wide=wide)
 
 
 def _as_json(
@@ -82,13 +94,15 @@ def _as_json(
     return format_json(report)
 
 
-def _as_text(
+def _print_text(
     found: Coverage,
     pieces: dict[str, list[Interval]],
     ids: Mapping[str, tuple[int, int]],
     bounds: tuple[int, int],
     tz: tzinfo,
-) -> str:
+    *,
+    wide: bool,
+) -> None:
     """For people: the symbols, the gaps, the time blind by cause."""
     gaps = clip(found.gaps, *bounds)
     symbols = [_summary(symbol, pieces[symbol], tz) for symbol in pieces]
@@ -99,20 +113,17 @@ def _as_text(
     if any(piece.proof for own in pieces.values() for piece in own):
         symbols = [one | _id_summary(one["symbol"], pieces[one["symbol"]], ids) for one in symbols]
         heading += ["proved by ids %", "ids", "missing"]
-    parts = [
-        format_table(heading, [_shown(summary) for summary in symbols]),
-        f"Known up to {_time(found.horizon_us, tz)}.",
-    ]
+    spare = ("start", "ids", "filled %", "end", "proved by ids %", "unproven %", "gaps", "missing", "blind %")
+    print_table(heading, [_shown(summary) for summary in symbols], spare, wide=wide)
+    click.echo(f"\nKnown up to {_time(found.horizon_us, tz)}.")
     if ids:
-        parts.append(f"{format_missing(*map(sum, zip(*ids.values(), strict=True)))}.")
+        click.echo(f"\n{format_missing(*map(sum, zip(*ids.values(), strict=True)))}.")
     if gaps:
         rows = [_shown({**_as_row(gap, tz), "symbol": gap.symbol or "all"}) for gap in gaps]
+        click.echo()
+        print_table(("start", "end", "seconds", "cause", "symbol"), rows, ("end",), wide=wide)
         blind = [(cause, to_milliseconds(us / 1e6)) for cause, us in blind_by_cause(gaps).items()]
-        parts += [
-            format_table(("start", "end", "seconds", "cause", "symbol"), rows),
-            "Time blind, by cause:\n" + format_table(("cause", "seconds"), blind),
-        ]
-    return "\n\n".join(parts)
+        click.echo("\nTime blind, by cause:\n" + format_table(("cause", "seconds"), blind))
 
 
 def _summary(symbol: str, pieces: list[Interval], tz: tzinfo) -> dict[str, Any]:

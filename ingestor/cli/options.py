@@ -3,7 +3,9 @@
 What reads settings is imported where it is needed: a command that is told the root is done before that is loaded.
 """
 
-from collections.abc import Callable, Iterable
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, tzinfo
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,12 +14,15 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
+from ingestor.cli.printing import fit_table
 from ingestor.dataset import times
 from ingestor.errors import ConfigError
 from ingestor.texts import parse_duration
 
 if TYPE_CHECKING:
     from ingestor.config import Flags, Settings, Source
+_WIDTH = 80
+_NAMED = 5
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -113,6 +118,21 @@ def reading_options(command: _Command) -> _Command:
 def json_option(command: _Command) -> _Command:
     """`as_json: bool`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(command)
+
+
+def wide_option(command: _Command) -> _Command:
+    """`wide: bool`, for `print_table`."""
+    return click.option("--wide", is_flag=True, help="All columns, however wide that is.")(command)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], spare: Sequence[str], *, wide: bool) -> None:
+    """Print a table within 80 columns, or as many as the terminal has; stderr says which columns that leaves out."""
+    width = max(shutil.get_terminal_size().columns, _WIDTH) if sys.stdout.isatty() else _WIDTH
+    text, left_out = fit_table(columns, rows, spare, None if wide else width)
+    click.echo(text)
+    if left_out:
+        named = ", ".join(left_out[:_NAMED]) + (", …" if len(left_out) > _NAMED else "")
+        click.echo(f"more columns with --wide: {named}", err=True)
 
 
 def tz_option(command: _Command) -> _Command:

@@ -43,6 +43,28 @@ def format_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> st
     )
 
 
+def fit_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], spare: Sequence[str], width: int | None
+) -> tuple[str, list[str]]:
+    """The table within this width (None: any), and the columns that were left out for it: of `spare`, from the one that
+    is missed least.
+    """
+    body = [list(row) for row in rows]
+    if width is None:
+        return format_table(columns, body), []
+    wide = {
+        name: max(map(len, format_table([name], ([row[at]] for row in body)).splitlines()))
+        for at, name in enumerate(columns)
+    }
+    kept = {name for name in columns if name not in spare}
+    for name in reversed([one for one in spare if one in wide]):
+        if sum(wide[one] + 2 for one in {*kept, name}) - 2 <= width:
+            kept.add(name)
+    places = [at for at, name in enumerate(columns) if name in kept]
+    text = format_table([columns[at] for at in places], ([row[at] for at in places] for row in body))
+    return text, [name for name in columns if name not in kept]
+
+
 def format_json(value: object, indent: int | None = 2) -> str:
     """JSON as UTF-8 text, in which what doesn't show is escaped; a time as `format_time` writes it, whatever else JSON
     doesn't know as its text.

@@ -18,6 +18,11 @@ from ingestor.ledger import list_ledgers
 from ingestor.texts import describe_blindness, escape
 
 _HEAD = ("timestamp", "symbol", "price", "volume", "conditions")
+_SPARE = (
+    "delay_min_ms", "delay_p90_ms", "delay_max_ms", "delay_p50_ms", "ids", "bytes", "filled %", "delay_p99_ms", "first",
+    "late %", "missing", "gaps", "unproven %", "last",
+)  # fmt: skip
+"""Columns of `describe`, from the one that is missed least."""
 _SHARES = ("recorded", "blind", "unproven", "filled", "late")
 _Kind = Literal["csv", "parquet", "jsonl", "sqlite"]
 _ENDINGS: dict[str, _Kind] = {
@@ -30,6 +35,7 @@ _NAMED = 5
 
 @click.command(epilog=options.example("ingestor head --symbols AAPL --start 2026-11-20T09:30 --tz America/New_York"))
 @options.query_options
+@options.wide_option
 @click.option(
     "--count", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="How many trades."
 )
@@ -41,6 +47,7 @@ def head(
     end: str | None,
     tz: tzinfo,
     as_json: bool,
+    wide: bool,
     count: int,
 ) -> None:
     """Print the first trades of a span, a row each, in order of time; --json has all their columns."""
@@ -54,7 +61,8 @@ def head(
     if as_json:
         click.echo(printing.format_json(rows))
     else:
-        click.echo(printing.format_table(_HEAD, ([row[name] for name in _HEAD] for row in rows)))
+        shown = ([row[name] for name in _HEAD] for row in rows)
+        options.print_table(_HEAD, shown, ("conditions", "volume"), wide=wide)
 
 
 @click.command(
@@ -157,6 +165,7 @@ def _format_line(row: dict[str, Any], tz: tzinfo, *, as_json: bool) -> str:
 )
 @click.argument("interval", metavar="INTERVAL")
 @options.query_options
+@options.wide_option
 @click.option(
     "--session",
     type=click.Choice(["all", "regular", "extended"]),
@@ -181,6 +190,7 @@ def bars(
     end: str | None,
     tz: tzinfo,
     as_json: bool,
+    wide: bool,
     session: Literal["all", "regular", "extended"],
     conditions: Literal["sip", "all"],
     fill: bool,
@@ -212,15 +222,17 @@ def bars(
         | {"coverage": printing.percent(row["coverage"])}
         for row in rows
     )
-    click.echo(printing.format_table(heading, ([*row.values()] for row in shown)))
+    spare = ("vwap", "recorded %", "trades", "volume", "open")
+    options.print_table(heading, ([*row.values()] for row in shown), spare, wide=wide)
 
 
 @click.command(epilog=options.example("ingestor describe --symbols AAPL"))
 @options.reading_options
 @options.tz_option
 @options.json_option
+@options.wide_option
 def describe(
-    config: Path | None, root: Path | None, symbols: tuple[str, ...] | None, tz: tzinfo, as_json: bool
+    config: Path | None, root: Path | None, symbols: tuple[str, ...] | None, tz: tzinfo, as_json: bool, wide: bool
 ) -> None:
     """Print a row per symbol: first and last trade, how many, how well covered, how late they came.
 
@@ -238,7 +250,7 @@ def describe(
         return
     heading = [f"{name} %" if name in _SHARES else name for name in table.column_names]
     shown = (row | {name: printing.percent(row[name]) for name in _SHARES} for row in rows)
-    click.echo(printing.format_table(heading, ([*row.values()] for row in shown)))
+    options.print_table(heading, ([*row.values()] for row in shown), _SPARE, wide=wide)
 
 
 @click.command(epilog=options.example("ingestor export aapl.csv --symbols AAPL --start 2026-11-20 --end 2026-11-21"))
