@@ -1,5 +1,10 @@
 """The live view: what a batch of trades makes of the board, and what fits a terminal."""
 
+import os
+import pty
+import select
+import sys
+import termios
 from datetime import UTC, datetime
 from io import StringIO
 
@@ -7,7 +12,18 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from ingestor.cli.top import HEADINGS, UNASKED_MAX, SymbolBoard, SymbolRow, cells, render_rich, render_text, sparkline
+from ingestor.cli.top import (
+    HEADINGS,
+    UNASKED_MAX,
+    SymbolBoard,
+    SymbolRow,
+    View,
+    cells,
+    pressed_keys,
+    render_rich,
+    render_text,
+    sparkline,
+)
 from ingestor.coverage import find_coverage
 from ingestor.schema import TRADES
 
@@ -134,7 +150,7 @@ def test_a_dropped_symbol_leaves_the_board() -> None:
 
 def widest() -> SymbolRow:
     row = SymbolRow(
-        "BINANCE:BTCUSDT", price=97_123.45, traded_at=NOW - 100, delay_s=1.234, state="symbol_mute", gaps=12
+        "BINANCE:BTCUSDT", price=97_123.45, traded_at=NOW - 100, delay_s=1.234, state="blind (symbol silent)", gaps=12
     )
     row.counts.extend([50_000] * 10)
     row.prices.extend([1.0, 2.0] * 4)
@@ -142,32 +158,68 @@ def widest() -> SymbolRow:
     return row
 
 
-def test_the_widest_row_fits_eighty_columns_whole() -> None:
-    console = Console(width=80, height=24, file=StringIO(), force_terminal=True, color_system=None)
+def shown(rows: list[SymbolRow], width: int, view: View | None = None, height: int = 24) -> list[str]:
+    console = Console(width=width, height=height, file=StringIO(), force_terminal=True, color_system=None)
     with console.capture() as captured:
-        console.print(render_rich(("head", "", [widest()], NOW), 24))
-    shown = captured.get()
-    for cell in cells(widest(), NOW):
-        assert cell in shown
-    assert "…" not in shown
-    assert max(map(len, shown.splitlines())) <= 80
+        console.print(render_rich(("head", "", rows, NOW), height, width, view))
+    return captured.get().splitlines()
 
 
-def test_more_symbols_than_lines_are_counted() -> None:
-    rows = [SymbolRow(f"S{number}") for number in range(500)]
-    console = Console(width=80, height=24, file=StringIO())
-    with console.capture() as captured:
-        console.print(render_rich(("head", "trouble", rows, NOW), 24))
-    lines = captured.get().splitlines()
+@pytest.mark.parametrize(("width", "lacks"), [(120, set()), (80, {"trend"}), (60, {"trend", "gaps today", "per s"})])
+def test_a_narrow_terminal_drops_columns_and_cuts_no_number(width: int, lacks: set[str]) -> None:
+    lines = shown([widest()], width)
+    text = "\n".join(lines)
+    for heading, cell in zip(HEADINGS, cells(widest(), NOW), strict=True):
+        assert (heading in lines[2]) is (heading not in lacks), heading
+        assert cell in text or heading in lacks
+    assert "…" not in text
+    assert max(map(len, lines)) <= width
+
+
+def test_more_symbols_than_lines_are_pages() -> None:
+    rows, view = [SymbolRow(f"S{number:03}") for number in range(500)], View()
+    lines = shown(rows, 100, view)
     assert len(lines) <= 24
-    assert lines[-1].strip() == "… and 481 more; Ctrl-C ends"
+    assert lines[-1].startswith("symbols 1 to 19 of 500, n and p turn the page; by symbol; keys: ")
+    assert view.press("n", 27)
+    assert [line.split()[0] for line in shown(rows, 100, view)[3:5]] == ["S019", "S020"]
+    for _ in range(100):
+        view.press("n", 27)
+    assert view.page == 26
+    assert view.press("p", 27)
+    assert view.page == 25
+    assert not view.press("q", 27)
 
 
-def test_plain_text_has_the_same_columns() -> None:
+def test_the_order_is_that_of_the_symbols_until_a_key_asks_for_another() -> None:
+    rows = [SymbolRow("A"), SymbolRow("B", state="blind (no connection)"), SymbolRow("C")]
+    rows[2].counts[-1] = 9
+    view = View()
+    assert [row.symbol for row in view.sort(rows[::-1])] == ["A", "B", "C"]
+    for key, expected in (("r", "CAB"), ("b", "BAC"), ("x", "BAC"), ("s", "ABC")):
+        assert view.press(key, 1)
+        assert "".join(row.symbol for row in view.sort(rows)) == expected
+
+
+def test_keys_come_at_once_and_the_terminal_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        before = termios.tcgetattr(terminal)
+        with pressed_keys() as keys:
+            os.write(ours, b"rq")
+            select.select([terminal], [], [], 10)
+            assert keys() == "rq"
+            assert keys() == ""
+        assert termios.tcgetattr(terminal) == before
+    os.close(ours)
+
+
+def test_plain_text_fits_eighty_columns() -> None:
     lines = render_text("head", "trouble", [widest()], NOW).splitlines()
     assert lines[:2] == ["head", "! trouble"]
-    assert [heading for heading in HEADINGS if heading in lines[2]] == list(HEADINGS)
-    assert all(cell in lines[3] for cell in cells(widest(), NOW))
+    assert {"symbol", "price", "state"} <= {heading for heading in HEADINGS if heading in lines[2]}
+    assert max(map(len, lines)) <= 80
 
 
 def test_hostile_names_are_text_and_not_markup() -> None:

@@ -1,9 +1,12 @@
 """`ingestor top`: a row per symbol, live. It follows the journal as any process can, unnoticed by the recorder."""
 
+import os
+import select
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -13,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ingestor.cli.options import example, reading_options, root_from
-from ingestor.cli.printing import format_seconds, format_table
+from ingestor.cli.printing import fit_table, format_seconds
 from ingestor.coverage import Coverage, state_at
 from ingestor.dataset.coverage import load_coverage
 from ingestor.dataset.times import Span, day_start_ms, utc_date
@@ -22,6 +25,11 @@ from ingestor.layout import Layout, read_holder
 from ingestor.operations.recorder_status import RecorderStatus, find_problems
 from ingestor.operations.status import ask_status
 from ingestor.texts import describe_blindness, escape
+
+try:
+    import termios
+except ImportError:  # Windows
+    termios = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,6 +40,8 @@ _WIDTH = 8
 _RATE_S = 10
 _COVERAGE_S = 10.0
 _PLAIN_LINES = 20
+_WIDTH_MAX = 80
+_FRAME_LINES = 5
 
 
 @dataclass(slots=True)
@@ -121,7 +131,9 @@ class SymbolBoard:
                 row.prices.append(row.price)
 
 
-HEADINGS = ("symbol", "price", "per s", "age", "delay", "course", "state", "gaps today")
+HEADINGS = ("symbol", "price", "per s", "age", "delay", "trend", "state", "gaps today")
+SPARE = ("delay", "trend", "gaps today", "per s", "age")
+"""Columns that a narrow terminal does without, from the one that is missed least."""
 
 
 def cells(row: SymbolRow, now: float) -> tuple[str, ...]:
@@ -164,9 +176,10 @@ def headline(status: RecorderStatus | None, root: Path, now: float) -> tuple[str
 @reading_options
 @click.option("--plain", is_flag=True, help="A screen of text every 2 s, as where rich or a terminal is missing.")
 def top(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None, plain: bool) -> None:
-    """Watch a recording, a row per symbol, until Ctrl-C. The recorder does not notice.
+    """Watch a recording, a row per symbol, until q or Ctrl-C. Does not slow down the recorder.
 
-    Price, trades per second, age and delay of the last trade, course, state, and today's gaps (UTC).
+    Price, trades per second, age and delay of the last trade, trend, state, and today's gaps (UTC). In order of the
+    symbols; keys: s by symbol, r by rate, b the blind first, n and p for the next and previous page, q ends.
     """
     layout = Layout(root_from(config, root).absolute())
     screens = watch(layout, symbols, refresh_s=0.5 if not plain else 2.0)
@@ -184,7 +197,7 @@ Screen = tuple[str, str, list[SymbolRow], float]
 
 
 def watch(layout: Layout, symbols: Sequence[str] | None, refresh_s: float) -> Iterator[Screen]:
-    """A screen every `refresh_s`, without end: headline, trouble, the rows by rate, the time. Raises NotARecording."""
+    """A screen every `refresh_s`, without end: headline, trouble, rows by symbol, the time. Raises NotARecording."""
     board = SymbolBoard(symbols)
     shown_s = covered_s = float("-inf")
     for batch in follow(layout.root, symbols, idle_s=refresh_s / 2):
@@ -197,10 +210,7 @@ def watch(layout: Layout, symbols: Sequence[str] | None, refresh_s: float) -> It
         if now_s - shown_s >= refresh_s:
             shown_s = now_s
             line, trouble = headline(_ask(layout), layout.root, now)
-            # The blind first, then the busiest.
-            calm = {"recorded", "unproven", ""}
-            rows = sorted(board.rows.values(), key=lambda row: (row.state in calm, -sum(row.counts), row.symbol))
-            yield line, trouble, rows, now
+            yield line, trouble, sorted(board.rows.values(), key=lambda row: row.symbol), now
 
 
 def _ask(layout: Layout) -> RecorderStatus | None:
@@ -211,9 +221,39 @@ def _ask(layout: Layout) -> RecorderStatus | None:
         return None
 
 
+@dataclass(slots=True)
+class View:
+    """What of the rows is shown, in which order. A key changes it; data never does but for the order asked for."""
+
+    order: str = "s"
+    page: int = 0
+
+    def press(self, key: str, pages: int) -> bool:
+        """Take a key; False where it ends the view."""
+        if key in ORDERS:
+            self.order, self.page = key, 0
+        elif key in " n":
+            self.page = min(self.page + 1, max(pages - 1, 0))
+        elif key == "p":
+            self.page = max(self.page - 1, 0)
+        return key != "q"
+
+    def sort(self, rows: list[SymbolRow]) -> list[SymbolRow]:
+        """In the order asked for, by symbol among equals."""
+        return sorted(rows, key=lambda row: (ORDERS[self.order][1](row), row.symbol))
+
+
+ORDERS: dict[str, tuple[str, Callable[[SymbolRow], float]]] = {
+    "s": ("symbol", lambda _row: 0.0),
+    "r": ("rate", lambda row: -sum(row.counts)),
+    "b": ("blind first", lambda row: -row.state.startswith("blind")),
+}
+"""By key: the name of an order, and what is sorted by."""
+
+
 def render_text(line: str, trouble: str, rows: list[SymbolRow], now: float) -> str:
     """A screen as plain text: the first rows, and how many more there are."""
-    shown = format_table(HEADINGS, [cells(row, now) for row in rows[:_PLAIN_LINES]])
+    shown, _ = fit_table(HEADINGS, [cells(row, now) for row in rows[:_PLAIN_LINES]], SPARE, _WIDTH_MAX)
     more = f"\n… and {len(rows) - _PLAIN_LINES} more symbols" if len(rows) > _PLAIN_LINES else ""
     return "\n".join([line, *([f"! {trouble}"] if trouble else []), f"{shown}{more}\n"])
 
@@ -222,26 +262,57 @@ def _show(screens: Iterator[Screen]) -> None:
     """On the whole terminal, for as long as it lasts."""
     from rich.live import Live
 
-    with Live(screen=True, auto_refresh=False) as live:
+    view = View()
+    with pressed_keys() as keys, Live(screen=True, auto_refresh=False) as live:
         for screen in screens:
-            live.update(render_rich(screen, live.console.height), refresh=True)
+            pages = -(-len(screen[2]) // max(live.console.height - _FRAME_LINES, 1))
+            if not all(view.press(key, pages) for key in keys()):
+                return
+            live.update(render_rich(screen, live.console.height, live.console.width, view), refresh=True)
 
 
-def render_rich(screen: Screen, height: int) -> "RenderableType":
-    """A screen for rich, of as many rows as fit into `height` lines."""
+@contextmanager
+def pressed_keys() -> Iterator[Callable[[], str]]:
+    """What was pressed since the last call, while the terminal gives each key at once; nothing where it is none."""
+    if termios is None or not sys.stdin.isatty():
+        yield lambda: ""
+        return
+    fd = sys.stdin.fileno()
+    before = termios.tcgetattr(fd)
+    mode = termios.tcgetattr(fd)
+    mode[3] &= ~(termios.ICANON | termios.ECHO)  # signals, such as that of Ctrl-C, stay
+    termios.tcsetattr(fd, termios.TCSADRAIN, mode)
+    try:
+        yield lambda: os.read(fd, 64).decode(errors="replace") if select.select([fd], [], [], 0)[0] else ""
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def render_rich(screen: Screen, height: int, width: int = 80, view: View | None = None) -> "RenderableType":
+    """A screen for rich, of as many rows as fit into `height` lines and as many columns as fit into `width`."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     line, trouble, rows, now = screen
+    view = view or View()
+    fits = max(height - _FRAME_LINES, 1)
+    pages = max(-(-len(rows) // fits), 1)
+    first = min(view.page, pages - 1) * fits
+    shown = view.sort(rows)[first : first + fits]
+    texts = [cells(row, now) for row in shown]
+    _, left_out = fit_table(HEADINGS, texts, SPARE, width)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), expand=True, header_style="bold")
     for heading in HEADINGS:
+        if heading in left_out:
+            continue
         right = heading in {"price", "per s", "age", "delay"}
         table.add_column(heading, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
-    fits = max(height - 5, 1)
-    for row in rows[:fits]:
+    for row, text in zip(shown, texts, strict=True):
         style = {"recorded": "", "unproven": "yellow", "": "dim"}.get(row.state, "bold red")
-        table.add_row(*(Text(cell) for cell in cells(row, now)), style=style)
-    foot = f"… and {len(rows) - fits} more; Ctrl-C ends" if len(rows) > fits else "Ctrl-C ends"
+        kept = (Text(cell) for cell, heading in zip(text, HEADINGS, strict=True) if heading not in left_out)
+        table.add_row(*kept, style=style)
+    where = f"symbols {first + 1} to {first + len(shown)} of {len(rows)}, n and p turn the page; " if pages > 1 else ""
+    foot = f"{where}by {ORDERS[view.order][0]}; keys: s symbol, r rate, b blind, q ends"
     parts: list[Any] = [Text(line, style="bold", no_wrap=True), Text(trouble, style="bold red", no_wrap=True)]
     return Group(*parts, table, Text(foot, style="dim"))
