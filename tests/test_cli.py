@@ -497,6 +497,15 @@ def test_check_prints_the_schema() -> None:
     assert json.loads(call("check", "--schema").output)["required"] == ["tickers"]
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"), [("rum", ": did you mean run?"), ("stats", ": did you mean status?"), ("x", "")]
+)
+def test_a_command_that_is_none(name: str, meant: str) -> None:
+    done = call(name)
+    assert done.exit_code == 2
+    assert f"No such command '{name}'{meant}" in done.output
+
+
 def test_alone_it_shows_its_help() -> None:
     alone, helped = call(), call("--help")
     assert (alone.exit_code, alone.stderr, alone.stdout) == (0, "", helped.stdout)

@@ -165,3 +165,6 @@ def _show(folder: Path) -> None:
             click.echo(f"Gap:          blind for {fact['seconds']} s, cause: {fact['cause']}")
     click.echo(f"\nParquet:  {data / 'trades'}\nCSV:      {data / 'csv'}\nLedger:   {data / 'ledger'}")
     click.echo(f"Log:      {folder / 'recorder.log'}\nTruth:    {folder / 'truth.jsonl'} (what the venue really sent)")
+    click.echo(f"\nNext: ingestor coverage --root {data}")
+    click.echo(f"      ingestor bars 1s --symbols AAPL --root {data}")
+    click.echo("      ingestor init")
