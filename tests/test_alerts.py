@@ -18,15 +18,25 @@ from click.testing import CliRunner
 from prepared import SETTINGS
 from recorders import eventually
 from simulated_venues import running_venue
+from structlog.testing import capture_logs
 from test_daemon import Run, running
 
 from ingestor.cli.main import cli
 from ingestor.config import Settings, load_settings
 from ingestor.config.sections import AlertSettings
 from ingestor.errors import ConfigError, FeedRefused
+from ingestor.layout import Layout
 from ingestor.ledger import list_ledgers
 from ingestor.metrics import Counts
-from ingestor.operations.alerts import VARIABLE, Condition, Incidents, Receiver, find_conditions, load_receivers
+from ingestor.operations.alerts import (
+    VARIABLE,
+    Condition,
+    Incidents,
+    Receiver,
+    find_conditions,
+    load_receivers,
+    make_alert_process,
+)
 from ingestor.operations.recorder_status import Disk, Flow, Histogram, Link, RecorderStatus, SinkLag
 from ingestor.simulator.market import MarketSettings
 from ingestor.simulator.venue import VenueSettings
@@ -321,3 +331,16 @@ def test_alerts_ask_the_health_server() -> None:
 def test_settings_survive_the_pipe() -> None:
     settings = AlertSettings.model_validate({"quiet": "22:00-07:00", "blind": "90s"})
     assert AlertSettings.model_validate(json.loads(settings.model_dump_json())) == settings
+
+
+def test_a_process_that_cannot_be_started_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings.model_validate({**SETTINGS, "alerts": {}})
+    alerts = make_alert_process(settings, Layout(tmp_path), ["json://x"], after_crash=False)
+    assert alerts is not None
+    monkeypatch.setattr("sys.executable", str(tmp_path / "missing"))
+    with capture_logs() as logs:
+        alerts.tick(0.0)
+        alerts.tick(59.0)
+        alerts.tick(61.0)
+        alerts.end(None)
+    assert [entry["event"] for entry in logs] == ["alerts.unstarted", "alerts.unstarted"]

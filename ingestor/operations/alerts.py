@@ -342,7 +342,11 @@ class AlertProcess:
         environ = {
             name: value for name, value in os.environ.items() if not name.endswith(("_KEY", "_PASSWORD", VARIABLE))
         }
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environ)  # noqa: S603  our own
+        try:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environ)  # noqa: S603  our own
+        except OSError as error:  # no memory, too many processes: nothing that may end a recording
+            log.error("alerts.unstarted", error=error.strerror, again_s=_AGAIN_S)
+            return
         self._say(self._setup.model_dump_json())
 
     def end(self, error: BaseException | None) -> None:
