@@ -70,6 +70,23 @@ def record(root: Path, blocks: list[Put], broken: bool, *, run: int = 1) -> Layo
     return rig.layout
 
 
+def hour_frames(second: int) -> list[bytes]:
+    """The frames of a moment of the hour, twelve trades in each, some of them alike."""
+    at_ms = AT_US // 1000 + second * 1000 - 100
+    found = []
+    for number in range(2):
+        first = second * 24 + number * 12
+        items = [
+            {
+                "s": ("AAPL", "MSFT", "BINANCE:BTCUSDT")[one % 3], "c": ["1", "12"] if one % 4 == 0 else ["1"],
+                "p": 100.0 + one // 2, "v": one % 5, "t": at_ms + number,
+            }
+            for one in range(first, first + 12)
+        ]  # fmt: skip
+        found.append(frame(*items))
+    return found
+
+
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     """Two runs of a recorder that was careless. No test changes it."""
@@ -144,6 +161,21 @@ class TestRedecode:
     def test_a_span_is_one_of_receipt_to_the_millisecond(self, broken: Layout) -> None:
         told = redecode(broken, *span(AT_US + 2_000_000, AT_US + 3_000_000))
         assert (told["frames"], told["trades"]) == (6, {"recorded": 6, "decoded": 8})
+
+    @pytest.mark.long
+    def test_an_hour_of_carelessness_is_made_good(self, tmp_path: Path) -> None:
+        blocks = [Put(1, hour_frames(second), AT_US + second * 1_000_000) for second in range(0, 3600, 4)]
+        careless = record(tmp_path / "data", blocks, broken=True)
+        truth = without_numbers(record(tmp_path / "truth", blocks, broken=False))
+        told = redecode(careless, "--diff", "--into", str(tmp_path / "anew"))
+        assert without_numbers(Layout(tmp_path / "anew")).equals(truth)
+        added = sorted(one["decoded"]["price"] for one in told["differences"] if one["kind"] == "added")
+        changed = sorted(one["decoded"]["price"] for one in told["differences"] if one["kind"] == "changed")
+        odd_lots = pc.match_substring(truth["conditions"], "12")
+        of_msft = pc.and_(pc.equal(truth["symbol"], "MSFT"), pc.invert(odd_lots))
+        assert added == sorted(truth["price"].filter(odd_lots).to_pylist())
+        assert changed == sorted(truth["price"].filter(of_msft).to_pylist())
+        assert len(added) + len(changed) == len(told["differences"]) > 10_000
 
     def test_for_people(self, broken: Layout) -> None:
         lines = call(

@@ -122,13 +122,13 @@ def redecode(
     settings = _read_feed(config, layout)
     feed = make_feed(settings, "", "")
     span = to_span(options.read_span(start, end, tz))
-    report = Report()
+    report = Report(named=with_diff)
     if into is None:
         for _ in compare_again(layout, feed, span, report):
             pass
     else:
         redecode_into(layout, Layout(into), feed, settings.venue, span, report)
-    counts = Counter((one.symbol, one.kind) for one in report.differences)
+    counts = report.counts
     kinds = ("added", "missing", "changed")
     rows = [(symbol, *(counts[symbol, kind] for kind in kinds)) for symbol in sorted({symbol for symbol, _ in counts})]
     if as_json:
@@ -151,7 +151,7 @@ def redecode(
         click.echo(printing.format_table(("symbol", *kinds), rows))
     click.echo(
         f"{report.frames:,} frames: {report.recorded:,} trades recorded, {report.decoded:,} decoded now; "
-        f"{f'{len(report.differences):,} differ' if rows else 'no difference'}"
+        f"{f'{counts.total():,} differ' if rows else 'no difference'}"
     )
     if not report.frames:
         click.echo("no frames were kept in this time: storage.raw asks for it", err=True)
@@ -190,10 +190,14 @@ def _read_feed(config: Path | None, layout: Layout) -> FeedSettings:
 class Report:
     """What was decoded again, and how it differs from what was recorded."""
 
+    named: bool = True
+    """Each difference is kept, not only counted."""
     frames: int = 0
     recorded: int = 0
     """Trades."""
     decoded: int = 0
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Differences by symbol and kind."""
     differences: list[Difference] = field(default_factory=list)
     kept_us: list[tuple[int, int]] = field(default_factory=list)
     """From which to which receipt frames were kept without a hole."""
@@ -284,7 +288,10 @@ def _settle(layout: Layout, feed: Feed, span: Span, report: Report, blocks: list
         now = pa.Table.from_batches([one.decoded.batch for one in same]).select(columns).combine_chunks()
         report.recorded += before.num_rows
         report.decoded += now.num_rows
-        report.differences += compare_trades(before, now)
+        for difference in compare_trades(before, now):
+            report.counts[difference.symbol, difference.kind] += 1
+            if report.named:
+                report.differences.append(difference)
 
 
 def redecode_into(layout: Layout, into: Layout, feed: Feed, venue: str, span: Span, report: Report) -> None:
