@@ -1,6 +1,7 @@
 """Frames are printed, and decoded again: what a decoder once misread is named and made good, trade by trade."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,12 @@ class TestRaw:
             ["1", "1", "\\x1b]0;owned\\x07\\xff\\x00\\u202e\\r\\n"],
             ["2", "2", frame({"s": "MSFT"}).decode()],
         ]
+
+    def test_a_copy_of_the_frames_alone_is_enough(self, layout: Layout, tmp_path: Path) -> None:
+        shutil.copytree(layout.raw, tmp_path / "raw")
+        assert call("raw", "--root", str(tmp_path)).stdout == call("raw", "--root", str(layout.root)).stdout
+        done = CliRunner().invoke(cli, ["raw", "--root", str(tmp_path / "raw")])
+        assert "holds no recording" in str(done.exception)
 
     def test_json_has_the_bytes(self, layout: Layout) -> None:
         lines = call("raw", "--root", str(layout.root), "--json").stdout.splitlines()

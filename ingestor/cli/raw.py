@@ -30,7 +30,7 @@ from ingestor.dataset.coverage import load_coverage
 from ingestor.dataset.raw import Difference, are_received_in, compare_trades, read_frames, read_recorded
 from ingestor.dataset.snapshot import open_recording
 from ingestor.dataset.times import Span, to_span
-from ingestor.errors import ConfigError
+from ingestor.errors import ConfigError, NotARecording
 from ingestor.feeds import Feed, Frames, make_feed
 from ingestor.history import read_history
 from ingestor.journal.writer import Block, Journal, Segments
@@ -64,7 +64,9 @@ def raw(
     only frames in which one of these stands, as the venue writes it. --json prints a line of JSON each: `text`, or
     `base64` where the bytes are no UTF-8. Frames are kept where `storage.raw` asks for it.
     """
-    layout = open_recording(options.root_from(config, root))
+    layout = Layout(options.root_from(config, root))
+    if not layout.raw.is_dir() and not layout.journal.is_dir():
+        raise NotARecording(f"{layout.root} holds no recording: there is no `raw` and no `journal` in it")
     span = to_span(options.read_span(start, end, tz))
     names = [
         text.encode()

@@ -57,9 +57,8 @@ def read_frames(layout: Layout, span: Span = EVER) -> Iterator[pa.Table]:
     for segment in sorted({*map(SegmentId.parse, files), *unsealed}):
         tables: Iterable[pa.Table] | None = _read_journaled(layout, segment) if segment in unsealed else None
         if tables is None:
-            tables = _read_files(
-                layout, segment, files.get(str(segment)) or list_raw_files(layout).get(str(segment), [])
-            )
+            days = files.get(str(segment)) or list_raw_files(layout, span).get(str(segment), [])
+            tables = _read_files(layout, segment, days, span)
         for table in tables:
             asked = are_received_in(table, span)
             if pc.any(asked).as_py():
@@ -93,24 +92,30 @@ def _read_journaled(layout: Layout, segment: SegmentId) -> list[pa.Table] | None
     return tables
 
 
-def _read_files(layout: Layout, segment: SegmentId, days: Collection[date]) -> Iterator[pa.Table]:
-    """The frames of a segment's files; none where retention deletes them meanwhile."""
+def _read_files(layout: Layout, segment: SegmentId, days: Collection[date], span: Span) -> Iterator[pa.Table]:
+    """The frames of a segment's files that may lie in the span; none where retention deletes them meanwhile."""
     if len(days) > 1:  # it lasted beyond midnight, and a block may have done so, too
-        parts = [table for day in days for table in _read_file(layout.raw_file(segment, day))]
+        parts = [table for day in days for table in _read_file(layout.raw_file(segment, day), span)]
         yield from [pa.concat_tables(parts).sort_by("frame")] if parts else []
         return
     for day in days:
-        yield from _read_file(layout.raw_file(segment, day))
+        yield from _read_file(layout.raw_file(segment, day), span)
 
 
-def _read_file(path: Path) -> Iterator[pa.Table]:
+def _read_file(path: Path, span: Span) -> Iterator[pa.Table]:
     with contextlib.suppress(FileNotFoundError):
         check_pages(path)
         with open_parquet(path) as file, named_errors(path):
             check_format(path, file.metadata.metadata)
             if file.schema_arrow.remove_metadata() != FRAMES:
                 raise DamagedFile(f"{path}: has other columns than frames have: {', '.join(FRAMES.names)}")
+            at = FRAMES.get_field_index("received_at")
             for group in range(file.num_row_groups):
+                times = file.metadata.row_group(group).column(at).statistics
+                if times is not None and times.has_min_max:
+                    too_late = span.end_ms is not None and times.min_raw >= span.end_ms * 1000
+                    if too_late or (span.start_ms is not None and times.max_raw < span.start_ms * 1000):
+                        continue
                 yield file.read_row_group(group).replace_schema_metadata()
 
 
@@ -123,7 +128,7 @@ def recount_frames(path: Path, segment: SegmentId, day: date) -> tuple[int, str 
             origin = (file.metadata.metadata or {}).get(ORIGIN_KEY, b"").decode(errors="replace")
         if origin != str(segment):
             return 0, f"origin {origin or 'missing'}"
-        for table in _read_file(path):
+        for table in _read_file(path, EVER):
             frames += table.num_rows
             numbers = pa.chunked_array([pa.array([last]), *table.column("frame").chunks])
             if not pc.all(pc.less(numbers.slice(0, table.num_rows), numbers.slice(1))).as_py():
