@@ -12,7 +12,6 @@ then in one file per date.
 """
 
 import heapq
-import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import fields
 from datetime import date
@@ -25,10 +24,10 @@ import pyarrow.parquet as pq
 
 from ingestor.errors import DamagedFile
 from ingestor.facts import Fact
-from ingestor.layout import Layout, SegmentId, publish
+from ingestor.layout import Layout, SegmentId, list_folder, publish
 from ingestor.ledger import read_all_facts
 from ingestor.metrics import Counts
-from ingestor.parquet import FORMAT_KEY, add_checksums, named_errors, read_whole
+from ingestor.parquet import FORMAT_KEY, add_checksums, named_errors, read_whole, to_read
 from ingestor.schema import FORMAT_VERSION, RECEIVED_AT
 from ingestor.trade_ids import IdRanges
 
@@ -248,7 +247,7 @@ def _read(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
     """The rows of one file, times in µs. Raises DamagedFile naming it, OSError."""
     with named_errors(path):
         if columns is not None and "ids" in columns:  # which accounts of a version that knew of none lack
-            columns = [name for name in columns if name in pq.read_schema(path).names]
+            columns = [name for name in columns if name in pq.read_schema(to_read(path)).names]
         table = read_whole(path, columns=columns)
         wanted = [ACCOUNTS.field(name) for name in table.column_names]
         plain = [pa.field(one.name, pa.int64()) if one.type == RECEIVED_AT else one for one in wanted]
@@ -312,7 +311,7 @@ def _number(row: dict[str, Any]) -> int:
 
 def _list_folders(layout: Layout) -> list[Path]:
     try:
-        names = os.listdir(layout.accounts)  # noqa: PTH208  years of dates: ten times as fast
+        names = list_folder(layout.accounts)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:

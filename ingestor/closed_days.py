@@ -6,29 +6,48 @@ removed. Each of these steps can be repeated and then changes nothing, so the ne
 interrupted. A reader who finds both the lines and the data reads the same twice; where they disagree, the one that
 promises least holds.
 
+A copy of a recording has a manifest per closed day, by which it can be checked without its recorder.
+
 A gap that began on a day that is closed already is written into that day's file when the day of its fact is closed.
 """
 
 import contextlib
+import hashlib
+import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from itertools import chain, groupby, islice, pairwise, takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
 
+from ingestor import __version__
 from ingestor.accounts import close_accounts
 from ingestor.coverage import Closed, Coverage, Gap, Interval, Proof, State, find_coverage, join_intervals
-from ingestor.errors import DamagedFile
+from ingestor.errors import DamagedFile, FormatTooNew
 from ingestor.facts import Fact, RunState, encode_line
-from ingestor.layout import Layout, publish, sync_directory, write_whole
+from ingestor.layout import Layout, is_there, mirrored_name, publish, read_small, sync_directory, write_whole
 from ingestor.ledger import DAY_US, LedgerFile, check_format, day_of, list_ledger_files, read_facts
-from ingestor.parquet import FORMAT_KEY, add_checksums, check_pages, first_line, named_errors, read_whole
+from ingestor.parquet import (
+    FORMAT_KEY,
+    WHOLE,
+    Digest,
+    add_checksums,
+    add_digests,
+    check_pages,
+    count_rows,
+    digest_rows,
+    first_line,
+    named_errors,
+    open_parquet,
+    read_whole,
+    to_read,
+)
 from ingestor.schema import FORMAT_VERSION, RECEIVED_AT
 
 COVERAGE_FILE = pa.schema(
@@ -49,6 +68,7 @@ _SINCE_ADDED = ("proof", "source")
 _FEW_DAYS = 32
 """Up to here it is cheaper to look for each day than to list what may be years."""
 _ROW_GROUP = 1 << 14
+_MANIFEST_BYTES = 1 << 24
 _REPAIRS = ("gap.filled", "gap.unfilled")
 """Facts that say more than the data: the agreement of a source, and why it was not enough."""
 _DATA = ("symbol.", "symbols.", "gap.", "segment.", "day.started", "line.", "ids.proven")
@@ -111,7 +131,7 @@ def list_closed_days(layout: Layout, first: date = date.min, last: date = date.m
                 with contextlib.suppress(ValueError):
                     days.append(date.fromisoformat(folder.name.removeprefix("date=")))
     try:
-        return sorted(day for day in days if first <= day <= last and os.path.lexists(layout.coverage_file(day)))
+        return sorted(day for day in days if first <= day <= last and is_there(layout.coverage_file(day)))
     except OSError as error:
         raise DamagedFile(f"{layout.coverage}: can't be read: {error.strerror}") from None
 
@@ -123,7 +143,7 @@ def read_day(path: Path, symbols: Collection[str] | None = None) -> list[Row]:
         check_pages(path)
         with named_errors(path):
             # `read_table` and its filters would load pyarrow's dataset and compute modules: longer than this takes.
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            with pq.ParquetFile(to_read(path), page_checksum_verification=True) as file:
                 check_format(path, {"format": int((file.schema_arrow.metadata or {}).get(FORMAT_KEY, b"0"))})
                 own = set(file.schema_arrow.names)
                 known = [name for name in COVERAGE_FILE.names if name not in _SINCE_ADDED or name in own]
@@ -140,7 +160,7 @@ def read_day(path: Path, symbols: Collection[str] | None = None) -> list[Row]:
                 for column in told.columns
             ]
     except FileNotFoundError as error:
-        if not os.path.lexists(path):
+        if not is_there(path):
             raise
         raise DamagedFile(f"{path}: can't be read: {first_line(error)}") from None
     return [Row(*values) for values in zip(*columns, strict=True) if wanted is None or values[0] in wanted]
@@ -336,3 +356,125 @@ def _keep_facts(layout: Layout, facts: Sequence[Fact]) -> None:
         fresh = [line for fact in of_month if (line := encode_line(fact)) not in lines]
         if fresh:
             write_whole(path, known + "".join(fresh), layout.staging)
+
+
+# Manifests
+
+
+class ManifestFile(NamedTuple):
+    """A file of a closed day, as a manifest has it."""
+
+    path: str
+    """Where it stands in the copy."""
+    bytes: int
+    sha256: str
+    rows: int | None
+    """None: it has no rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a copy holds of a closed day: enough to check it without a recorder."""
+
+    date: str
+    root: str
+    """The name of the recording."""
+    files: tuple[ManifestFile, ...]
+    rows: int
+    """Of trades."""
+    checksum: str
+    """Of the rows, whatever their order and files: it outlives a compaction."""
+    trades_deleted: bool = False
+    """Retention has deleted the trades of this day."""
+    format: int = FORMAT_VERSION
+    version: str = __version__
+    """Of the program that wrote it."""
+
+    def encode(self) -> bytes:
+        """The manifest as a file."""
+        told = {**asdict(self), "files": [one._asdict() for one in self.files]}
+        return json.dumps(told, indent=1).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, content: bytes) -> "Manifest":
+        """Raises ValueError, KeyError or TypeError where this is no manifest."""
+        told = json.loads(content)
+        files = tuple(
+            ManifestFile(str(one["path"]), int(one["bytes"]), str(one["sha256"]), one["rows"]) for one in told["files"]
+        )
+        known = {name: told[name] for name in ("date", "root", "checksum", "trades_deleted", "version")}
+        return cls(files=files, rows=int(told["rows"]), format=int(told["format"]), **known)
+
+
+def make_manifest(day: date, root: str, files: Mapping[str, Path], *, mirror: bool) -> Manifest:
+    """The manifest of a day's files, by their names in the root. `mirror`: the copy is a mirror, not a root.
+
+    Raises FileNotFoundError where one is gone, DamagedFile, OSError.
+    """
+    found: list[ManifestFile] = []
+    total: Digest = {"rows": 0}
+    for name, path in sorted(files.items()):
+        rows: int | None = None
+        if path.suffix == ".parquet":
+            rows = count_rows(path)
+        if name.startswith("trades/"):
+            with open_parquet(path, page_checksum_verification=True) as file, named_errors(path):
+                for index in range(file.metadata.num_row_groups):
+                    total = total | add_digests(digest_rows(file.read_row_group(index), [WHOLE])[0], total)
+        with path.open("rb") as content:
+            sha256 = hash_file(content)
+            size = content.seek(0, os.SEEK_END)
+        found.append(ManifestFile(mirrored_name(name) if mirror else name, size, sha256, rows))
+    checksum = hashlib.sha256(json.dumps(total, sort_keys=True).encode()).hexdigest()[:32]
+    return Manifest(day.isoformat(), root, tuple(found), total["rows"], checksum)
+
+
+def hash_file(file: BinaryIO) -> str:
+    """The SHA-256 of what is left of an open file. Raises OSError."""
+    digest = hashlib.sha256()
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def list_day_files(layout: Layout, day: date) -> dict[str, Path]:
+    """All files of a closed day but trades, by their names in the root."""
+    found = {}
+    for kind in (layout.coverage, layout.accounts, layout.raw):
+        for path in sorted((kind / f"date={day.isoformat()}").glob("*.parquet")):
+            if not path.name.startswith("_"):
+                found[str(path.relative_to(layout.root))] = path
+    rejects = layout.rejects_file(day)
+    return found | ({str(rejects.relative_to(layout.root)): rejects} if rejects.exists() else {})
+
+
+def list_manifests(layout: Layout) -> list[date]:
+    """The days that have a manifest, oldest first."""
+    days = []
+    for path in layout.manifests.glob("date=*.json"):
+        with contextlib.suppress(ValueError):
+            days.append(date.fromisoformat(path.stem.removeprefix("date=")))
+    return sorted(days)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Raises FileNotFoundError, DamagedFile naming it, FormatTooNew."""
+    manifest = read_small(path, Manifest.decode, _MANIFEST_BYTES)
+    check_format(path, {"format": manifest.format})
+    return manifest
+
+
+def mirrored_manifest(layout: Layout, day: date) -> Path:
+    """Beside the cursor of the mirror: the manifest of a day whose copy was read back and found right."""
+    return layout.cursors / "mirrored" / f"date={day.isoformat()}.json"
+
+
+def is_mirrored(layout: Layout, day: date) -> bool:
+    """Whether the mirror's copy of a day's trades was read back, and they are still the same files. Raises OSError."""
+    try:
+        told = read_manifest(mirrored_manifest(layout, day))
+    except (FileNotFoundError, DamagedFile, FormatTooNew):
+        return False
+    folder = layout.trades / f"date={day.isoformat()}"
+    here = {mirrored_name(str(path.relative_to(layout.root))): path.stat().st_size for path in folder.glob("*.parquet")}
+    return here == {one.path: one.bytes for one in told.files if one.path.startswith("date=")}

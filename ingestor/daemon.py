@@ -198,6 +198,7 @@ class Daemon:
         self._maintenance = MaintenanceLoop(
             recording.layout, recording.ledger, storage.retention, recording.clock.venue_now,
             keep_frames_s=storage.raw.keep if storage.raw else None,
+            mirrored=recording.settings.sinks.object_store is not None,
         )  # fmt: skip
         self._maintenance_worker = Worker("upkeep", self._maintenance.run, self._ended)
         self._service = Service(Notifier())
@@ -238,6 +239,7 @@ class Daemon:
         self._close_ledger(cause)
         if self._alerts:
             self._alerts.end(cause)
+        self._mirror_end()
         if cause is not None:
             raise cause
         return self._check(account)
@@ -336,6 +338,16 @@ class Daemon:
         closing.join(_LEDGER_END_S)
         if closing.is_alive():
             log.error("ledger.unsaved", hint="the disk doesn't answer: the next start finds a crash")
+
+    def _mirror_end(self) -> None:
+        """The mirror gets the ledger's last word, which comes after all sinks have ended."""
+        if self._sinks is None or not self._sinks.has_mirror or self._signals.hurry.is_set():
+            return
+        ending = Worker("mirror", self._sinks.mirror_end, self._ended)
+        ending.start()
+        while ending.is_alive() and not self._signals.hurry.is_set():
+            self._service.prove(time.monotonic(), time.monotonic())  # its own timeout bounds it
+            ending.join(_WATCH_S)
 
     def _account(self) -> Conservation:
         """Counts of this run by the reader, by the journal's records, and by the sinks."""

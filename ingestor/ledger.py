@@ -45,6 +45,7 @@ checksums, in `coverage/`.
                         `accounts/` since
     segment.sealed      segment, dates: rows by UTC date
     day.deleted         date, retention_s: told before it is done;  raw.deleted with date, keep_s: frames as they came
+    ledger.copied       in the copy of a mirror alone: what was received later is not there yet
     settings.reloaded   added, dropped: tickers; waiting: other settings that changed.  settings.refused with error
     sink.skipped        sink, rows, from, to: at most so many rows that its slot no longer kept, or that it found gone,
                         between two places of the journal (segment, offset)

@@ -8,19 +8,21 @@ there: it finds the footer by the length at the file's end, and everything else 
 """
 
 import contextlib
+import errno
 import os
 import stat
 import struct
 import zlib
-from collections.abc import Collection, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ingestor import system
 from ingestor.errors import DamagedFile, IngestorError
+from ingestor.layout import StorePath
 from ingestor.schema import FORMAT_VERSION, TRADES
 
 ROW_GROUP = 1 << 15
@@ -41,6 +43,13 @@ _NEVER_NULL = tuple(name for name in TRADES.names if name not in {"volume", "con
 _END_MS = 1 << 42
 
 _DELTA = ("timestamp", "received_at", "sequence")
+_NULL = -(1 << 62) - 1
+
+Span = tuple[int, int]
+"""The first and the last sequence number of some rows."""
+WHOLE: Span = (0, (1 << 63) - 1)
+Digest = dict[str, int]
+"""A number for the values of each column, whatever the order of the rows; "rows" is their count."""
 
 
 def file_schema(schema: pa.Schema, origin: str) -> pa.Schema:
@@ -93,6 +102,7 @@ def add_checksums(path: Path) -> None:
         footer_at = _find_footer(file, size)
         if footer_at is None:
             raise OSError(f"{path}: not a finished Parquet file")
+        file.seek(0)
         pages = _crc(file, footer_at)
         footer = file.read()
         file.seek(footer_at)
@@ -107,8 +117,8 @@ def check_pages(path: Path) -> bool:
         checks = _read_checks(path, file)
         if checks is None:
             return False
+        pages_end = file.seek(0, os.SEEK_END) - checks.length - _CHECKS.size
         file.seek(0)
-        pages_end = os.fstat(file.fileno()).st_size - checks.length - _CHECKS.size
         if _crc(file, pages_end) != checks.pages:
             raise DamagedFile(f"{path}: can't be read: the pages have another CRC than when they were written")
         return True
@@ -124,7 +134,7 @@ def _find_footer(file: BinaryIO, size: int) -> int | None:
     """The offset of the footer; None where this is not a Parquet file."""
     if size < _TAIL.size + len(_MAGIC):
         return None
-    length, magic = _TAIL.unpack(system.pread(file.fileno(), _TAIL.size, size - _TAIL.size))
+    length, magic = _TAIL.unpack(_read_at(file, _TAIL.size, size - _TAIL.size))
     footer_at = size - _TAIL.size - length
     return footer_at if magic == _MAGIC and footer_at >= len(_MAGIC) else None
 
@@ -133,21 +143,26 @@ def _read_checks(path: Path, file: BinaryIO) -> _Checks | None:
     """A file's checksums, of which that of the footer is right; None where it has none, being of an older version or of
     somebody else, or no Parquet. Raises DamagedFile.
     """
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
     footer_at = _find_footer(file, size)
     if footer_at is None:
         return None
     at = max(footer_at - _CHECKS.size, 0)
-    found = system.pread(file.fileno(), size - at, at)
+    found = _read_at(file, size - at, at)
     checks = _Checks(*_CHECKS.unpack_from(found)) if footer_at - at == _CHECKS.size else None
     if checks and checks.begin == _CHECKS_BEGIN and checks.end == _CHECKS_END and checks.length == size - footer_at:
         if zlib.crc32(memoryview(found)[_CHECKS.size :]) == checks.footer:
             return checks
     else:  # none, or a bit has changed in the record, or in the length by which it was looked for
-        searched = system.pread(file.fileno(), _SEARCHED, max(size - _SEARCHED, 0))
+        searched = _read_at(file, _SEARCHED, max(size - _SEARCHED, 0))
         if _CHECKS_BEGIN not in searched and _CHECKS_END not in searched:
             return None
     raise DamagedFile(f"{path}: can't be read: the footer has another CRC than when it was written")
+
+
+def _read_at(file: BinaryIO, length: int, at: int) -> bytes:
+    file.seek(at)
+    return file.read(length)
 
 
 def _crc(file: BinaryIO, length: int) -> int:
@@ -167,7 +182,12 @@ def open_parquet(path: Path, opened: Path | None = None, **options: Any) -> pq.P
     with named_errors(path):
         with _open(path, opened) as file:
             _read_checks(path, file)
-        return pq.ParquetFile(opened or path, **options)
+        return pq.ParquetFile(to_read(opened or path), **options)
+
+
+def to_read(path: Path) -> Any:
+    """What pyarrow opens: the path, or the open file of one in a store. Raises FileNotFoundError, OSError."""
+    return path.open("rb") if isinstance(path, StorePath) else path
 
 
 def read_whole(path: Path, **options: Any) -> pa.Table:
@@ -177,7 +197,7 @@ def read_whole(path: Path, **options: Any) -> pa.Table:
     """
     check_pages(path)
     with named_errors(path):
-        return pq.read_table(path, partitioning=None, page_checksum_verification=True, **options)
+        return pq.read_table(to_read(path), partitioning=None, page_checksum_verification=True, **options)
 
 
 def check_columns(path: Path, names: Collection[str]) -> None:
@@ -217,6 +237,8 @@ def named_errors(path: Path) -> Iterator[None]:
     except (FileNotFoundError, IngestorError):
         raise
     except (OSError, ValueError, LookupError, OverflowError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and isinstance(path, StorePath) and path.store.is_gone(path.inner):
+            raise FileNotFoundError(errno.ENOENT, "gone while it was read", str(path)) from None
         raise DamagedFile(f"{path}: can't be read: {first_line(error)}") from None
 
 
@@ -250,3 +272,48 @@ def sort_trades(rows: pa.Table) -> pa.Table:
 
 def _in_one(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+
+
+def digest_rows(rows: pa.Table | pa.RecordBatch, spans: Sequence[Span]) -> list[Digest]:
+    """The digest of the rows in each of these spans.
+
+    Each value, as a number, times an odd number of its row, summed modulo 2^64: if one value differs, so does the sum.
+    """
+    import pyarrow.compute as pc
+
+    places = [(0, rows.num_rows)]
+    if spans != [WHOLE]:
+        rows = rows.sort_by("sequence")
+        sequences = rows.column("sequence").to_pylist()
+        places = [(bisect_left(sequences, first), bisect_right(sequences, last)) for first, last in spans]
+    factors = pc.add(pc.multiply(rows.column("sequence"), 2), 1)
+    digests: list[Digest] = [{"rows": end - begin} for begin, end in places]
+    for name in rows.schema.names:
+        if (numbers := _as_numbers(rows.column(name), text=name not in TRADES.names)) is not None:
+            products = pc.multiply(numbers, factors)
+            for digest, (begin, end) in zip(digests, places, strict=True):
+                digest[name] = (pc.sum(products.slice(begin, end - begin)).as_py() or 0) % (1 << 64)
+    return digests
+
+
+def add_digests(one: Digest, other: Digest) -> Digest:
+    """The digest of the rows of both."""
+    return {name: (value + other.get(name, 0)) % (1 << 64) for name, value in one.items()}
+
+
+def _as_numbers(column: Any, *, text: bool) -> Any:
+    """Whole numbers that stand for these values; None where CSV may write them otherwise than Arrow casts them to text.
+
+    `text`: a column of the feed's own, which a reader of CSV knows as text only.
+    """
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if text and (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
+        column = column.cast(pa.string())
+    if pa.types.is_string(column.type):
+        values = column.fill_null("").dictionary_encode()  # CSV doesn't tell null from ""
+        crcs = pa.array([zlib.crc32(value.encode()) for value in values.dictionary.to_pylist()], pa.int64())
+        return crcs.take(values.indices)
+    if text:
+        return None
+    numbers = column.view(pa.int64()) if pa.types.is_floating(column.type) else column.cast(pa.int64())
+    return numbers.fill_null(_NULL)

@@ -211,9 +211,9 @@ def test_a_numpy_time_is_the_moment_it_says(sample: Path) -> None:
 
 
 @pytest.mark.parametrize("read", [*READERS.values(), ingestor.read_rejects])
-def test_only_local_roots_are_read(read: Any) -> None:
-    for root in ("s3://bucket/data", Path("s3://bucket/data"), "https://host/data"):
-        with pytest.raises(NotARecording, match="only local directories are read so far"):
+def test_a_root_is_a_directory_or_an_address(read: Any) -> None:
+    for root in ("https://host/data", Path("https://host/data")):
+        with pytest.raises(NotARecording, match="a root is a directory, s3://bucket/path or file:///path"):
             read(root)
     for strange in (5, None, [5], {"data": 1}):
         with pytest.raises(ValueError, match="is no root"):

@@ -106,7 +106,7 @@ class TestWholeOrNotAtAll:
             for path in there.rglob("*")
             if not path.relative_to(there).parts[0].startswith("date=")
         ]
-        assert all(path.parts[0].startswith(".") and path.suffix != ".parquet" for path in beside)
+        assert all(path.parts[0].startswith((".", "_")) and path.suffix != ".parquet" for path in beside)
 
 
 class TestWhatGoes:

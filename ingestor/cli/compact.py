@@ -9,6 +9,8 @@ import structlog
 
 from ingestor.cli.options import example, json_option, recording_options, root_from
 from ingestor.cli.printing import format_bytes, format_json
+from ingestor.errors import ConfigError
+from ingestor.layout import StorePath
 from ingestor.logs import configure_logs
 
 _LOWEST = 19
@@ -35,6 +37,8 @@ def compact(config: Path | None, root: Path | None, as_json: bool, background: b
     if background:
         os.nice(_LOWEST)
     layout, today = open_recording(root_from(config, root)), datetime.now(UTC).date()
+    if isinstance(layout.root, StorePath):
+        raise ConfigError(f"{layout.root} is a copy, which is only read: compact the root that it was made of")
     with locked_maintenance(layout):
         for day in close_days(layout, today):
             log.info("day.closed", date=day.isoformat())

@@ -34,7 +34,7 @@ from ingestor.errors import ConfigError, DamagedFile
 from ingestor.history import read_history
 from ingestor.journal.segment import Header, Kind
 from ingestor.journal.writer import Block, Journal, Rotation, Segments
-from ingestor.layout import Layout
+from ingestor.layout import Layout, locate_root
 from ingestor.ledger import Ledger, day_of, now_us
 from ingestor.logs import configure_logs
 from ingestor.metrics import Counts
@@ -61,7 +61,7 @@ def merge(roots: tuple[Path, ...], into: Path, as_json: bool) -> None:
     """
     configure_logs("warning", "auto", [])
     report = MergeReport([0] * len(roots))
-    for day, so_far in merge_roots([Layout(root) for root in roots], Layout(into)):
+    for day, so_far in merge_roots([Layout(locate_root(root)) for root in roots], Layout(into)):
         report = so_far
         if sys.stderr.isatty():
             click.echo(f"\r\x1b[2K{day}  {report.merged:,} trades", err=True, nl=False)

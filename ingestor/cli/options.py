@@ -94,7 +94,7 @@ def root_option(command: _Command) -> _Command:
         "--root",
         type=click.Path(path_type=Path),
         metavar="DIR",
-        help="Directory of the recording. Overrides storage.root.",
+        help="Directory of the recording, or s3://bucket/path to read a copy. Overrides storage.root.",
     )(command)
 
 
@@ -223,7 +223,9 @@ def settings_from(config: Path | None, flags: "Flags") -> "Settings":
 def root_from(config: Path | None, root: Path | None) -> Path:
     """The recording to read: `--root`, else that of the settings, else the default. Raises ConfigError."""
     if root is not None:
-        return root
+        from ingestor.layout import locate_root
+
+        return locate_root(root)
     from ingestor.config import DEFAULT_PATH, load_settings
     from ingestor.config.sections import StorageSettings
 

@@ -8,7 +8,7 @@ import click
 
 from ingestor.cli.options import example, json_option, recording_options, root_from
 from ingestor.cli.printing import format_json
-from ingestor.layout import Layout
+from ingestor.layout import Layout, locate_root
 from ingestor.texts import escape
 
 _HOLES_SHOWN = 20
@@ -17,16 +17,27 @@ _HOLES_SHOWN = 20
 @click.command(epilog=example("ingestor verify --root data"))
 @recording_options
 @json_option
-def verify(config: Path | None, root: Path | None, as_json: bool) -> None:
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="COPY",
+    help="Compare the recording with this copy instead: a mirror, s3://bucket/path, or another directory.",
+)
+def verify(config: Path | None, root: Path | None, as_json: bool, against: Path | None) -> None:
     """Recount every file of a recording against its ledger, and name each difference.
 
     Rows, page checksums, schema, order, dates, sequence numbers and rejects; the values of CSV files against Parquet;
     and that every frame and every trade became exactly one thing. Where the venue counts its trades, it names the ids
     that are missing, too: those say what never came, and are no difference. Works beside a running recorder. Exit 0
     where all is well, 1 where something is not.
+
+    Of a copy (a mirror, what `ingestor publish` made), the manifest of each closed day is checked as well: the size
+    and the SHA-256 of each file.
     """
     from ingestor.dataset.verify import Verification  # pyarrow is heavy
 
+    if against is not None:
+        _compare(Layout(root_from(config, root)), Layout(locate_root(against)), as_json=as_json)
     verification = Verification(Layout(root_from(config, root)))
     steps = verification.run()
     if sys.stderr.isatty():
@@ -54,3 +65,19 @@ def verify(config: Path | None, root: Path | None, as_json: bool) -> None:
         else:
             click.echo(f"No differences; {unseen}." if unseen else "Everything is there, once.")
     sys.exit(1 if differences else 0)
+
+
+def _compare(layout: Layout, copy: Layout, *, as_json: bool) -> None:
+    """Print what a copy lacks, or has otherwise, and exit."""
+    from ingestor.dataset.verify import compare_with_copy
+
+    compared = list(compare_with_copy(layout, copy))
+    found = [difference for of_day in compared for difference in of_day]
+    if as_json:
+        click.echo(format_json({"days": len(compared), "differences": [asdict(one) for one in found]}))
+    else:
+        for difference in found:
+            click.echo(escape(str(difference)))
+        days = f"{len(compared):,} day{'' if len(compared) == 1 else 's'} compared with {copy.root}"
+        click.echo(f"{days}: {f'{len(found):,} differences' if found else 'the same'}.")
+    sys.exit(1 if found else 0)

@@ -27,10 +27,11 @@ from ingestor.config.types import (
     null_as_none,
 )
 from ingestor.errors import ConfigError
-from ingestor.texts import format_duration, is_visible
+from ingestor.texts import format_duration, is_visible, parse_duration
 
 _TICKER_MAX = 128
 _FILE_MAX = 1 << 20
+_DAY_S = 86_400
 
 
 class _Repeated(str):
@@ -393,12 +394,34 @@ class KafkaSettings(Section):
         return options
 
 
+def _parse_mirror_retention(value: object) -> object:
+    """A duration of a day or more, or one of two words."""
+    if value in ("disk", "forever"):
+        return value
+    try:
+        seconds = parse_duration(value) if isinstance(value, str) else value
+    except ValueError:
+        seconds = None
+    if not isinstance(seconds, int | float) or not _DAY_S <= seconds <= 36500 * _DAY_S:
+        raise ValueError("must be disk, forever, or a duration from 1d to 36500d")
+    return float(seconds)
+
+
 class ObjectStoreSettings(Section):
     """A mirror of the dataset. Credentials are found as usual: AWS_ACCESS_KEY_ID and so on, or the machine's role."""
 
     uri: StoreUri = Field(default="mirror", description="s3://bucket/path, or a directory")
     shared: Switch = Field(
         default=False, description="several recorders mirror there as one dataset, each in a folder root=<its name>"
+    )
+    retention: Annotated[
+        float | Literal["disk", "forever"],
+        BeforeValidator(_parse_mirror_retention),
+        PlainSerializer(lambda value: value if isinstance(value, str) else format_duration(value), return_type=str),
+        WithJsonSchema({"type": "string", "examples": ["disk", "forever", "3650d"]}),
+    ] = Field(
+        default="disk",
+        description="how long trades stay there, such as 3650d; disk: as long as on the disk; forever: nothing goes",
     )
 
 

@@ -1,30 +1,29 @@
 """Arguments of the analysis API: roots, names and words, checked."""
 
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from ingestor.errors import ConfigError, NotARecording
+from ingestor.errors import ConfigError
+from ingestor.layout import locate_root
 
 Engine = Literal["pandas", "arrow"]
 Roots = str | Path | Sequence[str | Path]
-"""The directory of a recording, or a list of those that several recorders of one venue made."""
+"""The directory of a recording or the address of its copy (`s3://bucket/path`), or a list of those that several
+recorders of one venue made.
+"""
 Names = str | Sequence[str]
 """One name, or several in whatever holds text: a list, a set, a Series, an array."""
-_STORE = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
 def find_root(root: Roots) -> Path:
-    """The directory of a recording. Raises NotARecording for an address, ValueError for what is neither."""
+    """The directory of a recording, or its place at an address. Raises NotARecording for an address that can't be read,
+    ValueError for what is neither.
+    """
     if not isinstance(root, str | os.PathLike):
         raise ValueError(f"{root!r} is no root: give the directory of one recording")  # noqa: TRY004  see find_names
-    if _STORE.match(str(root)) and not Path(root).exists():
-        raise NotARecording(
-            f"{root} is not on this machine: only local directories are read so far; copy it, or mount it"
-        )
-    return Path(root)
+    return locate_root(root)
 
 
 def find_roots(root: Roots) -> list[Path]:

@@ -22,7 +22,7 @@ from ingestor.dataset.arguments import Engine, Names, Roots, check_engine, find_
 from ingestor.dataset.times import EVER, Span, Time, day_start_ms, find_span
 from ingestor.errors import NotARecording
 from ingestor.journal.scan import last_received_us
-from ingestor.layout import Layout, list_segments
+from ingestor.layout import Layout, list_segments, locate_root
 from ingestor.ledger import list_ledgers, read_new_facts, read_open_facts
 from ingestor.schema import RECEIVED_AT
 
@@ -314,7 +314,7 @@ def explain_nothing(root: Path, symbols: Sequence[str] | None, tz: tzinfo) -> st
 
     Raises FormatTooNew, OSError.
     """
-    layout, chosen = Layout(root), None if symbols is None else tuple(symbols)
+    layout, chosen = Layout(locate_root(root)), None if symbols is None else tuple(symbols)
     days = list_closed_days(layout)
     first_days, last_days = days[:_KNOWN_DAYS], days[-_KNOWN_DAYS:]
     coverage = read_known_coverage(layout, chosen, span=Span(day_start_ms(days[-1]) if days else None, None))

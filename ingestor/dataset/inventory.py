@@ -2,8 +2,6 @@
 
 import contextlib
 import gzip
-import zlib
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,20 +21,25 @@ from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout, SegmentId, check_is_file, list_segments
 from ingestor.ledger import read_all_facts
 from ingestor.metrics import Counts
-from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY, check_pages, first_line, named_errors, open_parquet
+from ingestor.parquet import (
+    FORMAT_KEY,
+    ORIGIN_KEY,
+    WHOLE,
+    Digest,
+    Span,
+    add_digests,
+    check_pages,
+    digest_rows,
+    first_line,
+    named_errors,
+    open_parquet,
+)
 from ingestor.schema import FORMAT_VERSION, TRADES
 from ingestor.trade_ids import IdRanges
 
 _MAGIC = b"PAR1"
 _DAY_MS = 86_400_000
 _EPOCH = date(1970, 1, 1)
-_NULL = -(1 << 62) - 1
-
-Span = tuple[int, int]
-"""The first and the last sequence number of some rows."""
-WHOLE: Span = (0, (1 << 63) - 1)
-Digest = dict[str, int]
-"""A number for the values of each column, whatever the order of the rows; "rows" is their count."""
 
 
 @dataclass(slots=True)
@@ -95,49 +98,6 @@ class Recount:
 def count_values(symbols: Any) -> dict[str, int]:
     """The number of rows of each symbol in a column."""
     return {entry["values"]: entry["counts"] for entry in symbols.value_counts().to_pylist()}
-
-
-def digest_rows(rows: pa.Table | pa.RecordBatch, spans: Sequence[Span]) -> list[Digest]:
-    """The digest of the rows in each of these spans.
-
-    Each value, as a number, times an odd number of its row, summed modulo 2^64: if one value differs, so does the sum.
-    """
-    places = [(0, rows.num_rows)]
-    if spans != [WHOLE]:
-        rows = rows.sort_by("sequence")
-        sequences = rows.column("sequence").to_pylist()
-        places = [(bisect_left(sequences, first), bisect_right(sequences, last)) for first, last in spans]
-    factors = pc.add(pc.multiply(rows.column("sequence"), 2), 1)
-    digests: list[Digest] = [{"rows": end - begin} for begin, end in places]
-    for name in rows.schema.names:
-        if (numbers := _as_numbers(rows.column(name), text=name not in TRADES.names)) is not None:
-            products = pc.multiply(numbers, factors)
-            for digest, (begin, end) in zip(digests, places, strict=True):
-                digest[name] = (pc.sum(products.slice(begin, end - begin)).as_py() or 0) % (1 << 64)
-    return digests
-
-
-def add_digests(one: Digest, other: Digest) -> Digest:
-    """The digest of the rows of both."""
-    return {name: (value + other.get(name, 0)) % (1 << 64) for name, value in one.items()}
-
-
-def _as_numbers(column: Any, *, text: bool) -> Any:
-    """Whole numbers that stand for these values; None where CSV may write them otherwise than Arrow casts them to text.
-
-    `text`: a column of the feed's own, which a reader of CSV knows as text only.
-    """
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if text and (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
-        column = column.cast(pa.string())
-    if pa.types.is_string(column.type):
-        values = column.fill_null("").dictionary_encode()  # CSV doesn't tell null from ""
-        crcs = pa.array([zlib.crc32(value.encode()) for value in values.dictionary.to_pylist()], pa.int64())
-        return crcs.take(values.indices)
-    if text:
-        return None
-    numbers = column.view(pa.int64()) if pa.types.is_floating(column.type) else column.cast(pa.int64())
-    return numbers.fill_null(_NULL)
 
 
 def recount_parquet(

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import structlog
 
-from ingestor.closed_days import has_days_to_close
+from ingestor.closed_days import has_days_to_close, is_mirrored
 from ingestor.dataset.compact import clear_leftovers, has_work, locked_maintenance
 from ingestor.dataset.raw import list_raw_days
-from ingestor.dataset.snapshot import list_days, parse_days
+from ingestor.dataset.snapshot import date_folder, list_days, list_names, parse_days
 from ingestor.errors import CompactionRunning, IngestorError
 from ingestor.history import read_history
 from ingestor.layout import Layout, locked_date, remove_tree, sync_directory
@@ -43,9 +43,12 @@ def delete_expired(
     now: datetime,
     venue: datetime | None = None,
     turned: Callable[[], None] = lambda: None,
+    *,
+    mirrored: bool = False,
 ) -> list[date]:
     """Delete the UTC dates of trades and CSV that ended longer ago than `retention`, and return them. `turned` is
-    called for each file that is removed. Raises OSError.
+    called for each file that is removed. `mirrored`: a date stays until the mirror's copy of its trades was read back.
+    Raises OSError.
 
     A deletion can't be undone, so no clock is trusted alone: a date goes once the wall clock (`now`) and the venue's
     clock (`venue`, where it is known) say that it is old enough, and neither the newest date of trades nor the newest
@@ -54,6 +57,14 @@ def delete_expired(
     """
     days = _days(layout)
     expired = _find_expired(layout, days, retention, now, venue)
+    if mirrored:
+        unsafe = [day for day in expired if list_names(date_folder(layout, day)) and not is_mirrored(layout, day)]
+        if unsafe:
+            log.warning(
+                "retention.unmirrored", days=len(unsafe), oldest=unsafe[0].isoformat(),
+                hint="they stay on the disk until the mirror has them, and each was read back",
+            )  # fmt: skip
+        expired = [day for day in expired if day not in unsafe]
     for day in expired:
         # The fact first: after a crash the next call deletes the day; never is one missing that no fact names.
         ledger.record("day.deleted", date=day.isoformat(), retention_s=retention.total_seconds())
@@ -135,6 +146,7 @@ class Maintenance:
         turned: Callable[[], None] = lambda: None,
         *,
         keep_frames_s: float | None = None,
+        mirrored: bool = False,
     ) -> None:
         """Clear what a crash has left, unless a compaction that was started by hand is running. What can't be cleared
         is logged: the recording goes on.
@@ -145,6 +157,7 @@ class Maintenance:
         self._venue_now = venue_now
         self._layout = layout
         self._ledger = ledger
+        self._mirrored = mirrored
         self._retention = None if retention_s is None else timedelta(seconds=retention_s)
         self._keep_frames = None if keep_frames_s is None else timedelta(seconds=keep_frames_s)
         self._done_for: date | None = None
@@ -173,7 +186,10 @@ class Maintenance:
         self._done_for = day
         try:
             if self._retention is not None:
-                delete_expired(self._layout, self._ledger, self._retention, now, self._venue_now(), self._turned)
+                delete_expired(
+                    self._layout, self._ledger, self._retention, now, self._venue_now(), self._turned,
+                    mirrored=self._mirrored,
+                )  # fmt: skip
             if self._keep_frames is not None:
                 keep, venue = self._keep_frames, self._venue_now()
                 delete_expired_frames(self._layout, self._ledger, keep, now, venue, self._turned)
@@ -210,11 +226,13 @@ class MaintenanceLoop:
         venue_now: Callable[[], datetime | None] = lambda: None,
         *,
         keep_frames_s: float | None = None,
+        mirrored: bool = False,
     ) -> None:
-        """Nothing is done yet."""
+        """Nothing is done yet. `mirrored`: see `delete_expired`."""
         self._make = partial(
-            Maintenance, layout, ledger, retention_s, venue_now, self._turn, keep_frames_s=keep_frames_s
-        )
+            Maintenance, layout, ledger, retention_s, venue_now, self._turn,
+            keep_frames_s=keep_frames_s, mirrored=mirrored,
+        )  # fmt: skip
         self.stop = threading.Event()
         self.turned_at_s = time.monotonic()
         """When the work last made progress."""

@@ -28,7 +28,7 @@ from ingestor.facts import Fact
 from ingestor.history import read_state
 from ingestor.journal.follower import Follower, Rows
 from ingestor.journal.segment import Cursor
-from ingestor.layout import Layout, SegmentId, list_segments
+from ingestor.layout import Layout, SegmentId, StorePath, list_folder, list_segments, locate_root
 from ingestor.ledger import list_ledgers, read_facts
 from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY, named_errors, open_parquet
 from ingestor.schema import FORMAT_VERSION
@@ -63,14 +63,15 @@ class Compacted:
 
 def list_days(layout: Layout, span: Span = EVER) -> list[date]:
     """The UTC dates of the dataset that may hold a moment of the span, oldest first. Raises DamagedFile."""
-    if layout.trades.exists() and not (layout.trades.is_dir() and os.access(layout.trades, os.R_OK | os.X_OK)):
+    there = layout.trades.exists() and not isinstance(layout.root, StorePath)
+    if there and not (layout.trades.is_dir() and os.access(layout.trades, os.R_OK | os.X_OK)):
         raise DamagedFile(f"{layout.trades}: not a folder that can be read")
     first, last = span.days
     if (last - first).days < _FEW_DAYS:
         days = (first + timedelta(days) for days in range((last - first).days + 1))
         return [day for day in days if date_folder(layout, day).is_dir()]
     try:
-        names = os.listdir(layout.trades)  # noqa: PTH208  twice a reading of a year: ten times as fast
+        names = list_folder(layout.trades)
     except FileNotFoundError:
         return []
     return sorted(day for day in parse_days(names) if first <= day <= last)
@@ -176,7 +177,7 @@ def open_recording(root: str | Path) -> Layout:
 
     Raises NotARecording, FormatTooNew.
     """
-    layout = Layout(Path(root))
+    layout = Layout(locate_root(root))
     if not layout.journal.is_dir() and not layout.trades.is_dir():
         hint = f"; the root is {layout.root.parent}" if Layout(layout.root.parent).journal.is_dir() else ""
         raise NotARecording(f"{layout.root} holds no recording: there is no `trades` and no `journal` in it{hint}")
@@ -256,6 +257,8 @@ class _Look:
 
 def _look(layout: Layout, span: Span) -> _Look:
     """The journal first: what is sealed after that is seen by the second look."""
+    if isinstance(layout.root, StorePath):
+        layout.root.store.forget()
     unsealed = tuple(file.id for file in list_segments(layout) if not file.sealed)
     return _Look(unsealed, {day: list_names(date_folder(layout, day)) for day in list_days(layout, span)})
 

@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -26,7 +28,7 @@ from ingestor.dataset.rows import (
 )
 from ingestor.dataset.snapshot import Snapshot, check_format, read_consistently, take_snapshot
 from ingestor.dataset.times import Span, day_start_ms
-from ingestor.layout import Layout
+from ingestor.layout import Layout, StorePath
 from ingestor.parquet import check_columns, check_rows, named_errors, open_parquet
 
 HELD_ROWS = 1 << 18
@@ -237,6 +239,12 @@ def _hold(stack: contextlib.ExitStack, paths: list[Path]) -> list[_Held]:
     system.allow_open_files(len(paths) + 64)  # a day that was rotated every minute has more than is usual
     held = []
     for path in paths:
+        if isinstance(path, StorePath):
+            copy = Path(stack.enter_context(TemporaryDirectory(prefix="ingestor-"))) / path.name
+            with named_errors(path), path.open("rb") as file, copy.open("wb") as local:
+                shutil.copyfileobj(file, local)
+            held.append(_Held(path, copy))
+            continue
         with named_errors(path):
             fd = os.open(path, system.READ)  # a fifo would wait for a writer
         stack.callback(os.close, fd)

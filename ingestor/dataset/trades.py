@@ -187,7 +187,8 @@ def follow(
         since = from_ if isinstance(from_, datetime) and from_.tzinfo else find_time(from_)
     layout = Layout(find_root(root))
     if not layout.journal.is_dir():
-        raise NotARecording(f"{layout.root} holds no recording: there is no {layout.journal.name}/ in it")
+        hint = "; a copy can't be followed, only the root of a recorder" if layout.trades.is_dir() else ""
+        raise NotARecording(f"{layout.root} holds no recording: there is no {layout.journal.name}/ in it{hint}")
     follower = Follower(
         layout, find_journal_end(layout) if since is None and from_ == "now" else None, synced_only=False
     )

@@ -10,22 +10,32 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from ingestor.accounts import read_accounts, read_seals
-from ingestor.closed_days import Row, list_closed_days, read_day
+from ingestor.closed_days import (
+    Manifest,
+    Row,
+    hash_file,
+    list_closed_days,
+    list_day_files,
+    list_manifests,
+    read_day,
+    read_manifest,
+)
 from ingestor.dataset import inventory
 from ingestor.dataset.raw import list_raw_files, recount_frames
-from ingestor.dataset.snapshot import date_folder, list_days, parse_days
+from ingestor.dataset.snapshot import date_folder, list_days, list_names, parse_days
 from ingestor.errors import DamagedFile
 from ingestor.facts import DAMAGED, Fact
-from ingestor.layout import Layout, SegmentId, list_segments, read_lines, read_small
+from ingestor.layout import MIRROR, Layout, SegmentId, StorePath, list_segments, mirrored_name, read_lines, read_small
 from ingestor.ledger import DAY_US, day_of, list_closed_facts, list_ledgers, read_all_facts, read_facts
 from ingestor.metrics import Counts
+from ingestor.parquet import WHOLE, Digest, Span, add_digests
 from ingestor.schema import RUN_SHIFT, TRADES
 from ingestor.trade_ids import IdRanges, format_missing
 
@@ -135,8 +145,10 @@ class Verification:
         self._rejected: dict[int, _Rejected] = {}
         self._last_sequence = -1
         self._missing: list[tuple[date, Difference]] = []
-        self._csv_values: dict[str, tuple[Path, inventory.Span, inventory.Digest]] = {}
-        self._parquet_values: dict[str, inventory.Digest] = {}
+        self._deleted: set[date] = set()
+        """Days whose trades a copy holds no more, as their manifests say."""
+        self._csv_values: dict[str, tuple[Path, Span, Digest]] = {}
+        self._parquet_values: dict[str, Digest] = {}
         self.files = sum(map(len, [*self._parts.values(), *self._csv.values(), *self._raw.values()])) + len(
             self._compactions
         )
@@ -157,6 +169,8 @@ class Verification:
     def run(self) -> Iterator[list[Difference]]:
         """The differences, a list (mostly empty) for each step of the work. Raises OSError."""
         yield [*self._early, *_strangers(self._layout), *self._check_side_files()]
+        for day in list_manifests(self._layout):
+            yield list(self._check_manifest(day))
         yield from self._check_ledger()
         damaged: list[DamagedFile] = []
         for account in read_accounts(self._layout, damaged):
@@ -182,7 +196,7 @@ class Verification:
             yield list(self._check_compaction(compaction))
         yield list(self._check_values())
         if self._missing:  # after the files: retention says so before it deletes a date
-            deleted = inventory.read_deleted(self._layout)
+            deleted = inventory.read_deleted(self._layout) | self._deleted
             yield [difference for day, difference in self._missing if day not in deleted]
         # What was listed, and belongs to no segment that the ledger or the journal knows.
         unknown = [path for paths in self._csv.values() for path in paths]
@@ -227,6 +241,25 @@ class Verification:
                 yield list(_check_coverage(_place(self._layout, path), day, read_day(path)))
             except DamagedFile as error:
                 yield [self._damaged(error)]
+
+    def _check_manifest(self, day: date) -> Iterator[Difference]:
+        """What the manifest of a closed day says of each of its files. One that is being written anew says nothing."""
+        path = self._layout.manifest_file(day)
+        try:
+            manifest = read_manifest(path)
+        except FileNotFoundError:
+            return
+        except DamagedFile as error:
+            yield self._damaged(error)
+            return
+        if manifest.trades_deleted:
+            self._deleted.add(day)
+            return
+        found = list(compare_files(manifest, _list_files(self._layout, day, manifest), path.name))
+        if found and isinstance(self._layout.root, StorePath):  # perhaps it was compacted meanwhile
+            self._layout.root.store.forget()
+        if found and _is_still(path, manifest):
+            yield from found
 
     def _check_side_files(self) -> Iterator[Difference]:
         """Small files that a start or a sink reads: they hold no trades, and one that can't be read is made anew."""
@@ -296,11 +329,11 @@ class Verification:
             yield from _compare(place, whole, closed)
             yield from self._check_sequence(place, whole, segment.run)
 
-    def _add_values(self, segment: str, digests: list[inventory.Digest]) -> None:
+    def _add_values(self, segment: str, digests: list[Digest]) -> None:
         """Keep what the Parquet files hold of a segment that has a CSV file."""
         for digest in digests:
             known = self._parquet_values.get(segment)
-            self._parquet_values[segment] = digest if known is None else inventory.add_digests(digest, known)
+            self._parquet_values[segment] = digest if known is None else add_digests(digest, known)
 
     def _check_values(self) -> Iterator[Difference]:
         """The values of CSV files, which have no checksums, against those of the same rows in Parquet."""
@@ -320,7 +353,7 @@ class Verification:
         place = _place(self._layout, path)
         try:
             columns = self._columns.get(segment.run, TRADES.names)
-            spans = [inventory.WHOLE] if str(segment) in self._csv else []
+            spans = [WHOLE] if str(segment) in self._csv else []
             found, origin = inventory.recount_parquet(path, day, columns, self._id_column, spans)
         except FileNotFoundError:
             expected = "the rows of its segment" if rows is None else f"{rows} rows (segment.sealed)"
@@ -384,6 +417,8 @@ class Verification:
 
     def _check_csv(self, segment: SegmentId, closed: Fact) -> Iterator[Difference]:
         """The CSV file of one segment, once it is finished."""
+        if isinstance(self._layout.root, StorePath):
+            return  # a mirror has no CSV
         journaled = self._layout.open_segment(segment).exists() or self._layout.sealed_segment(segment).exists()
         if journaled and segment.number >= self._csv_done:
             self._pass_over(self._csv, str(segment))
@@ -553,6 +588,92 @@ def _unbalanced(place: str, counts: Counts, rows: int, reasons: Mapping[str, int
     rejected = counts.rejected_frames + counts.rejected_trades
     if (told := sum(reasons.values())) != rejected:
         yield Difference(place, f"{told:,} reasons of rejects", f"{rejected:,} (counted by its records)")
+
+
+def compare_files(manifest: Manifest, files: Mapping[str, Path], source: str) -> Iterator[Difference]:
+    """What a manifest says of a day's files, by where they stand in the copy; `source` is where it was read."""
+    told = {one.path: one for one in manifest.files}
+    for name in sorted(files.keys() | told.keys()):
+        one, path = told.get(name), files.get(name)
+        if one is None:
+            yield Difference(name, "a file", f"no such file ({source})")
+            continue
+        if path is None:
+            yield Difference(name, "missing", f"{one.bytes:,} bytes ({source})")
+            continue
+        try:
+            with path.open("rb") as file:
+                size, sha256 = path.stat().st_size, hash_file(file)
+        except OSError as error:
+            yield Difference(name, f"can't be read: {error.strerror}", f"{one.bytes:,} bytes ({source})")
+            continue
+        if size != one.bytes:
+            yield Difference(name, f"{size:,} bytes", f"{one.bytes:,} ({source})")
+        elif sha256 != one.sha256:
+            yield Difference(name, f"SHA-256 {sha256[:16]}…", f"{one.sha256[:16]}… ({source})")
+
+
+def compare_with_copy(layout: Layout, copy: Layout) -> Iterator[list[Difference]]:
+    """The differences of a recording from its copy, a list per date: of closed days by the manifest in the copy, which
+    says what was read back from there, of others by names and sizes. Raises NotARecording, FormatTooNew, OSError.
+    """
+    deleted = inventory.read_deleted(layout)
+    unsealed = {f"{file.id}.parquet" for file in list_segments(layout) if not file.sealed}
+    for day in sorted({*list_days(layout), *list_manifests(copy), *list_days(copy)}):
+        path = copy.manifest_file(day)
+        try:
+            manifest = read_manifest(path)
+        except FileNotFoundError:
+            manifest = None
+        except DamagedFile as error:
+            yield [Difference(path.name, str(error).partition(": ")[2], "a manifest")]
+            continue
+        here, there = _list_trades(layout, day), _list_trades(copy, day)
+        if not here and (day in deleted or (manifest and manifest.trades_deleted)):
+            continue
+        if manifest and not manifest.trades_deleted:
+            files = _list_files(layout, day, manifest)
+            kept = [one for one in manifest.files if one.path in files or "raw/" not in one.path]  # `storage.raw.keep`
+            found = list(compare_files(replace(manifest, files=tuple(kept)), files, path.name))
+            sizes = {name: file.stat().st_size for name, file in _list_files(copy, day, manifest).items()}
+            strange = sorted(sizes.keys() - {one.path for one in manifest.files})
+            found += [Difference(name, "a file in the copy", f"no such file ({path.name})") for name in strange]
+            yield found + [
+                Difference(one.path, f"{sizes.get(one.path, 0):,} bytes in the copy", f"{one.bytes:,} ({path.name})")
+                for one in manifest.files
+                if sizes.get(one.path) != one.bytes
+            ]
+            continue
+        sizes = {file.name: file.stat().st_size for file in there}
+        yield [
+            Difference(
+                _place(layout, file),
+                f"{sizes[file.name]:,} bytes in the copy" if file.name in sizes else "not in the copy",
+                f"{file.stat().st_size:,} bytes",
+            )
+            for file in here
+            if file.name not in unsealed and sizes.get(file.name) != file.stat().st_size
+        ]
+
+
+def _list_trades(layout: Layout, day: date) -> list[Path]:
+    folder = date_folder(layout, day)
+    return [folder / name for name in list_names(folder)]
+
+
+def _list_files(layout: Layout, day: date, manifest: Manifest) -> dict[str, Path]:
+    """The files of a closed day, by the names that they have in the manifest's copy: a mirror or a root."""
+    files = {_place(layout, path): path for path in _list_trades(layout, day)} | list_day_files(layout, day)
+    is_mirror = any(one.path.startswith(("date=", f"{MIRROR}/")) for one in manifest.files)
+    return {mirrored_name(name) if is_mirror else name: path for name, path in files.items()}
+
+
+def _is_still(path: Path, manifest: Manifest) -> bool:
+    """Whether a manifest is the one that was read."""
+    try:
+        return read_manifest(path) == manifest
+    except FileNotFoundError:
+        return False
 
 
 def _place(layout: Layout, path: Path) -> str:

@@ -96,5 +96,6 @@ def _open(
     if name == "object_store" and settings.object_store is not None:
         from ingestor.sinks.object_store import ObjectStore
 
-        return ObjectStore(settings.object_store.uri, layout, root, shared=settings.object_store.shared)
+        store = settings.object_store
+        return ObjectStore(store.uri, layout, root, shared=store.shared, retention=store.retention)
     raise ValueError(f"no sink {name}")

@@ -1,5 +1,9 @@
-"""A mirror of the dataset in an object store or another directory, under the same names. Exactly once between
-compactions.
+"""A mirror of the dataset in an object store or another directory. Exactly once between compactions.
+
+Trades are there under their names (`date=…/…`), and under `_recording/` all that proves them: coverage, accounts,
+rejects, raw frames, the ledger, and a manifest per closed day, written once the day's copy was read back. Of days that
+are not closed the ledger goes there as it stood when the newest row that is mirrored was received: it vouches for
+nothing that is not there.
 
 Several recorders may share a place: each mirrors into a folder `root=<its name>`, which is one more column to a reader
 of the whole. So no file of one has the name of another's, and none is removed but by its own recorder.
@@ -11,22 +15,55 @@ when the ledger says that retention deleted its day; never because it is missing
 
 import contextlib
 import math
-from collections.abc import Collection, Iterator
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import structlog
 from pyarrow import fs as pafs
 
-from ingestor.errors import SinkUnavailable
+from ingestor.closed_days import (
+    Manifest,
+    hash_file,
+    is_mirrored,
+    list_closed_days,
+    list_day_files,
+    make_manifest,
+    mirrored_manifest,
+)
+from ingestor.errors import DamagedFile, SinkUnavailable
+from ingestor.facts import Fact, decode_line, encode_line
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
 from ingestor.journal.segment import Cursor
-from ingestor.layout import Layout, list_segments
-from ingestor.ledger import read_all_facts
+from ingestor.layout import (
+    MIRROR,
+    Layout,
+    SegmentId,
+    list_segments,
+    make_folder,
+    mirrored_name,
+    open_place,
+    write_whole,
+)
+from ingestor.ledger import (
+    LedgerFile,
+    day_of,
+    list_closed_facts,
+    list_ledger_files,
+    parse_ledger_name,
+    read_all_facts,
+)
 
 _PASS_S = 2.0
 _STAGING = ".staging"
 _OWNER = ".recorded-by"
 _ROOT_FOLDER = "root="
+_DAY = timedelta(days=1)
+_REST = timedelta(days=5)
+
+Retention = Literal["disk", "forever"]
 
 log = structlog.get_logger()
 
@@ -36,8 +73,11 @@ class ObjectStore:
 
     name = "object_store"
 
-    def __init__(self, uri: str, layout: Layout, root: str, *, shared: bool = False) -> None:
-        """Look what is there. `shared`: others mirror to this place, too.
+    def __init__(
+        self, uri: str, layout: Layout, root: str, *, shared: bool = False, retention: float | Retention = "disk"
+    ) -> None:
+        """Look what is there. `shared`: others mirror to this place, too. `retention`: how many seconds trades stay
+        there, or as long as on the disk, or for ever.
 
         Raises SinkUnavailable, also where the place is another root's.
         """
@@ -46,12 +86,19 @@ class ObjectStore:
         self._ended = self._committed = Cursor(0, 0)
         self._mirrored: dict[str, int] | None = None
         """What was here at the last pass."""
+        self._root = root
+        self._retention = retention
+        self._proved: tuple[list[SegmentId], list[str], int | None] | None = None
+        """The state of the ledger at which all else was last brought."""
+        self._due: list[date] = []
+        """Closed days that have no manifest yet."""
+        self._brought: set[str] = set()
         with _translated(uri):
-            self._files, place = _open_place(uri)
+            self._files, place = open_place(uri)
             self._base = f"{place}/{_ROOT_FOLDER}{root}" if shared else place
             selector = pafs.FileSelector(self._base, recursive=True, allow_not_found=True)
             there = {
-                found.path.removeprefix(f"{self._base}/"): found.size
+                found.path.removeprefix(f"{self._base}/"): (found.size, found.mtime_ns or 0)
                 for found in self._files.get_file_info(selector)
                 if found.type == pafs.FileType.File
             }
@@ -68,7 +115,9 @@ class ObjectStore:
                     if stream.read().decode() != root:
                         hint = "share a new place (shared: true), or take two"
                         raise SinkUnavailable(f"{uri} is the mirror of another root: {hint}")
-            self._there = {name: size for name, size in there.items() if name.startswith("date=")}
+            self._there = {name: size for name, (size, _) in there.items() if name.startswith("date=")}
+            self._others = {name: told for name, told in there.items() if name.startswith(f"{MIRROR}/")}
+            """Size, and when it was brought; of what this object brought, size and time of the file here."""
 
     def write(self, rows: Rows) -> None:
         """Nothing: rows come in files."""
@@ -83,18 +132,13 @@ class ObjectStore:
         if now_s < self._pass_due_s:
             return
         self._pass_due_s = now_s + _PASS_S
+        # Before the files are listed: whatever is sealed now is among them.
+        open_before = [file.id for file in list_segments(self._layout) if not file.sealed]
         with _translated(self._base):
             here, unsealed = _list_here(self._layout)
             if here != self._mirrored:
-                for name, size in sorted(here.items()):
-                    if self._there.get(name) != size:
-                        self._bring(name)
-                # After what replaces it is there: at no moment does the mirror lack rows.
-                for name in _find_gone(self._layout, here, self._there):
-                    self._files.delete_file(f"{self._base}/{name}")
-                    del self._there[name]
-                    log.info("mirror.removed", file=name)
-                self._mirrored = here
+                self._mirror_trades(here)
+            self._mirror_proof(here, open_before)
         first_unsealed = min((number for number in unsealed if number < self._ended.segment), default=None)
         self._committed = self._ended if first_unsealed is None else Cursor(first_unsealed, 0)
 
@@ -103,6 +147,173 @@ class ObjectStore:
 
     def close(self) -> None:
         """Nothing: a file is there, or it isn't."""
+
+    # Trades
+
+    def _mirror_trades(self, here: dict[str, int]) -> None:
+        first = self._first_kept({_day_of(name) for name in (*here, *self._there)})
+        kept = {name: size for name, size in here.items() if _day_of(name) >= first}
+        for name, size in sorted(kept.items()):
+            if self._there.get(name) != size:
+                self._reopen(_day_of(name))
+                self._bring(name)
+        # After what replaces it is there: at no moment does the mirror lack rows.
+        replaced = {_day_of(name) for name in kept}
+        missing = [name for name in self._there if name not in kept]
+        lost = {_day_of(name) for name in missing} - replaced
+        expired = {day for day in lost if day < first}
+        if self._retention == "disk" and lost:
+            expired |= lost & _read_deleted(self._layout)
+        for day in sorted(expired):
+            self._note_deleted(day)
+        for name in missing:
+            if _day_of(name) in replaced:
+                self._reopen(_day_of(name))
+            if _day_of(name) in replaced | expired:
+                self._files.delete_file(f"{self._base}/{name}")
+                del self._there[name]
+                log.info("mirror.removed", file=name)
+        self._mirrored = here
+
+    def _first_kept(self, days: Collection[date]) -> date:
+        """The first day that the mirror's own retention keeps. No clock is believed alone: a day goes once the newest
+        trade, too, is so much later, but for a long weekend.
+        """
+        if isinstance(self._retention, str) or not days:
+            return date.min
+        newest = datetime.combine(max(days), datetime.min.time(), UTC) + _DAY + _REST
+        return (min(datetime.now(UTC), newest) - timedelta(seconds=self._retention) - _DAY).date() + _DAY
+
+    # All that is not trades
+
+    def _mirror_proof(self, here: dict[str, int], unsealed: list[SegmentId]) -> None:
+        """When a segment was sealed, a day was closed or the recorder has stopped since; then, of one closed day in
+        each pass, the manifest.
+        """
+        layout = self._layout
+        ledgers = list_ledger_files(layout)
+        newest = ledgers[-1].path.stat().st_size if ledgers and not unsealed else None
+        state = (unsealed[:1], [file.path.name for file in ledgers], newest)
+        if state != self._proved:
+            copies, horizon = copy_ledger(ledgers, unsealed[0].number if unsealed else None)
+            closed = [day for day in list_closed_days(layout) if horizon is None or day < horizon]
+            for day in closed:
+                self._bring_file(layout.coverage_file(day))
+            names = {f"{segment}.parquet" for segment in unsealed}
+            for kind in (layout.accounts, layout.raw):
+                paths = [path for path in sorted(kind.glob("date=*/*.parquet")) if path.name not in names]
+                for path in paths:
+                    self._bring_file(path)
+                self._remove_gathered(kind, paths)
+            for path in [*sorted(layout.rejects.glob("date=*.jsonl")), *list_closed_facts(layout), layout.holidays]:
+                self._bring_file(path)
+            for name, content in copies.items():
+                self._put_changed(mirrored_name(f"ledger/{name}"), content)
+            self._remove_closed({file.path.name for file in ledgers})
+            self._proved = state
+            open_from = min((segment.started.date() for segment in unsealed), default=date.max)
+            days = {_day_of(name) for name in here if name in self._there}
+            self._due = [day for day in closed if day < open_from and day in days and not self._has_manifest(day)]
+        if self._due:
+            self._write_manifest(self._due.pop(), here)
+
+    def _bring_file(self, path: Path) -> None:
+        """One of the files that are not trades, where it is not there as it is here."""
+        name = mirrored_name(str(path.relative_to(self._layout.root)))
+        try:
+            found = path.stat()
+            content_of = found.st_size, found.st_mtime_ns
+            there = self._others.get(name)
+            if there == content_of:
+                return
+            if there and name not in self._brought and there[0] == found.st_size and there[1] >= found.st_mtime_ns:
+                return
+            content = path.read_bytes()
+        except FileNotFoundError:  # gathered since it was listed, or there are none
+            return
+        if "date=" in name:
+            self._reopen(_day_of(name))
+        self._put(name, content)
+        self._others[name] = content_of
+        self._brought.add(name)
+        log.info("mirror.brought", file=name, bytes=len(content))
+
+    def _put_changed(self, name: str, content: bytes) -> None:
+        checksum = zlib.crc32(content)
+        if self._others.get(name) != (len(content), checksum):
+            self._put(name, content)
+            self._others[name] = len(content), checksum
+
+    def _remove_gathered(self, kind: Path, paths: list[Path]) -> None:
+        """Files of a date that are no more here, where other files of that date are."""
+        here = {mirrored_name(str(path.relative_to(self._layout.root))) for path in paths}
+        folders = {name.rpartition("/")[0] for name in here}
+        prefix = f"{MIRROR}/{kind.name}/"
+        gone = [name for name in self._others if name.startswith(prefix) and name not in here]
+        for name in gone:
+            if name.rpartition("/")[0] in folders:
+                self._reopen(_day_of(name))
+                self._files.delete_file(f"{self._base}/{name}")
+                del self._others[name]
+
+    def _remove_closed(self, here: Collection[str]) -> None:
+        """Files of the ledger whose day is data, here and there."""
+        prefix = f"{MIRROR}/ledger/"
+        for name in [name for name in self._others if name.startswith(prefix)]:
+            file = parse_ledger_name(Path(name))
+            if file is None or file.path.name in here or not file.checked:
+                continue
+            if _coverage_name(date.fromisoformat(file.day)) in self._others:
+                self._files.delete_file(f"{self._base}/{name}")
+                del self._others[name]
+
+    # Manifests
+
+    def _has_manifest(self, day: date) -> bool:
+        return is_mirrored(self._layout, day) and _manifest_name(day) in self._others
+
+    def _reopen(self, day: date) -> None:
+        """What is there of this day is about to change: nothing vouches for it meanwhile."""
+        mirrored_manifest(self._layout, day).unlink(missing_ok=True)
+        if _manifest_name(day) in self._others:
+            self._files.delete_file(f"{self._base}/{_manifest_name(day)}")
+            del self._others[_manifest_name(day)]
+
+    def _write_manifest(self, day: date, here: dict[str, int]) -> None:
+        """Read the copy of a closed day back, bring again what is not as it is here, and write down what is there."""
+        layout = self._layout
+        files = {f"trades/{name}": layout.trades / name for name in here if _day_of(name) == day}
+        files |= list_day_files(layout, day)
+        try:
+            manifest = make_manifest(day, self._root, files, mirror=True)
+        except FileNotFoundError:  # compacted since it was listed
+            return
+        except DamagedFile as error:  # which `verify` names: nothing vouches for it
+            log.error("manifest.refused", day=day.isoformat(), error=str(error))
+            return
+        for name, one in zip(sorted(files), manifest.files, strict=True):
+            with self._files.open_input_stream(f"{self._base}/{one.path}") as stream:
+                if hash_file(stream) == one.sha256:
+                    continue
+            log.warning("mirror.damaged", file=one.path)
+            self._put(one.path, files[name].read_bytes())
+            self._due.append(day)  # the next pass reads it once more
+            return
+        self._put(_manifest_name(day), manifest.encode())
+        self._others[_manifest_name(day)] = 0, 0
+        path = mirrored_manifest(layout, day)
+        make_folder(path.parent)
+        write_whole(path, manifest.encode().decode(), layout.staging)
+        log.info("mirror.verified", day=day.isoformat(), files=len(manifest.files), rows=manifest.rows)
+
+    def _note_deleted(self, day: date) -> None:
+        """The manifest says that the trades of this day are gone on purpose."""
+        self._reopen(day)
+        manifest = Manifest(day.isoformat(), self._root, (), 0, "", trades_deleted=True)
+        self._put(_manifest_name(day), manifest.encode())
+        self._others[_manifest_name(day)] = 0, 0
+
+    # Files
 
     def _bring(self, name: str) -> None:
         try:
@@ -133,17 +344,6 @@ class ObjectStore:
         return bool(self._files.get_file_info(path).type != pafs.FileType.NotFound)
 
 
-def _open_place(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system and the path in it. Raises OSError."""
-    if "://" not in uri:
-        return pafs.LocalFileSystem(), str(Path(uri).absolute())
-    try:
-        files, path = pafs.FileSystem.from_uri(uri)
-    except ValueError as error:  # a scheme or a parameter that this pyarrow doesn't know
-        raise OSError(str(error)) from None
-    return files, path.rstrip("/")
-
-
 def _list_here(layout: Layout) -> tuple[dict[str, int], list[int]]:
     """The sizes of the files of segments for which the dataset speaks, and the numbers of all other segments.
 
@@ -159,16 +359,56 @@ def _list_here(layout: Layout) -> tuple[dict[str, int], list[int]]:
     return here, [segment.number for segment in unsealed]
 
 
-def _find_gone(layout: Layout, here: Collection[str], there: Collection[str]) -> list[str]:
-    """The files of the mirror that were replaced or deleted on purpose here, rather than lost. Raises OSError."""
-    missing = [name for name in there if name not in here]
-    kept_days = {name.partition("/")[0] for name in here}
-    lost_days = {name.partition("/")[0] for name in missing} - kept_days
-    deleted_days = set()
-    if lost_days:  # only here is the ledger read: retention deletes whole days, and says so
-        facts = read_all_facts(layout, '"fact":"s')
-        deleted_days = {f"date={fact['date']}" for fact in facts if fact["fact"] == "day.deleted"}
-    return [name for name in missing if name.partition("/")[0] in kept_days | deleted_days]
+def copy_ledger(files: Sequence[LedgerFile], first_open: int | None) -> tuple[dict[str, bytes], date | None]:
+    """The files of the ledger, by name, as they stood when the newest row of a segment before `first_open` (None: of
+    all) was received: what they say of later times may not be mirrored yet. And the date of that moment; None where the
+    recorder has stopped and all is there.
+    """
+    lines: list[tuple[str, bytes, Fact | None]] = []
+    for file in files:
+        if file.checked:  # what is left of format 1 becomes data soon
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                whole = file.path.read_bytes().splitlines(keepends=True)
+                lines += [(file.path.name, line, decode_line(line.decode(errors="replace"))) for line in whole]
+    facts = [fact for *_, fact in lines if fact is not None]
+    horizon_us, last = 0, 0
+    for number, (*_, fact) in enumerate(lines):
+        if fact is None or fact["fact"] != "segment.closed":
+            continue
+        if first_open is None or SegmentId.parse(fact["segment"]).number < first_open:
+            horizon_us, last = max(horizon_us, fact.get("last_received") or 0), number
+    stopped = first_open is None and bool(facts) and facts[-1]["fact"] == "run.stopped"
+    copies: dict[str, list[bytes]] = {}
+    at_us = 0
+    for number, (name, line, fact) in enumerate(lines):
+        at_us = at_us if fact is None else fact["at"]
+        if not stopped and number > last and fact and fact["fact"] == "clock.stepped" and fact.get("by_us", 0) < 0:
+            break  # what comes then may be later than it says
+        if line.endswith(b"\n") and (stopped or at_us <= horizon_us):
+            copies.setdefault(name, []).append(line)
+    if copies and not stopped:  # else it would end with the last fact
+        copies[max(copies)].append(encode_line({"at": horizon_us, "fact": "ledger.copied"}).encode())
+    joined = {name: b"".join(kept) for name, kept in copies.items()}
+    return joined, None if stopped else day_of(horizon_us)
+
+
+def _read_deleted(layout: Layout) -> set[date]:
+    """The days that retention has deleted here: whole days, and the ledger says so. Raises OSError."""
+    facts = read_all_facts(layout, '"fact":"s')
+    return {date.fromisoformat(fact["date"]) for fact in facts if fact["fact"] == "day.deleted"}
+
+
+def _day_of(name: str) -> date:
+    """The date of a file there, of any kind."""
+    return date.fromisoformat(name.partition("date=")[2][:10])
+
+
+def _manifest_name(day: date) -> str:
+    return f"{MIRROR}/manifests/date={day.isoformat()}.json"
+
+
+def _coverage_name(day: date) -> str:
+    return mirrored_name(f"coverage/date={day.isoformat()}/coverage.parquet")
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ _WATCH_S = 0.2
 _PAUSE_S = 0.5
 _PAUSE_MAX_S = 60.0
 _LASTING_S = 60.0
+_MIRROR_END_S = 10.0
 _NOT_ITS_BUSINESS = ("FINNHUB_API_KEY", "API_KEY", "POSTGRES_PASSWORD", "REDIS_PASSWORD", "KAFKA_PASSWORD")
 
 log = structlog.get_logger()
@@ -77,6 +78,19 @@ class SinkProcess:
                 retry_error_callback=lambda state: None,  # noqa: ARG005  `stop` came while it was dead
             )
             retrying(self._live_once)
+
+    @property
+    def has_mirror(self) -> bool:
+        """Whether one of the destinations is a mirror, which has the ledger, too."""
+        return self.handover.sinks.object_store is not None
+
+    def mirror_end(self) -> None:
+        """One more life, of the mirror alone: for when all has ended, and the ledger is closed."""
+        sinks = SinkSettings(object_store=self.handover.sinks.object_store)
+        patience_s = min(_MIRROR_END_S, self.handover.stop_timeout)
+        ending = SinkProcess(self.handover.model_copy(update={"sinks": sinks, "stop_timeout": patience_s}))
+        ending.stop.set()
+        ending._live_once()
 
     def _sleep(self, seconds: float) -> None:
         """Until it is over, or `stop`."""

@@ -1,0 +1,301 @@
+"""A copy answers as the recording does, vouches for nothing that is not in it, and shows what was changed in it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from journals import make_ledger
+from recordings import Print, Recording, to_us
+from sink_contract import ROOT
+from structlog.testing import capture_logs
+
+import ingestor
+from ingestor.cli.main import cli
+from ingestor.closed_days import close_days, is_mirrored, read_manifest
+from ingestor.dataset.compact import compact_days
+from ingestor.dataset.maintenance import delete_expired
+from ingestor.errors import ConfigError, NotARecording
+from ingestor.layout import Layout, locate_root
+from ingestor.sinks.object_store import ObjectStore, Retention
+
+INF = float("inf")
+DAY = date(2026, 11, 19)
+REJECT = {"received_at": to_us("2026-11-19T14:00"), "reason": "bad_json", "run": 1, "frame": 1 << 30, "trade": None,
+          "length": 3, "sha256": "0" * 64, "text": "{{{"}  # fmt: skip
+
+
+def record(root: Path) -> Recording:
+    """Two symbols on two dates, with a gap. The second date is in the journal still."""
+    symbols = ["AAPL", "BINANCE:BTCUSDT"]
+    recording = Recording(root, symbols, started="2026-11-19")
+    recording.prove(symbols, "2026-11-19T14:00:00")
+    for day in (19, 20):
+        for hour in (14, 15):
+            recording.write(
+                *(Print(f"2026-11-{day}T{hour}:{n:02}", symbols[n % 2], 100 + n * 7 % 11, 10.0) for n in range(60))
+            )
+            recording.end_segment()
+        if day == 19:
+            recording.seal()
+    start, end = "2026-11-20T15:00:00", "2026-11-20T15:02:00"
+    recording.fact("gap.opened", start, gap="r000001-1", cause="connection", since=to_us(start), symbol=None)
+    recording.fact("gap.closed", end, gap="r000001-1", cause="connection", until=to_us(end), symbol=None)
+    recording.fact("connection.closed", "2026-11-21T00:00:00", connection=1, frames=1)
+    return recording
+
+
+def mirror(layout: Layout, there: Path, **options: Any) -> ObjectStore:
+    """Everything is brought, and each closed day has its manifest."""
+    sink = ObjectStore(str(there), layout, ROOT, **options)
+    for _ in range(4):
+        sink.tick(INF)
+    return sink
+
+
+def invoke(root: str | Path, *question: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli, [*question, "--root", str(root)])
+    return result.exit_code, result.stdout
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording that has ended, one of its days closed; its mirror is beside it."""
+    folder = tmp_path_factory.mktemp("travel")
+    recording = record(folder / "data")
+    recording.stop("2026-11-21T00:00:01")
+    recording.layout.rejects_file(DAY).write_text(json.dumps(REJECT) + "\n")
+    list(close_days(recording.layout, date(2026, 11, 20)))
+    mirror(recording.layout, folder / "there")
+    return folder
+
+
+@pytest.fixture
+def copied(stopped: Path, tmp_path: Path) -> Path:
+    """The same, to change it."""
+    for name in ("data", "there"):
+        shutil.copytree(stopped / name, tmp_path / name)
+    return tmp_path
+
+
+ANSWERS: dict[str, Callable[[Any], Any]] = {
+    "read_trades": lambda root: ingestor.read_trades(root, engine="arrow"),
+    "of a symbol and a time": lambda root: ingestor.read_trades(root, "AAPL", "2026-11-19", "2026-11-20T15:00"),
+    "read_bars": lambda root: ingestor.read_bars(root, "5m", fill=True, engine="arrow"),
+    "read_coverage": lambda root: ingestor.read_coverage(root, engine="arrow"),
+    "of a day": lambda root: ingestor.read_coverage(root, start="2026-11-19", end="2026-11-20", engine="arrow"),
+    "read_rejects": lambda root: ingestor.read_rejects(root, engine="arrow"),
+    "describe": lambda root: ingestor.describe(root, engine="arrow"),
+    "coverage": lambda root: invoke(root, "coverage", "--json"),
+    "bars": lambda root: invoke(root, "bars", "1h"),
+    "head": lambda root: invoke(root, "head", "--json"),
+    "verify": lambda root: invoke(root, "verify", "--json"),
+}
+
+
+@pytest.mark.parametrize("question", ANSWERS)
+def test_a_mirror_answers_as_the_recording_does(question: str, stopped: Path) -> None:
+    told = ANSWERS[question](stopped / "data")
+    for place in (stopped / "there", f"file://{stopped / 'there'}", f"file://{stopped / 'data'}"):
+        found = ANSWERS[question](place)
+        assert found.equals(told) if hasattr(found, "equals") else found == told, place
+
+
+def test_several_copies_are_read_as_one(stopped: Path) -> None:
+    both: list[str | Path] = [f"file://{stopped / 'there'}", stopped / "data"]
+    assert ingestor.describe(both, engine="arrow").equals(ingestor.describe([stopped / "data"] * 2, engine="arrow"))
+
+
+def test_an_export_is_the_same(stopped: Path, tmp_path: Path) -> None:
+    for name in ("data", "there"):
+        code, _ = invoke(stopped / name, "export", str(tmp_path / f"{name}.csv"))
+        assert code == 0
+    assert (tmp_path / "data.csv").read_bytes() == (tmp_path / "there.csv").read_bytes()
+
+
+def test_a_reader_of_plain_parquet_finds_trades_alone(stopped: Path) -> None:
+    found = {path.relative_to(stopped / "there").parts[0] for path in (stopped / "there").rglob("*.parquet")}
+    assert found == {"date=2026-11-19", "date=2026-11-20"}
+
+
+# What it vouches for
+
+
+def test_coverage_ends_where_the_mirrored_rows_end(tmp_path: Path) -> None:
+    recording = record(tmp_path / "data")
+    mirror(recording.layout, tmp_path / "there")
+    last = ingestor.read_trades(tmp_path / "there")["received_at"].max()
+    coverage = ingestor.read_coverage(tmp_path / "there")
+    assert ingestor.read_coverage(tmp_path / "data")["end"].max() > last == coverage["end"].max()
+    assert ingestor.read_trades(tmp_path / "data")["received_at"].max() > last
+    recording.stop("2026-11-21T00:00:01")
+    mirror(recording.layout, tmp_path / "there")
+    assert ingestor.read_coverage(tmp_path / "there").equals(ingestor.read_coverage(tmp_path / "data"))
+
+
+def test_before_a_segment_is_sealed_nothing_is_vouched_for(tmp_path: Path) -> None:
+    recording = Recording(tmp_path / "data", ["AAPL"], started="2026-11-19")
+    recording.prove(["AAPL"], "2026-11-19T14:00:00")
+    recording.write(Print("2026-11-19T14:00", "AAPL", 1, 1))
+    mirror(recording.layout, tmp_path / "there")
+    with pytest.raises(NotARecording):
+        ingestor.read_coverage(f"file://{tmp_path / 'there'}")
+
+
+# What was changed
+
+
+def of_kind(there: Path, kind: str) -> Path:
+    pattern = {"trades": "date=2026-11-19/*.parquet"}.get(kind, f"_recording/{kind}/date=2026-11-19*")
+    found = next(there.glob(pattern))
+    return next(found.iterdir()) if found.is_dir() else found
+
+
+@pytest.mark.parametrize("kind", ["trades", "coverage", "accounts", "rejects"])
+def test_one_flipped_byte_is_named(copied: Path, kind: str) -> None:
+    path = of_kind(copied / "there", kind)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    code, shown = invoke(copied / "there", "verify")
+    assert code == 1
+    assert f"{path.relative_to(copied / 'there')}: SHA-256" in shown
+
+
+@pytest.mark.parametrize("change", ["cut", "lost", "added"])
+def test_so_is_a_file_that_is_cut_lost_or_added(copied: Path, change: str) -> None:
+    path = of_kind(copied / "there", "trades")
+    if change == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif change == "lost":
+        path.unlink()
+    else:
+        path = path.with_name("000000000009-20261119T000000Z-r000009.parquet")
+        path.write_bytes(of_kind(copied / "there", "trades").read_bytes())
+    for question in (["verify"], ["verify", "--against", str(copied / "there")]):
+        root = copied / ("data" if len(question) > 1 else "there")
+        code, shown = invoke(root, *question)
+        assert code == 1
+        assert str(path.relative_to(copied / "there")) in shown
+
+
+def test_a_recording_is_compared_with_its_copy(copied: Path) -> None:
+    assert invoke(copied / "data", "verify", "--against", str(copied / "there"))[0] == 0
+    path = next((copied / "data" / "trades").glob("date=2026-11-19/*"))
+    content = bytearray(path.read_bytes())
+    content[99] ^= 1
+    path.write_bytes(content)
+    code, shown = invoke(copied / "data", "verify", "--against", f"file://{copied / 'there'}")
+    assert code == 1
+    assert f"date=2026-11-19/{path.name}: SHA-256" in shown
+
+
+def test_a_manifest_is_written_anew_when_its_day_is_compacted(copied: Path) -> None:
+    layout = Layout(copied / "data")
+    place = locate_root(copied / "there")
+    before = read_manifest(Layout(place).manifest_file(DAY))
+    list(compact_days(layout, date(2026, 11, 20)))
+    assert not is_mirrored(layout, DAY)
+    mirror(layout, copied / "there")
+    assert is_mirrored(layout, DAY)
+    after = read_manifest(Layout(locate_root(copied / "there")).manifest_file(DAY))
+    assert (after.rows, after.checksum) == (before.rows, before.checksum)
+    assert len(after.files) < len(before.files)
+    assert invoke(copied / "there", "verify")[0] == 0
+
+
+def test_a_copy_that_is_not_as_it_was_sent_is_sent_again(copied: Path) -> None:
+    layout = Layout(copied / "data")
+    shutil.rmtree(layout.cursors / "mirrored")
+    path = of_kind(copied / "there", "trades")
+    content = bytearray(path.read_bytes())
+    content[99] ^= 1
+    path.write_bytes(content)
+    with capture_logs() as logs:
+        mirror(layout, copied / "there")
+    assert [line["file"] for line in logs if line["event"] == "mirror.damaged"] == [
+        str(path.relative_to(copied / "there"))
+    ]
+    assert is_mirrored(layout, DAY)
+    assert invoke(copied / "there", "verify")[0] == 0
+
+
+# Two retentions
+
+
+def test_a_day_leaves_the_disk_once_its_copy_was_read_back(copied: Path) -> None:
+    layout = Layout(copied / "data")
+    ledger = make_ledger(layout, 7)
+    now = datetime(2026, 11, 21, 12, tzinfo=UTC)
+
+    def expire() -> list[date]:
+        return delete_expired(layout, ledger, timedelta(days=1), now, mirrored=True)
+
+    shutil.rmtree(layout.cursors / "mirrored")
+    assert expire() == []
+    mirror(layout, copied / "there")
+    assert expire() == [DAY]
+
+
+@pytest.mark.parametrize(("retention", "left"), [("disk", 1), ("forever", 2), (36500 * 86400.0, 2)])
+def test_what_the_disk_has_deleted_stays_there_as_long_as_its_own_retention(
+    copied: Path, retention: float | Retention, left: int
+) -> None:
+    layout = Layout(copied / "data")
+    ledger = make_ledger(layout, 7)
+    delete_expired(layout, ledger, timedelta(days=1), datetime(2026, 11, 21, 12, tzinfo=UTC))
+    shutil.rmtree(layout.trades / "date=2026-11-20", ignore_errors=True)  # lost, not deleted
+    mirror(layout, copied / "there", retention=retention)
+    assert len(list((copied / "there").glob("date=*/*.parquet"))) >= left
+    days = {path.parent.name for path in (copied / "there").glob("date=*/*.parquet")}
+    assert len(days) == left
+    assert invoke(copied / "there", "verify")[0] == 0
+
+
+def test_what_is_older_than_its_own_retention_goes_there_and_stays_here(copied: Path) -> None:
+    layout = Layout(copied / "data")
+    for _ in range(2):  # nor does it come again
+        mirror(layout, copied / "there", retention=86400 * 5.5)
+        assert [path.name for path in (copied / "there").glob("date=*") if list(path.iterdir())] == ["date=2026-11-20"]
+    assert len(list(layout.trades.glob("date=*"))) == 2
+    code, shown = invoke(copied / "there", "verify")
+    assert code == 0, shown
+    assert ingestor.read_coverage(copied / "there").equals(ingestor.read_coverage(copied / "data"))
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    ("address", "fault"),
+    [
+        ("https://host/data", "no place to read from"),
+        ("gs://bucket/data", "no place to read from"),
+        ("file:///nowhere/at/all", "holds no recording"),
+        ("s3://id:hunter2@bucket/path?nope=1", "s3://bucket/path: "),
+    ],
+)
+def test_an_address_that_can_not_be_read(address: str, fault: str) -> None:
+    for root in (address, Path(address)):
+        with pytest.raises(NotARecording, match=fault) as refused:
+            ingestor.read_trades(root)
+        assert "hunter2" not in str(refused.value)
+
+
+def test_a_shared_place_is_read_recorder_by_recorder(stopped: Path, tmp_path: Path) -> None:
+    ObjectStore(str(tmp_path), Layout(stopped / "data"), "one", shared=True).tick(INF)
+    with pytest.raises(NotARecording, match=r"shared by 1 recorders \(root=one\): read one, as .*/root=one"):
+        ingestor.read_trades(f"file://{tmp_path}")
+    told = ingestor.read_coverage(stopped / "data")
+    assert ingestor.read_coverage(f"file://{tmp_path}/root=one").equals(told)
+
+
+def test_a_copy_is_not_followed_and_not_compacted(stopped: Path) -> None:
+    place = f"file://{stopped / 'there'}"
+    with pytest.raises(NotARecording, match="a copy can't be followed"):
+        next(ingestor.follow(place))
+    assert isinstance(CliRunner().invoke(cli, ["compact", "--root", place]).exception, ConfigError)
