@@ -1,18 +1,26 @@
 """The copy in the bucket answers as the recording did: after ten faults, without its root, and while it is written."""
 
 import json
+import math
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import date
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from harness import Site, Tally, running_venue
+from harness import PATIENCE_S, Site, Tally, rounds, running_venue
+from recordings import Print, Recording
 from servers import S3Server
 
 from ingestor.cli.main import cli
+from ingestor.dataset.compact import compact_days
 from ingestor.dataset.trades import read_trades
+from ingestor.errors import NotARecording
+from ingestor.sinks.object_store import ObjectStore
 
 TEN_FAULTS = ("abort", "close, code: 1000", "reset", "half_frame", "trickle") * 2
 QUESTIONS = (
@@ -24,7 +32,6 @@ QUESTIONS = (
     ("verify", "--json"),
     ("verify",),
 )
-INF = float("inf")
 
 
 @pytest.fixture
@@ -75,3 +82,50 @@ def test_ten_faults_and_only_the_bucket_is_left(
 
 def _gaps(log: str) -> int:
     return log.count('"gap.recorded"')
+
+
+@pytest.mark.long
+def test_each_row_once_while_it_is_mirrored_and_compacted(tmp_path: Path, tally: Tally) -> None:
+    recording, place = Recording(tmp_path / "data", ["A"], started="2026-11-19"), tmp_path / "there"
+    layout = recording.layout
+    ended, found = threading.Event(), threading.Event()
+    committed: list[int] = []
+
+    def write() -> int:
+        sink = ObjectStore(str(place), layout, "mirrored")
+        rows = 0
+        for number in range(2 + rounds()):
+            rows += recording.write(*(Print("2026-11-19T12:00", "A", number, n) for n in range(40))).num_rows
+            recording.seal()
+            sink.tick(math.inf)
+            committed.append(rows)
+            list(compact_days(layout, date.max))
+            sink.tick(math.inf)
+            found.clear()
+            assert found.wait(PATIENCE_S), "nobody reads"
+        return rows
+
+    def read() -> int:
+        looks = 0
+        while not ended.is_set():
+            least = committed[-1] if committed else 0
+            try:
+                trades = read_trades(f"file://{place}", columns=["sequence"], engine="arrow")
+            except NotARecording:  # nothing is there yet
+                assert not least
+                continue
+            sequences = trades.column("sequence").to_pylist()
+            assert len(set(sequences)) == len(sequences) >= least
+            looks += 1
+            found.set()
+        return looks
+
+    with ThreadPoolExecutor() as executor:
+        readers = [executor.submit(read) for _ in range(2)]
+        writing = executor.submit(write)
+        try:
+            rows = writing.result()
+        finally:
+            ended.set()
+        tally.rounds, tally.rows = sum(one.result() for one in readers), rows
+    assert len(read_trades(place)) == rows
