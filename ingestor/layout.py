@@ -647,6 +647,15 @@ class Store:
         self._listed = None
         self._kept.clear()
 
+    def settle(self) -> None:
+        """List until two listings are the same. One alone may hold neither a file nor what replaces it meanwhile: it
+        passes the place of the new one too early, and comes to that of the old one too late.
+        """
+        before = None
+        while before is None or before != self._list():
+            before = self._list()
+            self.forget()
+
     def size(self, name: str) -> int | None:
         """The bytes of a file; None where there is none of this name."""
         found = self._list().get(name)

@@ -19,8 +19,9 @@ from ingestor.cli.main import cli
 from ingestor.closed_days import close_days, is_mirrored, read_manifest
 from ingestor.dataset.compact import compact_days
 from ingestor.dataset.maintenance import delete_expired
+from ingestor.dataset.snapshot import open_recording
 from ingestor.errors import ConfigError, NotARecording
-from ingestor.layout import Layout, locate_root
+from ingestor.layout import Layout, Store, locate_root
 from ingestor.sinks.object_store import ObjectStore, Retention
 
 INF = float("inf")
@@ -299,3 +300,12 @@ def test_a_copy_is_not_followed_and_not_compacted(stopped: Path) -> None:
     with pytest.raises(NotARecording, match="a copy can't be followed"):
         next(ingestor.follow(place))
     assert isinstance(CliRunner().invoke(cli, ["compact", "--root", place]).exception, ConfigError)
+
+
+def test_a_listing_that_holds_neither_a_file_nor_its_successor_is_not_believed(stopped: Path) -> None:
+    store = Store(str(stopped / "there"))
+    store.settle()
+    assert store.root.is_dir()
+    store._listed, store._folders = {}, {}  # as a listing may be that passed one too early and the other too late
+    assert not (store.root / "trades").is_dir()
+    assert open_recording(store.root).trades.is_dir()

@@ -178,6 +178,8 @@ def open_recording(root: str | Path) -> Layout:
     Raises NotARecording, FormatTooNew.
     """
     layout = Layout(locate_root(root))
+    if isinstance(layout.root, StorePath) and not layout.trades.is_dir():
+        layout.root.store.settle()
     if not layout.journal.is_dir() and not layout.trades.is_dir():
         hint = f"; the root is {layout.root.parent}" if Layout(layout.root.parent).journal.is_dir() else ""
         raise NotARecording(f"{layout.root} holds no recording: there is no `trades` and no `journal` in it{hint}")

@@ -18,8 +18,9 @@ import math
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import structlog
 from pyarrow import fs as pafs
@@ -57,6 +58,7 @@ from ingestor.ledger import (
 )
 
 _PASS_S = 2.0
+_PIECE = 1 << 22
 _STAGING = ".staging"
 _OWNER = ".recorded-by"
 _ROOT_FOLDER = "root="
@@ -228,15 +230,16 @@ class ObjectStore:
                 return
             if there and name not in self._brought and there[0] == found.st_size and there[1] >= found.st_mtime_ns:
                 return
-            content = path.read_bytes()
+            file = path.open("rb")
         except FileNotFoundError:  # gathered since it was listed, or there are none
             return
-        if "date=" in name:
-            self._reopen(_day_of(name))
-        self._put(name, content)
+        with file:
+            if "date=" in name:
+                self._reopen(_day_of(name))
+            sent = self._put(name, file)
         self._others[name] = content_of
         self._brought.add(name)
-        log.info("mirror.brought", file=name, bytes=len(content))
+        log.info("mirror.brought", file=name, bytes=sent)
 
     def _put_changed(self, name: str, content: bytes) -> None:
         checksum = zlib.crc32(content)
@@ -326,19 +329,25 @@ class ObjectStore:
         self._there[name] = len(content)
         log.info("mirror.brought", file=name, bytes=len(content))
 
-    def _put(self, name: str, content: bytes) -> None:
-        """Whole under this name, or not at all. Raises OSError."""
+    def _put(self, name: str, content: bytes | BinaryIO) -> int:
+        """Whole under this name, or not at all; its size. A file is brought in pieces: rejects may be a gigabyte.
+        Raises OSError.
+        """
         staged = f"{self._base}/{_STAGING}/{name.replace('/', '.')}.part"
         final = f"{self._base}/{name}"
         if isinstance(self._files, pafs.LocalFileSystem):  # a store has no folders to make
             for path in (staged, final):
                 self._files.create_dir(path.rpartition("/")[0], recursive=True)
+        sent = 0
         with self._files.open_output_stream(staged) as stream:
-            stream.write(content)
+            for piece in [content] if isinstance(content, bytes) else iter(partial(content.read, _PIECE), b""):
+                stream.write(piece)
+                sent += len(piece)
         size = self._files.get_file_info(staged).size
-        if size != len(content):
-            raise OSError(f"{staged} has {size} bytes, not {len(content)}")
+        if size != sent:
+            raise OSError(f"{staged} has {size} bytes, not {sent}")
         self._files.move(staged, final)
+        return sent
 
     def _is_there(self, path: str) -> bool:
         return bool(self._files.get_file_info(path).type != pafs.FileType.NotFound)
