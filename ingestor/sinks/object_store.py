@@ -58,6 +58,7 @@ from ingestor.ledger import (
 )
 
 _PASS_S = 2.0
+_PROOF_S = 10.0
 _PIECE = 1 << 22
 _STAGING = ".staging"
 _OWNER = ".recorded-by"
@@ -84,7 +85,7 @@ class ObjectStore:
         Raises SinkUnavailable, also where the place is another root's.
         """
         self._layout = layout
-        self._pass_due_s = -math.inf
+        self._pass_due_s = self._proof_due_s = -math.inf
         self._ended = self._committed = Cursor(0, 0)
         self._mirrored: dict[str, int] | None = None
         """What was here at the last pass."""
@@ -140,7 +141,7 @@ class ObjectStore:
             here, unsealed = _list_here(self._layout)
             if here != self._mirrored:
                 self._mirror_trades(here)
-            self._mirror_proof(here, open_before)
+            self._mirror_proof(here, open_before, now_s)
         first_unsealed = min((number for number in unsealed if number < self._ended.segment), default=None)
         self._committed = self._ended if first_unsealed is None else Cursor(first_unsealed, 0)
 
@@ -188,15 +189,16 @@ class ObjectStore:
 
     # All that is not trades
 
-    def _mirror_proof(self, here: dict[str, int], unsealed: list[SegmentId]) -> None:
-        """When a segment was sealed, a day was closed or the recorder has stopped since; then, of one closed day in
-        each pass, the manifest.
+    def _mirror_proof(self, here: dict[str, int], unsealed: list[SegmentId], now_s: float) -> None:
+        """When a segment was sealed, a day was closed or the recorder has stopped since, but not at each of many
+        segments; then, of one closed day in each pass, the manifest.
         """
         layout = self._layout
         ledgers = list_ledger_files(layout)
         newest = ledgers[-1].path.stat().st_size if ledgers and not unsealed else None
         state = (unsealed[:1], [file.path.name for file in ledgers], newest)
-        if state != self._proved:
+        if state != self._proved and now_s >= self._proof_due_s:
+            self._proof_due_s = now_s + _PROOF_S
             copies, horizon = copy_ledger(ledgers, unsealed[0].number if unsealed else None)
             closed = [day for day in list_closed_days(layout) if horizon is None or day < horizon]
             for day in closed:
