@@ -309,3 +309,33 @@ def test_a_listing_that_holds_neither_a_file_nor_its_successor_is_not_believed(s
     store._listed, store._folders = {}, {}  # as a listing may be that passed one too early and the other too late
     assert not (store.root / "trades").is_dir()
     assert open_recording(store.root).trades.is_dir()
+
+
+# A data set to hand on
+
+
+def test_a_published_data_set_is_a_recording(stopped: Path, tmp_path: Path) -> None:
+    into = tmp_path / "set"
+    chosen = ["--symbols", "AAPL", "--start", "2026-11-20", "--license", "CC-BY-4.0"]
+    code, shown = invoke(stopped / "data", "publish", "--to", str(into), *chosen)
+    assert code == 0
+    assert "look at the terms of the venue" in shown
+    told, found = (
+        ingestor.read_trades(root, "AAPL", "2026-11-20").drop(columns="sequence") for root in (stopped / "data", into)
+    )
+    assert found.equals(told)
+    assert len(ingestor.read_trades(into)) == len(told)
+    coverage = [ingestor.read_coverage(root, "AAPL", "2026-11-20", engine="arrow") for root in (stopped / "data", into)]
+    assert coverage[0].equals(coverage[1])
+    assert invoke(into, "verify")[0] == 0
+    package = json.loads((into / "datapackage.json").read_text())
+    assert package["licenses"] == [{"name": "CC-BY-4.0"}]
+    for resource in package["resources"]:
+        assert all((into / path).is_file() for path in resource["path"])
+    everything = b"".join(path.read_bytes() for path in into.rglob("*") if path.is_file())
+    assert str(stopped).encode() not in everything
+    path = next(into.glob("trades/*/*"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert f"{path.relative_to(into)}: SHA-256" in invoke(into, "verify")[1]

@@ -46,6 +46,7 @@ COMMANDS = {
     "merge": ("ingestor.cli.merge:merge", "Make one recording of several of the same venue."),
     "raw": ("ingestor.cli.raw:raw", "Print frames as they came."),
     "redecode": ("ingestor.cli.raw:redecode", "Decode frames again, and show what differs."),
+    "publish": ("ingestor.cli.publish:publish", "Make a data set to hand on, with coverage and a data card."),
     "install": ("ingestor.cli.setup:install", "Install the systemd service, or show what that would do."),
     "simulate": ("ingestor.cli.simulate:simulate", "Serve simulated trades, as a venue would."),
     "demo": ("ingestor.cli.demo:demo", "Record a simulated venue for 20 s and show the result."),

@@ -17,7 +17,7 @@ from ingestor import __version__
 from ingestor.cli.options import example, json_option
 from ingestor.cli.printing import format_json, format_table, format_time
 from ingestor.closed_days import close_coverage
-from ingestor.coverage import Coverage
+from ingestor.coverage import Closed, Coverage, clip, find_coverage
 from ingestor.dataset.coverage import load_coverage
 from ingestor.dataset.merged import (
     Lack,
@@ -29,7 +29,7 @@ from ingestor.dataset.merged import (
 )
 from ingestor.dataset.rows import Selection, known_schema, with_columns
 from ingestor.dataset.snapshot import open_recording, read_consistently
-from ingestor.dataset.times import EVER
+from ingestor.dataset.times import EVER, Span
 from ingestor.errors import ConfigError, DamagedFile
 from ingestor.history import read_history
 from ingestor.journal.segment import Header, Kind
@@ -44,6 +44,7 @@ from ingestor.sinks.runner import Runner
 from ingestor.sinks.segment_accounts import SegmentAccounts
 
 _SHOWN = 20
+_FOREVER_US = 1 << 60
 _BLOCK_ROWS = 1 << 13
 ROTATION = Rotation(age_s=1e9, size=32 << 20)
 
@@ -101,9 +102,15 @@ class MergeReport:
     """Minutes that a recorder recorded as a whole, as did another, and of which it lacks trades nevertheless."""
 
 
-def merge_roots(roots: Sequence[Layout], into: Layout) -> Iterator[tuple[date, MergeReport]]:
+def merge_roots(
+    roots: Sequence[Layout],
+    into: Layout,
+    span: Span = EVER,
+    symbols: tuple[str, ...] | None = None,
+    told: Sequence[str] | None = None,
+) -> Iterator[tuple[date, MergeReport]]:
     """Write the trades of all roots, and their coverage, into a root that is not there yet. Yields the report so far
-    with each date.
+    with each date. `span` and `symbols` are those wanted; `told`: what the ledger tells of where they come from.
 
     Raises ConfigError for roots that can't be merged, NotARecording, FormatTooNew, DamagedFile, OSError.
     """
@@ -118,14 +125,14 @@ def merge_roots(roots: Sequence[Layout], into: Layout) -> Iterator[tuple[date, M
     id_column = find_id_column(roots)
     feed = next(filter(None, (history.feed for history in histories)), "")
     venue = next(filter(None, (history.venue for history in histories)), "")
-    merged_from = [str(layout.root) for layout in roots]
+    merged_from = [str(layout.root) for layout in roots] if told is None else list(told)
     ledger = begin_root(into, feed, venue, schema, id_column, merged=merged_from)
     with contextlib.closing(ledger):
         report = MergeReport([0] * len(roots))
-        coverages = [load_coverage(layout) for layout in roots]
+        coverages = [_clipped(load_coverage(layout, symbols, span=span), span) for layout in roots]
         journal = Journal(into, Segments(into, 1, 1, feed, schema), ROTATION)
         sequence = 1 << RUN_SHIFT
-        for merged in read_merged(roots, Selection(EVER, tuple(schema.names)), id_column):
+        for merged in read_merged(roots, Selection(span, tuple(schema.names), symbols), id_column):
             sequence = _append(journal, with_columns(merged.rows, schema), sequence)
             report.merged += merged.rows.num_rows
             report.rows = [
@@ -175,6 +182,15 @@ def finish_root(into: Layout, ledger: Ledger, id_column: str | None, coverage: C
         raise DamagedFile(f"{into.root}: what was written is not what was read")
     close_coverage(into, coverage)
     ledger.record("run.stopped", error=None)
+
+
+def _clipped(coverage: Coverage, span: Span) -> Coverage:
+    if span == EVER:
+        return coverage
+    start_us = (span.start_ms or 0) * 1000
+    end_us = _FOREVER_US if span.end_ms is None else span.end_ms * 1000
+    pieces = {symbol: clip(coverage.intervals(symbol), start_us, end_us) for symbol in coverage.symbols}
+    return find_coverage([], closed=Closed(pieces, clip(coverage.gaps, start_us, end_us)))
 
 
 def _append(journal: Journal, rows: pa.Table, sequence: int) -> int:
