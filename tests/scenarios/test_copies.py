@@ -50,6 +50,7 @@ def ask(root: str, *question: str) -> str:
 
 
 @pytest.mark.long
+@pytest.mark.alone
 @pytest.mark.needs("weed")
 def test_ten_faults_and_only_the_bucket_is_left(
     tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch, tally: Tally
