@@ -41,6 +41,10 @@ FRAMES = pa.schema(
 )
 """The columns of raw frames (`storage.raw`)."""
 
+ORIGIN = pa.field("origin", pa.string())
+"""The last column of rows that were filled: whose history they are from. Null, or not there, in those that were heard.
+"""
+
 RUN_SHIFT = 40
 """`sequence >> RUN_SHIFT` is the run that recorded a row."""
 

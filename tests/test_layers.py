@@ -34,6 +34,7 @@ LEVELS = {
     "dataset": 3,
     "recording": 4,
     "operations": 5,
+    "backfill": 6,
     "daemon": 6,
     "simulator": 6,
     "live": 6,

@@ -27,7 +27,7 @@ from ingestor.live.journal_source import JournalSource
 from ingestor.live.subscriptions import Limits
 from ingestor.operations.collector import Watch
 from ingestor.operations.prometheus import StatusMetrics
-from ingestor.schema import FORMAT_VERSION, TRADES, recorded
+from ingestor.schema import FORMAT_VERSION, ORIGIN, TRADES, recorded
 
 GOLDEN = Path(__file__).with_name("public_api.txt")
 PACKAGE = Path(ingestor.__file__).parent
@@ -106,6 +106,7 @@ def list_columns() -> Iterator[str]:
     yield from (f"{field.name} {field.type}" for field in TRADES)
     own = [field for field in recorded(BINANCE_TRADES) if field.name not in TRADES.names]
     yield from (f"{field.name} {field.type} (binance)" for field in own)
+    yield f"{ORIGIN.name} {ORIGIN.type} (filled)"
 
 
 def find_facts() -> Iterator[str]:

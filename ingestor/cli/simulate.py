@@ -5,7 +5,7 @@ import math
 import secrets
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -16,6 +16,7 @@ from ingestor.config.feeds import FeedSettings, JsonSettings
 from ingestor.errors import ConfigError
 from ingestor.logs import configure_logs
 from ingestor.simulator.faults import Schedule, load_faults
+from ingestor.simulator.history import HistoryFault, HistorySettings
 from ingestor.simulator.market import START_PRICES, MarketSettings
 from ingestor.simulator.protocols import PLAIN_JSON
 from ingestor.simulator.venue import VenueSettings, open_venue
@@ -89,6 +90,19 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("--ping-interval", type=DurationType(), default="60s", show_default=True, help="From ping to ping.")
 @click.option("--faults", metavar="FILE|NAME[,NAME]", help="Misbehave: a fault script, or presets by name.")
+@click.option(
+    "--history",
+    is_flag=True,
+    help="Serve what happened over HTTP, too, under the paths of Binance, Coinbase, Kraken, Finnhub and Alpaca.",
+)
+@click.option(
+    "--history-fault",
+    "history_faults",
+    multiple=True,
+    type=click.Choice(get_args(HistoryFault)),
+    help="Be wrong in it; repeatable.",
+)
+@click.option("--history-delay", type=DurationType(), help="A trade is in it so long after it happened.")
 @click.option("--tls-cert", type=FILE, metavar="FILE", help="Serve wss:// with this certificate (PEM).")
 @click.option("--tls-key", type=FILE, metavar="FILE", help="Its key (PEM).")
 @click.option("--for", "run_s", type=DurationType(), help="Stop after this time.")
@@ -118,6 +132,14 @@ def simulate(**options: Any) -> None:
         await venue.run(stop)
 
     asyncio.run(serve())
+
+
+def _history_settings(options: dict[str, Any]) -> HistorySettings | None:
+    if not options["history"]:
+        if options["history_faults"] or options["history_delay"]:
+            raise ConfigError("--history-fault and --history-delay need --history")
+        return None
+    return HistorySettings(settle_s=options["history_delay"] or 0.0, faults=frozenset(options["history_faults"]))
 
 
 def _venue_settings(options: dict[str, Any]) -> VenueSettings:
@@ -153,5 +175,6 @@ def _venue_settings(options: dict[str, Any]) -> VenueSettings:
         speed=options["speed"],
         faults=Schedule() if options["faults"] is None else load_faults(options["faults"]),
         truth=options["truth"],
+        history=_history_settings(options),
         certificate=None if certificate[0] is None else certificate,
     )

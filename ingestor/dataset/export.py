@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from ingestor.dataset.inventory import has_fills
 from ingestor.dataset.rows import Selection, known_schema, with_columns
 from ingestor.dataset.snapshot import open_recording, take_snapshot
 from ingestor.dataset.stream import stream_rows
@@ -20,6 +21,7 @@ from ingestor.dataset.times import Span
 from ingestor.errors import ConfigError, IngestorError
 from ingestor.layout import FILE_MODE, set_mode
 from ingestor.parquet import ROW_GROUP, writer_options
+from ingestor.schema import ORIGIN
 
 _SLICE = 1 << 14
 """Rows that are Python objects at a time."""
@@ -155,6 +157,7 @@ def export_trades(
     if path.exists():
         raise ConfigError(f"{path} exists already: remove it, or choose another name")
     schema = known_schema(take_snapshot(layout, span))
+    schema = schema.append(ORIGIN) if ORIGIN.name not in schema.names and has_fills(layout) else schema
     part = path.with_name(f"{path.name}.part")
     part.unlink(missing_ok=True)
     try:

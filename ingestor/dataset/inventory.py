@@ -15,7 +15,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from ingestor.dataset.snapshot import date_folder, list_days, list_names, read_origin, split_names, whole_compactions
-from ingestor.errors import DamagedFile, Lagged
+from ingestor.errors import DamagedFile, Lagged, NotARecording
 from ingestor.journal.follower import Damage, Event, Follower, Rows, SegmentEnd
 from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout, SegmentId, check_is_file, list_segments
@@ -338,6 +338,14 @@ def read_id_column(layout: Layout) -> str | None:
     facts = read_all_facts(layout, '"fact":"s')
     columns = [fact.get("id_column") for fact in facts if fact["fact"] in {"run.started", "day.started"}]
     return columns[-1] if columns else None
+
+
+def has_fills(layout: Layout) -> bool:
+    """Whether a backfill has written to this root. Raises OSError."""
+    with contextlib.suppress(NotARecording):  # a copy of the trades alone
+        facts = read_all_facts(layout, '"fact":"s')
+        return any(fact["fact"] == "run.started" and fact.get("backfill") for fact in facts)
+    return False
 
 
 def read_deleted(layout: Layout, what: str = "day") -> set[date]:

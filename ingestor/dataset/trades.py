@@ -30,7 +30,7 @@ from ingestor.dataset.times import Span, Time, find_span, find_time
 from ingestor.errors import NotARecording
 from ingestor.journal.follower import Follower, Rows, find_journal_end
 from ingestor.layout import Layout
-from ingestor.schema import TRADES
+from ingestor.schema import ORIGIN, TRADES
 from ingestor.us_market import read_calendar
 
 if TYPE_CHECKING:
@@ -45,12 +45,12 @@ _REST_S = 1.0
 @overload
 def read_trades(root: Roots, symbols: Names | None = ..., start: Time | None = ..., end: Time | None = ...,
                 tz: str = ..., *, columns: Names | None = ..., conditions: Literal["all", "sip"] = ...,
-                repeats: Literal["keep", "drop"] = ..., coverage: bool = ...,
+                repeats: Literal["keep", "drop"] = ..., coverage: bool = ..., origin: str = ...,
                 engine: Literal["pandas"] = ...) -> "DataFrame": ...  # fmt: skip
 @overload
 def read_trades(root: Roots, symbols: Names | None = ..., start: Time | None = ..., end: Time | None = ...,
                 tz: str = ..., *, columns: Names | None = ..., conditions: Literal["all", "sip"] = ...,
-                repeats: Literal["keep", "drop"] = ..., coverage: bool = ...,
+                repeats: Literal["keep", "drop"] = ..., coverage: bool = ..., origin: str = ...,
                 engine: Literal["arrow"]) -> pa.Table: ...  # fmt: skip
 def read_trades(
     root: Roots,
@@ -62,6 +62,7 @@ def read_trades(
     columns: Names | None = None,
     conditions: Literal["all", "sip"] = "all",
     repeats: Literal["keep", "drop"] = "keep",
+    origin: str = "all",
     coverage: bool = False,
     engine: Engine = "pandas",
 ) -> Any:
@@ -79,8 +80,11 @@ def read_trades(
     one without a zone is in `tz`, in which times are also given
     back. `columns` are those wanted, in that order. `conditions="sip"` keeps the prints that move a price by the US
     rules (symbols with a prefix, as `BINANCE:BTCUSDT`, have none); `repeats="drop"` leaves out frames that the venue
-    sent twice. `coverage=True` adds a column of this name: the state (recorded, blind, unproven) of the row's symbol at
-    the moment when it came, null where nothing is known of it.
+    sent twice. `origin="heard"` keeps the trades that the recorder heard, `"filled"` those that `ingestor backfill` has
+    got from a source's history, and the name of a source those of it. Where filled ones are among all columns of the
+    result, there is one more: `origin`, null for what was heard, else the source. By its name it is always there.
+    `coverage=True` adds a column of this name: the state (recorded, blind, unproven, filled) of the row's symbol at the
+    moment when it came, null where nothing is known of it.
 
     pandas: `symbol` is a category. `engine="arrow"` gives a pyarrow.Table, which polars and DuckDB take as it is. An
     unknown symbol, and a span without trades, give no rows, with every column.
@@ -98,18 +102,23 @@ def read_trades(
     calendar = read_calendar(layouts[0].holidays)
 
     def pick(schema: pa.Schema, read_dates: Callable[[Selection], Iterator[tuple[date, pa.Table]]]) -> pa.Table:
-        unknown = [name for name in picked or () if name not in schema.names]
+        usual = [name for name in schema.names if name != ORIGIN.name]
+        unknown = [name for name in picked or () if name not in (*usual, ORIGIN.name)]
         if unknown:
-            raise ValueError(f"no column {unknown[0]!r}: there are {', '.join(schema.names)}")
-        wanted = tuple(schema.names if picked is None else picked)
+            raise ValueError(f"no column {unknown[0]!r}: there are {', '.join(usual)}")
+        wanted = tuple(usual if picked is None else picked)
         wanted += tuple(name for name in ("symbol", "received_at") if coverage and name not in wanted)
         looked_at = (*wanted, "conditions") if conditions == "sip" else wanted
+        looked_at = (*looked_at, ORIGIN.name) if picked is None or origin != "all" else looked_at
         selection = Selection(span, looked_at, chosen, repeats == "drop")
         dates = [rows for _, rows in read_dates(selection)]
-        asked = pa.schema([schema.field(name) for name in wanted])
+        asked = pa.schema([ORIGIN if name == ORIGIN.name else schema.field(name) for name in wanted])
         rows = concat_rows(dates)
         if rows is None:
             return asked.empty_table()
+        rows = _of_origin(rows, origin)
+        if picked is None and ORIGIN.name in rows.column_names and rows.column(ORIGIN.name).null_count < rows.num_rows:
+            asked = asked.append(ORIGIN)
         rows = sort_rows(rows) if len(dates) > 1 else rows
         if conditions == "sip" and rows.num_rows:
             rows = rows.combine_chunks()
@@ -133,8 +142,22 @@ def read_trades(
         warn_of_unknown(layouts, chosen)
     if coverage:
         states = read_states(layouts, rows)
+        if ORIGIN.name in rows.column_names:  # what was filled did not come at a moment of its symbol
+            states = pc.if_else(pc.is_valid(rows.column(ORIGIN.name)), "filled", states)
         rows = (rows if picked is None else rows.select(picked)).append_column("coverage", states)
     return as_frame(rows, engine, tz)
+
+
+def _of_origin(rows: pa.Table, origin: str) -> pa.Table:
+    """The rows that came in this way: `all`, `heard`, `filled`, or the name of a source."""
+    if origin == "all":
+        return rows
+    if ORIGIN.name not in rows.column_names:
+        return rows if origin == "heard" else rows.slice(0, 0)
+    column = rows.column(ORIGIN.name)
+    if origin in {"heard", "filled"}:
+        return rows.filter(pc.is_null(column) if origin == "heard" else pc.is_valid(column))
+    return rows.filter(pc.fill_null(pc.equal(column, origin), False))
 
 
 def first_trades(root: Path, span: Span, symbols: tuple[str, ...] | None, count: int) -> pa.Table:
@@ -146,6 +169,7 @@ def first_trades(root: Path, span: Span, symbols: tuple[str, ...] | None, count:
 
     def read(snapshot: Snapshot) -> pa.Table:
         schema = known_schema(snapshot)
+        schema = schema if ORIGIN.name in schema.names else schema.append(ORIGIN)
         found = schema.empty_table()
         for _, rows in read_dates(snapshot, Selection(span, tuple(schema.names), symbols)):
             by_time = [("timestamp", "ascending"), ("sequence", "ascending")]
@@ -153,7 +177,8 @@ def first_trades(root: Path, span: Span, symbols: tuple[str, ...] | None, count:
             found = pa.concat_tables([found, rest.slice(0, count - found.num_rows)])
             if found.num_rows == count:
                 break
-        return found
+        filled = found.column(ORIGIN.name).null_count < found.num_rows
+        return found if filled else found.drop_columns([ORIGIN.name])
 
     rows = read_consistently(layout, span, read)
     if not rows.num_rows:

@@ -77,6 +77,8 @@ class Account:
     """Recounted in `parquet`, in `csv`, and in the `journal` (what the dataset doesn't speak for yet)."""
     frames_kept: int | None = None
     """Frames as they came, recounted; None: none are kept."""
+    filled: int = 0
+    """Trades that no frame brought: they are from a source's history."""
     rejects: int = 0
     """Lines recounted that a record counts."""
     uncounted_rejects: int = 0
@@ -90,6 +92,11 @@ class Account:
     not_looked_at: int = 0
     """Files that were not opened: their segments are not finished, so that nothing says yet what they must hold."""
 
+    @property
+    def of_them(self) -> str:
+        """How many were filled, where any were."""
+        return f" ({self.counts.trades - self.filled:,} heard + {self.filled:,} filled)" if self.filled else ""
+
     def __str__(self) -> str:
         counts = self.counts
         segments = f"{self.segments:,} segment{'' if self.segments == 1 else 's'}"
@@ -97,7 +104,8 @@ class Account:
         kept = "" if self.frames_kept is None else f"; {self.frames_kept:,} frames kept as they came"
         uncounted = f" (and {self.uncounted_rejects:,} without a record)" if self.uncounted_rejects else ""
         return (
-            f"{segments}: {counts.frames:,} frames = {counts.fates}{kept}; {counts.trades:,} trades journaled"
+            f"{segments}: {counts.frames:,} frames = {counts.fates}{kept}; "
+            f"{counts.trades:,} trades journaled{self.of_them}"
             f": {rows or 'no rows'}; {self.rejects:,} rejects{uncounted}"
             f"{'' if self.ids is None else f'; {format_missing(self.ids, self.missing_ids or 0)}'}"
         )
@@ -478,6 +486,7 @@ class Verification:
     def _count(self, segment: SegmentId, counts: Counts, reasons: Mapping[str, int], *, damaged: bool) -> None:
         self.account.segments += 1
         self.account.counts += counts
+        self.account.filled += 0 if counts.frames else counts.trades
         rejected = self._rejected.setdefault(segment.run, _Rejected())
         rejected.frames += counts.frames
         rejected.reasons.update(reasons)

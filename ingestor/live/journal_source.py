@@ -21,6 +21,7 @@ from ingestor.layout import Layout, read_holder
 from ingestor.live.board import DAY_MS, POINT_S, POINTS, Quote, State
 from ingestor.live.hub import RecordingState, TradeBlock
 from ingestor.live.updates import Price, split_by_symbol
+from ingestor.schema import ORIGIN
 
 _DAYS_MAX = 7
 _IDLE_S = 0.1
@@ -68,7 +69,7 @@ class JournalSource:
 
     def _follow(self, stop: threading.Event) -> Iterator[TradeBlock]:
         for batch in self._batches:
-            if batch.num_rows:
+            if batch.num_rows and ORIGIN.name not in batch.schema.names:  # what is filled is no news
                 yield TradeBlock(split_by_symbol(batch), pc.max(batch["received_at"]).value / 1e6)
             if stop.is_set():
                 return

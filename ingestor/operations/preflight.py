@@ -8,10 +8,11 @@ import ssl
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote, urlsplit
 
 from ingestor import system
@@ -38,13 +39,24 @@ class Answer:
     body: bytes
     clock_offset_s: float | None
     """Our clock minus the venue's, to about a second; None if the venue gave no time."""
+    retry_after_s: float | None = None
+    """How long it asks to be left alone, where it says so in seconds."""
 
 
 class Rest:
     """A venue's REST API. The key travels in a header: it is in no URL, and so in no message."""
 
-    def __init__(self, base: str, key: str, connection: ConnectionSettings | None = None) -> None:
-        """`connection`: which authority is trusted, and by which proxy it goes. Raises ConfigError."""
+    def __init__(
+        self,
+        base: str,
+        key: str,
+        connection: ConnectionSettings | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """`connection`: which authority is trusted, and by which proxy it goes; `key` is Finnhub's, and `headers` are
+        those by which another venue knows its client. Raises ConfigError.
+        """
+        self._headers = headers
         self._parts = urlsplit(base)
         self._key = key
         self._ca_file = connection.ca_file if connection else None
@@ -64,7 +76,9 @@ class Rest:
                 connection.set_tunnel(host, port, proxy.headers)
         asked_at = time.time()
         try:
-            headers = {"User-Agent": "finnhub-ingestor"} | ({"X-Finnhub-Token": self._key} if self._key else {})
+            headers = {"User-Agent": "finnhub-ingestor", **self._headers}
+            if self._key:
+                headers["X-Finnhub-Token"] = self._key
             connection.request("GET", f"{self._parts.path}{path}", headers=headers)
             answer = connection.getresponse()
             body = answer.read(_ANSWER_MAX)
@@ -72,7 +86,9 @@ class Rest:
             raise VenueUnreachable(f"{self._parts.hostname}: {error}") from None
         finally:
             connection.close()
-        return Answer(answer.status, body, _clock_offset_s(answer.getheader("Date"), asked_at, time.time()))
+        offset_s = _clock_offset_s(answer.getheader("Date"), asked_at, time.time())
+        after = answer.getheader("Retry-After") or ""
+        return Answer(answer.status, body, offset_s, float(after) if after.isdecimal() else None)
 
     def list_symbols(self, exchange: str) -> frozenset[str] | None:
         """The symbols of this exchange (`US`, `BINANCE`, `OANDA`); None where the venue doesn't say.

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 from websockets.frames import CloseCode
+from websockets.http11 import Request
 
 from ingestor.config.feeds import JsonHeartbeat, JsonSettings
 from ingestor.errors import ConfigError
@@ -29,6 +30,7 @@ from ingestor.simulator.connection import (
     read_handshake,
 )
 from ingestor.simulator.faults import FaultInjector, Schedule
+from ingestor.simulator.history import History, HistorySettings
 from ingestor.simulator.market import Batch, Intervals, Market, MarketSettings, Source
 from ingestor.simulator.protocols import (
     BINANCE_STREAMS,
@@ -85,6 +87,10 @@ class VenueSettings:
     speed: float = 1.0
     faults: Schedule = field(default_factory=Schedule)
     truth: Path | None = None
+    history: HistorySettings | None = None
+    """How the past is served over HTTP; None: not at all. With it the market never rests once it was asked for, and the
+    truth has every trade, sent or not, as of connection 0.
+    """
     certificate: tuple[Path, Path] | None = None
     """Certificate and key (PEM) for TLS."""
 
@@ -143,6 +149,7 @@ class Venue:
         self._language = make_language(settings.protocol, settings.json_feed)
         self._injector = FaultInjector(settings.faults)
         self._pacer = TradePacer(source, asyncio.get_running_loop().time())
+        self._history = None if settings.history is None else History(settings.history)
         self._handshakes = 0
         self._by_key: dict[str, VenueConnection] = {}
         self._clients: dict[int, VenueConnection] = {}
@@ -154,6 +161,13 @@ class Venue:
     def trades_sent(self) -> int:
         """To all clients together, those long gone included."""
         return self._trades_sent + sum(client.trades_sent for client in self._clients.values())
+
+    @property
+    def history(self) -> History:
+        """Its past. Raises LookupError where it serves none."""
+        if self._history is None:
+            raise LookupError("this venue has no history")
+        return self._history
 
     @property
     def connections(self) -> int:
@@ -222,7 +236,7 @@ class Venue:
             except (ConnectionError, ssl.SSLError) as error:
                 log.debug("connection.broken", reason=type(error).__name__)
 
-    async def _open_connection(
+    async def _open_connection(  # noqa: C901, PLR0911  a return for each way in which it ends
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> VenueConnection | None:
         """The handshake. None where it ends in no connection: the answer, if any, has been written."""
@@ -233,6 +247,12 @@ class Venue:
         request = await read_handshake(protocol, reader)
         if request is None:
             return None
+        if self._history is not None:
+            told = self._history.answer(request, allowed=self._may_read(request))
+            if told is not None:
+                protocol.send_response(told)
+                writer.write(b"".join(protocol.data_to_send()))
+                return None
         self._handshakes += 1
         number = self._handshakes
         active = self._injector.at_handshake(number)
@@ -264,6 +284,11 @@ class Venue:
                 return None
             self._by_key[key] = client
         return client
+
+    def _may_read(self, request: Request) -> bool:
+        """Whether the key of a call is one of those that may; only Finnhub asks for one."""
+        keys = self._settings.keys
+        return self._settings.protocol != "finnhub" or keys is None or request.headers.get("X-Finnhub-Token") in keys
 
     async def _serve_client(self, client: VenueConnection, reader: asyncio.StreamReader) -> None:
         """An open connection until it ends: its subscriptions, its pings, its faults."""
@@ -378,6 +403,8 @@ class Venue:
     def _find_wanted_symbols(self) -> None:
         """Update the symbols to trade, and whether anybody wants them, after a change of subscriptions."""
         wanted = {symbol for client in self._clients.values() for symbol in client.subscribed_s}
+        if self._history is not None:  # what was asked for once goes on, whoever hears it
+            wanted |= set(self._universe) if self._wanted.is_set() else set()
         self._universe = self._settings.symbols or tuple(sorted(wanted))
         if wanted:
             self._wanted.set()
@@ -394,6 +421,8 @@ class Venue:
                 await self._wanted.wait()
                 self._pacer.rest(clock())
             batches = self._pacer.due_batches(self._universe, clock())
+            if self._history is not None:
+                self._remember(self._history, batches)
             for client in self._clients.values():
                 self._deliver(client, batches)
             for client in list(self._clients.values()):
@@ -402,6 +431,14 @@ class Venue:
             if pause_s < math.inf:
                 await asyncio.sleep(max(pause_s, TICK_S) if pause_s > 0 else 0)
         log.info("replay.finished", trades=self.trades_sent)
+
+    def _remember(self, history: History, batches: list[Batch]) -> None:
+        """These trades have happened, whoever hears of them."""
+        for trades in (batch.trades for batch in batches):
+            history.add(trades)
+            if self._truth is not None:
+                said = [text for message in self._language.say(trades, combined=False) for text in message.trades]
+                self._truth.add(time.time_ns() // 1000, 0, 0, said)
 
     def _deliver(self, client: VenueConnection, batches: list[Batch]) -> None:
         """To one client what it asked for, as its faults let it through; frames as they came, whatever they hold."""

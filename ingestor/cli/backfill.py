@@ -1,0 +1,173 @@
+"""`ingestor backfill`: the gaps of a recording, filled from a source's history (`ingestor.backfill`)."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta, tzinfo
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ingestor.backfill.sources import SOURCES, Source, make_source
+from ingestor.cli.options import config_dir, example, query_options, read_span, root_from, warn_of_unknown_symbols
+from ingestor.cli.printing import format_json, format_table, format_time, percent
+from ingestor.config import DEFAULT_PATH, Settings, load_settings
+from ingestor.config.feeds import BinanceSettings
+from ingestor.config.key import load_key, load_secret
+from ingestor.dataset.snapshot import open_recording
+from ingestor.errors import ConfigError, RootLocked
+from ingestor.history import read_history
+from ingestor.layout import Layout, locked_root
+from ingestor.logs import configure_logs
+
+if TYPE_CHECKING:
+    from ingestor.backfill.fill import Backfill, Hole, Outcome
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FOREVER_US = 1 << 62
+_ALPACA = {"APCA-API-KEY-ID": "ALPACA_API_KEY_ID", "APCA-API-SECRET-KEY": "ALPACA_API_SECRET_KEY"}
+"""Its headers, and where the environment or `.env` has what belongs into them."""
+
+
+@click.command(
+    epilog=example(
+        "ingestor backfill --config kraken.yaml --dry-run",
+        "ingestor backfill --root data --source alpaca --start 2026-11-20",
+    )
+)
+@query_options
+@click.option("--dry-run", is_flag=True, help="Ask and compare, and write nothing. Works beside a running recorder.")
+@click.option("--source", "name", type=click.Choice(SOURCES), help="Whose history.  [default: the venue's own]")
+@click.option("--url", metavar="URL", help="Another address that serves the same, such as a mirror.")
+@click.option(
+    "--min-agreement",
+    type=click.FloatRange(0, 1),
+    default=0.99,
+    show_default=True,
+    metavar="SHARE",
+    help="Fill nothing from a source that agrees less with what was recorded around a gap.",
+)
+def backfill(
+    config: Path | None,
+    root: Path | None,
+    symbols: tuple[str, ...] | None,
+    start: str | None,
+    end: str | None,
+    tz: tzinfo,
+    as_json: bool,
+    dry_run: bool,
+    name: str | None,
+    url: str | None,
+    min_agreement: float,
+) -> None:
+    """Fill the gaps that are over from the history that the venue, or another source, serves.
+
+    First the trades recorded around a gap are compared with those of the source. Where they agree, what is missing goes
+    through the journal to every destination, with the source as its `origin`, and coverage says `filled`. What can't be
+    filled stays blind, and the ledger says why. A second call changes nothing; one that was killed is completed by the
+    next.
+
+    Stop the recorder first: one root has one writer. Prints a row per gap.
+    """
+    from ingestor.backfill.fill import Backfill
+
+    configure_logs("warning", "auto", [])
+    asked = read_span(start, end, tz)
+    layout = Layout(root_from(config, root))
+    settings = _read_settings(config, root)
+    open_recording(layout.root)  # names what is no recording before anything is locked
+    source = _find_source(layout, settings, config, name, url)
+    bounds = [
+        usual if at is None else (at - _EPOCH) // timedelta(microseconds=1)
+        for at, usual in ((asked.start, 0), (asked.end, _FOREVER_US))
+    ]
+    with contextlib.nullcontext() if dry_run else _hold(layout):
+        work = Backfill(layout, source, min_agreement=min_agreement, dry_run=dry_run)
+        holes = work.find_holes(symbols, *bounds)
+        outcomes = list(_shown(work, holes))
+    warn_of_unknown_symbols(layout.root, symbols, [hole.symbol for hole in holes])
+    rows = [_as_row(one, source.name, tz, dry_run=dry_run) for one in outcomes]
+    if as_json:
+        filled = sum(one.rows for one in outcomes)
+        click.echo(format_json({"source": source.name, "trades": filled, "dry_run": dry_run, "gaps": rows}))
+    elif not rows:
+        click.echo("No gap is left to fill.")
+    else:
+        click.echo(format_table([*rows[0]], [[*row.values()] for row in map(_for_people, rows)]))
+
+
+@contextlib.contextmanager
+def _hold(layout: Layout) -> Iterator[None]:
+    """The root, as its one writer."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked_root(layout))
+        except RootLocked as error:
+            raise RootLocked(f"{error}; --dry-run only looks, and works beside it") from None
+        yield
+
+
+def _shown(work: "Backfill", holes: "Sequence[Hole]") -> "Iterator[Outcome]":
+    """What becomes of the holes; on a terminal with a bar."""
+    outcomes = work.fill(holes)
+    if not sys.stderr.isatty():
+        yield from outcomes
+        return
+    with click.progressbar(outcomes, length=len(holes), file=sys.stderr) as shown:
+        yield from shown
+
+
+def _as_row(one: "Outcome", source: str, tz: tzinfo, *, dry_run: bool) -> dict[str, Any]:
+    start, end = (
+        format_time(_EPOCH + timedelta(microseconds=at_us), tz) for at_us in (one.hole.start_us, one.hole.end_us)
+    )
+    return {
+        "symbol": one.hole.symbol,
+        "start": start,
+        "end": end,
+        "cause": one.hole.cause,
+        "source": source,
+        "compared": one.compared,
+        "ours": one.agreement[0] if one.agreement else None,
+        "theirs": one.agreement[1] if one.agreement else None,
+        "trades": one.rows,
+        "result": one.why or ("could be filled" if dry_run else "filled"),
+    }
+
+
+def _for_people(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: percent(value) if name in {"ours", "theirs"} else value for name, value in row.items()}
+
+
+def _read_settings(config: Path | None, root: Path | None) -> Settings | None:
+    """None where the root alone is named, and there are none."""
+    if config is None and (root is not None or not DEFAULT_PATH.exists()):
+        return None
+    return load_settings(config or DEFAULT_PATH)
+
+
+def _find_source(
+    layout: Layout, settings: Settings | None, config: Path | None, name: str | None, url: str | None
+) -> Source:
+    """The source that is named, else the venue's own. Raises ConfigError."""
+    history = read_history(layout)
+    if name is None:
+        venue = history.venue or ""
+        name = next((one for one in ("coinbase", "kraken") if one in venue), history.feed)
+        if name == "binance" and settings and isinstance(settings.feed, BinanceSettings):
+            name = "binance-aggregates" if settings.feed.stream == "aggTrade" else name
+    if name not in SOURCES:
+        raise ConfigError(f"no history of {history.venue or history.feed} is known: name one with --source")
+    key, secrets = None, {}
+    if name == "finnhub":
+        key = load_key(config_dir(config))
+        if key is None:
+            raise ConfigError("Finnhub's history needs the key: FINNHUB_API_KEY, or .env beside the settings")
+    if name == "alpaca":
+        found = {header: load_secret(variable, config_dir(config)) for header, variable in _ALPACA.items()}
+        secrets = {header: secret for header, secret in found.items() if secret}
+        if len(secrets) < len(found):
+            raise ConfigError(f"Alpaca's history needs a key of its own: {' and '.join(_ALPACA.values())}")
+    connection = settings.connection if settings else None
+    return make_source(name, url, key.value.get_secret_value() if key else "", secrets, connection)

@@ -1,0 +1,412 @@
+"""Backfill: what was missed comes from the history that a venue serves, or stays blind, and the ledger says which."""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import one_venue
+import pyarrow as pa
+import pytest
+import test_id_watch as id_runs
+import yaml
+from click.testing import CliRunner
+from prepared import prepared_recording
+from recorders import eventually
+from simulated_venues import RunningVenue, running_venue
+from structlog.testing import capture_logs
+
+import ingestor
+from ingestor.backfill.fill import Backfill
+from ingestor.backfill.sources import SOURCES, Ask, Source, SourceRefused, _read_sip, make_source
+from ingestor.cli.main import cli
+from ingestor.config import Settings
+from ingestor.config.feeds import JsonSettings
+from ingestor.coverage import sum_shares
+from ingestor.dataset.coverage import load_coverage
+from ingestor.dataset.verify import Verification
+from ingestor.errors import ConfigError
+from ingestor.facts import Fact
+from ingestor.layout import Layout, locked_root
+from ingestor.ledger import read_all_facts
+from ingestor.recording import Recording, prepare
+from ingestor.simulator.history import History, HistoryFault, HistorySettings
+from ingestor.simulator.market import MarketSettings, Trade
+from ingestor.simulator.protocols import PLAIN_JSON
+from ingestor.simulator.venue import VenueSettings
+
+T = TypeVar("T")
+
+CONFIG = Path(__file__).parents[1] / "config"
+KEY = "demo"
+VENUES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "binance": ("binance", ("BTCUSDT", "ETHUSDT")),
+    "coinbase": ("json", ("BTC-USD", "ETH-USD")),
+    "kraken": ("json", ("BTC/USD", "ETH/USD")),
+    "finnhub": ("finnhub", ("AAPL", "BINANCE:BTCUSDT")),
+}
+"""Of each source the protocol of its feed, and symbols."""
+
+
+def feed_of(source: str) -> dict[str, Any]:
+    protocol, _ = VENUES[source]
+    if protocol != "json":
+        return {"type": protocol}
+    # As settings are read: every scalar is text.
+    told = yaml.load((CONFIG / f"venues/{source}.yaml").read_text(), Loader=yaml.BaseLoader)  # noqa: S506  no objects
+    return {**told["feed"], "name": source}
+
+
+def settings_of(source: str, **history: Any) -> VenueSettings:
+    protocol: Any = VENUES[source][0]
+    feed = feed_of(source)
+    return VenueSettings(
+        protocol=protocol,
+        json_feed=JsonSettings.model_validate(feed) if protocol == "json" else PLAIN_JSON,
+        market=MarketSettings(seed=5, rate=400.0),
+        history=HistorySettings(**history),
+    )
+
+
+def in_venue(venue: RunningVenue, do: Callable[[], T]) -> T:
+    """In its own thread."""
+    return venue._call(do)
+
+
+def drop_trades(venue: RunningVenue, count: int) -> None:
+    """In its own thread: the next trades are not sent to whoever is connected."""
+    for client in venue._venue._clients.values():
+        client.drop_next(count)
+
+
+@contextmanager
+def recording(root: Path, source: str, url: str, *, killed: bool = False) -> Iterator[Recording]:
+    """A run of a recorder, wired as the daemon does it. `killed`: its segment and its ledger have no end."""
+    settings = Settings.model_validate(
+        {
+            "feed": {**feed_of(source), "url": url, "allow_plaintext": True},
+            "tickers": VENUES[source][1],
+            "storage": {"root": root, "min_free": "0B", "formats": ["parquet", "csv"]},
+            "connection": {"backoff_max": "1s"},
+        }
+    )
+    layout = Layout(root)
+    layout.create()
+    stop, ended = threading.Event(), threading.Event()
+    ended.set()
+    with capture_logs():
+        run = prepare(settings, KEY, layout, stop, ended)
+        reader = threading.Thread(target=run.session.run)
+        recorder = threading.Thread(target=run.recorder.run)
+        reader.start()
+        recorder.start()
+        try:
+            yield run
+        finally:
+            stop.set()
+            reader.join()
+            run.buffer.close()
+            recorder.join()
+        if not killed:
+            run.runner.run()
+            run.ledger.record("run.stopped", error=None)
+        run.ledger.close()
+
+
+def wait_trades(run: Recording, more: int) -> None:
+    target = run.observed.trades + more
+    eventually(lambda: run.observed.trades >= target, f"{more} more trades")
+
+
+def record_with_faults(root: Path, source: str, venue: RunningVenue, faults: int = 3) -> None:
+    """Dropped ids, cuts, a kill and a stop, with trades around each."""
+    url, long = venue.url, 600 if source == "finnhub" else 100  # without ids it takes time to see what was heard
+    with recording(root, source, url, killed=True) as run:
+        wait_trades(run, long)
+        for number in range(faults):
+            if source != "finnhub":
+                in_venue(venue, lambda: drop_trades(venue, 3))
+                wait_trades(run, 60)
+            venue.drop()
+            eventually(lambda: venue.connections, f"connection {number}")
+            wait_trades(run, long)
+    with recording(root, source, url) as run:
+        wait_trades(run, 2 * long)
+
+
+def fill(root: Path, source: Source, **options: Any) -> list[Any]:
+    with locked_root(Layout(root)), capture_logs():
+        work = Backfill(Layout(root), source, **options)
+        return list(work.fill(work.find_holes(None, 0, 1 << 62)))
+
+
+def http(venue: RunningVenue) -> str:
+    return venue.url.replace("ws:", "http:")
+
+
+def facts(root: Path, *names: str) -> list[Fact]:
+    return [fact for fact in read_all_facts(Layout(root)) if fact["fact"] in names]
+
+
+def verify(root: Path) -> Verification:
+    verification = Verification(Layout(root))
+    assert [str(one) for step in verification.run() for one in step] == []
+    return verification
+
+
+def recorded_trades(root: Path) -> dict[str, Counter[tuple[int, float, float]]]:
+    rows = ingestor.read_trades(root, engine="arrow")
+    found: dict[str, Counter[tuple[int, float, float]]] = {}
+    columns = [rows["symbol"], rows["timestamp"].cast(pa.int64()), rows["price"], rows["volume"]]
+    for symbol, *trade in zip(*(column.to_pylist() for column in columns), strict=True):
+        found.setdefault(symbol, Counter())[tuple(trade)] += 1
+    return found
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("source", VENUES)
+def test_after_faults_the_dataset_is_the_truth(source: str, tmp_path: Path) -> None:
+    with running_venue(settings_of(source)) as venue:
+        record_with_faults(tmp_path, source, venue)
+        outcomes = fill(tmp_path, make_source(source, http(venue), KEY))
+        assert [one.why for one in outcomes if one.why] == []
+        happened = in_venue(venue, lambda: venue._venue.history.trades)
+        found = recorded_trades(tmp_path)
+        for symbol in VENUES[source][1]:
+            truth = happened[symbol][: found[symbol].total()]
+            assert found[symbol] == Counter((one.time_ms, one.price, one.volume) for one in truth)
+        again = files_of(tmp_path)
+        assert fill(tmp_path, make_source(source, http(venue), KEY)) == []
+        assert files_of(tmp_path) == again
+    account = verify(tmp_path).account
+    assert account.filled == sum(one.rows for one in outcomes) > 0
+    assert not account.missing_ids
+    filled = ingestor.read_trades(tmp_path, engine="arrow", origin="filled")
+    assert filled["origin"].unique().to_pylist() == [source]
+    assert filled.num_rows == account.filled
+    for symbol in VENUES[source][1]:
+        told = load_coverage(Layout(tmp_path)).intervals(symbol)
+        assert [one.cause for one in told if one.state == "blind"] == ["shutdown"]  # which has not ended
+        assert sum_shares(told).filled_us > 0
+    with running_venue(settings_of(source)) as venue, recording(tmp_path, source, venue.url) as run:
+        wait_trades(run, 20)  # a recorder goes on where the last one was, not where the fill was
+    verify(tmp_path)
+
+
+# Sources, one by one
+
+
+def trade(number: int, symbol: str = "BTC/USD", *, price: float = 1.5, time_ms: int = 0) -> Trade:
+    return Trade(symbol, price, 2.0, time_ms or 1_700_000_000_000 + number * 10, '["1","12"]', number)
+
+
+ASKS = {
+    "binance": Ask("BTC/USD", 0, 0, 3, 2500),
+    "binance-aggregates": Ask("BTC/USD", 0, 0, 3, 2500),
+    "coinbase": Ask("BTC/USD", 0, 0, 3, 2500),
+    "kraken": Ask("BTC/USD", 1_700_000_000_030, 1_700_000_025_001, 3, 2500),
+    "finnhub": Ask("BTC/USD", 1_700_000_000_030, 1_700_000_025_001, None, None),
+    "alpaca": Ask("BTC/USD", 1_700_000_000_030, 1_700_000_025_001, None, None),
+}
+HISTORY = VenueSettings(history=HistorySettings(faults=frozenset({"throttled"})), keys=None)
+
+
+def remember(venue: RunningVenue, trades: list[Trade]) -> History:
+    in_venue(venue, lambda: venue._venue.history.add(trades))
+    return venue._venue.history
+
+
+def test_each_source_is_read_page_by_page() -> None:
+    """A thousand rows a page, and every third call is refused for now."""
+    with running_venue(HISTORY) as venue:
+        remember(venue, [trade(number) for number in range(1, 3001)])
+        for name in SOURCES:
+            pages = list(make_source(name, http(venue), KEY).read(ASKS[name]))
+            times = {at_ms for page in pages for at_ms in page["timestamp"].cast(pa.int64()).to_pylist()}
+            assert times >= {1_700_000_000_000 + number * 10 for number in range(3, 2501)}, name
+            assert sum(page.num_rows for page in pages) == len(times), name  # none twice
+            assert {page["price"][0].as_py() for page in pages} == {1.5}, name
+            if pages[0]["trade_id"].null_count == 0:
+                ids = {number for page in pages for number in page["trade_id"].to_pylist()}
+                assert ids >= set(range(3, 2501)), name
+                sides = {row["trade_id"] % 2: row["side"] for page in pages for row in page.to_pylist()}
+                assert sides == {1: "buy", 0: "sell"}, name
+            else:
+                assert pages[0]["conditions"][0].as_py() == "1,12", name
+
+
+ANSWERS: dict[str, tuple[str, int, bytes, str]] = {
+    "not JSON": ("binance", 200, b"<html>", "no JSON"),
+    "an object": ("binance", 200, b'{"a":1}', "another form"),
+    "a number that is none": (
+        "binance", 200, b'[{"id":1,"price":"NaN","qty":"1","time":1,"isBuyerMaker":true}]', "another form",
+    ),
+    "an id that is none": (
+        "coinbase", 200,
+        b'[{"trade_id":"x","price":"1","size":"1","side":"buy","time":"2026-01-01T00:00:00Z"}]', "another form",
+    ),
+    "a time without a zone": (
+        "coinbase", 200,
+        b'[{"trade_id":1,"price":"1","size":"1","side":"buy","time":"2026-01-01T00:00:00"}]', "another form",
+    ),
+    "columns of other lengths": ("finnhub", 200, b'{"t":[1,2],"p":[1],"v":[1],"c":[null]}', "another form"),
+    "a list": ("alpaca", 200, b"[]", "another form"),
+    "an unknown pair": ("kraken", 200, b'{"error":["EQuery:Unknown asset pair"]}', "Unknown asset pair"),
+    "not found": ("coinbase", 404, b"{}", "404"),
+    "forbidden": ("finnhub", 403, b"{}", "403"),
+    "banned for days": ("binance", 418, b"{}", "not before 9000 s"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_an_answer_of_another_form_is_refused(case: str) -> None:
+    name, status, body, expected = ANSWERS[case]
+    head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\nRetry-After: 9000\r\n\r\n".encode()
+    retried = head if status == 418 else head.replace(b"Retry-After: 9000\r\n", b"")
+    with one_venue.venue(one_venue.answer(retried + body)) as url:
+        base = url.replace("ws://", "http://").partition("/?")[0]
+        with pytest.raises(SourceRefused, match=expected) as told:
+            list(make_source(name, base, KEY).read(ASKS[name]))
+    assert told.value.final == (status in {403, 418})
+
+
+@pytest.mark.parametrize(
+    ("letters", "tape", "conditions"),
+    [
+        (["@", "I"], "C", "1,12"),
+        ([" ", "T", "I"], "A", "1,24,12"),
+        (["B"], "A", "3"),
+        (["B"], "C", "4"),
+        (["O"], "B", "18"),
+        (["O"], "C", "19"),
+        (["?"], "C", "?"),  # kept as it is
+        ([], "C", ""),
+        (None, "C", None),
+    ],
+)
+def test_letters_of_the_sip_are_finnhubs_numbers(letters: list[str] | None, tape: str, conditions: str | None) -> None:
+    told = {"t": "2026-11-20T14:30:00.123456789Z", "p": 1, "s": 2, "c": letters, "z": tape}
+    assert _read_sip(told)[:4] == (1_795_185_000_123, 1.0, 2.0, conditions)
+
+
+@pytest.mark.parametrize("url", ["http://venue.example", "ftp://127.0.0.1", "venue.example", "https://"])
+def test_no_key_goes_in_clear(url: str) -> None:
+    with pytest.raises(ConfigError, match="https"):
+        make_source("finnhub", url, "secret")
+
+
+# Agreement
+
+
+def hear_with_a_gap(root: Path, venue: RunningVenue, *, dropped: tuple[int, ...] = ()) -> None:
+    """Sixty trades of a symbol by their ids, of which the recorder has the first twenty and the last."""
+    with id_runs.running(root) as run:
+        began_ms = run.at_us // 1000
+        run.connect()
+        for first in (1, 41):
+            for number in range(first, first + 20):
+                if number not in dropped:
+                    run.hear("BTCUSDT", number)
+            run.connect()
+        run.hear("BTCUSDT", 61)
+        rows = ingestor.read_trades(root, engine="arrow")
+    known = dict(zip(rows["trade_id"].to_pylist(), rows["timestamp"].cast(pa.int64()).to_pylist(), strict=True))
+    times = {number: known.get(number, began_ms + number * 1000) for number in range(1, 62)}
+    remember(venue, [trade(number, "BTCUSDT", time_ms=times[number]) for number in times])
+    remember(venue, [trade(number, "AAAUSDT", price=7.0, time_ms=times[number]) for number in times])
+
+
+@pytest.mark.parametrize(
+    ("fault", "options", "why"),
+    [
+        (None, {}, None),
+        ("shifted", {}, "agreement of 0.0% and 0.0%"),
+        ("rounded", {}, "agreement of 0.0% and 0.0%"),
+        ("other_symbol", {}, "agreement of 0.0% and 0.0%"),
+        ("holes", {}, "agreement of 80.5% and 100.0%"),
+        ("holes", {"min_agreement": 0.8}, "4 of its ids are not in the history"),
+        ("forbidden", {}, "403"),
+    ],
+)
+def test_a_source_that_does_not_agree_fills_nothing(
+    fault: HistoryFault | None, options: dict[str, float], why: str | None, tmp_path: Path
+) -> None:
+    history = HistorySettings(faults=frozenset({fault} if fault else set()))
+    with running_venue(VenueSettings(history=history, keys=None)) as venue:
+        hear_with_a_gap(tmp_path, venue)
+        source = make_source("binance", http(venue))
+        [outcome] = fill(tmp_path, source, **options)
+        before = files_of(tmp_path)
+        fill(tmp_path, source, **options)
+        assert files_of(tmp_path) == before
+    verify(tmp_path)
+    states = [one.state for one in load_coverage(Layout(tmp_path)).intervals("BTCUSDT")]
+    if why is None:
+        assert (outcome.rows, outcome.why, outcome.compared, outcome.agreement) == (20, None, 41, (1.0, 1.0))
+        assert "filled" in states
+        [fact] = facts(tmp_path, "gap.filled", "gap.unfilled")
+        assert (fact["source"], fact["rows"], fact["compared"], fact["agreement"]) == ("binance", 20, 41, [1.0, 1.0])
+        return
+    assert why in outcome.why
+    assert "filled" not in states
+    told = facts(tmp_path, "gap.filled", "gap.unfilled")
+    assert {(one["fact"], one["why"]) for one in told} == {("gap.unfilled", outcome.why)}
+    assert outcome.rows == (16 if options else 0)
+
+
+def test_what_has_not_settled_yet_is_filled_later(tmp_path: Path) -> None:
+    with running_venue(VenueSettings(history=HistorySettings(settle_s=3600.0), keys=None)) as venue:
+        hear_with_a_gap(tmp_path, venue)
+        [early] = fill(tmp_path, make_source("binance", http(venue)))
+        assert "agreement" in early.why
+        venue._venue.history.settings = HistorySettings()
+        [later] = fill(tmp_path, make_source("binance", http(venue)))
+    assert (later.why, later.rows) == (None, 20)
+    verify(tmp_path)
+
+
+# The command
+
+
+def call(root: Path, venue: RunningVenue, *options: str) -> Any:
+    done = CliRunner().invoke(cli, ["backfill", "--root", str(root), "--url", http(venue), *options])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+def test_the_command(tmp_path: Path) -> None:
+    with running_venue(VenueSettings(history=HistorySettings(), keys=None)) as venue:
+        hear_with_a_gap(tmp_path, venue, dropped=(45,))
+        before = files_of(tmp_path)
+        told = json.loads(call(tmp_path, venue, "--dry-run", "--json").stdout)
+        assert files_of(tmp_path) == before
+        assert (told["source"], told["trades"], told["dry_run"]) == ("binance", 21, True)
+        assert [(one["cause"], one["trades"], one["result"]) for one in told["gaps"]] == [
+            ("connection", 20, "could be filled"),
+            ("lost", 1, "could be filled"),
+        ]
+        assert call(tmp_path, venue, "--symbols", "ETHUSDT").stdout == "No gap is left to fill.\n"
+        with locked_root(Layout(tmp_path)), pytest.raises(ConfigError, match=r"stop that one.*--dry-run"):
+            call(tmp_path, venue)
+        assert "filled" in call(tmp_path, venue).stdout
+        assert call(tmp_path, venue).stdout == "No gap is left to fill.\n"
+    assert verify(tmp_path).account.missing_ids == 0
+    heard = ingestor.read_trades(tmp_path, columns=["trade_id", "origin"], origin="heard", engine="arrow")
+    assert (heard.num_rows, heard["origin"].null_count) == (40, 40)
+    assert ingestor.read_trades(tmp_path, origin="kraken", engine="arrow").num_rows == 0
+
+
+def test_a_venue_without_a_known_history_wants_a_name(tmp_path: Path) -> None:
+    told = {"type": "json", "url": "wss://venue.example/ws"}
+    with prepared_recording(tmp_path, feed=told):
+        pass
+    with pytest.raises(ConfigError, match=r"venue\.example.*--source"):
+        CliRunner().invoke(cli, ["backfill", "--root", str(tmp_path / "data")], catch_exceptions=False)
