@@ -1,10 +1,16 @@
 """Backfill: what was missed comes from the history that a venue serves, or stays blind, and the ledger says which."""
 
 import json
+import os
+import random
+import shutil
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +22,7 @@ import yaml
 from click.testing import CliRunner
 from prepared import prepared_recording
 from recorders import eventually
+from requirements import of_tier
 from simulated_venues import RunningVenue, running_venue
 from structlog.testing import capture_logs
 
@@ -351,6 +358,12 @@ def test_a_source_that_does_not_agree_fills_nothing(
     if why is None:
         assert (outcome.rows, outcome.why, outcome.compared, outcome.agreement) == (20, None, 41, (1.0, 1.0))
         assert "filled" in states
+        [described] = ingestor.describe(tmp_path, "BTCUSDT", engine="arrow").to_pylist()
+        assert (described["trades"], described["delay_max_ms"], described["late"]) == (61, 0, 0)
+        assert described["filled"] > 0
+        bars = ingestor.read_bars(tmp_path, "1s", "BTCUSDT", engine="arrow").to_pylist()
+        assert {round(bar["coverage"] + bar["filled"], 6) for bar in bars[1:-1]} == {1.0}
+        assert any(bar["filled"] == 1.0 for bar in bars)
         [fact] = facts(tmp_path, "gap.filled", "gap.unfilled")
         assert (fact["source"], fact["rows"], fact["compared"], fact["agreement"]) == ("binance", 20, 41, [1.0, 1.0])
         return
@@ -410,3 +423,56 @@ def test_a_venue_without_a_known_history_wants_a_name(tmp_path: Path) -> None:
         pass
     with pytest.raises(ConfigError, match=r"venue\.example.*--source"):
         CliRunner().invoke(cli, ["backfill", "--root", str(tmp_path / "data")], catch_exceptions=False)
+
+
+# Kills
+
+
+def hear_with_gaps(root: Path, venue: RunningVenue, gaps: int) -> int:
+    """So many gaps of twenty trades each, and five trades between two; how many there were."""
+    number = 1
+    with id_runs.running(root, ago_s=gaps * 20) as run:
+        began_ms = run.at_us // 1000
+        for at in range(gaps + 1):
+            run.connect(lost=at > 0)
+            run.hear("BTCUSDT", *range(number, number + 5))
+            number += 25
+        rows = ingestor.read_trades(root, engine="arrow")
+    known = dict(zip(rows["trade_id"].to_pylist(), rows["timestamp"].cast(pa.int64()).to_pylist(), strict=True))
+    last = number - 21
+    times = [known.get(one, began_ms + one * 200) for one in range(1, last + 1)]
+    remember(venue, [trade(one, "BTCUSDT", time_ms=time_ms) for one, time_ms in enumerate(times, 1)])
+    return last
+
+
+def has_filled(root: Path, gaps: int, process: "subprocess.Popen[bytes]") -> bool:
+    """More than so many, or it has ended."""
+    return len(facts(root, "gap.filled")) > gaps or process.poll() is not None
+
+
+@pytest.mark.long
+def test_a_fill_that_is_killed_is_completed_by_the_next(tmp_path: Path) -> None:
+    """SIGKILL once a chosen number of gaps is filled, or while the process begins."""
+    made, gaps = tmp_path / "made", 10
+    with running_venue(VenueSettings(history=HistorySettings(page=30), keys=None)) as venue:
+        last = hear_with_gaps(made, venue, gaps)
+        for number in range(int(os.environ.get("CHAOS_ROUNDS", of_tier(3, 1)))):
+            root = tmp_path / str(number)
+            shutil.copytree(made, root)
+            target = random.Random(number).randrange(gaps)
+            command = [sys.executable, "-m", "ingestor", "backfill", "--root", str(root), "--url", http(venue)]
+            with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+                eventually(partial(has_filled, root, target, process), "a fill")
+                process.kill()
+            found = ingestor.read_trades(root, columns="trade_id", engine="arrow")["trade_id"].to_pylist()
+            assert len(found) == len(set(found))  # nothing twice, whatever was done
+            fill(root, make_source("binance", http(venue)))
+            rows = ingestor.read_trades(root, engine="arrow")
+            assert sorted(rows["trade_id"].to_pylist()) == list(range(1, last + 1))
+            assert rows["origin"].null_count == (gaps + 1) * 5
+            assert verify(root).account.filled == gaps * 20
+            told = load_coverage(Layout(root)).intervals("BTCUSDT")
+            assert [one.cause for one in told if one.state == "blind"] == ["shutdown"]
+            before = files_of(root)
+            assert fill(root, make_source("binance", http(venue))) == []
+            assert files_of(root) == before

@@ -10,14 +10,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, date
-from functools import partial
+from functools import cache, partial
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.coverage import Coverage, Interval
+from ingestor.coverage import Coverage, Interval, State
 from ingestor.dataset.arguments import Engine, Names, Roots, check_engine, check_word, find_names, find_roots
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.bar_maker import BARS, COLUMNS, Recipe, make_bars
@@ -27,7 +27,7 @@ from ingestor.dataset.merged import check_one_venue, merge_coverage, read_merged
 from ingestor.dataset.rows import Selection, as_frame, read_dates
 from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
 from ingestor.dataset.times import Span, Time, find_span, find_zone
-from ingestor.schema import TIMESTAMP
+from ingestor.schema import ORIGIN, TIMESTAMP
 from ingestor.us_market import is_us_symbol, read_calendar
 
 if TYPE_CHECKING:
@@ -54,12 +54,15 @@ class Delays:
     def measured(self, dates: Iterable[tuple[date, pa.Table]]) -> Iterator[tuple[date, pa.Table]]:
         """The same, measured as they pass."""
         for day, rows in dates:
-            received_us = rows.column("received_at").cast(pa.int64())
+            heard = rows
+            if ORIGIN.name in rows.column_names:  # what was filled came when it was asked for
+                heard = rows.filter(pc.is_null(rows.column(ORIGIN.name)))
+            received_us = heard.column("received_at").cast(pa.int64())
             columns = {
-                "symbol": rows.column("symbol"),
+                "symbol": heard.column("symbol"),
                 "bucket": pc.divide(received_us, _BUCKET_US),
                 "received": received_us,
-                "sent": pc.multiply(rows.column("timestamp").cast(pa.int64()), 1000),
+                "sent": pc.multiply(heard.column("timestamp").cast(pa.int64()), 1000),
             }
             grouped = pa.table(columns).group_by(["symbol", "bucket"], use_threads=False)
             newest = grouped.aggregate([("received", "max"), ("sent", "max")])
@@ -94,11 +97,13 @@ class Delays:
         return [(start_us, end_us) for start_us, end_us in shifted if start_us < end_us]
 
 
-def recorded_spans(intervals: list[Interval]) -> list[tuple[int, int]]:
-    """The spans (µs) in which a symbol was proven recorded, joined where one follows on another."""
+def recorded_spans(intervals: list[Interval], state: State = "recorded") -> list[tuple[int, int]]:
+    """The spans (µs) in which a symbol was proven recorded, or was in another state, joined where one follows on
+    another.
+    """
     spans: list[tuple[int, int]] = []
     for one in intervals:
-        if one.state != "recorded":
+        if one.state != state:
             continue
         if spans and spans[-1][1] == one.start_us:
             spans[-1] = (spans[-1][0], one.end_us)
@@ -164,7 +169,7 @@ def read_bars(
     `coverage` is the share of the bar (0 to 1) in which the symbol was proven recorded, by the time of trades: what is
     known by receipt is shifted by the delay of the trades around it. Bars without trades are absent; `fill` adds those
     that were fully recorded and had no trade (last close, volume 0). A bar that is absent even then was not fully
-    recorded.
+    recorded. Where a source's history has filled a part of that time, there is a column `filled`: its share of the bar.
 
     `root` may be a list of recordings that several recorders of one venue made: then the bars are of the trades that
     any of them has, and `coverage` of the time that any of them recorded.
@@ -183,7 +188,7 @@ def read_bars(
     asked = find_span(start, end, tz)
     # The bars that begin in it, each whole.
     span = Span(*(None if ms is None else recipe.grid(ms, ms).edge_from(ms) for ms in (asked.start_ms, asked.end_ms)))
-    selection = Selection(span, (*COLUMNS, "received_at"), chosen, repeats == "drop")
+    selection = Selection(span, (*COLUMNS, "received_at", ORIGIN.name), chosen, repeats == "drop")
 
     def make(coverage: Coverage, read_dates: Callable[[Selection], Iterator[tuple[date, pa.Table]]]) -> pa.Table:
         delays = Delays()
@@ -193,18 +198,30 @@ def read_bars(
             *([] if span.end_ms is None else [Span(span.end_ms, span.end_ms + _EDGE_MS)]),
         ]
         for edge in edges:
-            around = read_dates(replace(selection, span=edge, columns=("timestamp", "symbol", "received_at")))
+            around = read_dates(
+                replace(selection, span=edge, columns=("timestamp", "symbol", "received_at", ORIGIN.name))
+            )
             deque(delays.measured(around), maxlen=0)
 
+        intervals = cache(coverage.intervals)
+
         def spans_of(symbol: str) -> list[tuple[int, int]]:
-            return delays.shift(symbol, recorded_spans(coverage.intervals(symbol)))
+            return delays.shift(symbol, recorded_spans(intervals(symbol)))
 
         shares = [
             recorded_shares(spans_of(symbol), own.column("start_ms"), own.column("end_ms"))
             for symbol, own in _by_symbol(made)
         ]
         bars = made.append_column("coverage", pa.chunked_array(shares, pa.float64())).cast(_COVERED)
-        return _filled(bars, coverage.symbols, spans_of, recipe, span) if fill else bars
+        bars = _filled(bars, coverage.symbols, spans_of, recipe, span) if fill else bars
+        filled = {symbol: recorded_spans(intervals(symbol), "filled") for symbol, _ in _by_symbol(bars)}
+        if not any(filled.values()):
+            return bars
+        shares = [
+            recorded_shares(delays.shift(symbol, filled[symbol]), own.column("start_ms"), own.column("end_ms"))
+            for symbol, own in _by_symbol(bars)
+        ]
+        return bars.append_column("filled", pa.chunked_array(shares, pa.float64()))
 
     if len(layouts) > 1:
         check_one_venue(layouts)

@@ -20,7 +20,7 @@ from ingestor.dataset.rows import Selection, as_frame, plain_texts, read_dates
 from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
 from ingestor.dataset.times import EVER
 from ingestor.parquet import count_rows
-from ingestor.schema import TIMESTAMP
+from ingestor.schema import ORIGIN, TIMESTAMP
 from ingestor.trade_ids import IdRanges
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _facts(
     a time.
     """
     own = () if id_column is None else (id_column,)
-    selection = Selection(EVER, ("symbol", "timestamp", "received_at", *own), symbols)
+    selection = Selection(EVER, ("symbol", "timestamp", "received_at", ORIGIN.name, *own), symbols)
     ids = IdRanges()
     facts: dict[str, dict[str, Any]] = {}
     for day, rows in read(selection):
@@ -125,7 +125,7 @@ def _facts(
             for batch in rows.select(["symbol", id_column]).combine_chunks().to_batches():
                 ids.add_columns(batch.column(0).cast(pa.string()), batch.column(1))
         for spoken in _summed(rows):
-            empty = {"first": spoken["first"], "bytes": 0.0 if snapshot else None, "delays": Counter[int]()}
+            empty = {"first": spoken["first"], "bytes": 0.0 if snapshot else None, "delays": Counter[int | None]()}
             known = facts.setdefault(spoken["symbol"], empty)
             known["last"] = spoken["last"]
             if snapshot:
@@ -143,8 +143,10 @@ def _summed(rows: pa.Table) -> list[dict[str, Any]]:
         rows.column("received_at").cast(pa.int64()), pc.multiply(rows.column("timestamp").cast(pa.int64()), 1000)
     )
     delay_ms = pc.floor(pc.divide(delay_us.cast(pa.float64()), 1000.0)).cast(pa.int64())
+    if ORIGIN.name in rows.column_names:  # what was filled came when it was asked for: it has no delay
+        delay_ms = pc.if_else(pc.is_null(rows.column(ORIGIN.name)), delay_ms, pa.scalar(None, pa.int64()))
     delays = rows.append_column("delay_ms", delay_ms).group_by(["symbol", "delay_ms"]).aggregate([([], "count_all")])
-    by_symbol: dict[str, Counter[int]] = {}
+    by_symbol: dict[str, Counter[int | None]] = {}
     for symbol, delay, count in zip(
         *(delays.column(name).to_pylist() for name in ("symbol", "delay_ms", "count_all")), strict=True
     ):
@@ -163,12 +165,14 @@ def _summed(rows: pa.Table) -> list[dict[str, Any]]:
 
 
 def _recorded(facts: dict[str, Any]) -> dict[str, Any]:
-    delays: Counter[int] = facts["delays"]
-    trades = delays.total()
+    delays = Counter[int]({delay: count for delay, count in facts["delays"].items() if delay is not None})
+    heard, trades = delays.total(), facts["delays"].total()
     names = [name for name in DESCRIPTION.names if name.startswith("delay_")]
     ordered = sorted(delays)
     ranks = list(accumulate(delays[delay] for delay in ordered))
-    quantiles = [ordered[bisect_left(ranks, max(math.ceil(share * trades), 1))] for share in _QUANTILES]  # nearest rank
+    quantiles: list[int | None] = [None] * len(names)
+    if heard:  # by nearest rank
+        quantiles = [ordered[bisect_left(ranks, max(math.ceil(share * heard), 1))] for share in _QUANTILES]
     return {
         "first": facts["first"],
         "last": facts["last"],
@@ -176,6 +180,6 @@ def _recorded(facts: dict[str, Any]) -> dict[str, Any]:
         "bytes": None if facts["bytes"] is None else round(facts["bytes"]),
         "ids": facts.get("ids"),
         "missing": facts.get("missing"),
-        "late": sum(count for delay_ms, count in delays.items() if delay_ms > _LATE_MS) / trades,
+        "late": sum(count for delay_ms, count in delays.items() if delay_ms > _LATE_MS) / max(heard, 1),
         **dict(zip(names, quantiles, strict=True)),
     }
