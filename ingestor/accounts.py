@@ -127,8 +127,8 @@ def read_last_ids(layout: Layout, symbols: Collection[str]) -> dict[str, tuple[i
         if found.keys() >= set(symbols):
             break
         of_day: dict[str, tuple[int, int]] = {}
-        for row in _read_files([folder], ["segment", "last_received", "frames", "ids"], damaged=[]):
-            if row["frames"] == 0:  # filled afterwards: it says nothing of what was heard last
+        for row in _read_files([folder], ["segment", "last_received", "frames", "trades", "ids"], damaged=[]):
+            if row["trades"] and not row["frames"]:  # filled afterwards: it says nothing of what was heard last
                 continue
             for one in row.get("ids") or ():
                 told = one["last"], row["last_received"] or 0

@@ -327,6 +327,7 @@ class _Story:
     _connection: int = 0
     _run: int | None = None
     _damaged: bool = False
+    _is_backfill: bool = False
 
     _proof: str = ""
     """Of this run's requests."""
@@ -346,8 +347,17 @@ class _Story:
     """What the clock showed between two steps, while a run was there to see it."""
     _lived_from_us: int | None = None
 
-    def tell(self, fact: Fact) -> None:  # noqa: C901, PLR0912  a case per fact
-        """One more fact."""
+    def tell(self, fact: Fact) -> None:
+        """One more fact. A backfill is no recorder: it tells what it filled, and nothing of what could be seen."""
+        if fact["fact"] in {"run.started", "day.started"}:
+            self._is_backfill = bool(fact.get("backfill"))
+        if fact["fact"] == "gap.filled" and (self.only is None or fact["symbol"] in self.only):
+            stretch = fact["since"] + 1, fact["until"], fact["source"]
+            self.filled.setdefault(fact["symbol"], []).append(stretch)
+        if not self._is_backfill:
+            self._tell(fact)
+
+    def _tell(self, fact: Fact) -> None:  # noqa: C901, PLR0912  a case per fact
         if self._lived_from_us is None:
             self._lived_from_us = fact["at"]
         match fact["fact"]:
@@ -386,10 +396,6 @@ class _Story:
             case "ids.proven":
                 for symbol, since_us, until_us in id_proofs(fact):
                     self._proven.setdefault(symbol, []).append((since_us + 1, until_us, "ids"))
-            case "gap.filled":
-                if self.only is None or fact["symbol"] in self.only:
-                    stretch = fact["since"] + 1, fact["until"], fact["source"]
-                    self.filled.setdefault(fact["symbol"], []).append(stretch)
             case "clock.stepped":
                 at_us, by_us = fact["at"], fact["by_us"]
                 since_us = fact["since"] + 1 if "since" in fact else at_us - by_us  # versions before said no more

@@ -24,7 +24,19 @@ STATE = "state.kept"
 _CRC = ',"crc":"%08x"}'
 _CRC_LENGTH = len(_CRC % 0)
 _LIMIT = 1 << 62
-_RESTATED = ("format", "version", "feed", "venue", "columns", "id_column", "tickers", "formats", "first_segment", "raw")
+_RESTATED = (
+    "format",
+    "version",
+    "feed",
+    "venue",
+    "columns",
+    "id_column",
+    "tickers",
+    "formats",
+    "first_segment",
+    "raw",
+    "backfill",
+)
 
 _read_json = json.JSONDecoder().raw_decode
 
@@ -202,12 +214,14 @@ class RunState:
     """Since when the wall clock is known to be wrong; None while it isn't."""
     asked: dict[str, _Asked] = field(default_factory=dict)
     _connection: int = 0
+    _recorder_ended_us: int = 0
+    """Of a backfill, which sees nothing: the end of what the recorder before it has seen."""
 
     @property
     def ended_us(self) -> int:
         """The end of what it has seen, at most."""
         whole = [int(gap["since"]) for gap in self.gaps.values() if gap["symbol"] is None]
-        return max([self.last_us, *whole])
+        return max([self._recorder_ended_us or self.last_us, *whole])
 
     def tell(self, fact: Fact) -> None:  # noqa: C901, PLR0912  a case per fact
         """One more fact."""
@@ -276,12 +290,14 @@ class RunState:
             "unconnected": self.unconnected_us,
             "doubted": self.doubted_us,
             "asked": list(requests.values()),
+            **({"ended": self._recorder_ended_us} if self._recorder_ended_us else {}),
         }
 
     def _start(self, fact: Fact) -> None:
         ended_us = fact.get("ended", 0)
         tickers = set(fact.get("tickers", ()))
         self.run, self.began_us = int(fact.get("run", 0)), int(fact["at"])
+        self._recorder_ended_us = ended_us if fact.get("backfill") else 0
         self.started = {name: fact[name] for name in _RESTATED if name in fact}
         self.segment = max(self.segment, fact.get("first_segment", 1) - 1)
         self.closed = max(self.closed, fact.get("closed", 0))
@@ -293,6 +309,7 @@ class RunState:
 
     def _resume(self, fact: Fact) -> None:
         self.run, self.began_us = fact["run"], int(fact.get("began") or fact["at"])
+        self._recorder_ended_us = fact.get("ended", 0) if fact.get("backfill") else 0
         self.started = {name: fact[name] for name in _RESTATED if name in fact}
         self.segment, self.closed = fact["segment"], fact["closed"]
         self.last_received_us, self.stopped, self.error = fact["last_received"], False, None

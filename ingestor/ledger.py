@@ -11,7 +11,8 @@ checksums, in `coverage/`.
                         closed: the last segment that has an account, raw: true where frames are kept as they came,
                         open_gaps: those that earlier runs left open, told again (gap, cause, since, symbol),
                         asked: the symbols that the run before still asked for, ended: when it was last heard of;
-                        merged, redecoded: of which roots a root was made that no recorder made
+                        merged, redecoded: of which roots a root was made that no recorder made;
+                        backfill: true of a run that fills gaps, and hears nothing
     day.started         the same of the run that goes on, and where it stands: segment, last_received, began;
                         asked: what is asked for since when, by connection, and proven since when;
                         requested: what was last asked for as a whole; unconnected: since when no connection is open,

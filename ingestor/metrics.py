@@ -26,6 +26,11 @@ class Counts:
         return self.frames == self.decoded + self.rejected_frames + self.notices
 
     @property
+    def filled(self) -> bool:
+        """Of a record or segment: no frame brought its trades. They are from a source's history."""
+        return self.trades > 0 and not self.frames
+
+    @property
     def fates(self) -> str:
         """What became of the frames, as a sum."""
         return f"{self.decoded:,} decoded + {self.rejected_frames:,} rejected + {self.notices:,} notices"

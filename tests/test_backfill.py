@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,9 +31,11 @@ import ingestor
 from ingestor.backfill.fill import Backfill
 from ingestor.backfill.sources import SOURCES, Ask, Source, SourceRefused, _read_sip, make_source
 from ingestor.cli.main import cli
+from ingestor.closed_days import close_days
 from ingestor.config import Settings
 from ingestor.config.feeds import JsonSettings
-from ingestor.coverage import sum_shares
+from ingestor.coverage import Interval, sum_shares
+from ingestor.dataset.compact import compact_days
 from ingestor.dataset.coverage import load_coverage
 from ingestor.dataset.verify import Verification
 from ingestor.errors import ConfigError
@@ -476,3 +479,34 @@ def test_a_fill_that_is_killed_is_completed_by_the_next(tmp_path: Path) -> None:
             before = files_of(root)
             assert fill(root, make_source("binance", http(venue))) == []
             assert files_of(root) == before
+
+
+def filled_intervals(root: Path) -> list[Interval]:
+    return [one for one in load_coverage(Layout(root)).intervals("BTCUSDT") if one.state == "filled"]
+
+
+def test_what_was_filled_stays_filled_when_days_are_compacted_and_closed(tmp_path: Path) -> None:
+    with running_venue(VenueSettings(history=HistorySettings(), keys=None)) as venue:
+        hear_with_a_gap(tmp_path, venue)
+        fill(tmp_path, make_source("binance", http(venue)))
+    with id_runs.running(tmp_path, ago_s=5) as run:
+        run.connect()
+        run.hear("BTCUSDT", 62)  # goes on where the last recorder was, not where the fill was
+    assert [fact["first"] for fact in facts(tmp_path, "ids.missed")] == [21]
+    before = ingestor.read_trades(tmp_path, engine="arrow")
+    told = filled_intervals(tmp_path)
+    with capture_logs():
+        list(compact_days(Layout(tmp_path), date.max))
+    assert ingestor.read_trades(tmp_path, engine="arrow").equals(before)
+    assert before.column_names[-1] == "origin"
+    assert verify(tmp_path).account.filled == 20
+    with capture_logs():
+        list(close_days(Layout(tmp_path), date.max))
+    assert filled_intervals(tmp_path) == told != []
+    assert verify(tmp_path).account.filled == 20
+    assert [fact["rows"] for fact in facts(tmp_path, "gap.filled")] == [20]
+    done = CliRunner().invoke(cli, ["export", str(tmp_path / "all.csv"), "--root", str(tmp_path)])
+    assert (tmp_path / "all.csv").read_text().count(',"binance"\n') == 20, done.output
+    assert CliRunner().invoke(cli, ["head", "--root", str(tmp_path), "--count", "99", "--json"]).stdout.count(
+        '"binance"'
+    ) == 20  # fmt: skip

@@ -128,6 +128,10 @@ ONE_SYMBOL: dict[str, tuple[list[Fact], str]] = {
         [*RUN, lost(31), opened(30, at=31), requested(40, 2), ended(42), proven(45, 2), filled(32, 41), sealed(60)],
         "10 unproven 12 recorded 30 connection 32 filled 41 connection 42 unproven 45 recorded 60",
     ),
+    "a backfill after a crash, which says nothing of what came behind it": (
+        [*RUN, sealed(40), {**started(70), "backfill": True}, filled(20, 25), stopped(90)],
+        "10 unproven 12 recorded 20 filled 25 recorded 40",
+    ),
     "a gap of another symbol that was filled": (
         [
             *RUN,

@@ -211,8 +211,8 @@ def find_last_ids(layout: Layout, column: str, symbols: Iterable[str], closed: i
     follower = Follower(layout, Cursor(first, 0), synced_only=False)
     try:
         for event in follower.read():
-            if not isinstance(event, Rows) or column not in event.batch.schema.names or not event.counts.frames:
-                continue  # rows without frames were filled: they say nothing of what was heard last
+            if not isinstance(event, Rows) or column not in event.batch.schema.names or event.counts.filled:
+                continue  # what was filled says nothing of what was heard last
             for seen in find_seen(event.batch.column("symbol"), event.batch.column(column)):
                 known = found.get(seen.symbol)
                 if known is None or seen.last >= known.id:

@@ -34,7 +34,7 @@ from ingestor.parquet import (
     named_errors,
     open_parquet,
 )
-from ingestor.schema import FORMAT_VERSION, TRADES
+from ingestor.schema import FORMAT_VERSION, ORIGIN, TRADES
 from ingestor.trade_ids import IdRanges
 
 _MAGIC = b"PAR1"
@@ -219,7 +219,8 @@ def _faults_of_schema(schema: pa.Schema, columns: list[str]) -> list[tuple[str, 
     version = (schema.metadata or {}).get(FORMAT_KEY, b"missing").decode(errors="replace")
     if version not in map(str, range(1, FORMAT_VERSION + 1)):
         return [(f"format {version}", str(FORMAT_VERSION))]
-    if schema.names != columns:
+    # A day's compacted file has the origin where any of its rows was filled, whatever the newest run recorded.
+    if [name for name in schema.names if name != ORIGIN.name] != [name for name in columns if name != ORIGIN.name]:
         return [(f"columns {','.join(schema.names)}", ",".join(columns))]
     return [
         (f"column {name} of type {schema.field(name).type}", str(TRADES.field(name).type))

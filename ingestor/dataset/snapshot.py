@@ -226,7 +226,7 @@ def take_snapshot(layout: Layout, span: Span) -> Snapshot:
             return Snapshot(
                 {day: paths for day, paths in files.items() if paths},
                 [event.batch for event in events if event.batch.num_rows],
-                max((event.last_received_us for event in events), default=0),
+                max((event.last_received_us for event in events if not event.counts.filled), default=0),
             )
 
 

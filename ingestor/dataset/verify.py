@@ -486,7 +486,7 @@ class Verification:
     def _count(self, segment: SegmentId, counts: Counts, reasons: Mapping[str, int], *, damaged: bool) -> None:
         self.account.segments += 1
         self.account.counts += counts
-        self.account.filled += 0 if counts.frames else counts.trades
+        self.account.filled += counts.trades if counts.filled else 0
         rejected = self._rejected.setdefault(segment.run, _Rejected())
         rejected.frames += counts.frames
         rejected.reasons.update(reasons)

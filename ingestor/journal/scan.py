@@ -123,11 +123,12 @@ def read_schema(fd: int) -> pa.Schema | None:
 def last_received_us(path: Path) -> int:
     """When the last frame that this segment journaled was received, in µs since 1970; 0 where it journaled none.
 
-    The last in order, not the latest: the clock may have been set back.
+    The last in order, not the latest: the clock may have been set back. Rows that were filled don't count.
     """
     last = 0
     for record in _read_records(path):
-        last = record.header.last_received_us or last
+        if not record.header.counts.filled:
+            last = record.header.last_received_us or last
     return last
 
 
