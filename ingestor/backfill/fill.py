@@ -54,7 +54,7 @@ MARGINS_US = (60_000_000, 600_000_000, 3_600_000_000)
 ENOUGH = 20
 _COMPARED = 500
 """Trades on each side, at most: the nearest."""
-_PAD_US = 250_000
+_PAD_US = 500_000
 _WIDER_US = 2_000_000
 _LATEST_US = 60_000_000
 """A trade that came later than this is not expected to be missing."""
@@ -187,14 +187,9 @@ class Backfill:
 
     def _compare(self, hole: Hole, rows: pa.Table) -> tuple[Outcome, pa.Table | None]:
         """What is missing there, in the columns of this root; None where nothing may be filled."""
-        missed = [
-            (one["first"], one["last"])
-            for one in self._told
-            if one["fact"] == "ids.missed" and one["symbol"] == hole.symbol
-        ]
         for margin_us in MARGINS_US:
             wider = rows if margin_us == MARGINS_US[0] else self._read_around([hole], margin_us)
-            around = _Around(wider, hole, self._coverage.intervals(hole.symbol), margin_us, self._id_column, missed)
+            around = _Around(wider, hole, self._coverage.intervals(hole.symbol), margin_us, self._id_column)
             if around.is_enough:
                 break
         if not around.compared:
@@ -287,9 +282,7 @@ class _Around:
         intervals: Sequence[Interval],
         margin_us: int,
         id_column: str | None,
-        missed: Sequence[tuple[int, int]],
     ) -> None:
-        """`missed` are the ids of the symbol that the ledger knows to be missing, as ranges."""
         rows = rows.filter(pc.equal(rows.column("symbol"), hole.symbol)) if rows.num_rows else rows
         times_us = pc.multiply(rows.column("timestamp").cast(pa.int64()), 1000)
         columns = [times_us, rows.column("price"), rows.column("volume")]
@@ -301,7 +294,6 @@ class _Around:
         received_us = rows.column("received_at").cast(pa.int64()).to_pylist()
         heard = [(row, at_us) for row, own, at_us in zip(self._ours, live, received_us, strict=True) if own]
         self._has_ids = id_column is not None
-        self._missed = [*missed, *([hole.ids] if hole.ids else [])]
         self.ids: tuple[int, int] | None = None
         """The ids to ask a source for."""
         self.between: tuple[int, int] | None = None
@@ -368,15 +360,11 @@ class _Around:
         return len(self.compared) >= ENOUGH and (self.between is not None or not self._has_ids)
 
     def in_margins(self, history: pa.Table) -> list[_Trade]:
-        """What the trades of a source are told apart by, in the time in which we heard all there were."""
+        """The trades of a source to compare: of the ids that are compared, else of the time in which we heard all."""
         rows = self._as_tuples(history)
-        if not self._has_ids:
-            return [row for row in rows if _lies_in(row[0], self._margins)]
-        return [row for row in rows if row[3] in self._compared_ids or self._was_heard(row)]
-
-    def _was_heard(self, row: _Trade) -> bool:
-        """Whether a trade of a source happened in time that was recorded, and is not known to be missing."""
-        return _lies_in(row[0], self._margins) and not any(first <= row[3] <= last for first, last in self._missed)
+        if self._has_ids:  # ids that we lack say something of us, and nothing of the source
+            return [row for row in rows if row[3] in self._compared_ids]
+        return [row for row in rows if _lies_in(row[0], self._margins)]
 
     def find_missing(self, history: pa.Table) -> tuple[pa.Table, int]:
         """The trades of a source that are missing in the hole; and how many ids are missing that it hasn't either."""
