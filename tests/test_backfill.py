@@ -379,6 +379,7 @@ def test_a_source_that_does_not_agree_fills_nothing(
     assert outcome.rows == (16 if options else 0)
 
 
+@pytest.mark.long
 def test_what_has_not_settled_yet_is_filled_later(tmp_path: Path) -> None:
     with running_venue(VenueSettings(history=HistorySettings(settle_s=3600.0), keys=None)) as venue:
         hear_with_a_gap(tmp_path, venue)
@@ -487,6 +488,7 @@ def filled_intervals(root: Path) -> list[Interval]:
     return [one for one in load_coverage(Layout(root)).intervals("BTCUSDT") if one.state == "filled"]
 
 
+@pytest.mark.long
 def test_what_was_filled_stays_filled_when_days_are_compacted_and_closed(tmp_path: Path) -> None:
     with running_venue(VenueSettings(history=HistorySettings(), keys=None)) as venue:
         hear_with_a_gap(tmp_path, venue)
