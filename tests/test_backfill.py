@@ -418,6 +418,8 @@ def test_the_command(tmp_path: Path) -> None:
         assert "filled" in call(tmp_path, venue).stdout
         assert call(tmp_path, venue).stdout == "No gap is left to fill.\n"
     assert verify(tmp_path).account.missing_ids == 0
+    states = ingestor.read_trades(tmp_path, origin="filled", coverage=True, engine="arrow")["coverage"]
+    assert states.unique().to_pylist() == ["filled"]
     heard = ingestor.read_trades(tmp_path, columns=["trade_id", "origin"], origin="heard", engine="arrow")
     assert (heard.num_rows, heard["origin"].null_count) == (40, 40)
     assert ingestor.read_trades(tmp_path, origin="kraken", engine="arrow").num_rows == 0

@@ -1,7 +1,7 @@
 """Trades, as a caller asks for them: those of a time, and those that are being recorded."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime
 from functools import partial
 from pathlib import Path
@@ -141,11 +141,17 @@ def read_trades(
     elif not rows.num_rows:
         warn_of_unknown(layouts, chosen)
     if coverage:
-        states = read_states(layouts, rows)
-        if ORIGIN.name in rows.column_names:  # what was filled did not come at a moment of its symbol
-            states = pc.if_else(pc.is_valid(rows.column(ORIGIN.name)), "filled", states)
+        states = _read_states(layouts, rows)
         rows = (rows if picked is None else rows.select(picked)).append_column("coverage", states)
     return as_frame(rows, engine, tz)
+
+
+def _read_states(layouts: Sequence[Layout], rows: pa.Table) -> Any:
+    """The state of each row's symbol when it came; what was filled did not come then."""
+    states = read_states(layouts, rows)
+    if ORIGIN.name not in rows.column_names:
+        return states
+    return pc.if_else(pc.is_valid(rows.column(ORIGIN.name)), "filled", states)
 
 
 def _of_origin(rows: pa.Table, origin: str) -> pa.Table:
