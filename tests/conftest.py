@@ -2,8 +2,10 @@
 cost.
 """
 
+import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+import structlog
 from journals import recording_descriptors
 from requirements import find_missing
 
@@ -81,6 +84,18 @@ def _crashes_leave_no_descriptors() -> Iterator[None]:
     if threading.active_count() == 1:
         for descriptor in recording_descriptors() - before:
             os.close(descriptor)
+
+
+@pytest.fixture(autouse=True)
+def _logs_are_as_before() -> Iterator[None]:
+    """A command that runs in this process sends its log to its own stream, and knows its own secrets."""
+    root = logging.getLogger()
+    handlers, level, hooks = root.handlers[:], root.level, (sys.excepthook, threading.excepthook)
+    yield
+    if root.handlers != handlers:
+        root.handlers[:], root.level = handlers, level
+        sys.excepthook, threading.excepthook = hooks
+        structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -143,17 +143,25 @@ def _send(layout: Layout, holder: Holder, number: signal.Signals) -> None:
     """Signal the recorder of this root. Raises IngestorError where that is not for this user, or from here, to do."""
     elsewhere = f"process {holder.pid} runs elsewhere, such as in a container: ask there"
     try:
-        if system.FD_PATHS:
-            # A lock is seen across containers and machines, a pid is not: signal no process that doesn't have the lock.
-            opened = [path.stat() for path in Path(f"/proc/{holder.pid}/fd").iterdir() if path.exists()]
-            lock = layout.lock.stat()
-            if not any((one.st_dev, one.st_ino) == (lock.st_dev, lock.st_ino) for one in opened):
-                raise IngestorError(elsewhere)
+        # A lock is seen across containers and machines, a pid is not: signal no process that doesn't have the lock.
+        if system.FD_PATHS and _has_open(holder.pid, layout.lock) is False:
+            raise IngestorError(elsewhere)
         os.kill(holder.pid, number)
     except PermissionError:
         raise IngestorError(f"process {holder.pid} belongs to another user: become that user, or root") from None
-    except (FileNotFoundError, ProcessLookupError):
+    except ProcessLookupError:
         raise IngestorError(elsewhere) from None
+
+
+def _has_open(pid: int, path: Path) -> bool | None:
+    """Whether this process has this file open; None where that can't be seen: there is no such process, or it may be
+    signalled and not looked into, as that of a service from its `ExecReload=` (`PrivateUsers=`, `ProtectProc=`).
+    """
+    try:
+        opened = [one.stat() for one in Path(f"/proc/{pid}/fd").iterdir() if one.exists()]
+    except (FileNotFoundError, PermissionError):
+        return None
+    return any(os.path.samestat(one, path.stat()) for one in opened)
 
 
 @click.command(epilog=example("ingestor alerts test"))
