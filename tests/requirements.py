@@ -42,7 +42,7 @@ def require(tool: str) -> str:
 
 def find_postgres() -> Path:
     """PostgreSQL's server: Debian keeps it off the path. Raises Missing where there is none."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    found = [path for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres")) if os.access(path, os.X_OK)]
     return found[-1] if found else Path(require("postgres"))
 
 

@@ -65,7 +65,11 @@ def test_the_same_trades_are_in_every_frame_size(load: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "contender", [recorder("ingestor", "parquet"), Contender("script", script="script.py")], ids=lambda one: one.name
+    "contender",
+    [
+        pytest.param(recorder("ingestor", "parquet"), marks=pytest.mark.long, id="ingestor"),
+        pytest.param(Contender("script", script="script.py"), id="script"),
+    ],
 )
 def test_a_contender_that_writes_all_is_measured(contender: Contender, load: Path, tmp_path: Path) -> None:
     run = run_load(contender, load, 10, 1, None, tmp_path / "run")

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from recordings import make_sample
 
+pytestmark = pytest.mark.long
+
 EXAMPLE = Path(__file__).parents[1] / "examples/analysis.py"
 
 

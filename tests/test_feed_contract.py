@@ -60,7 +60,7 @@ RECEIVED_US = 1_700_000_000_123_456
 
 pytestmark = pytest.mark.parametrize("feed", [make_feed(one, "c0ffee") for one in FEEDS.values()], ids=list(FEEDS))
 anything = settings(
-    max_examples=of_tier(25, 6), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=of_tier(25, 3), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -235,7 +235,7 @@ def test_a_block_says_what_its_frames_say_one_by_one(feed: Feed, hostile: float)
 def test_a_lone_mutated_frame_is_found_in_its_block(feed: Feed, where: int) -> None:
     random = Random(where)
     good = good_frames(feed, BLOCK)
-    for _ in range(of_tier(20, 8)):
+    for _ in range(of_tier(20, 4)):
         payloads = [*good[:where], mutated(random, good[where]), *good[where + 1 :]]
         assert together(feed, payloads) == one_by_one(feed, payloads)
 

@@ -210,6 +210,7 @@ def proxy() -> Iterator[ConnectProxy]:
     thread.join()
 
 
+@pytest.mark.needs("openssl")
 def test_tls_by_a_proxy_that_wants_a_password_and_sees_neither_key_nor_frames(
     tmp_path: Path, proxy: ConnectProxy
 ) -> None:

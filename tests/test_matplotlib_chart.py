@@ -114,10 +114,15 @@ def test_columns_of_several_symbols() -> None:
     "series",
     [
         make_series("$x_{$", 30),
-        make_series(bars=1),
-        make_series(bars=10, blind=((0, 10, "shutdown"),)),
-        make_flat("FLAT", 5.0),
-        make_flat("ODD", np.nan),
+        *(
+            pytest.param(series, marks=pytest.mark.long, id=name)
+            for name, series in {
+                "one bar": make_series(bars=1),
+                "blind": make_series(bars=10, blind=((0, 10, "shutdown"),)),
+                "flat": make_flat("FLAT", 5.0),
+                "no number": make_flat("ODD", np.nan),
+            }.items()
+        ),
     ],
     ids=lambda series: series.symbol,
 )

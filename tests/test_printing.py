@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from click.testing import CliRunner
 from recordings import make_sample
+from requirements import of_tier
 
 from ingestor.cli.main import cli
 from ingestor.cli.printing import (
@@ -138,7 +139,7 @@ def test_columns_are_left_out_until_a_table_fits_the_least_missed_first() -> Non
     assert fit_table(columns, rows, ("open", "high", "n"), 5)[1] == ["open", "high", "n"]
 
 
-@pytest.mark.parametrize("command", ["head", "bars 1h", "describe", "coverage"])
+@pytest.mark.parametrize("command", of_tier(["head", "bars 1h", "describe", "coverage"], ["describe"]))
 def test_every_table_fits_eighty_columns_and_more_with_wide(command: str, tmp_path: Path) -> None:
     make_sample(tmp_path)
     narrow, wide = (

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from recorders import CRYPTO, make_rig, running
 from sessions import recording
 from simulated_venues import running_venue
@@ -14,6 +15,7 @@ from ingestor.simulator.venue import VenueSettings
 MANY = tuple(f"S{number}USDT" for number in range(1024))
 
 
+@pytest.mark.long
 def test_a_full_connection_is_asked_for_as_slowly_as_the_venue_wants(tmp_path: Path) -> None:
     """The venue ends a connection that sends more than five messages a second; these are six, and a ping."""
     settings = VenueSettings(protocol="binance", market=MarketSettings(rate=2500, seed=7))

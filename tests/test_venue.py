@@ -218,6 +218,7 @@ def test_as_fast_as_the_client_reads_is_faster_than_any_market() -> None:
         assert len(take(opened, 10_000)) >= 10_000
 
 
+@pytest.mark.long
 def test_a_client_that_does_not_read_makes_the_venue_wait_and_loses_nothing(tmp_path: Path) -> None:
     settings = VenueSettings(market=MarketSettings(rate=math.inf), truth=tmp_path / "t.jsonl")
     with running_venue(settings) as venue, socket.socket() as raw:

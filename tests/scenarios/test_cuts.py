@@ -36,7 +36,7 @@ from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.recording import prepare
 
 LAST = 1024
-STRIDE = 1 if rounds() >= 200 else of_tier(37, 149)
+STRIDE = 1 if rounds() >= 200 else of_tier(37, 397)
 """The long form cuts at every byte, the short one at some that fall on every place of an aligned word."""
 
 

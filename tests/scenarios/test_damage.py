@@ -398,7 +398,7 @@ def test_the_root_is_sound_before_it_is_damaged(player: Player) -> None:
     "name",
     [
         pytest.param(name, marks=[pytest.mark.xfail(reason=ELSEWHERE[name], strict=False)] if name in ELSEWHERE else [])
-        for name in list(KINDS)[:: of_tier(1, 4)]
+        for name in list(KINDS)[:: of_tier(1, 8)]
     ],
 )
 def test_damage(player: Player, name: str) -> None:

@@ -110,8 +110,7 @@ STAYS_MUTE = {"symbol_mute"}
 """That symbol trades no more on its connection."""
 QUICK = (
     "answer_401",
-    "answer_429",
-    "slow_handshake",
+    "answer_524",
     "close_1000",
     "reset",
     "intruder",

@@ -286,6 +286,7 @@ def _fill(disk: Path) -> Path:
 # What ends it before it begins
 
 
+@pytest.mark.long
 def test_a_second_recorder_on_a_root_names_the_first(tmp_path: Path) -> None:
     with running_venue(tmp_path) as venue:
         site = Site(tmp_path, tmp_path / "data", venue.url)
