@@ -70,7 +70,7 @@ import structlog
 from ingestor import system
 from ingestor.errors import DamagedFile, FormatTooNew, NotARecording
 from ingestor.facts import DAMAGED, STATE, Fact, RunState, decode_line, encode_line, is_sound
-from ingestor.layout import FILE_MODE, Layout, check_is_file, make_folder, sync_directory, write_whole
+from ingestor.layout import FILE_MODE, Layout, check_is_file, list_folder, make_folder, sync_directory, write_whole
 from ingestor.schema import FORMAT_VERSION
 
 _RUN_FILE = re.compile(r"(\d{6,})-\d{8}T\d{6}Z")  # format 1
@@ -136,8 +136,9 @@ def list_ledger_files(layout: Layout) -> list[LedgerFile]:
     found: dict[tuple[int, int, str], LedgerFile] = {}
     for folder in (layout.coverage, layout.ledger):
         try:
-            for path in folder.iterdir():
-                if (file := parse_ledger_name(path)) is not None and path.is_file():
+            for name in list_folder(folder):
+                path = folder / name if name.endswith(".jsonl") else None
+                if path is not None and (file := parse_ledger_name(path)) is not None and path.is_file():
                     found[file[:3]] = file
         except (FileNotFoundError, NotADirectoryError):
             continue
