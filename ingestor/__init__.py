@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ingestor.dataset.bars import read_bars
-    from ingestor.dataset.coverage import read_coverage
+    from ingestor.dataset.coverage import SymbolState, read_coverage
     from ingestor.dataset.describe import describe
     from ingestor.dataset.rejects import read_rejects
     from ingestor.dataset.trades import follow, read_trades
 
-__all__ = ["__version__", "describe", "follow", "read_bars", "read_coverage", "read_rejects", "read_trades"]
+__all__ = [
+    "SymbolState", "__version__", "describe", "follow", "read_bars", "read_coverage", "read_rejects", "read_trades",
+]  # fmt: skip
 
 _PLACES = {
+    "SymbolState": "ingestor.dataset.coverage",
     "describe": "ingestor.dataset.describe",
     "follow": "ingestor.dataset.trades",
     "read_bars": "ingestor.dataset.bars",

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,10 @@ def is_folder(name: str) -> bool:
     return (PACKAGE / name).is_dir()
 
 
-def imports(module: str, path: Path) -> set[str]:
+@cache
+def imports(module: str, path: Path) -> frozenset[str]:
     """The modules of this package that one imports anywhere: at its top, in a function, for type checking."""
-    return _imports_in(ast.walk(ast.parse(path.read_text(encoding="utf-8"))), module)
+    return frozenset(_imports_in(ast.walk(ast.parse(path.read_text(encoding="utf-8"))), module))
 
 
 def imports_of_registry(module: str, path: Path) -> set[str]:

@@ -50,6 +50,7 @@ class TestBasic:
         assert check(destination, truth) == 0
         assert destination.rows().column_names[-2:] == ["trade_id", "side"]
 
+    @pytest.mark.long
     def test_many_rows(self, place: Place) -> None:
         destination, layout = place
         truth = fill_journal(layout, segments=2, records=10, rows=ROWS // 20)

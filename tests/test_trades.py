@@ -18,6 +18,7 @@ from ingestor.dataset.compact import compact_days
 from ingestor.dataset.times import Span
 from ingestor.dataset.trades import first_trades
 from ingestor.errors import DamagedFile, FormatTooNew, NotARecording
+from ingestor.layout import locked_root
 from ingestor.ledger import Ledger
 from ingestor.schema import TRADES
 
@@ -316,3 +317,32 @@ def test_every_reader_names_a_file_that_holds_what_none_can(
     for name, read in READERS.items():
         with pytest.raises(DamagedFile, match=path.name):
             pytest.fail(f"{name} said {read(recording)}")
+
+
+def test_whoever_follows_is_told_when_silence_is_ours(tmp_path: Path) -> None:
+    recording = Recording(tmp_path / "data", ["A", "B"], started="2026-01-05T00:00")
+    recording.prove(["A", "B"], "2026-01-05T00:00")
+    recording.write(Print("2026-01-05T10:00", "A", 1, 1))
+    events = ingestor.follow(recording.layout.root, "A", "start", idle_s=0.1, events=True)
+
+    def told() -> list[object]:
+        """Up to the next turn without one."""
+        found: list[object] = []
+        while not (isinstance(event := next(events), pa.RecordBatch) and not event.num_rows):
+            found.append(event.num_rows if isinstance(event, pa.RecordBatch) else tuple(event))
+        return found
+
+    with locked_root(recording.layout):
+        assert told() == [1, ("A", "recorded", None)]
+        since = to_us("2026-01-05T11:00")
+        recording.fact("gap.opened", "2026-01-05T11:00", gap="1", cause="stall", since=since, symbol=None)
+        while not (found := told()):
+            pass
+        assert found == [("A", "blind", "stall")]
+        recording.fact("gap.closed", "2026-01-05T12:00", gap="1", cause="stall", until=since + 1, symbol=None)
+        while not (found := told()):
+            pass
+        assert found == [("A", "recorded", None)]
+    while not (found := told()):
+        pass
+    assert found == [("A", "blind", "no_recorder")]

@@ -12,12 +12,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from datetime import UTC, date, datetime, tzinfo
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import pyarrow as pa
 
 from ingestor.closed_days import list_closed_days, list_closed_symbols, read_closed_coverage
-from ingestor.coverage import IRRELEVANT, Coverage, Interval, clip, find_coverage
+from ingestor.coverage import IRRELEVANT, Coverage, Interval, clip, find_coverage, state_at
 from ingestor.dataset.arguments import Engine, Names, Roots, check_engine, find_names, find_roots
 from ingestor.dataset.times import EVER, Span, Time, day_start_ms, find_span
 from ingestor.errors import NotARecording
@@ -207,6 +207,16 @@ def read_known_coverage(
         return find_coverage([])
 
 
+class SymbolState(NamedTuple):
+    """What the silence of a symbol means from now on."""
+
+    symbol: str
+    state: str
+    """`recorded`, `blind` or `unproven`."""
+    cause: str | None
+    """Of blindness, as `read_coverage` has it; `no_recorder` where nobody records."""
+
+
 class CoverageWatch:
     """Coverage of days that are not closed, kept up to date. It assumes that what holds now holds for ever: clip it.
 
@@ -220,6 +230,8 @@ class CoverageWatch:
         self._offset = 0
         """Up to where the newest ledger is read."""
         self._coverage = find_coverage([])
+        self._judged: Coverage | None = None
+        self._states: dict[str, SymbolState] = {}
 
     def look(self) -> Coverage:
         """The same object as long as nothing has changed. Raises NotARecording, FormatTooNew, OSError."""
@@ -236,6 +248,22 @@ class CoverageWatch:
         if begun or any(not fact["fact"].startswith("segment.") for fact in news):
             self._coverage = find_coverage(self._facts, None, _FOREVER_US)
         return self._coverage
+
+    def states(self) -> dict[str, SymbolState]:
+        """How each symbol stands, as the ledger says: as of the horizon, which holds until a fact says otherwise.
+
+        Raises NotARecording, FormatTooNew, OSError.
+        """
+        coverage = self.look()
+        if coverage is not self._judged:
+            held = {
+                symbol: state_at(coverage.intervals(symbol), coverage.horizon_us - 1) for symbol in coverage.symbols
+            }
+            self._states = {
+                symbol: SymbolState(symbol, one.state, one.cause) for symbol, one in held.items() if one is not None
+            }
+            self._judged = coverage
+        return self._states
 
 
 # Symbols that are not recorded

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.dataset.arguments import Engine, Names, Roots, check_engine, check_word, find_names, find_root, find_roots
-from ingestor.dataset.coverage import read_states, warn_of_unknown
+from ingestor.dataset.coverage import CoverageWatch, SymbolState, read_states, warn_of_unknown
 from ingestor.dataset.market_rules import are_abroad, in_session, judge_rows
 from ingestor.dataset.merged import check_one_venue, read_merged_dates
 from ingestor.dataset.rows import (
@@ -29,7 +30,7 @@ from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistentl
 from ingestor.dataset.times import Span, Time, find_span, find_time
 from ingestor.errors import NotARecording
 from ingestor.journal.follower import Follower, Rows, find_journal_end
-from ingestor.layout import Layout
+from ingestor.layout import Layout, read_holder
 from ingestor.schema import ORIGIN, TRADES
 from ingestor.us_market import read_calendar
 
@@ -40,6 +41,7 @@ _POLL_S = 0.005
 _REST_POLL_S = 0.025
 """The interval where nothing has come for a second: most of the cost of a poll is then the waking up."""
 _REST_S = 1.0
+_STATES_S = 0.25
 
 
 @overload
@@ -192,12 +194,21 @@ def first_trades(root: Path, span: Span, symbols: tuple[str, ...] | None, count:
     return rows
 
 
+@overload
+def follow(root: str | Path, symbols: Names | None = ..., from_: Literal["now", "start"] | Time = ...,
+           idle_s: float | None = ..., *, events: Literal[False] = ...) -> Iterator[pa.RecordBatch]: ...  # fmt: skip
+@overload
+def follow(root: str | Path, symbols: Names | None = ..., from_: Literal["now", "start"] | Time = ...,
+           idle_s: float | None = ..., *,
+           events: Literal[True]) -> Iterator[pa.RecordBatch | SymbolState]: ...  # fmt: skip
 def follow(
     root: str | Path,
     symbols: Names | None = None,
     from_: Literal["now", "start"] | Time = "now",
     idle_s: float | None = None,
-) -> Iterator[pa.RecordBatch]:
+    *,
+    events: bool = False,
+) -> Iterator[Any]:
     """Batches of trades (schema.TRADES) in order of arrival, across rotations and restarts of the recorder, without
     end.
 
@@ -208,9 +219,11 @@ def follow(
 
     `from_`: `now`, `start` (what the journal still holds), or a time of receipt, in UTC where it names no zone.
 
-    With `idle_s` an empty batch
-    comes whenever nothing came for that long, so that the caller gets a turn. Raises NotARecording where `root` has
-    no journal, Lagged where the caller fell behind what the journal keeps, FormatTooNew.
+    With `events` a SymbolState (symbol, state, cause) comes between the batches: at first one per symbol, then one
+    within a second of each change. So the caller knows whether silence is the market's or ours, and when that is over.
+
+    With `idle_s` an empty batch comes whenever nothing came for that long, so that the caller gets a turn. Raises
+    NotARecording where `root` has no journal, Lagged where the caller fell behind what the journal keeps, FormatTooNew.
     """
     chosen = find_names(symbols)
     since = None
@@ -224,6 +237,7 @@ def follow(
         layout, find_journal_end(layout) if since is None and from_ == "now" else None, synced_only=False
     )
     warn_of_unknown([layout], chosen)
+    states = _changes_of_state(layout, chosen) if events else repeat([])
     heard_at_s = last_row_s = time.monotonic()
     while True:
         for event in follower.read():
@@ -237,7 +251,27 @@ def follow(
             if batch.num_rows:
                 yield batch
                 heard_at_s = last_row_s = time.monotonic()
+        yield from next(states)
         if idle_s is not None and time.monotonic() - heard_at_s >= idle_s:
             yield pa.RecordBatch.from_pylist([], schema=TRADES)
             heard_at_s = time.monotonic()
         time.sleep(_POLL_S if time.monotonic() - last_row_s < _REST_S else _REST_POLL_S)
+
+
+def _changes_of_state(layout: Layout, symbols: Sequence[str] | None) -> Iterator[list[SymbolState]]:
+    """Some times a second the symbols that stand otherwise than at the last look. Raises NotARecording, FormatTooNew,
+    OSError.
+    """
+    watch = CoverageWatch(layout)
+    told: dict[str, SymbolState] = {}
+    due_s = 0.0
+    while True:
+        if time.monotonic() < due_s:
+            yield []
+            continue
+        states = {symbol: one for symbol, one in watch.states().items() if symbols is None or symbol in symbols}
+        if read_holder(layout) is None:
+            states = {symbol: SymbolState(symbol, "blind", "no_recorder") for symbol in states}
+        due_s = time.monotonic() + _STATES_S
+        yield [one for symbol, one in states.items() if told.get(symbol) != one]
+        told = states

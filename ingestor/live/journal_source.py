@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
 
-from ingestor.coverage import Coverage, state_at
-from ingestor.dataset.coverage import CoverageWatch
+from ingestor.dataset.coverage import CoverageWatch, SymbolState
 from ingestor.dataset.rows import Selection
 from ingestor.dataset.snapshot import list_days, take_snapshot
 from ingestor.dataset.stream import stream_rows
@@ -38,7 +37,7 @@ class JournalSource:
         self._layout = layout
         self._batches = _follow_from_now(layout)
         self._watch = CoverageWatch(layout)
-        self._coverage: Coverage | None = None
+        self._judged: dict[str, SymbolState] | None = None
         self._states: dict[str, State] = {}
 
     def quotes(self) -> list[Quote]:
@@ -48,13 +47,10 @@ class JournalSource:
 
     def state(self) -> RecordingState:
         """Coverage as the recorder states it now, or stated at its end. Raises FormatTooNew, OSError."""
-        coverage, recording = self._watch.look(), read_holder(self._layout) is not None
-        if coverage is not self._coverage:
-            # As of the horizon: what holds there holds until the ledger says otherwise.
-            at_us = coverage.horizon_us - 1
-            last = {symbol: state_at(coverage.intervals(symbol), at_us) for symbol in coverage.symbols}
-            self._states = {symbol: State(held.state, held.cause) for symbol, held in last.items() if held is not None}
-            self._coverage = coverage
+        states, recording = self._watch.states(), read_holder(self._layout) is not None
+        if states is not self._judged:
+            self._states = {symbol: State(one.state, one.cause) for symbol, one in states.items()}
+            self._judged = states
         return RecordingState(self._states, recording)
 
     def blocks(self, stop: threading.Event) -> Iterator[TradeBlock | None]:

@@ -102,6 +102,7 @@ def test_there_is_nobody_to_reload(tmp_path: Path) -> None:
     assert "there is nobody to reload" in done.stderr
 
 
+@pytest.mark.long
 def test_ready_means_recording(tmp_path: Path) -> None:
     with running_venue(tmp_path) as venue:
         site = site_of(tmp_path, venue.url, ["AAPL"])

@@ -22,6 +22,7 @@ def segments_begun_since(layout: Layout, since_us: int) -> int:
     return sum(fact["first_received"] is not None and fact["first_received"] >= since_us for fact in closed)
 
 
+@pytest.mark.long
 def test_a_machine_that_stood_still_goes_on_with_the_same_connection(tmp_path: Path, tally: Tally) -> None:
     connection = {"silence": f"{SILENCE_S}s", "ping_interval": "1s"}
     with running_venue(tmp_path, "--rate", "500") as venue:

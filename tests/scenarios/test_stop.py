@@ -83,6 +83,7 @@ def black_hole() -> Iterator[str]:
                 sock.close()
 
 
+@pytest.mark.long
 @SIGNALS
 def test_stop_while_connecting(tmp_path: Path, number: signal.Signals) -> None:
     with black_hole() as url:
