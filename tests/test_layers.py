@@ -1,7 +1,7 @@
 """The house: a module imports only from its own folder and from lower levels, and nothing in a circle."""
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -105,7 +105,7 @@ def is_allowed(importer: str, imported: str) -> bool:
     return LEVELS[there] == LEVELS[here] and not is_folder(here) and not is_folder(there)
 
 
-def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+def circles(graph: Mapping[str, Collection[str]]) -> list[list[str]]:
     """Each way along the imports that comes back to where it began, found once or more."""
     found: list[list[str]] = []
     finished: set[str] = set()
