@@ -4,7 +4,7 @@ The analysis API reads a recording: trades, bars, coverage, rejects, a descripti
 imported when it is first asked for: `import ingestor` alone costs nothing.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
