@@ -71,7 +71,8 @@ def check(
         findings += [Finding("error", "settings", line) for line in str(error).splitlines()]
     else:
         source = config or (DEFAULT_PATH if DEFAULT_PATH.exists() else "the defaults")
-        findings.append(Finding("ok", "settings", f"{source}: {len(settings.tickers)} tickers"))
+        count = len(settings.tickers)
+        findings.append(Finding("ok", "settings", f"{source}: {count} ticker{'s' if count != 1 else ''}"))
     findings += find_key(directory, settings.feed if settings else _guess_feed(config))
     if settings:
         for find in (find_oddities, find_sink_faults, find_alert_faults, find_disk_faults):

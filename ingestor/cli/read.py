@@ -37,7 +37,7 @@ _NAMED = 5
 @options.query_options
 @options.wide_option
 @click.option(
-    "--count", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="How many trades."
+    "-n", "--count", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="How many trades."
 )
 def head(
     config: Path | None,
@@ -74,7 +74,7 @@ def head(
 @options.reading_options
 @options.tz_option
 @options.json_option
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Stop after N trades.")
+@click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="Stop after N trades.")
 def tail(
     config: Path | None,
     root: Path | None,
