@@ -215,7 +215,7 @@ class Sqlite(Destination):
         self._path = folder / "trades.sqlite"
 
     def open(self, layout: Layout, start: Cursor) -> Sink:
-        return SqliteDatabase(self._path, ROOT)
+        return SqliteDatabase(self._path, ROOT, layout)
 
     def rows(self) -> pa.Table:
         with closing(sqlite3.connect(self._path)) as database:
@@ -245,7 +245,7 @@ class Postgres(Destination):
         self.settings = PostgresSettings(url=self.server.url, schema_name=name, partition=partition)
 
     def open(self, layout: Layout, start: Cursor) -> Sink:
-        return PostgresDatabase(self.settings, self.server.password, ROOT)
+        return PostgresDatabase(self.settings, self.server.password, ROOT, layout)
 
     def rows(self) -> pa.Table:
         return _pick(self.server.select("SELECT * FROM trades ORDER BY sequence", self.settings.schema_name))

@@ -9,11 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from journals import NOON, block, make_journal, make_root, read_events, trades
+from recordings import Print, Recording
 from sink_contract import EXTRA, ROOT, Postgres, fill_journal
 from structlog.testing import capture_logs
 
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Rows
+from ingestor.layout import Layout
 from ingestor.sinks import postgres_db
 from ingestor.sinks.postgres_db import PostgresDatabase
 
@@ -33,8 +35,8 @@ def destination(postgres: Postgres, request: pytest.FixtureRequest) -> Postgres:
     return postgres
 
 
-def sink_of(destination: Postgres, root: str = ROOT) -> PostgresDatabase:
-    return PostgresDatabase(destination.settings, destination.server.password, root)
+def sink_of(destination: Postgres, layout: Layout, root: str = ROOT) -> PostgresDatabase:
+    return PostgresDatabase(destination.settings, destination.server.password, root, layout)
 
 
 class TestBasic:
@@ -65,7 +67,7 @@ class TestBasic:
         plain, extra = make_root(tmp_path / "plain"), make_root(tmp_path / "extra")
         fill_journal(plain, 1, 1, 2)
         fill_journal(extra, 1, 1, 2, run=2, schema=EXTRA)
-        with closing(sink_of(destination)) as sink:
+        with closing(sink_of(destination, plain)) as sink:
             first, second = (event for event in (*read_events(plain), *read_events(extra)) if isinstance(event, Rows))
             sink.write(first)
             sink.write(second)
@@ -73,6 +75,20 @@ class TestBasic:
             sink.tick(0.0)
             assert sink.committed() == second.at
         assert destination.query("SELECT count(*) AS rows, count(trade_id) AS ids FROM trades") == [(4, 2)]
+
+    def test_the_coverage_beside_the_trades(self, destination: Postgres, tmp_path: Path) -> None:
+        recording = Recording(tmp_path / "data", ["A"], started="2026-01-05T00:00")
+        recording.prove(["A"], "2026-01-05T00:00")
+        recording.write(Print("2026-01-06T10:00", "A", 1, 1))
+        with closing(sink_of(destination, recording.layout)) as sink:
+            [rows] = (event for event in read_events(recording.layout) if isinstance(event, Rows))
+            sink.write(rows)
+            while destination.query("SELECT max(start)::date::text AS day FROM coverage") != [("2026-01-06",)]:
+                sink.tick(0.0)
+        assert destination.query('SELECT symbol, state, start::text, "end"::text FROM coverage ORDER BY start') == [
+            ("A", "recorded", "2026-01-05 00:00:00+00", "2026-01-06 00:00:00+00"),
+            ("A", "recorded", "2026-01-06 00:00:00+00", "2026-01-06 10:00:00.1+00"),
+        ]
 
     def test_a_partition_per_date(self, destination: Postgres, tmp_path: Path) -> None:
         layout = make_root(tmp_path)
@@ -104,14 +120,14 @@ class TestKnownErrors:
         fill_journal(layout, 1, 1, 2)
         destination.carry(layout)
         with pytest.raises(SinkUnavailable, match="another root"):
-            sink_of(destination, "another")
+            sink_of(destination, layout, "another")
 
     def test_a_process_that_was_overtaken_writes_no_more(self, destination: Postgres, tmp_path: Path) -> None:
         layout = make_root(tmp_path)
         fill_journal(layout, 1, 2, 5)
         first, second = (event for event in read_events(layout) if isinstance(event, Rows))
-        with closing(sink_of(destination)) as new:
-            with closing(sink_of(destination)) as old:
+        with closing(sink_of(destination, layout)) as new:
+            with closing(sink_of(destination, layout)) as old:
                 old.write(first)
                 new.write(first)
                 new.tick(0.0)
@@ -121,9 +137,9 @@ class TestKnownErrors:
             new.tick(0.0)
         assert destination.query("SELECT count(*) FROM trades") == [(10,)]
 
-    def test_a_password_that_is_wrong_is_not_repeated(self, destination: Postgres) -> None:
+    def test_a_password_that_is_wrong_is_not_repeated(self, destination: Postgres, tmp_path: Path) -> None:
         with pytest.raises(SinkUnavailable, match="authentication failed") as caught:
-            PostgresDatabase(destination.settings, "wrong%2Fsecret", ROOT)
+            PostgresDatabase(destination.settings, "wrong%2Fsecret", ROOT, make_root(tmp_path))
         assert "secret" not in str(caught.value)
 
     def test_a_server_that_stands_still(
@@ -134,7 +150,7 @@ class TestKnownErrors:
         fill_journal(layout, 1, 1, 5)
         monkeypatch.setattr(postgres_db, "_PATIENCE_S", 1.0)
         [rows] = (event for event in read_events(layout) if isinstance(event, Rows))
-        sink = sink_of(destination)
+        sink = sink_of(destination, layout)
         [backend] = destination.server.backends
         os.kill(backend, signal.SIGSTOP)
         try:

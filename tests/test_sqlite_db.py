@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from journals import Writer, make_root, read_events, writing_descriptors
+from recordings import Print, Recording, to_us
 from sink_contract import EXTRA, ROOT, Sqlite, fill_journal
 
 from ingestor.errors import SinkUnavailable
@@ -40,7 +41,7 @@ class TestBasic:
     def test_a_reader_in_the_midst_of_a_transaction_sees_whole_batches(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path / "root")
         fill_journal(layout, 1, 2, 10)
-        sink = SqliteDatabase(tmp_path / "t.sqlite", ROOT)
+        sink = SqliteDatabase(tmp_path / "t.sqlite", ROOT, layout)
         first, second = (event for event in read_events(layout) if isinstance(event, Rows))
         sink.write(first)
         sink.tick(0.0)
@@ -62,24 +63,53 @@ class TestBasic:
         assert rows == [(None, None), (None, None), (1, "buy"), (1, None)]
 
 
+def test_the_coverage_beside_the_trades_follows_the_ledger(tmp_path: Path) -> None:
+    """A gap that began yesterday and is told today is blind on both dates, in this life of the sink and the next."""
+    recording = Recording(tmp_path / "data", ["A"], started="2026-01-05T00:00")
+    recording.prove(["A"], "2026-01-05T00:00")
+    recording.write(Print("2026-01-06T10:00", "A", 1, 1))
+    path = tmp_path / "t.sqlite"
+
+    def told(sink: SqliteDatabase) -> list[tuple[object, ...]]:
+        for _ in range(1000):  # a date per tick, up to today
+            sink.tick(0.0)
+        return query(path, 'SELECT state, cause, start, "end" FROM coverage ORDER BY start')
+
+    whole = [
+        ("recorded", None, "2026-01-05T00:00:00.000000Z", "2026-01-06T00:00:00.000000Z"),
+        ("recorded", None, "2026-01-06T00:00:00.000000Z", "2026-01-06T10:00:00.100000Z"),
+    ]
+    [rows] = (event for event in read_events(recording.layout) if isinstance(event, Rows))
+    with closing(SqliteDatabase(path, ROOT, recording.layout)) as sink:
+        sink.write(rows)
+        assert told(sink) == told(sink) == whole
+    since, until = to_us("2026-01-05T23:00"), to_us("2026-01-06T01:00")
+    recording.fact("gap.opened", "2026-01-06T00:30", gap="1", cause="stall", since=since, symbol=None)
+    recording.fact("gap.closed", "2026-01-06T01:00", gap="1", cause="stall", until=until, symbol=None)
+    with closing(SqliteDatabase(path, ROOT, recording.layout)) as sink:
+        assert [(state, cause) for state, cause, *_ in told(sink)] == [
+            ("recorded", None), ("blind", "stall"), ("blind", "stall"), ("recorded", None),
+        ]  # fmt: skip
+
+
 class TestKnownErrors:
     def test_a_database_of_another_root_is_refused(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path / "root")
         fill_journal(layout, 1, 1, 2)
         Sqlite(tmp_path).carry(layout)
         with pytest.raises(SinkUnavailable, match="another root"):
-            SqliteDatabase(tmp_path / "trades.sqlite", "another")
+            SqliteDatabase(tmp_path / "trades.sqlite", "another", layout)
         assert not [path for _, path in writing_descriptors() if path.name.startswith("trades.sqlite")]
 
     def test_a_file_that_is_no_database(self, tmp_path: Path) -> None:
         (tmp_path / "t.sqlite").write_text("not a database at all, but long enough to be looked at as one" * 20)
         with pytest.raises(SinkUnavailable, match=r"t\.sqlite"):
-            SqliteDatabase(tmp_path / "t.sqlite", ROOT)
+            SqliteDatabase(tmp_path / "t.sqlite", ROOT, make_root(tmp_path / "root"))
 
     def test_a_folder_that_cannot_be_made(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(SinkUnavailable):
-            SqliteDatabase(tmp_path / "file" / "t.sqlite", ROOT)
+            SqliteDatabase(tmp_path / "file" / "t.sqlite", ROOT, make_root(tmp_path / "root"))
 
     def test_a_database_that_was_lost_is_filled_with_what_the_journal_holds(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path / "root")
@@ -106,7 +136,7 @@ class TestCollisions:
         """Give the whole journal once more to a database that has forgotten how far it had come."""
         with closing(sqlite3.connect(path)) as database, database:
             database.execute("DELETE FROM cursor")
-        with closing(SqliteDatabase(path, ROOT)) as sink:
+        with closing(SqliteDatabase(path, ROOT, make_root(folder / "root"))) as sink:
             for event in read_events(make_root(folder / "root")):
                 if isinstance(event, Rows):
                     sink.write(event)
@@ -144,6 +174,6 @@ def test_a_segment_that_was_freed_without_it(tmp_path: Path) -> None:
         segment.unlink()
     destination.carry(layout)
     assert destination.rows()["sequence"].to_pylist()[5:] == later
-    sink = SqliteDatabase(tmp_path / "trades.sqlite", ROOT)
+    sink = SqliteDatabase(tmp_path / "trades.sqlite", ROOT, layout)
     assert sink.committed() > Cursor(2, 0)
     sink.close()

@@ -75,11 +75,11 @@ def _open(
     if name == "sqlite" and settings.sqlite is not None:
         from ingestor.sinks.sqlite_db import SqliteDatabase
 
-        return SqliteDatabase(settings.sqlite.path, root)
+        return SqliteDatabase(settings.sqlite.path, root, layout)
     if name == "postgres" and settings.postgres is not None:
         from ingestor.sinks.postgres_db import PostgresDatabase
 
-        return PostgresDatabase(settings.postgres, password, root)
+        return PostgresDatabase(settings.postgres, password, root, layout)
     if name == "redis" and settings.redis is not None:
         from ingestor.sinks.redis_db import RedisStreams
 

@@ -23,6 +23,8 @@ from ingestor.config.sections import PostgresSettings
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
 from ingestor.journal.segment import Cursor
+from ingestor.layout import Layout
+from ingestor.sinks.coverage_days import CoverageDays
 
 log = structlog.get_logger()
 
@@ -40,19 +42,26 @@ _LINK = {
 """libpq's options where the address doesn't give them: a host that is gone is noticed in seconds."""
 _LIMITS = ("SET lock_timeout = '10s'", "SET statement_timeout = '25s'", "SET TIME ZONE 'UTC'")
 _PLACES = 'CREATE TABLE IF NOT EXISTS cursor (root text PRIMARY KEY, segment bigint, "offset" bigint)'
+_COVERAGE = """
+CREATE TABLE IF NOT EXISTS coverage
+    (symbol text, state text, cause text, start timestamptz, "end" timestamptz, proof text, source text)
+"""
 _REPLACEMENT = "\ufffd"
 """PostgreSQL's text takes no U+0000."""
 
 
 class PostgresDatabase:
-    """An open link, and the tables `trades` and `cursor` of one schema. What is written is committed at the next tick.
-    After an error the link is of no use any more.
+    """An open link, and the tables `trades`, `coverage` and `cursor` of one schema.
+
+    What is written is committed at the next tick. After an error the link is of no use any more.
     """
 
     name = "postgres"
 
-    def __init__(self, settings: PostgresSettings, password: str | None, root: str) -> None:
-        """Make what is missing. Raises SinkUnavailable, also where the schema holds another root's recording."""
+    def __init__(self, settings: PostgresSettings, password: str | None, root: str, layout: Layout) -> None:
+        """Make what is missing. `layout`: whose coverage it is to have. Raises SinkUnavailable, also where the schema
+        holds another root's recording.
+        """
         self._settings = settings
         self._password = password
         self._root = root
@@ -74,12 +83,16 @@ class PostgresDatabase:
                     f"CREATE SCHEMA IF NOT EXISTS {schema}",
                     f"SET search_path = {schema}",
                     _PLACES,
+                    _COVERAGE,
+                    "CREATE INDEX IF NOT EXISTS coverage_by_time ON coverage (symbol, start)",
                 ):
                     cursor.execute(command)
                 cursor.execute("INSERT INTO cursor VALUES ($1, 0, 0) ON CONFLICT DO NOTHING", (root,))  # one to lock
                 self._link.commit()
                 cursor.execute('SELECT root, segment, "offset" FROM cursor')
                 places = {key: Cursor(*place) for key, *place in cursor.fetchall()}
+                cursor.execute('SELECT max(start), max("end") FROM coverage')
+                [told] = cursor.fetchall()
                 self._link.commit()
             if places.keys() - {root}:
                 raise SinkUnavailable(
@@ -90,6 +103,8 @@ class PostgresDatabase:
             self.close()
             raise
         self._at = self._committed = places[root]
+        self._received_us = 0
+        self._coverage = CoverageDays(layout, *told)
 
     def write(self, rows: Rows) -> None:
         if rows.batch.num_rows:
@@ -98,6 +113,7 @@ class PostgresDatabase:
             self._waiting.append(rows.batch)
             self._rows += rows.batch.num_rows
         self._at = rows.at
+        self._received_us = rows.last_received_us
         if self._rows >= _ROWS_A_TRANSACTION:
             self._commit()
 
@@ -106,10 +122,13 @@ class PostgresDatabase:
 
     def end_segment(self, end: SegmentEnd) -> None:
         self._at = end.at
+        self._coverage.segment_ended()
 
     def tick(self, now_s: float) -> None:  # noqa: ARG002  the Sink's signature
         if self._at != self._committed:
             self._commit()
+        if (found := self._coverage.take(self._received_us)) is not None:
+            self._replace_coverage(*found)
 
     def committed(self) -> Cursor:
         return self._committed
@@ -135,6 +154,12 @@ class PostgresDatabase:
             self._link.commit()
         self._committed = self._at
         self._waiting, self._rows = [], 0
+
+    def _replace_coverage(self, day: date, rows: pa.Table) -> None:
+        with self._translated(), self._link.cursor() as cursor:
+            cursor.execute(f"DELETE FROM coverage WHERE start >= '{day}' AND start < '{day + timedelta(1)}'")  # noqa: S608
+            cursor.adbc_ingest("coverage", rows, mode="append", db_schema_name=self._settings.schema_name)
+            self._link.commit()
 
     def _lock_place(self, cursor: Any) -> None:
         """Nobody else has carried this root's rows on since: a process that hung, say, and came back."""

@@ -5,6 +5,7 @@ that collides with another one is an error, and neither is lost.
 import contextlib
 import sqlite3
 from collections.abc import Iterator
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,30 @@ import pyarrow.compute as pc
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
 from ingestor.journal.segment import Cursor
+from ingestor.layout import Layout
+from ingestor.sinks.coverage_days import CoverageDays
 
 _PATIENCE_S = 5.0
 _ROWS_A_TRANSACTION = 50_000
+_COVERAGE = """
+CREATE TABLE IF NOT EXISTS coverage
+    (symbol TEXT, state TEXT, cause TEXT, start TEXT, "end" TEXT, proof TEXT, source TEXT)
+"""
 
 
 class SqliteDatabase:
-    """An open database with the table `trades`, readable by others at any time (WAL). Times are ISO text in UTC.
+    """An open database with the tables `trades` and `coverage`, readable by others at any time (WAL). Times are ISO
+    text in UTC.
 
     What is written is committed at the next tick. After an error the link is of no use any more.
     """
 
     name = "sqlite"
 
-    def __init__(self, path: Path, root: str) -> None:
-        """Make what is missing. Raises SinkUnavailable, also where the database holds another root's recording."""
+    def __init__(self, path: Path, root: str, layout: Layout) -> None:
+        """Make what is missing. `layout`: whose coverage it is to have. Raises SinkUnavailable, also where the database
+        holds another root's recording.
+        """
         with _translated(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None)
@@ -44,15 +54,21 @@ class SqliteDatabase:
                     "CREATE TABLE IF NOT EXISTS cursor (root TEXT PRIMARY KEY, segment INT, offset INT)"
                 )
                 places = {key: Cursor(*place) for key, *place in self._database.execute("SELECT * FROM cursor")}
+                self._database.execute(_COVERAGE)
+                self._database.execute("CREATE INDEX IF NOT EXISTS coverage_by_time ON coverage (symbol, start)")
+                [told] = self._database.execute('SELECT max(start), max("end") FROM coverage')
             if places.keys() - {root}:
                 raise SinkUnavailable(f"{path} holds another root's recording: one database per root")
         except SinkUnavailable:
             self.close()
             raise
         self._at = self._committed = places.get(root, Cursor(0, 0))
+        self._received_us = 0
+        self._coverage = CoverageDays(layout, *(datetime.fromisoformat(one) if one else None for one in told))
 
     def write(self, rows: Rows) -> None:
         self._at = rows.at
+        self._received_us = rows.last_received_us
         if not rows.batch.num_rows:
             return
         with _translated(self._path):
@@ -73,10 +89,13 @@ class SqliteDatabase:
 
     def end_segment(self, end: SegmentEnd) -> None:
         self._at = end.at
+        self._coverage.segment_ended()
 
     def tick(self, now_s: float) -> None:  # noqa: ARG002  the Sink's signature
         if self._at != self._committed:
             self._commit()
+        if (found := self._coverage.take(self._received_us)) is not None:
+            self._replace_coverage(*found)
 
     def committed(self) -> Cursor:
         return self._committed
@@ -114,6 +133,15 @@ class SqliteDatabase:
             self._database.execute("COMMIT")
         self._committed = self._at
         self._waiting = 0
+
+    def _replace_coverage(self, day: date, rows: pa.Table) -> None:
+        values = list(zip(*(_as_sql(column.combine_chunks()).to_pylist() for column in rows.columns), strict=True))
+        with _translated(self._path):
+            self._database.execute("BEGIN IMMEDIATE")
+            span = (day.isoformat(), (day + timedelta(1)).isoformat())
+            self._database.execute("DELETE FROM coverage WHERE start >= ? AND start < ?", span)
+            self._database.executemany("INSERT INTO coverage VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            self._database.execute("COMMIT")
 
     def _fit_table(self, schema: pa.Schema) -> None:
         """Make the table, or the columns of a feed's own that it hasn't yet."""

@@ -1,0 +1,86 @@
+"""The coverage of a recording, one UTC date after the other, for a database that keeps it beside the trades."""
+
+from datetime import UTC, date, datetime, timedelta
+
+import pyarrow as pa
+import structlog
+
+from ingestor.closed_days import list_closed_days, read_closed_coverage
+from ingestor.coverage import IRRELEVANT, clip, find_coverage
+from ingestor.errors import IngestorError, NotARecording
+from ingestor.layout import Layout
+from ingestor.ledger import DAY_US, list_ledger_files, read_open_facts
+from ingestor.schema import RECEIVED_AT
+
+log = structlog.get_logger()
+
+ROWS = pa.schema(
+    [
+        ("symbol", pa.string()), ("state", pa.string()), ("cause", pa.string()), ("start", RECEIVED_AT),
+        ("end", RECEIVED_AT), ("proof", pa.string()), ("source", pa.string()),
+    ]
+)  # fmt: skip
+"""As `read_coverage` has them."""
+_EPOCH = date(1970, 1, 1)
+
+_DAY = timedelta(1)
+
+
+class CoverageDays:
+    """What a table of coverage lacks. Facts reach back over a midnight, so the two newest dates are given again after
+    each segment and at each start; older ones are final, unless a backfill changes them.
+    """
+
+    def __init__(self, layout: Layout, start: datetime | None, end: datetime | None) -> None:
+        """`start` and `end`: the newest that the table has."""
+        self._layout = layout
+        self._next = None if start is None else start.astimezone(UTC).date() - _DAY
+        self._until_us = 0 if end is None else (end - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) - 1
+        """What was said up to here holds: the database had the trades."""
+        self._looked = False
+
+    def segment_ended(self) -> None:
+        """There is news, as of every segment."""
+        self._looked = False
+
+    def take(self, received_us: int) -> tuple[date, pa.Table] | None:
+        """The next date and its rows, which replace those of the table; None: it is as the ledger is.
+
+        `received_us`: the receipt of the newest trade that the database has. What can't be read is logged, and tried
+        again after the next segment.
+        """
+        if self._looked:
+            return None
+        try:
+            today = datetime.now(UTC).date()
+            if self._next is None:
+                self._next = self._first(today)
+            if self._next > today:
+                self._next, self._looked = today - _DAY, True
+                return None
+            day, self._next = self._next, self._next + _DAY
+            return day, self._read(day, received_us)
+        except NotARecording:  # nobody has begun it yet
+            self._looked = True
+        except (IngestorError, OSError) as error:
+            log.warning("coverage.unreadable", error=str(error))
+            self._looked = True
+        return None
+
+    def _read(self, day: date, received_us: int) -> pa.Table:
+        closed = read_closed_coverage(self._layout, None, day, day)
+        coverage = find_coverage(
+            read_open_facts(self._layout, IRRELEVANT), None, max(received_us, self._until_us), closed
+        )
+        start_us = (day - _EPOCH).days * DAY_US
+        rows = [
+            one for symbol in coverage.symbols for one in clip(coverage.intervals(symbol), start_us, start_us + DAY_US)
+        ]
+        columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in ROWS]
+        return pa.table(dict(zip(ROWS.names, columns, strict=True)), ROWS)
+
+    def _first(self, today: date) -> date:
+        """The date on which the recording began."""
+        closed = list_closed_days(self._layout)[:1]
+        began = [date.fromisoformat(file.day) for file in list_ledger_files(self._layout) if file.day]
+        return min([today, *closed, *began])
