@@ -46,8 +46,8 @@ class CoverageDays:
     def take(self, received_us: int) -> tuple[date, pa.Table] | None:
         """The next date and its rows, which replace those of the table; None: it is as the ledger is.
 
-        `received_us`: the receipt of the newest trade that the database has. What can't be read is logged, and tried
-        again after the next segment.
+        `received_us`: the receipt of the newest trade that the database has. A date that can't be read is logged and
+        passed over.
         """
         if self._looked:
             return None
@@ -58,14 +58,17 @@ class CoverageDays:
             if self._next > today:
                 self._next, self._looked = today - _DAY, True
                 return None
-            day, self._next = self._next, self._next + _DAY
-            return day, self._read(day, received_us)
-        except NotARecording:  # nobody has begun it yet
+            day = self._next
+            rows = self._read(day, received_us)
+            self._next = day + _DAY
+        except (NotARecording, FileNotFoundError):  # nobody has begun it yet, or a day is closed at this moment
             self._looked = True
+            return None
         except (IngestorError, OSError) as error:
             log.warning("coverage.unreadable", error=str(error))
-            self._looked = True
-        return None
+            self._next = None if self._next is None else self._next + _DAY
+            return None
+        return day, rows
 
     def _read(self, day: date, received_us: int) -> pa.Table:
         closed = read_closed_coverage(self._layout, None, day, day)
