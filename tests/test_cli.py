@@ -619,3 +619,16 @@ def test_a_file_is_read_under_the_symbols_where_there_is_one(folder: Path) -> No
     (folder / "config/ingestor.yaml").write_text("tickers: [A]\nstorage: {root: mine}\n")
     settings = settings_from(None, Flags(symbols=("B",)))
     assert (settings.tickers, settings.storage.root) == (("B",), Path("mine"))
+
+
+def test_what_is_logged_goes_to_stderr_in_every_command(tmp_path: Path) -> None:
+    """A lock that can't be had is logged by the one who asks for it."""
+    program = (
+        "import sys, structlog\n"
+        "from ingestor.cli import main as cli\n"
+        "import ingestor.cli.status as status\n"
+        "status.status.callback = lambda **_: structlog.get_logger().warning('told', secret=1)\n"
+        "cli.main(['status'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.stdout, "told" in done.stderr) == ("", True), done.stderr

@@ -24,6 +24,7 @@ from recordings import Print, Recording
 from requirements import require
 from servers import RedisServer
 
+from ingestor import system
 from ingestor.config.sections import RedisSettings
 from ingestor.feeds import Frames
 from ingestor.feeds.finnhub import Finnhub
@@ -722,6 +723,7 @@ def test_a_request_that_comes_byte_by_byte_is_given_up(server: Server) -> None:
 
 @pytest.mark.long
 def test_far_too_many_connections_are_cut_off_and_prices_go_on(market: Market) -> None:
+    system.allow_open_files(4096)  # 500 here, beside what the tests before have left open
     with running_serve(market.root, "--max-clients", "1") as server, ExitStack() as stack:
         good, before = server.subscriber("AAPL"), server.memory_bytes
         crowd = [stack.enter_context(socket.create_connection(server.address, PATIENCE_S)) for _ in range(500)]

@@ -339,3 +339,9 @@ def test_a_published_data_set_is_a_recording(stopped: Path, tmp_path: Path) -> N
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     assert f"{path.relative_to(into)}: SHA-256" in invoke(into, "verify")[1]
+
+
+def test_nothing_is_no_data_set(stopped: Path, tmp_path: Path) -> None:
+    into = tmp_path / "published"
+    code, _ = invoke(stopped / "data", "publish", "--to", str(into), "--symbols", "AAPL", "--end", "2020-01-01")
+    assert (code, into.exists()) == (1, False)

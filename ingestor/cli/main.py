@@ -110,8 +110,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     For a process of its own: where no argument is the name of a command that needs them, it can't import numpy and
     pandas afterwards.
     """
-    if not WITH_NUMPY & set(sys.argv[1:] if arguments is None else arguments):
+    words = set(sys.argv[1:] if arguments is None else arguments)
+    if not WITH_NUMPY & words:
         refuse_unused()
+    if words & COMMANDS.keys():  # until a command says otherwise: what is logged goes to stderr, data alone to stdout
+        from ingestor.logs import configure_logs
+
+        configure_logs("warning", "auto", [])
     # A terminal or file that knows few letters gets the others escaped; one that is closed is an error when written to,
     # and none to a command that prints nothing.
     if sys.stdout is None:

@@ -10,12 +10,13 @@ import click
 import pyarrow as pa
 
 from ingestor.cli.merge import merge_roots
-from ingestor.cli.options import example, query_options, read_span, root_from
+from ingestor.cli.options import example, query_options, read_span, root_from, warn_of_nothing
 from ingestor.cli.printing import format_bytes, format_json
 from ingestor.closed_days import COVERAGE_FILE, list_day_files, make_manifest
 from ingestor.dataset.rows import known_schema
 from ingestor.dataset.snapshot import date_folder, list_names, open_recording, parse_days, take_snapshot
 from ingestor.dataset.times import EVER, to_span
+from ingestor.errors import IngestorError
 from ingestor.history import read_history
 from ingestor.layout import Layout, list_folder
 
@@ -65,6 +66,10 @@ def publish(
         shutil.rmtree(folder)
     venue = read_history(source).venue or read_history(source).feed or "a venue"
     rows, size = _describe(target, venue, terms)
+    if not rows:
+        shutil.rmtree(into)
+        warn_of_nothing(source.root, symbols, tz)
+        raise IngestorError("there is nothing to publish: no trades of these symbols in that time")
     if as_json:
         click.echo(format_json({"folder": str(into), "trades": rows, "bytes": size}))
         return

@@ -30,6 +30,7 @@ NOT_WALKED = {
     ("docs/record.md", "Other venues"): "wants these venues: tests/scenarios/test_feeds.py",
     ("docs/container.md", "Run it"): "wants a container engine: tests/scenarios/test_container.py",
     ("docs/container.md", "Compose"): "wants Docker: tests/test_container_files.py",
+    ("docs/repair.md", "Fill gaps from a venue's history"): "wants a venue with a history: tests/test_backfill.py",
     ("docs/scale.md", "Two recorders, one truth"): "wants two recorders: tests/test_merged_roots.py",
     ("docs/scale.md", "Divide symbols between machines"): "wants three machines: tests/scenarios/test_shards.py",
 }
@@ -44,6 +45,9 @@ ELSEWHERE = {
     r"^ingestor serve .*--public-key": "wants keys of yours: tests/test_live_access.py",
     r"--symbols AAPL,MSFT,BINANCE:BTCUSDT": "a second venue on one port: tests/test_truth.py",
     r"^ingestor symbols": "asks these venues: tests/test_venue_presets.py",
+    r"^ingestor stop": "wants the recorder before it: tests/test_daemon.py",
+    r"^ingestor alerts": "wants receivers of yours: tests/test_alerts.py",
+    r"s3://": "wants a bucket: tests/scenarios/test_copies.py",
     r"^git pull": "wants a newer version",
     r"^sudo (?!/opt/finnhub-ingestor/bin/(ingestor|pip install --upgrade))": "tests/scenarios/test_service.py",
 }
