@@ -22,8 +22,8 @@ from ingestor.sinks.retention_slots import Lags, read_place
 
 pytestmark = pytest.mark.alone
 
-TRADES_SENT = 200_000
-RATE = 40_000
+TRADES_SENT = 100_000
+RATE = 20_000
 KILLS = 2
 SEALED = 20
 """Segments, while a destination is down."""
