@@ -29,7 +29,7 @@ demo: $(VENV)/.analysis ## Record a simulated venue for 20 s and show the result
 test: $(VENV)/.dev ## The quick tier of the tests: every module, a short round of each kind of scenario
 	$(IN_TMP) $(QUICK) $(REMOVE_TMP)
 
-check: $(VENV)/.dev $(VENV)/.docs ## Format, lint, types, all tests in full with branch coverage: a quarter of an hour
+check: $(VENV)/.dev $(VENV)/.docs ## Format, lint, types, all tests in full with branch coverage: half an hour
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
