@@ -44,6 +44,8 @@ SENTENCES = {
 }
 """What a terminal shows of the facts that everybody sees: sentences. Other facts show their fields."""
 _OURS = "ingestor"
+_KEYS = ("FINNHUB_API_KEY", "FEED_API_KEY", "FEED_API_SECRET", "ALPACA_API_SECRET_KEY")
+"""Of the environment: whoever sets up a log without a word of secrets has these taken out."""
 _VALUE_MAX = 2000
 _LINES_A_MINUTE, _LINES_A_DAY = 100, 10_000
 """Of one kind; more than that in a day, and one per minute."""
@@ -88,7 +90,7 @@ def configure_logs(
     Returns what takes the secrets out, for text that doesn't go through the log.
     """
     stream = sys.stderr if stream is None else stream
-    redact = Redactor(secrets)
+    redact = Redactor([*secrets, *_keys_in_environment()])
     handler = _RedactedLines(stream, redact)
     handler.setFormatter(_formatter(stream, format))
     root = logging.getLogger()
@@ -117,7 +119,11 @@ def redactor_in_force() -> Redactor:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _RedactedLines):
             return handler.redact
-    return Redactor([os.environ.get(name, "").strip() for name in ("FINNHUB_API_KEY", "FEED_API_KEY")])
+    return Redactor(_keys_in_environment())
+
+
+def _keys_in_environment() -> list[str]:
+    return [os.environ.get(name, "").strip() for name in _KEYS]
 
 
 def _shared() -> list[Processor]:
