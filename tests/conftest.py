@@ -76,12 +76,12 @@ def _children() -> list[int]:
 @pytest.fixture(autouse=True)
 def _crashes_leave_no_descriptors() -> Iterator[None]:
     """A crash is often played by dropping a journal, a follower or a ledger as it stands. The kernel would close their
-    descriptors: so do we, or some hundred tests would take all that a process may have. Not while another thread runs,
-    which may close its own at this very moment.
+    descriptors: so do we, or some hundred tests would take all that a process may have. Not while a thread of the test
+    runs, which may close its own at this very moment; one that was there before (a worker has one) holds none.
     """
-    before = recording_descriptors()
+    before, threads = recording_descriptors(), set(threading.enumerate())
     yield
-    if threading.active_count() == 1:
+    if threads.issuperset(threading.enumerate()):
         for descriptor in recording_descriptors() - before:
             os.close(descriptor)
 

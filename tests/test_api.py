@@ -1,6 +1,7 @@
 """`import ingestor`: light, whole, and each function's example is true."""
 
 import doctest
+import os
 import subprocess
 import sys
 from datetime import UTC, date, datetime
@@ -203,6 +204,15 @@ def test_follow_takes_the_same_times(time: Any, sample: Path) -> None:
     assert next(ingestor.follow(sample / "data", from_=time, idle_s=0.1)) is not None
     with pytest.raises(ValueError, match="is a number"):
         next(ingestor.follow(sample / "data", from_=5))  # type: ignore[call-overload]
+
+
+def test_who_stops_following_holds_no_file(sample: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208  names only
+    batches = ingestor.follow(sample / "data", from_="start", idle_s=0.1)
+    assert next(batches).num_rows
+    assert set(os.listdir("/proc/self/fd")) - before  # noqa: PTH208
+    del batches
+    assert set(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208
 
 
 def test_a_numpy_time_is_the_moment_it_says(sample: Path) -> None:

@@ -1,5 +1,6 @@
 """Trades, as a caller asks for them: those of a time, and those that are being recorded."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime
@@ -239,23 +240,24 @@ def follow(
     warn_of_unknown([layout], chosen)
     states = _changes_of_state(layout, chosen) if events else repeat([])
     heard_at_s = last_row_s = time.monotonic()
-    while True:
-        for event in follower.read():
-            if not isinstance(event, Rows):
-                continue
-            batch = event.batch
-            if chosen is not None:
-                batch = batch.filter(pc.is_in(batch.column("symbol"), pa.array(chosen, pa.string())))
-            if since is not None:
-                batch = batch.filter(pc.greater_equal(batch.column("received_at"), since))
-            if batch.num_rows:
-                yield batch
-                heard_at_s = last_row_s = time.monotonic()
-        yield from next(states)
-        if idle_s is not None and time.monotonic() - heard_at_s >= idle_s:
-            yield pa.RecordBatch.from_pylist([], schema=TRADES)
-            heard_at_s = time.monotonic()
-        time.sleep(_POLL_S if time.monotonic() - last_row_s < _REST_S else _REST_POLL_S)
+    with contextlib.closing(follower):
+        while True:
+            for event in follower.read():
+                if not isinstance(event, Rows):
+                    continue
+                batch = event.batch
+                if chosen is not None:
+                    batch = batch.filter(pc.is_in(batch.column("symbol"), pa.array(chosen, pa.string())))
+                if since is not None:
+                    batch = batch.filter(pc.greater_equal(batch.column("received_at"), since))
+                if batch.num_rows:
+                    yield batch
+                    heard_at_s = last_row_s = time.monotonic()
+            yield from next(states)
+            if idle_s is not None and time.monotonic() - heard_at_s >= idle_s:
+                yield pa.RecordBatch.from_pylist([], schema=TRADES)
+                heard_at_s = time.monotonic()
+            time.sleep(_POLL_S if time.monotonic() - last_row_s < _REST_S else _REST_POLL_S)
 
 
 def _changes_of_state(layout: Layout, symbols: Sequence[str] | None) -> Iterator[list[SymbolState]]:
