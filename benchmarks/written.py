@@ -1,11 +1,12 @@
 """Counts what a contender has written, from its files alone.
 
-    python benchmarks/written.py parquet|csv|sqlite|journal PATH
+    python benchmarks/written.py parquet|csv|sqlite|root PATH
 
 Prints `{"rows": …, "volume": …, "bytes": …}`: how many trades, their volumes added up, and the size of the files.
-Of a recorder's root, `journal` counts what its segments hold.
+Of a recorder's root, `root` counts what its segments and its Parquet files hold together, each row once.
 """
 
+import contextlib
 import json
 import sqlite3
 import sys
@@ -22,7 +23,7 @@ from ingestor.layout import Layout, list_segments
 
 
 def main(kind: str, path: str) -> None:
-    count = {"parquet": count_parquet, "csv": count_csv, "sqlite": count_sqlite, "journal": count_journal}[kind]
+    count = {"parquet": count_parquet, "csv": count_csv, "sqlite": count_sqlite, "root": count_root}[kind]
     rows, volume, size = count(Path(path))
     print(json.dumps({"rows": rows, "volume": volume, "bytes": size}))
 
@@ -45,12 +46,18 @@ def count_sqlite(path: Path) -> tuple[int, float, int]:
     return rows, volume, path.stat().st_size
 
 
-def count_journal(root: Path) -> tuple[int, float, int]:
+def count_root(root: Path) -> tuple[int, float, int]:
     layout = Layout(root)
-    segments = [file.path for file in list_segments(layout)]
-    follower = Follower(layout, None, synced_only=False)
-    volumes = (event.batch.column("volume") for event in follower.read() if isinstance(event, Rows))
-    return *totals(volumes), size_of(segments)
+    sealed = files_of(layout.trades, "*.parquet")
+    columns = ["sequence", "volume"]
+    held = [pq.ParquetFile(file).read(columns) for file in sealed]
+    with contextlib.closing(Follower(layout, None, synced_only=False)) as follower:
+        held += [pa.table(event.batch).select(columns) for event in follower.read() if isinstance(event, Rows)]
+    # A segment that is sealed may still be in the journal.
+    rows = pa.concat_tables(held).group_by("sequence").aggregate([("volume", "max")])
+    return *totals(iter(rows.column("volume_max").chunks)), size_of(
+        [*sealed, *(file.path for file in list_segments(layout))]
+    )
 
 
 def files_of(path: Path, pattern: str) -> list[Path]:
