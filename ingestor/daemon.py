@@ -17,6 +17,7 @@ from ingestor.config.sections import StorageSettings
 from ingestor.dataset.maintenance import MaintenanceLoop
 from ingestor.errors import ConfigError, ConservationViolated, IngestorError, RootDeleted, RowsUnsaved
 from ingestor.layout import Layout, RootLock, locked_root, remove_tree
+from ingestor.lean import FreeMemory
 from ingestor.metrics import Conservation, Counts
 from ingestor.operations.alerts import AlertProcess, make_alert_process
 from ingestor.operations.collector import Watch
@@ -202,6 +203,7 @@ class Daemon:
         )  # fmt: skip
         self._maintenance_worker = Worker("upkeep", self._maintenance.run, self._ended)
         self._service = Service(Notifier())
+        self._memory = FreeMemory()
         self._disk_low = False
 
     def run(self, lock: RootLock) -> Conservation:
@@ -248,6 +250,7 @@ class Daemon:
         """One turn of the main thread, twice per second."""
         self._watch.tick(now_s)
         self._report.tick(now_s)
+        self._memory.tick(now_s)
         if self._alerts:
             self._alerts.tick(now_s)
         # The thread that is furthest behind feeds the watchdog, by its own progress: none may hide behind another.

@@ -1,7 +1,9 @@
-"""A process that refuses what it never uses works on columns as before, and has none of it."""
+"""A process that refuses what it never uses works on columns as before, and holds no memory that it does not need."""
 
 import subprocess
 import sys
+
+import pytest
 
 WORK = """
 import sys
@@ -29,3 +31,29 @@ def test_columns_without_what_is_not_used() -> None:
         "this process does without pandas",
         "this process does without rich",
     ]
+
+
+FREED = """
+import re
+from ingestor import lean
+lean.refuse_unused()
+lean.use_system_allocator()
+import pyarrow as pa
+def own_kb():
+    with open("/proc/self/smaps_rollup") as file:
+        return int(re.search(r"^Private_Dirty: +(\\d+)", file.read(), re.M)[1])
+memory, before = lean.FreeMemory(), own_kb()
+held = [pa.repeat(1, 8000) for _ in range(1000)]  # 64 MB in pieces that the heap keeps when they are freed
+kept = held[-1]
+full = own_kb()
+del held
+freed = own_kb()
+memory.tick(0.0)
+print(pa.default_memory_pool().backend_name, full - before > 50_000, freed - before > 50_000, own_kb() - before < 8000)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc and the C library's malloc_trim are Linux's")
+def test_what_is_freed_goes_back_to_the_system() -> None:
+    done = subprocess.run([sys.executable, "-c", FREED], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["system", "True", "True", "True"]

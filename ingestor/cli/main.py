@@ -19,7 +19,7 @@ import click
 
 import ingestor
 from ingestor.errors import IngestorError
-from ingestor.lean import refuse_unused
+from ingestor.lean import refuse_unused, use_system_allocator
 from ingestor.texts import escape
 
 COMMANDS = {
@@ -113,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = set(sys.argv[1:] if arguments is None else arguments)
     if not WITH_NUMPY & words:
         refuse_unused()
+    if "run" in words:
+        use_system_allocator()
     if words & COMMANDS.keys():  # until a command says otherwise: what is logged goes to stderr, data alone to stdout
         from ingestor.logs import configure_logs
 

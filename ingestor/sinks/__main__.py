@@ -13,7 +13,7 @@ import structlog
 
 from ingestor.errors import DamagedFile
 from ingestor.layout import Layout, open_own, try_lock
-from ingestor.lean import refuse_unused
+from ingestor.lean import FreeMemory, refuse_unused
 from ingestor.logs import configure_logs
 from ingestor.sinks.destinations import make_external_workers
 from ingestor.sinks.process import SinkSetup
@@ -49,8 +49,9 @@ def main(pipe: BinaryIO) -> int:
     threads = [threading.Thread(target=worker.run, name=worker.name, daemon=True) for worker in workers]
     for thread in threads:
         thread.start()
+    memory = FreeMemory()
     while all(thread.is_alive() for thread in threads) and not _has_ended(pipe, _LOOK_S):
-        pass
+        memory.tick(time.monotonic())
     stop.set()
     deadline_s = time.monotonic() + handover.stop_timeout
     for thread in threads:
