@@ -8,9 +8,11 @@ from journals import trades
 from requirements import of_tier
 
 from ingestor.capture.stream_state import BOUNDS_S, Delays
+from ingestor.capture.validate import FEW
 
 NEAR_BOUNDS = st.sampled_from(BOUNDS_S).flatmap(lambda s: st.integers(round(s * 1e6) - 1, round(s * 1e6) + 1))
-DELAYS_US = st.lists(NEAR_BOUNDS | st.integers(-5_000_000, 400_000_000), max_size=20)
+FEW_US = st.lists(NEAR_BOUNDS | st.integers(-5_000_000, 400_000_000), max_size=20)
+DELAYS_US = FEW_US | FEW_US.map(lambda delays: delays * FEW)
 
 
 def block(delays_us: list[int]) -> pa.RecordBatch:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from reference_decoder import insane
 from requirements import of_tier
 
-from ingestor.capture.validate import Validated, validate
+from ingestor.capture.validate import FEW, Validated, validate
 from ingestor.schema import VENUE_TRADES
 
 NOW_US = 1_700_000_000_000_999
@@ -28,10 +28,13 @@ def reason(**values: object) -> str | None:
     """Why a trade is rejected that is good but for these values, having checked its good neighbours stay."""
     odd = tuple((dict(zip(VENUE_TRADES.names, GOOD, strict=True)) | values).values())
     verdict = validate(batch([GOOD, odd, GOOD]), NOW_US)
+    many = validate(batch([GOOD, odd, *[GOOD] * FEW]), NOW_US)
+    assert many.rejected == verdict.rejected
     if verdict == Validated(None, []):
         return None
     assert verdict.kept is not None
-    assert verdict.kept.to_pylist() == [True, False, True]
+    assert many.kept is not None
+    assert many.kept.to_pylist()[:3] == verdict.kept.to_pylist() == [True, False, True]
     ((row, why),) = verdict.rejected
     assert row == 1
     return why
@@ -133,7 +136,10 @@ ROWS = st.tuples(
 )
 
 
-@given(st.lists(st.just(GOOD) | ROWS, max_size=20), st.sampled_from([NOW_US, 0, 2**62]))
+@given(
+    st.lists(st.just(GOOD) | ROWS, max_size=20).flatmap(lambda rows: st.sampled_from([rows, [GOOD] * FEW + rows])),
+    st.sampled_from([NOW_US, 0, 2**62]),
+)
 @settings(max_examples=of_tier(300, 50), deadline=None)
 def test_validate_says_what_the_reference_says(rows: list[Row], now_us: int) -> None:
     trades = batch(rows)

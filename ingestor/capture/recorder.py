@@ -14,7 +14,7 @@ from ingestor.capture.buffer import Buffer, FrameBlock
 from ingestor.capture.id_watch import IdWatch
 from ingestor.capture.rejects import Refused, Rejects, find_refused
 from ingestor.capture.stream_state import Delays, Observed, Observer
-from ingestor.capture.validate import AHEAD_US, Deduplicator, Validated, validate
+from ingestor.capture.validate import AHEAD_US, FEW, Deduplicator, Validated, validate
 from ingestor.capture.wall_clock import VenueTime
 from ingestor.config.sections import JournalSettings
 from ingestor.errors import RowsUnsaved
@@ -149,14 +149,17 @@ class BlockDecoder:
     def _with_recorder_columns(self, rows: pa.RecordBatch, frame_of: pa.Array, block: FrameBlock) -> pa.RecordBatch:
         """The venue's columns and ours, in the order of the root's schema."""
         frames = block.frames
-        received_at = pa.array(frames.received_us, pa.int64()).take(frame_of).cast(RECEIVED_AT)
+        if rows.num_rows <= FEW:
+            received_us = pa.array([frames.received_us[frame] for frame in frame_of.to_pylist()], pa.int64())
+        else:
+            received_us = pa.array(frames.received_us, pa.int64()).take(frame_of)
         sequence = pa.arange(self.next_sequence, self.next_sequence + rows.num_rows)
         connection, last = self._last
         before = last if connection == block.connection else None
         repeats = list(map(operator.eq, frames.payloads, [before, *frames.payloads[:-1]]))
         repeated = pa.array(repeats).take(frame_of) if True in repeats else pa.repeat(False, rows.num_rows)
         columns = dict(zip(rows.schema.names, rows.columns, strict=True))
-        columns |= {"received_at": received_at, "sequence": sequence, "repeated": repeated}
+        columns |= {"received_at": received_us.view(RECEIVED_AT), "sequence": sequence, "repeated": repeated}
         return pa.RecordBatch.from_arrays([columns[name] for name in self._schema.names], schema=self._schema)
 
 

@@ -3,7 +3,9 @@
 import math
 import threading
 import time
-from collections.abc import Collection, Iterable, Sequence
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -17,6 +19,7 @@ import structlog
 from ingestor.capture.buffer import FrameBlock
 from ingestor.capture.gaps import Gaps
 from ingestor.capture.rejects import Refused, make_sample
+from ingestor.capture.validate import FEW
 from ingestor.feeds import Frames, Notice
 from ingestor.ledger import Ledger
 
@@ -53,18 +56,29 @@ class Delays:
             return None
         sent_ms: Any = trades.column("timestamp").view(pa.int64())
         received_us: Any = trades.column("received_at").view(pa.int64())
-        delays_us: Any = pc.subtract(received_us, pc.multiply(sent_ms, _US_PER_MS))
-        least_us, most_us = pc.min_max(delays_us).as_py().values()
-        if least_us < 0:
-            delays_us = pc.max_element_wise(delays_us, _ZERO)
+        if trades.num_rows <= FEW:
+            few = sorted(map(_delay_us, received_us.to_pylist(), sent_ms.to_pylist()))
+            least_us, most_us, sum_us = few[0], few[-1], sum(delay for delay in few if delay > 0)
+            count_within: Callable[[int], int] = partial(bisect_right, few)
+        else:
+            delays_us: Any = pc.subtract(received_us, pc.multiply(sent_ms, _US_PER_MS))
+            least_us, most_us = pc.min_max(delays_us).as_py().values()
+            sum_us = pc.sum(pc.max_element_wise(delays_us, _ZERO) if least_us < 0 else delays_us).as_py()
+            count_within = partial(_count_up_to, delays_us)
         for at, bound_us in enumerate(_BOUNDS_US):  # most bounds have all of a block on one side
             if least_us <= bound_us:
-                all_within = most_us <= bound_us
-                counted = trades.num_rows if all_within else pc.less_equal(delays_us, pa.scalar(bound_us)).true_count
-                self.within[at] += counted
-        self.sum_s += pc.sum(delays_us).as_py() / 1e6
+                self.within[at] += trades.num_rows if most_us <= bound_us else count_within(bound_us)
+        self.sum_s += sum_us / 1e6
         self.count += trades.num_rows
         return int(least_us)
+
+
+def _delay_us(received_us: int, sent_ms: int) -> int:
+    return received_us - 1000 * sent_ms
+
+
+def _count_up_to(delays_us: Any, bound_us: int) -> int:
+    return pc.less_equal(delays_us, pa.scalar(bound_us)).true_count  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +196,7 @@ class Observer:
         if block.connection > self._proven_on:
             self._proven_on, self._proven = block.connection, set()
         self._proven -= self._observed.take_unproven()
-        ticking = {entry["values"]: entry["counts"] for entry in rows.column("symbol").value_counts().to_pylist()}
+        ticking = _count_symbols(rows.column("symbol"))
         self._observed.saw_trades(ticking, block.frames.received_us[-1])
         fresh = ticking.keys() - self._proven if block.connection == self._proven_on else set()
         if proven := fresh & self._observed.asked:  # what nobody asked for is not claimed, and fills no ledger
@@ -242,6 +256,12 @@ class Observer:
             self._refused_seen.add(fresh.reason)
             log.warning("message.refused", reason=reason, sample=sample, hint="see `ingestor status`, rejects/")
         self._observed.unread = Unread(last.messages + len(strange) + len(unread), reason, sample, rejected)
+
+
+def _count_symbols(symbols: Any) -> dict[str, int]:
+    if len(symbols) <= FEW:
+        return Counter(symbols.to_pylist())
+    return {entry["values"]: entry["counts"] for entry in symbols.value_counts().to_pylist()}
 
 
 class _Replay:
