@@ -28,6 +28,7 @@ from simulated_venues import RunningVenue, running_venue
 from structlog.testing import capture_logs
 
 import ingestor
+from ingestor.backfill.audit import Audit, SymbolAudit
 from ingestor.backfill.fill import Backfill
 from ingestor.backfill.sources import SOURCES, Ask, Source, SourceRefused, _read_sip, make_source
 from ingestor.cli.main import cli
@@ -187,6 +188,7 @@ def test_after_faults_the_dataset_is_the_truth(source: str, tmp_path: Path) -> N
         record_with_faults(tmp_path, source, venue)
         # A loaded machine hears some trades later than any before: without ids they then seem to be missing.
         options = {"min_agreement": 0.8} if source == "finnhub" else {}
+        before = audit_of(tmp_path, make_source(source, http(venue), KEY), *VENUES[source][1])
         outcomes = fill(tmp_path, make_source(source, http(venue), KEY), **options)
         assert [one.why for one in outcomes if one.why] == []
         happened = in_venue(venue, lambda: venue._venue.history.trades)
@@ -194,6 +196,10 @@ def test_after_faults_the_dataset_is_the_truth(source: str, tmp_path: Path) -> N
         for symbol in VENUES[source][1]:
             truth = happened[symbol][: found[symbol].total()]
             assert found[symbol] == Counter((one.time_ms, one.price, one.volume) for one in truth)
+        assert sum(one.missing for one in before) == sum(one.in_gaps for one in before)
+        assert [(one.extra, one.differ) for one in before if one.extra or one.differ] == []
+        after = audit_of(tmp_path, make_source(source, http(venue), KEY), *VENUES[source][1])
+        assert [one.complete for one in after if one.complete != 1.0 or not one.clean] == []
         again = files_of(tmp_path)
         assert fill(tmp_path, make_source(source, http(venue), KEY)) == []
         assert files_of(tmp_path) == again
@@ -431,6 +437,69 @@ def test_a_venue_without_a_known_history_wants_a_name(tmp_path: Path) -> None:
         pass
     with pytest.raises(ConfigError, match=r"venue\.example.*--source"):
         CliRunner().invoke(cli, ["backfill", "--root", str(tmp_path / "data")], catch_exceptions=False)
+
+
+# The audit of a day
+
+
+def audit_of(root: Path, source: Source, *symbols: str) -> list[SymbolAudit]:
+    audits = (Audit(Layout(root), source, day, symbols).run() for day in days_of(root))
+    return [one for found in audits for one in found]
+
+
+def days_of(root: Path) -> list[date]:
+    times = ingestor.read_trades(root, columns="timestamp", engine="arrow")["timestamp"].to_pylist()
+    return sorted({at.date() for at in times})
+
+
+AUDITS: dict[str, tuple[HistoryFault | None, tuple[int, ...], tuple[str, ...]]] = {
+    "a gap that is told": (None, (), ("missing in gap",) * 20),
+    "ids that were dropped": (None, (45,), ("missing in gap",) * 21),
+    "what the source lacks": ("holes", (), ("extra",) * 8 + ("missing in gap",) * 16),
+    "another price": ("rounded", (), ("differs",) * 41 + ("missing in gap",) * 20),
+    "nothing": ("forbidden", (), ()),
+}
+"""By case the fault of the source, the ids that the recorder dropped, and what the audit names."""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", AUDITS)
+def test_a_day_is_compared_by_ids(case: str, tmp_path: Path) -> None:
+    fault, dropped, expected = AUDITS[case]
+    history = HistorySettings(faults=frozenset({fault} if fault else set()))
+    with running_venue(VenueSettings(history=history, keys=None)) as venue:
+        hear_with_a_gap(tmp_path, venue, dropped=dropped)
+        before = files_of(tmp_path)
+        found = audit_of(tmp_path, make_source("binance", http(venue)), "BTCUSDT")
+        assert files_of(tmp_path) == before
+    named = [f"{one.kind}{' in gap' if one.in_gap else ''}" for audited in found for one in audited.unmatched]
+    assert sorted(named) == sorted(expected)
+    assert {one.why for one in found} == {"it answers 403: this key may not read it" if fault == "forbidden" else None}
+    if fault != "forbidden":
+        assert sum(one.missing for one in found) == sum(one.in_gaps for one in found) == named.count("missing in gap")
+        assert sum(one.differ for one in found) == named.count("differs")
+        assert sum(one.extra for one in found) == named.count("extra")
+
+
+def test_the_command_that_audits(tmp_path: Path) -> None:
+    def call_audit(*options: str) -> Any:
+        asked = ["audit", "--root", str(tmp_path), "--url", http(venue), "--day", day.isoformat(), *options]
+        return CliRunner().invoke(cli, asked, catch_exceptions=False)
+
+    with running_venue(VenueSettings(history=HistorySettings(), keys=None)) as venue:
+        hear_with_a_gap(tmp_path, venue)
+        [day, *_] = days_of(tmp_path)
+        done = call_audit("--symbols", "BTCUSDT", "--json")
+        told = json.loads(done.stdout)
+        assert (done.exit_code, told["source"]) == (0, "binance")
+        [found] = told["symbols"]
+        assert found["missing"] == found["in_gaps"] == len(found["unmatched"])
+        venue._venue.history.settings = HistorySettings(faults=frozenset({"rounded"}))
+        done = call_audit("--symbols", "BTCUSDT")
+        assert done.exit_code == 1
+        assert "What no gap explains:" in done.stdout
+        assert call_audit("--symbols", "ETHUSDT").exit_code == 1  # none of its ids are recorded
+        assert "Nothing was asked for" in call_audit("--day", "2020-01-01").stdout
 
 
 # Kills

@@ -1,16 +1,29 @@
-"""`ingestor backfill`: the gaps of a recording, filled from a source's history (`ingestor.backfill`)."""
+"""`ingestor backfill` and `ingestor audit`: a source's history fills the gaps of a recording, and is compared with a
+day of it (`ingestor.backfill`).
+"""
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ingestor.backfill.sources import SOURCES, Source, make_source
-from ingestor.cli.options import config_dir, example, query_options, read_span, root_from, warn_of_unknown_symbols
+from ingestor.cli.options import (
+    config_dir,
+    example,
+    json_option,
+    parse_time,
+    query_options,
+    read_span,
+    reading_options,
+    root_from,
+    tz_option,
+    warn_of_unknown_symbols,
+)
 from ingestor.cli.printing import format_json, format_table, format_time, percent
 from ingestor.config import DEFAULT_PATH, Settings, load_settings
 from ingestor.config.feeds import BinanceSettings
@@ -20,14 +33,28 @@ from ingestor.errors import ConfigError, RootLocked
 from ingestor.history import read_history
 from ingestor.layout import Layout, locked_root
 from ingestor.logs import configure_logs
+from ingestor.texts import escape
 
 if TYPE_CHECKING:
-    from ingestor.backfill.fill import Backfill, Hole, Outcome
+    from ingestor.backfill.audit import SymbolAudit
+    from ingestor.backfill.fill import Outcome
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FOREVER_US = 1 << 62
 _ALPACA = {"APCA-API-KEY-ID": "ALPACA_API_KEY_ID", "APCA-API-SECRET-KEY": "ALPACA_API_SECRET_KEY"}
 """Its headers, and where the environment or `.env` has what belongs into them."""
+_SHOWN = 20
+_Step = TypeVar("_Step")
+
+
+def _source_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`name: str | None`, `url: str | None`."""
+    command = click.option("--url", metavar="URL", help="Another address that serves the same, such as a mirror.")(
+        command
+    )
+    return click.option(
+        "--source", "name", type=click.Choice(SOURCES), help="Whose history.  [default: the venue's own]"
+    )(command)
 
 
 @click.command(
@@ -38,8 +65,7 @@ _ALPACA = {"APCA-API-KEY-ID": "ALPACA_API_KEY_ID", "APCA-API-SECRET-KEY": "ALPAC
 )
 @query_options
 @click.option("--dry-run", is_flag=True, help="Ask and compare, and write nothing. Works beside a running recorder.")
-@click.option("--source", "name", type=click.Choice(SOURCES), help="Whose history.  [default: the venue's own]")
-@click.option("--url", metavar="URL", help="Another address that serves the same, such as a mirror.")
+@_source_options
 @click.option(
     "--min-agreement",
     type=click.FloatRange(0, 1),
@@ -85,7 +111,7 @@ def backfill(
     with contextlib.nullcontext() if dry_run else _hold(layout):
         work = Backfill(layout, source, min_agreement=min_agreement, dry_run=dry_run)
         holes = work.find_holes(symbols, *bounds)
-        outcomes = list(_shown(work, holes))
+        outcomes = list(_shown(work.fill(holes), len(holes)))
     warn_of_unknown_symbols(layout.root, symbols, [hole.symbol for hole in holes])
     rows = [_as_row(one, source.name, tz, dry_run=dry_run) for one in outcomes]
     if as_json:
@@ -95,6 +121,88 @@ def backfill(
         click.echo("No gap is left to fill.")
     else:
         click.echo(format_table([*rows[0]], [[*row.values()] for row in map(_for_people, rows)]))
+
+
+@click.command(epilog=example("ingestor audit --config kraken.yaml --day yesterday"))
+@reading_options
+@tz_option
+@json_option
+@click.option("--day", required=True, metavar="DATE", help="A UTC date: 2026-11-20, today or yesterday.")
+@_source_options
+def audit(
+    config: Path | None,
+    root: Path | None,
+    symbols: tuple[str, ...] | None,
+    tz: tzinfo,
+    as_json: bool,
+    day: str,
+    name: str | None,
+    url: str | None,
+) -> None:
+    """Compare a whole day of a recording with the history that the venue, or another source, serves, gap or none.
+
+    Prints a row per symbol: trades that are recorded, that the source has, that are missing (and how many of these
+    coverage tells of), and that the recording has and the source hasn't. Trades are compared by time, price and volume,
+    and by id where the venue counts them. It writes nothing, and works beside a running recorder. Exit 0 where all that
+    is missing is told by coverage, 1 where something else differs, or nothing could be compared.
+    """
+    from ingestor.backfill.audit import Audit
+
+    configure_logs("warning", "auto", [])
+    layout = Layout(root_from(config, root))
+    settings = _read_settings(config, root)
+    open_recording(layout.root)
+    source = _find_source(layout, settings, config, name, url)
+    work = Audit(layout, source, parse_time(day, UTC, "--day").date(), symbols)
+    warn_of_unknown_symbols(layout.root, symbols, work.symbols)
+    found = list(_shown(work.run(), len(work.symbols)))
+    rows = [_as_audited(one) for one in found]
+    if as_json:
+        named = [{**row, "unmatched": _name_unmatched(one, tz)} for row, one in zip(rows, found, strict=True)]
+        click.echo(format_json({"source": source.name, "day": day, "symbols": named}))
+    elif not rows:
+        click.echo(f"Nothing was asked for on {day}.")
+    else:
+        texts = [{**row, "complete": percent(row["complete"]), "result": escape(row["result"])} for row in rows]
+        click.echo(format_table([*texts[0]], [[*row.values()] for row in texts]))
+        unmatched = [one for audited in found for one in _name_unmatched(audited, tz) if not one["in_gap"]]
+        if unmatched:
+            click.echo("\nWhat no gap explains:")
+            click.echo(format_table([*unmatched[0]][:-1], [[*one.values()][:-1] for one in unmatched[:_SHOWN]]))
+            if len(unmatched) > _SHOWN:
+                click.echo(f"… and {len(unmatched) - _SHOWN:,} more: --json names 1,000 of each symbol")
+    sys.exit(0 if all(one.clean for one in found) else 1)
+
+
+def _as_audited(one: "SymbolAudit") -> dict[str, Any]:
+    result = one.why or ("complete" if not one.missing else "as told") if one.clean or one.why else "differs"
+    return {
+        "symbol": one.symbol,
+        "recorded": one.recorded,
+        "filled": one.filled,
+        "source": one.source,
+        "missing": one.missing,
+        "in_gaps": one.in_gaps,
+        "extra": one.extra,
+        "differ": one.differ,
+        "complete": one.complete,
+        "result": result,
+    }
+
+
+def _name_unmatched(one: "SymbolAudit", tz: tzinfo) -> list[dict[str, Any]]:
+    return [
+        {
+            "symbol": one.symbol,
+            "kind": trade.kind,
+            "time": format_time(_EPOCH + timedelta(milliseconds=trade.time_ms), tz),
+            "price": trade.price,
+            "volume": trade.volume,
+            "id": trade.id,
+            "in_gap": trade.in_gap,
+        }
+        for trade in one.unmatched
+    ]
 
 
 @contextlib.contextmanager
@@ -108,13 +216,12 @@ def _hold(layout: Layout) -> Iterator[None]:
         yield
 
 
-def _shown(work: "Backfill", holes: "Sequence[Hole]") -> "Iterator[Outcome]":
-    """What becomes of the holes; on a terminal with a bar."""
-    outcomes = work.fill(holes)
+def _shown(steps: Iterator[_Step], length: int) -> Iterator[_Step]:
+    """These; on a terminal with a bar."""
     if not sys.stderr.isatty():
-        yield from outcomes
+        yield from steps
         return
-    with click.progressbar(outcomes, length=len(holes), file=sys.stderr) as shown:
+    with click.progressbar(steps, length=length, file=sys.stderr) as shown:
         yield from shown
 
 
