@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.patches import Rectangle
+from matplotlib.text import Annotation
 from numpy.testing import assert_allclose, assert_array_equal
 
 from ingestor.charts.indicators import bollinger, ema, macd, rsi, sma
@@ -105,9 +106,47 @@ def test_times_are_of_the_zone() -> None:
     assert "1m bars, Friday, 20 November 2026" in texts_of(figure.axes[0])
 
 
-def test_columns_of_several_symbols() -> None:
-    figure = draw(make_series(), make_series("MSFT", 60))
-    assert [axes.get_title("left") for axes in figure.axes if axes.get_title("left")] == ["AAPL", "MSFT"]
+@pytest.mark.parametrize(
+    ("symbols", "grid"),
+    [
+        (1, (1, 1)),
+        (2, (2, 1)),
+        *(pytest.param(*each, marks=pytest.mark.long) for each in [(3, (3, 1)), (4, (2, 2)), (6, (3, 2))]),
+    ],
+)
+def test_several_symbols_stand_in_a_grid(symbols: int, grid: tuple[int, int]) -> None:
+    """Three side by side at most, so that no picture is a strip."""
+    names = [f"S{number}" for number in range(symbols)]
+    figure = draw(*(make_series(name, 40) for name in names))
+    figure.canvas.draw()
+    tops = [axes for axes in figure.axes if axes.get_title("left")]
+    assert [axes.get_title("left") for axes in tops] == names
+    places = [axes.transAxes.transform((0, 0)).round().tolist() for axes in tops]
+    assert (len({x for x, _ in places}), len({y for _, y in places})) == grid
+    width, height = figure.get_size_inches()
+    assert width / height < 3.5
+
+
+def test_the_last_price_stands_at_the_axis() -> None:
+    series = make_series()
+    price = draw(series).axes[0]
+    (label,) = [text for text in price.texts if text.get_text() == f"{series.close[-1]:,.8g}"]
+    assert isinstance(label, Annotation)
+    assert label.xy == (1, series.close[-1])
+
+
+@pytest.mark.parametrize(
+    ("series", "said"),
+    [
+        (make_series(bars=6), ["needs 15 bars, has 6", "needs 34 bars, has 6"]),
+        (make_series(bars=40, blind=((20, 22, "stall"),)), ["", "needs 34 bars without a gap, has 20"]),
+        (make_series(bars=34), ["", ""]),
+        (make_series(bars=10, blind=((0, 10, "stall"),)), ["needs 15 bars, has 0", "needs 34 bars, has 0"]),
+    ],
+)
+def test_an_empty_pane_says_what_it_needs(series: Series, said: list[str]) -> None:
+    strength, difference = draw(series).axes[2:]
+    assert [" ".join(sorted(texts_of(axes) - {"RSI 14", "MACD 12, 26, 9"})) for axes in (strength, difference)] == said
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from requirements import require
 
 from ingestor.cli.main import cli
 from ingestor.cli.printing import format_bytes
+from ingestor.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,18 @@ def test_a_picture_of_all_that_is_recorded(sample: Recording, tmp_path: Path) ->
     assert image.imread(path)[0, 0, :3].max() < 0.2
 
 
+def test_a_file_that_exists_is_replaced_only_if_asked(sample: Recording, tmp_path: Path) -> None:
+    path = tmp_path / "aapl.png"
+    path.write_text("a thesis")
+    arguments = ["--symbols", "AAPL", "--png", str(path), "--interval", "1h"]
+    refused = call(sample, *arguments)
+    assert (refused.exit_code, path.read_text()) == (1, "a thesis")
+    assert str(refused.exception) == f"{path} exists already: choose another name, or add --overwrite"
+    assert isinstance(refused.exception, ConfigError)
+    assert call(sample, *arguments, "--overwrite").exit_code == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -62,6 +75,7 @@ def test_a_picture_of_all_that_is_recorded(sample: Recording, tmp_path: Path) ->
         (["--png", "x.png", "--symbols", "AAPL", "--interval", "7m"], 2, "doesn't divide a day"),
         (["--symbols", "AAPL", "--start", "2026-11-20"], 2, "add --png FILE"),
         (["--symbols", "AAPL", "--json"], 2, "add --png FILE"),
+        (["--symbols", "AAPL", "--overwrite"], 2, "add --png FILE"),
         (["--symbols", "AAPL", "--interval", "1m"], 2, "add --png FILE"),
         (["--png", "x.png", "--symbols", "NONE"], 1, "no trade of 'NONE' is recorded in that time"),
         (["--png", "none/x.png", "--symbols", "AAPL"], 1, "none/x.png: can't be written: No such file"),

@@ -75,7 +75,19 @@ def shoot_pages(root: Path) -> None:
 
 
 def draw_plot(path: Path) -> None:
-    command = [sys.executable, "-m", "ingestor", "plot", "--root", "data", "--symbols", "AAPL", "--png", str(path)]
+    command = [
+        sys.executable,
+        "-m",
+        "ingestor",
+        "plot",
+        "--root",
+        "data",
+        "--symbols",
+        "AAPL",
+        "--png",
+        str(path),
+        "--overwrite",
+    ]
     subprocess.run(command, check=True)  # noqa: S603  our own command
     shrink(path)
 

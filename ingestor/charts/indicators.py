@@ -20,6 +20,10 @@ import numpy as np
 import talib
 from numpy.typing import NDArray
 
+RSI_BARS = 15
+MACD_BARS = 34
+"""From how many bars with a price in a row on an RSI (14) and a MACD (12, 26, 9) have a value."""
+
 Floats = NDArray[np.float64]
 """A value a bar; NaN where there is none."""
 
@@ -80,6 +84,16 @@ def rsi(closes: Closes, period: int = 14) -> Floats:
 def macd(closes: Closes, fast: int = 12, slow: int = 26, signal: int = 9) -> Macd:
     """Moving average convergence and divergence."""
     return Macd(*_by_stretch(closes, lambda prices: talib.MACD(prices, fast, slow, signal), 3))
+
+
+def describe_lack(closes: Closes, needed: int) -> str:
+    """Why an indicator that needs so many bars in a row has no value anywhere: `needs 34 bars, has 6`."""
+    known = ~np.isnan(closes.prices)
+    stretches = np.bincount(np.cumsum(closes.blind_before)[known]) if known.any() else np.zeros(1, dtype=int)
+    longest = int(stretches.max())
+    if longest >= needed:
+        return "the price stood still"
+    return f"needs {needed} bars{' without a gap' if len(stretches) > 1 else ''}, has {longest}"
 
 
 def _by_stretch(closes: Closes, compute: Callable[[Floats], tuple[Floats, ...]], outputs: int = 1) -> list[Floats]:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
 
 
+_ONE_COLUMN = 3
+"""Up to so many symbols stand one below the other, more in two columns."""
+
+
 class Points(NamedTuple):
     """The trades that are shown, in order of arrival."""
 
@@ -67,12 +71,15 @@ class LiveChart:
         figure.set_facecolor(theme.ground)
         # A layout that is computed anew at each drawing would take most of its time.
         edge = 0.5 / figure.get_figheight()
-        figure.subplots_adjust(left=0.03, right=0.9, bottom=1.3 * edge, top=1 - edge, hspace=0.32)
+        figure.subplots_adjust(left=0.03, right=0.92, bottom=1.3 * edge, top=1 - edge, hspace=0.42, wspace=0.2)
         self._figure = figure
-        grid = figure.subplots(len(symbols), 1, squeeze=False)
+        beside = 1 if len(symbols) <= _ONE_COLUMN else 2
+        grid = figure.subplots(-(-len(symbols) // beside), beside, squeeze=False).ravel()
+        for unused in grid[len(symbols) :]:
+            unused.remove()
         self._panes = [
             _LivePane(axes, Rolling(symbol, points, average_over), average_over, zone, theme)
-            for symbol, axes in zip(symbols, grid[:, 0], strict=True)
+            for symbol, axes in zip(symbols, grid, strict=False)
         ]
 
     def add_trades(self, batch: pa.RecordBatch) -> None:
@@ -103,7 +110,11 @@ class _LivePane:
             [], [], color=theme.average, linewidth=1.2, marker="o", markersize=2.5, label="price"
         )
         (self._average,) = axes.plot([], [], color=theme.exponential, linewidth=1.5, label=f"mean of {average_over}")
-        axes.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=theme.quiet, ncols=2)
+        # Above the pane, between its two titles: within it, prices would run through it.
+        axes.legend(
+            loc="lower center", bbox_to_anchor=(0.5, 1), borderaxespad=0.2, frameon=False, fontsize=9,
+            labelcolor=theme.quiet, ncols=2,
+        )  # fmt: skip
 
     def update(self, blind: Sequence[Blind], now_ms: float) -> None:
         """Show the points, and what was blind up to `now_ms`."""

@@ -1,4 +1,4 @@
-"""Picture of a recording: a column per symbol, with bars, volume, RSI and MACD, and blind time shaded.
+"""Picture of a recording: four panes per symbol, with bars, volume, RSI and MACD, and blind time shaded.
 
 It needs no display: figures are drawn by Agg, and nothing of pyplot's state is touched.
 """
@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
 from numpy.typing import NDArray
 
-from ingestor.charts.indicators import Floats, bollinger, ema, macd, rsi, sma
+from ingestor.charts.indicators import MACD_BARS, RSI_BARS, Floats, bollinger, describe_lack, ema, macd, rsi, sma
 from ingestor.charts.series import Blind, Series
 from ingestor.charts.theme import Theme
 from ingestor.layout import FILE_MODE, set_mode
@@ -30,8 +30,16 @@ DAY_MS = 86_400_000
 """Matplotlib counts days since 1970."""
 
 _HEIGHTS = (5.0, 1.2, 1.4, 1.4)
+_SIZE = 12.0, 8.4
+"""In inches, of a symbol alone; two stand beside each other as wide as that."""
+_BESIDE = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3}
+"""How many symbols stand side by side, of so many: six are two rows of three."""
+_SMALL_SIZE = 7.5, 6.6
+"""Of each of three symbols or more."""
 _BODY = 0.7
 """Of a bar's time, how much its body takes."""
+_OFFSETS = ["", "%Y", "%B %Y", "%d %B %Y", "%d %B %Y", "%d %B %Y, %H:%M"]
+"""What ticks leave out, in the words of the title. They are years, months, days, hours, minutes or seconds."""
 _LABEL_SHARE = 0.05
 """Of the width, from which a gap is wide enough to bear its cause."""
 
@@ -51,16 +59,17 @@ class Pane:
         return self.price, self.volume, self.rsi, self.macd
 
 
-def draw_picture(columns: Sequence[Series], zone: tzinfo, theme: Theme) -> Figure:
-    """The picture of one or more symbols, side by side; each has bars or blind time, or its column is empty."""
-    figure = Figure(figsize=(3.0 + 9.0 * len(columns), 8.4), dpi=120, facecolor=theme.ground)
+def draw_picture(symbols: Sequence[Series], zone: tzinfo, theme: Theme) -> Figure:
+    """The picture of one to six symbols, in a grid; each has bars or blind time, or its panes are empty."""
+    beside = _BESIDE[len(symbols)]
+    rows = -(-len(symbols) // beside)
+    width, height = _SIZE if len(symbols) <= 2 else _SMALL_SIZE
+    figure = Figure(figsize=(width * beside, height * rows), dpi=120, facecolor=theme.ground)
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", w_pad=0.18, h_pad=0.06)
-    grid = figure.subplots(
-        len(_HEIGHTS), len(columns), sharex="col", squeeze=False, gridspec_kw={"height_ratios": _HEIGHTS}
-    )
-    for series, axes in zip(columns, grid.T, strict=True):
-        pane = Pane(*axes)
+    parts = figure.subfigures(rows, beside, squeeze=False, facecolor=theme.ground).ravel()
+    for series, part in zip(symbols, parts, strict=False):
+        pane = Pane(*part.subplots(len(_HEIGHTS), 1, sharex=True, gridspec_kw={"height_ratios": _HEIGHTS}))
         for each in pane.all:
             style_axes(each, theme)
         set_time_axis(pane.macd, zone, theme)
@@ -76,6 +85,7 @@ def draw_picture(columns: Sequence[Series], zone: tzinfo, theme: Theme) -> Figur
         # The limits come before the texts: a cause is written where its shade is wide enough on this axis.
         _set_limits(pane, series)
         _write_texts(pane, series, zone, theme)
+        _name_last_price(pane.price, series, theme)
     return figure
 
 
@@ -113,7 +123,8 @@ def set_time_axis(axes: Axes, zone: tzinfo, theme: Theme) -> None:
     # matplotlib.dates ships no types.
     locator = AutoDateLocator(tz=zone, minticks=4, maxticks=9)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=zone))  # type: ignore[no-untyped-call]
+    formatter = ConciseDateFormatter(locator, tz=zone, offset_formats=_OFFSETS)  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_formatter(formatter)
     axes.xaxis.get_offset_text().set_color(theme.quiet)
     axes.xaxis.get_offset_text().set_fontsize(8.5)
     axes.set_xlabel(str(zone), loc="left", fontsize=8.5, color=theme.quiet)
@@ -160,7 +171,11 @@ def _draw_series(pane: Pane, series: Series, theme: Theme) -> None:
     pane.price.plot(middle, bands.lower, color=theme.bands, linewidth=0.7, label="Bollinger 20, 2")
     pane.price.plot(middle, sma(closes), color=theme.average, linewidth=1.2, label="SMA 20")
     pane.price.plot(middle, ema(closes), color=theme.exponential, linewidth=1.2, label="EMA 20")
-    pane.rsi.plot(middle, rsi(closes), color=theme.average, linewidth=1.1)
+    strength = rsi(closes)
+    pane.rsi.plot(middle, strength, color=theme.average, linewidth=1.1)
+    for axes, values, needed in ((pane.rsi, strength, RSI_BARS), (pane.macd, difference.line, MACD_BARS)):
+        if np.isnan(values).all():
+            _write_lack(axes, describe_lack(closes, needed), theme)
     for level in (30, 70):
         pane.rsi.axhline(level, color=theme.quiet, linewidth=0.7, linestyle=(0, (4, 4)))
     histogram = np.nan_to_num(difference.histogram)
@@ -210,6 +225,25 @@ def _write_texts(pane: Pane, series: Series, zone: tzinfo, theme: Theme) -> None
                 (start + end) / 2, 0.02, CAUSES.get(one.cause, one.cause), transform=axes.get_xaxis_transform(),
                 ha="center", va="bottom", fontsize=8.5, color=theme.quiet, parse_math=False,
             )  # fmt: skip
+
+
+def _name_last_price(axes: Axes, series: Series, theme: Theme) -> None:
+    """A line at the last close, and the price where the axis has its own: in the colour of that bar."""
+    known = np.flatnonzero(~np.isnan(series.close))
+    if len(known):
+        close = float(series.close[known[-1]])
+        colour = theme.up if close >= series.open[known[-1]] else theme.down
+        axes.axhline(close, color=colour, linewidth=0.8, linestyle=(0, (2, 3)))
+        axes.annotate(
+            f"{close:,.8g}", (1, close), xycoords=axes.get_yaxis_transform(), xytext=(4, 0), textcoords="offset points",
+            va="center", fontsize=8.5, fontweight="bold", color=theme.ground, annotation_clip=False,
+            bbox={"boxstyle": "square,pad=0.25", "facecolor": colour, "edgecolor": "none"},
+        )  # fmt: skip
+
+
+def _write_lack(axes: Axes, text: str, theme: Theme) -> None:
+    """Why the pane is empty, in its middle."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=9, color=theme.quiet)
 
 
 def _add_legend(axes: Axes, handles: Sequence[Artist], names: list[str], above: float, theme: Theme) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ingestor.charts.theme import Theme
 
 _MAX_SYMBOLS = 6
+_WINDOW = (10.0, 7.0), (15.0, 7.0)
+"""In inches, for one column of symbols and for two: either fits a screen of 768 lines."""
 _REDRAW_S = 0.1
 _COVERAGE_S = 1.0
 _BEFORE = timedelta(minutes=1)
@@ -41,6 +43,7 @@ _BEFORE = timedelta(minutes=1)
 )
 @query_options
 @click.option("--png", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write a picture here.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 @click.option("--interval", metavar="INTERVAL", help="Bars of the picture.  [default: 400 or fewer from side to side]")
 @click.option(
     "--points", type=click.IntRange(2, 10_000), metavar="N", default=50, show_default=True, help="Trades in the window."
@@ -48,7 +51,7 @@ _BEFORE = timedelta(minutes=1)
 @click.option(
     "--average", type=click.IntRange(2, 1000), metavar="N", default=15, show_default=True, help="Trades in its mean."
 )
-@click.option("--dark", is_flag=True, help="On dark ground.")
+@click.option("--dark", is_flag=True, help="Draw on a dark background.")
 def plot(
     config: Path | None,
     root: Path | None,
@@ -58,6 +61,7 @@ def plot(
     tz: tzinfo,
     as_json: bool,
     png: Path | None,
+    overwrite: bool,
     interval: str | None,
     points: int,
     average: int,
@@ -65,8 +69,8 @@ def plot(
 ) -> None:
     """Draw bars, indicators and gaps of what is recorded; without --png, a window with the newest trades.
 
-    A picture needs no display, and its file and bars are printed. The window follows the recorder, which does not
-    notice; close it to end.
+    A picture needs no display, and its file and bars are printed. The window follows the recorder without slowing it
+    down; close it to end.
     """
     require_extra("charts", "matplotlib", "talib")
     from ingestor.charts.theme import DARK, LIGHT
@@ -75,13 +79,15 @@ def plot(
         raise click.UsageError(f"name the symbols to draw, up to {_MAX_SYMBOLS}: --symbols AAPL")
     span, theme, found_root = read_span(start, end, tz), DARK if dark else LIGHT, root_from(config, root)
     if png is not None:
+        if png.exists() and not overwrite:
+            raise ConfigError(f"{png} exists already: choose another name, or add --overwrite")
         bars = _write_picture(found_root, png, symbols, span, tz, interval, theme)
         size = png.stat().st_size
         told = f"{png}: {bars:,} bars, {format_bytes(size)}"
         click.echo(format_json({"file": str(png), "bars": bars, "bytes": size}) if as_json else told)
         return
-    if span != TimeRange(None, None) or interval is not None or as_json:
-        raise click.UsageError("--start, --end, --interval and --json belong to a picture: add --png FILE")
+    if span != TimeRange(None, None) or interval is not None or as_json or overwrite:
+        raise click.UsageError("--start, --end, --interval, --overwrite and --json belong to a picture: add --png FILE")
     _show_window(found_root, symbols, points, average, tz, theme)
 
 
@@ -119,7 +125,7 @@ def _show_window(
     from ingestor.dataset.trades import follow
     from ingestor.operations.signals import catch_signals
 
-    figure = plt.figure("ingestor plot", figsize=(10, 1.2 + 3.6 * len(symbols)))
+    figure = plt.figure("ingestor plot", figsize=_WINDOW[len(symbols) > 3])
     if figure.canvas.required_interactive_framework is None:
         raise ConfigError("there is no display for a window here: write a picture with --png FILE")
     chart = LiveChart(figure, symbols, points, average_over, tz, theme)
