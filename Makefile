@@ -57,8 +57,9 @@ bench-sinks: $(VENV)/.dev ## Rows a second of each sink, each with its real serv
 screenshots: $(VENV)/.dev ## The pictures of the docs, of a simulated recording; two minutes, needs Chromium
 	PYTHONPATH=tests:tests/scenarios $(BIN)/python docs/pictures/screenshots.py
 
-fuzz: $(VENV)/.dev ## Ten million mutated frames against the decoder
+fuzz: $(VENV)/.dev ## Ten million mutated frames against the decoder, and 2,000 stories of clocks
 	$(BIN)/python benchmarks/fuzz.py
+	CLOCK_STORIES=$${CLOCK_STORIES:-2000} $(BIN)/pytest --timeout 7200 tests/test_clock_stories.py
 
 chaos: $(VENV)/.dev ## Kill, starve, cut off and lie to the recorder, long form
 	CHAOS_ROUNDS=$${CHAOS_ROUNDS:-200} $(SCENARIOS) --timeout 7200

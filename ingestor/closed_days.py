@@ -249,7 +249,8 @@ def close_days(layout: Layout, before: date) -> Iterator[date]:
         # A run that ended is told up to its last word, which the next one's gap begins behind.
         horizon_us = after.facts[0]["at"] if after is not None and same_run else chunk.facts[-1]["at"] + 1
         # Data first, then the facts that are no data; only when both are on the disk may the day's file go.
-        close_coverage(layout, find_coverage(chunk.facts, None, horizon_us))
+        horizon: Fact = {"at": horizon_us, "fact": "ledger.copied"}
+        close_coverage(layout, find_coverage([*chunk.facts, horizon]))
         close_accounts(layout, chunk.facts)
         _keep_facts(layout, chunk.facts)
         if chunk.is_last:

@@ -17,14 +17,15 @@ Ids can prove more. Where they go on without a hole over a gap, or over the time
 symbol was recorded all the while. Where some never came and no gap lies between, it was blind between the two trades
 around them, of cause `lost`.
 
-Where a clock that was set back has shown a moment twice, it is in the state that promises least, in the order above.
+Where a clock that was set back has shown a moment twice, it is in the state that promises least, in the order above;
+but it is unproven where it was recorded once and blind once: nobody knows which of both times was the right one.
 """
 
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from operator import attrgetter, itemgetter
 from typing import Literal, NamedTuple, TypeVar
 
@@ -100,6 +101,8 @@ class Coverage:
     _doubts: "dict[str | None, list[_Stretch]]"
     _proofs: "dict[str, list[_Stretch]]"
     _filled: "dict[str, list[_Stretch]]"
+    _seen: "dict[str, list[_Stretch]]"
+    """Where a clock was set back: what was recorded before one of its steps or after it, whatever it showed then."""
     _closed: Mapping[str, Sequence[Interval]]
 
     @property
@@ -126,6 +129,9 @@ class Coverage:
         proofs = _clip(self._proofs.get(symbol, []), asked)
         blind = _without(_clip(blind, asked), proofs)
         doubts = _clip(_settle(self._doubts.get(None, []) + self._doubts.get(symbol, [])), asked)
+        seen = self._seen.get(symbol, [])
+        doubts = _settle([*doubts, *_clip(blind, seen)])
+        blind = _without(blind, seen)
         spans = list(_spans(symbol, requests, self.horizon_us))
         waiting = _settle((requested, proven, "") for requested, proven, _, _ in spans)
         unproven = _settle([*_without(waiting, proofs), *doubts])
@@ -148,14 +154,17 @@ def find_coverage(
     """The coverage of `symbols` (None: of all that were ever requested), from the facts of days that are not closed, in
     order, and from what was said of those that are.
 
-    `journaled_us` is the receive time of the newest frame in the journal: in a live recording that is the last word.
+    `journaled_us` is the receive time of the newest frame in the journal: in a live recording that is the last word,
+    unless the frame may be from before the clock was set back.
     """
     story = _Story(symbols)
     for fact in facts:
         story.tell(fact)
-    said_us = max((one.end_us for pieces in closed.intervals.values() for one in pieces), default=0)
-    horizon_us = max(story.last_us, journaled_us, said_us)
+    horizon_us = story.last_us if story.has_shown(journaled_us) else max(story.last_us, journaled_us)
+    if not horizon_us:  # no facts are left
+        horizon_us = max((one.end_us for pieces in closed.intervals.values() for one in pieces), default=0)
     blind, id_proofs = story.end(horizon_us)
+    seen = story.seen(horizon_us)
     asked: dict[str | None, list[_Stretch]] = {
         symbol: _asked_spans(requests, horizon_us) for symbol, requests in story.requests.items()
     }
@@ -172,14 +181,14 @@ def find_coverage(
         gaps = _join_gaps([*closed.gaps, *gaps])
     filled = {symbol: _settle(stretches) for symbol, stretches in story.filled.items()}
     found = Coverage(
-        horizon_us, gaps, story.told_from_us, story.requests, blind, asked, story.doubts, id_proofs, filled,
+        horizon_us, gaps, story.told_from_us, story.requests, blind, asked, story.doubts, id_proofs, filled, seen,
         closed.intervals,
     )  # fmt: skip
-    return replace(found, gaps=_without_filled(found, filled)) if filled else found
+    return replace(found, gaps=_still_blind(found, filled)) if filled or seen else found
 
 
-def _without_filled(coverage: Coverage, filled: "Mapping[str, list[_Stretch]]") -> list[Gap]:
-    """The parts of its gaps that nothing has filled; of a gap for all symbols those in which any is still blind."""
+def _still_blind(coverage: Coverage, filled: "Mapping[str, list[_Stretch]]") -> list[Gap]:
+    """The parts of its gaps that nothing has filled; of a gap for all symbols those in which any is blind after all."""
     intervals = (one for symbol in coverage.symbols for one in coverage.intervals(symbol))
     blind = _union((one.start_us, one.end_us, "") for one in intervals if one.state == "blind")
     left: list[Gap] = []
@@ -297,6 +306,8 @@ class _Request:
     """By symbol; None marks an end: from then on it is not asked for."""
     proof: str = ""
     """`ids` where the venue counts the trades."""
+    era: int = 0
+    """How often the clock had been set back."""
 
 
 @dataclass(slots=True)
@@ -316,7 +327,8 @@ class _Story:
     last_us: int = 0
     told_from_us: int = 0
     """These facts begin in the middle: of the time before that they tell nothing but gaps that were found later."""
-    _gaps: "dict[str | None, list[_Stretch]]" = field(default_factory=dict)
+    _eras: "list[dict[str | None, list[_Stretch]]]" = field(default_factory=lambda: [{}])
+    """The gaps that have ended, since the start and since each time that the clock was set back."""
     _open: dict[str | None, _OpenGap] = field(default_factory=dict)
     _on: dict[tuple[str, int], _Request] = field(default_factory=dict)
     """By symbol and connection of this run: a proof may come when the connection is lost already."""
@@ -331,12 +343,14 @@ class _Story:
 
     _proof: str = ""
     """Of this run's requests."""
-    _lost: "dict[str, list[_Stretch]]" = field(default_factory=dict)
+    _lost: "dict[str | None, list[_Stretch]]" = field(default_factory=dict)
     """Between two trades, ids never came."""
     _proven: "dict[str, list[_Stretch]]" = field(default_factory=dict)
     """Between two trades, ids go on."""
-    _skipped: "list[_Stretch]" = field(default_factory=list)
-    """By a clock that went forward: nobody can have seen anything then, unless it shows that time once more."""
+    _skipped: "list[tuple[int, _Stretch]]" = field(default_factory=list)
+    """In which era, and what, by a clock that went forward: nobody can have seen anything then, unless it shows that
+    time once more.
+    """
 
     filled: "dict[str, list[_Stretch]]" = field(default_factory=dict)
     """From whose history."""
@@ -411,6 +425,14 @@ class _Story:
                     self._begin([symbol], connection, _Request(fact["at"]))
         self.last_us = fact["at"] or self.last_us
 
+    @property
+    def _gaps(self) -> "dict[str | None, list[_Stretch]]":
+        return self._eras[-1]
+
+    def has_shown(self, at_us: int) -> bool:
+        """Whether the clock showed this time before it was set elsewhere."""
+        return any(start_us <= at_us <= end_us for start_us, end_us in self._lived)
+
     def end(self, horizon_us: int) -> "tuple[dict[str | None, list[_Stretch]], dict[str, list[_Stretch]]]":
         """There are no more facts, and what goes on is known up to the horizon: all gaps, and what ids prove of each
         symbol, settled.
@@ -420,22 +442,40 @@ class _Story:
         self._end_doubt(horizon_us)
         self._live_until(horizon_us, horizon_us)
         lived = sorted(self._lived)
-        for skipped_us, at_us, cause in self._skipped:
+        for era, (skipped_us, at_us, cause) in self._skipped:
             begin_us = skipped_us
             for start_us, end_us in [*lived, (at_us, at_us)]:
                 if begin_us < min(start_us, at_us):
-                    self._gaps.setdefault(None, []).append((begin_us, min(start_us, at_us), cause))
+                    self._eras[era].setdefault(None, []).append((begin_us, min(start_us, at_us), cause))
                 begin_us = max(begin_us, end_us)
-        proven = {symbol: _without(_settle(proofs), _settle(self._skipped)) for symbol, proofs in self._proven.items()}
-        lost: dict[str, list[_Stretch]] = {}
-        for symbol, stretches in self._lost.items():
-            told = [*self._gaps.get(None, []), *self._gaps.get(symbol, [])]
+        skipped = _settle(stretch for _, stretch in self._skipped)
+        proven = {symbol: _without(_settle(proofs), skipped) for symbol, proofs in self._proven.items()}
+        lost, self._lost = self._lost, {}
+        for symbol, stretches in lost.items():
+            told = [gap for gaps in self._eras for of in (None, symbol) for gap in gaps.get(of, [])]
             for start, end, cause in stretches:
                 if not any(gap_start < end and start < gap_end for gap_start, gap_end, _ in told):
-                    lost.setdefault(symbol, []).append((start, end, cause))  # else that gap says why
-        for symbol, stretches in lost.items():
-            self._gaps.setdefault(symbol, []).extend(stretches)
-        return {symbol: _settle(gaps) for symbol, gaps in self._gaps.items()}, proven
+                    self._lost.setdefault(symbol, []).append((start, end, cause))  # else that gap says why
+        blind: dict[str | None, list[_Stretch]] = {}
+        for gaps in [*self._eras, self._lost]:
+            for of, stretches in gaps.items():
+                blind.setdefault(of, []).extend(stretches)
+        return {symbol: _settle(stretches) for symbol, stretches in blind.items()}, proven
+
+    def seen(self, horizon_us: int) -> "dict[str, list[_Stretch]]":
+        """After the end: what was recorded of each symbol between two times that the clock was set back; empty where
+        it never was.
+        """
+        if len(self._eras) == 1:
+            return {}
+        found: dict[str, list[_Stretch]] = {}
+        for symbol, requests in self.requests.items():
+            for era, of_era in groupby(requests, attrgetter("era")):
+                told = self._eras[era]
+                gaps = _settle([*told.get(None, []), *told.get(symbol, []), *self._lost.get(symbol, [])])
+                recorded = _settle((proven, end, "") for _, proven, end, _ in _spans(symbol, list(of_era), horizon_us))
+                found.setdefault(symbol, []).extend(_without(recorded, gaps))
+        return {symbol: _union(stretches) for symbol, stretches in found.items()}
 
     def _request(self, symbols: list[str] | None, connection: int, at_us: int) -> None:
         if symbols is None:
@@ -451,7 +491,7 @@ class _Story:
         self._begin([one for one in fresh if self.only is None or one in self.only], connection, _Request(at_us))
 
     def _begin(self, symbols: Iterable[str], connection: int, request: _Request) -> None:
-        request.proof = self._proof
+        request.proof, request.era = self._proof, len(self._eras) - 1
         for symbol in symbols:
             self.requests.setdefault(symbol, []).append(request)
             self._asked[symbol] = connection
@@ -546,7 +586,7 @@ class _Story:
     def _drop(self, symbol: str, ended_us: int) -> None:
         requests = self.requests.get(symbol)
         if requests and requests[-1].proven_us is not None:
-            requests.append(_Request(ended_us, None))
+            requests.append(_Request(ended_us, None, era=requests[-1].era))
         self._asked.pop(symbol, None)
         self._close_gap(symbol, ended_us)
 
@@ -565,15 +605,17 @@ class _Story:
             self._end_doubt(showed_us)
         if by_us > 0:
             cause = "sleep" if 2 * slept_us > by_us else "clock"
-            self._skipped.append((showed_us, at_us, cause))
+            self._skipped.append((len(self._eras) - 1, (showed_us, at_us, cause)))
         if by_us >= 0:
             return
         for symbol, gap in list(self._open.items()):
             self._close_gap(symbol, showed_us)
             self._open[symbol] = _OpenGap(gap.cause, at_us, gap.implied)
+        era = len(self._eras) - 1
+        self._eras.append({})
         for symbol, connection in list(self._asked.items()):
             proven = symbol in (self.requests[symbol][-1].proven_us or ())
-            self.requests[symbol].append(_Request(showed_us, None))
+            self.requests[symbol].append(_Request(showed_us, None, era=era))
             self._begin([symbol], connection, _Request(at_us, {symbol: at_us} if proven else {}))
 
     def _live_until(self, showed_us: int, goes_on_us: int) -> None:

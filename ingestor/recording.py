@@ -144,6 +144,7 @@ class Capture:
         monitor = ConnectionMonitor(subscriptions, settings, buffer, gaps, observed, markets, clock)
         connection_log = ConnectionLog(ledger, gaps, observed)
         session = Session(feed.terms, connector, monitor, connection_log, gaps, buffer, clock, stop)
+        clock.on_step += [session.step, observed.step]
         return cls(subscriptions, markets, monitor, session)
 
 

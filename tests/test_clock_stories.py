@@ -4,15 +4,28 @@ The parts of the reader and of the recorder run here in one thread, on clocks th
 of a table; random ones follow.
 """
 
+import os
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import pyarrow.compute as pc
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from prepared import prepared_recording
 from recorders import blind_rows, make_rig
+from requirements import of_tier
 
+import ingestor
 from ingestor.capture.wall_clock import Reading
 from ingestor.coverage import Coverage, find_coverage
+from ingestor.dataset.maintenance import delete_expired
+from ingestor.operations.collector import Watch, read_clock
+from ingestor.operations.recorder_status import RecorderStatus, find_problems
 
 START_US = 1_795_000_000_000_000
 SECOND_US = 1_000_000
@@ -89,17 +102,30 @@ class World:
         self.stand_still(0.001)
         self.wrong_us = round(wrong_s * SECOND_US)
 
+    @property
+    def refused(self) -> int:
+        return self.frames - self.rig.recorder.counts.trades
+
     def coverage(self) -> Coverage:
         return find_coverage(self.rig.facts(), journaled_us=self.life.last_frame_us)
 
     def claimed(self) -> list[tuple[int, int]]:
         return [(one.start_us, one.end_us) for one in self.coverage().intervals(SYMBOL) if one.state == "recorded"]
 
+    def delete_expired(self) -> str:
+        """The days that retention deletes by these clocks, of one that is due in truth and one that isn't."""
+        today = datetime.fromtimestamp(self.true_us / 1e6, UTC).date()
+        days = {today - timedelta(400): "due", today - timedelta(1): "kept"}
+        for day in days:
+            (self.rig.layout.trades / f"date={day}").mkdir(parents=True)
+        now = datetime.fromtimestamp(self.read().wall_us / 1e6, UTC)
+        gone = delete_expired(self.rig.layout, self.rig.ledger, timedelta(365), now, self.rig.clock.venue_now())
+        return " ".join(days[day] for day in gone)
+
     def end(self) -> None:
         self.rig.recorder._keeper.sync()
         assert blind_rows(self.rig) == [], "a recorded trade lies in a blind span"
-        refused = self.frames - self.rig.recorder.counts.trades
-        assert refused <= (0 if self.date else 2), "without a date it takes three trades to know that it is the clock"
+        assert self.refused <= (0 if self.date else 2), "without a date it takes three trades to know it is the clock"
         for start_us, end_us in self.claimed():
             unheard_us = start_us
             for first_us, last_us in sorted(self.heard):
@@ -156,45 +182,128 @@ def drifts(world: World) -> None:
     world.passes(60, drift_s=0.3)
 
 
+@dataclass(frozen=True)
 class Said:
-    """What is told of a story: seconds claimed, the causes of blindness, and by how many seconds the clock is wrong."""
+    """What is told of a story."""
 
-    def __init__(self, claimed_s: int, causes: str = "", wrong_s: int = 0) -> None:
-        self.claimed_s, self.causes, self.wrong_s = claimed_s, causes, wrong_s
+    claimed_s: int
+    """Coverage: seconds recorded."""
+    causes: str = ""
+    """Coverage: why the symbol was blind."""
+    bars: int = 0
+    """Bars of a second that are recorded whole."""
+    quiet: int = 0
+    """Those of them in which nothing was traded."""
+    refused: int = 0
+    """Validation: trades."""
+    deleted: str = "due"
+    """Retention."""
+    wrong: str = ""
+    """`status`: this computer's clock."""
+    late: str = ""
+    """`status`: the venue's trades."""
 
 
 STORIES: dict[str, tuple[float, bool, float, Callable[[World], None], Said]] = {
     # our clock at the start, whether the venue tells a date, delay of the feed, what happens, what is said of it
-    "nothing": (0, True, 0.1, steps(), Said(19)),
-    "a delayed feed": (0, True, 900, steps(), Said(19)),
-    "no battery, set by NTP": (-10 * HOUR_S, True, 0.1, no_battery, Said(19, "clock")),
-    "no battery, set by NTP, no date": (-10 * HOUR_S, False, 0.1, no_battery, Said(19, "clock")),
-    "no battery, a delayed feed": (-10 * HOUR_S, True, 900, no_battery, Said(19, "clock")),
-    "a sleep with frames waiting": (0, True, 0.1, sleeps, Said(39, "sleep")),
-    "a standstill": (0, True, 0.1, stands_still, Said(639)),
-    "set back, and right again": (0, True, 0.1, steps(-2 * HOUR_S, 0), Said(38, "clock", 0)),
-    "set forward": (0, True, 0.1, steps(HOUR_S), Said(19, "clock", HOUR_S)),
-    "set forward by mistake, and right again": (0, True, 0.1, steps(60, 0), Said(38, "clock")),
-    "set back": (0, False, 0.1, steps(-HOUR_S), Said(0, "", -HOUR_S)),  # the true time is shown again
-    "three days behind": (-3 * DAY_S, True, 0.1, steps(), Said(0, "", -3 * DAY_S)),
-    "three days behind, no date": (-3 * DAY_S, False, 0.1, steps(), Said(0, "", -3 * DAY_S)),
-    "three days ahead": (3 * DAY_S, True, 0.1, steps(), Said(0, "", 3 * DAY_S)),
-    "two years behind": (-731 * DAY_S, True, 0.1, steps(), Said(0, "", -731 * DAY_S)),
-    "two years ahead": (731 * DAY_S, True, 0.1, steps(), Said(0, "", 731 * DAY_S)),
-    "two years ahead, then right": (731 * DAY_S, True, 0.1, no_battery, Said(19, "")),
-    "a slow drift ahead": (0, True, 0.1, drifts, Said(77)),  # a minute by our clock
-    "lost behind a step back": (0, True, 0.1, loses_after_a_step, Said(0, "shutdown", -2 * HOUR_S)),
+    "nothing": (0, True, 0.1, steps(), Said(19, bars=19)),
+    "a delayed feed": (0, True, 900, steps(), Said(19, bars=19)),
+    "no battery": (-10 * HOUR_S, True, 0.1, steps(), Said(0, wrong="10:00:00 h behind")),
+    "no battery, set by NTP": (-10 * HOUR_S, True, 0.1, no_battery, Said(19, "clock", bars=18)),
+    "no battery, set by NTP, no date": (-10 * HOUR_S, False, 0.1, no_battery, Said(19, "clock", bars=18)),
+    "no battery, a delayed feed": (-10 * HOUR_S, True, 900, no_battery, Said(19, "clock", bars=18)),
+    "a sleep with frames waiting": (0, True, 0.1, sleeps, Said(39, "sleep", bars=39)),
+    "a standstill": (0, True, 0.1, stands_still, Said(639, bars=639, quiet=599)),
+    "set back, and right again": (0, True, 0.1, steps(-2 * HOUR_S, 0), Said(38, "clock", bars=37)),
+    "set forward": (0, True, 0.1, steps(HOUR_S), Said(19, "clock", bars=19, wrong="1:00:00 h ahead of")),
+    "set forward by mistake, and right again": (0, True, 0.1, steps(60, 0), Said(38, "clock", bars=37)),
+    "set back": (0, False, 0.1, steps(-HOUR_S), Said(0, wrong="1:00:00 h behind")),  # the true time is shown again
+    "three days behind": (-3 * DAY_S, True, 0.1, steps(), Said(0, wrong="3 days, 0:00:00 h behind")),
+    "three days behind, no date": (
+        -3 * DAY_S,
+        False,
+        0.1,
+        steps(),
+        Said(0, refused=2, wrong="3 days, 0:00:00 h behind"),
+    ),
+    "three days ahead": (3 * DAY_S, True, 0.1, steps(), Said(0, wrong="3 days, 0:00:00 h ahead of")),
+    "two years behind": (-731 * DAY_S, True, 0.1, steps(), Said(0, deleted="", wrong="731 days, 0:00:00 h behind")),
+    "two years ahead": (731 * DAY_S, True, 0.1, steps(), Said(0, wrong="731 days, 0:00:00 h ahead of")),
+    "two years ahead, no date": (
+        731 * DAY_S,
+        False,
+        0.1,
+        steps(),
+        Said(19, bars=18, late="731 days, 0:00:00 h behind"),
+    ),
+    "two years ahead, then right": (731 * DAY_S, True, 0.1, no_battery, Said(19, bars=18)),
+    "a slow drift ahead": (0, True, 0.1, drifts, Said(77, bars=59)),  # a minute in truth
+    "lost behind a step back": (0, True, 0.1, loses_after_a_step, Said(0, "shutdown", wrong="2:00:00 h behind")),
 }
 
 
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> RecorderStatus:
+    with prepared_recording(tmp_path_factory.mktemp("healthy")) as recording:
+        status = Watch(recording).look()
+    return replace(status, link=replace(status.link, connected=True, answered=True))
+
+
 @pytest.mark.parametrize("story", STORIES)
-def test_what_is_said_of_a_story(tmp_path: Path, story: str) -> None:
-    wrong_s, date, delay_s, happen, said = STORIES[story]
+def test_what_is_said_of_a_story(tmp_path: Path, healthy: RecorderStatus, story: str) -> None:
+    wrong_s, date, delay_s, happen, expected = STORIES[story]
     world = World(tmp_path, wrong_s, date=date, delay_s=delay_s)
     happen(world)
     claimed_s = sum(end_us - start_us for start_us, end_us in world.claimed()) / 1e6
     causes = {gap.cause for gap in world.coverage().gaps}
-    clock_wrong_s = world.rig.clock.venue.wrong_us / 1e6
+    problems = "; ".join(find_problems(replace(healthy, clock=read_clock(world.rig.clock.venue))))
+    deleted = world.delete_expired()
     world.end()
-    assert (abs(claimed_s - said.claimed_s) <= 2, causes) == (True, set(said.causes.split()))
-    assert abs(clock_wrong_s - said.wrong_s) <= 1
+    bars = ingestor.read_bars(tmp_path, "1s", fill=True, engine="arrow")
+    whole = bars.filter(pc.equal(bars.column("coverage"), 1.0))
+    quiet = whole.filter(pc.equal(whole.column("trades"), 0)).num_rows
+    wrong = expected.wrong and (
+        f"this computer's clock is {expected.wrong} the venue's: set it; "
+        "trades are kept, and until then all symbols count as unproven"
+    )
+    late = expected.late and f"the venue's trades are {expected.late} this computer's clock"
+    assert problems == wrong + late
+    told = Said(
+        round(claimed_s), " ".join(sorted(causes)), whole.num_rows, quiet, world.refused, deleted,
+        expected.wrong, expected.late,
+    )  # fmt: skip
+    assert told == expected
+
+
+EVENTS = st.one_of(
+    st.tuples(st.just("passes"), st.integers(1, 5)),
+    st.tuples(st.just("sleep"), st.integers(3, 10_000)),
+    st.tuples(st.just("stand_still"), st.integers(1, 5)),
+    st.tuples(st.just("set"), st.integers(-100_000, 100_000)),
+    st.tuples(st.just("hear"), st.integers(1, 3)),
+    st.tuples(st.sampled_from(["lose", "connect"])),
+)
+
+
+@settings(max_examples=int(os.environ.get("CLOCK_STORIES", of_tier(40, 2))), deadline=None)
+@given(events=st.lists(EVENTS, max_size=25), date=st.booleans(), wrong_s=st.sampled_from([0, 5, -HOUR_S, 3 * DAY_S]))
+@example(events=[("passes", 1), ("set", -8), ("sleep", 3)], date=True, wrong_s=0)
+@example(events=[("passes", 1), ("set", 0), ("sleep", 3)], date=False, wrong_s=3 * DAY_S)
+@example(
+    events=[("passes", 5), ("set", -3404), ("passes", 4), ("lose",), ("passes", 5), ("sleep", 4974)],
+    date=False,
+    wrong_s=0,
+)
+def test_no_recorded_trade_is_blind_and_nothing_is_claimed_unheard(
+    events: list[tuple[str] | tuple[str, int]], date: bool, wrong_s: int
+) -> None:
+    with TemporaryDirectory() as root:
+        world = World(Path(root), wrong_s, date=date)
+        for name, *arguments in events:
+            if name == "hear" and not world.connected:
+                continue
+            before_us = world.read().wall_us
+            getattr(world, name)(*arguments)
+            if name == "stand_still" and world.connected:
+                world.heard.append((before_us, world.read().wall_us))
+        world.end()

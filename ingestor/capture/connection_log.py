@@ -49,11 +49,20 @@ class ConnectionLog:
         self._gaps = gaps
         self._observed = observed
         self._short_lives = 0
+        self._life: ConnectionRecord | None = None
 
     def begin(self, number: int, opened_us: int) -> ConnectionRecord:
         self._ledger.record("connection.opened", at=opened_us, connection=number)
         log.info("connection.opened", connection=number)
-        return ConnectionRecord(number, time.monotonic(), opened_us, self._observed.trades, opened_us)
+        self._life = ConnectionRecord(number, time.monotonic(), opened_us, self._observed.trades, opened_us)
+        return self._life
+
+    def step(self, by_us: int) -> None:
+        """The wall clock was set by so much: the newest connection's receipts, on the clock as it is now."""
+        if self._life is not None:
+            self._life.opened_us += by_us
+            self._life.last_frame_us += by_us
+            self._life.paused_us += by_us
 
     def was_of_use(self, life: ConnectionRecord) -> bool:
         """Whether the next connection may be tried at once: trades came on this one, or it lasted."""

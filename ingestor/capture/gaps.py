@@ -117,9 +117,7 @@ class Gaps:
             self._recorded_us[None] = last_us
 
     def step(self, by_us: int) -> None:
-        """The wall clock was set by so much: what was received before is compared with what comes as if it had been
-        right.
-        """
+        """The wall clock was set by so much: receipts before it, on the clock as it is now."""
         with self._lock:
             self._recorded_us = {symbol: at_us + by_us for symbol, at_us in self._recorded_us.items()}
             self._open = {symbol: replace(gap, since_us=gap.since_us + by_us) for symbol, gap in self._open.items()}

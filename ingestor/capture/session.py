@@ -133,6 +133,14 @@ class Session:
         connection = self._connection
         return connection is not None and connection.bytes_received > 0
 
+    def step(self, by_us: int) -> None:
+        """The wall clock was set by so much: what was received before, on the clock as it is now."""
+        self._connection_log.step(by_us)
+        if self._retiring:
+            self._retiring.last_frame_us += by_us
+        if self.last_frame_us is not None:
+            self.last_frame_us += by_us
+
     def run(self) -> None:
         """Until `stop`, heeded within two seconds unless the Buffer is full. Raises FeedRefused where the key is wrong
         for good.

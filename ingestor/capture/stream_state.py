@@ -140,6 +140,11 @@ class Observed:
             self.last_received_us = received_us
         self.trades += sum(symbols.values())
 
+    def step(self, by_us: int) -> None:
+        """The wall clock was set by so much: receipts before it, on the clock as it is now."""
+        self.last_trade_us = {symbol: at_us + by_us for symbol, at_us in self.last_trade_us.copy().items()}
+        self.last_received_us += by_us if self.last_received_us else 0
+
     def asked_anew(self, symbols: Iterable[str]) -> None:
         """These are added on a connection that is open: what was proven on it before counts no more."""
         with self._lock:

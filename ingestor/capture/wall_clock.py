@@ -164,13 +164,16 @@ class Clock:
         reading = read()
         self._read = read
         self._ledger = ledger
-        self._gaps = gaps
         self._lock = threading.Lock()
         self._wall = WallClock(reading)
         self._since_us = reading.wall_us
         """Since when the wall clock has not been set, as far as we were there."""
         self._doubted = False
         self.venue = VenueTime()
+        self.on_step: list[Callable[[int], None]] = [gaps.step]
+        """Called with each step, by whoever finds it: receipts before it are compared with what comes, by their times
+        on the clock as it is now.
+        """
 
     def now_us(self) -> int:
         """The wall clock, in µs since 1970. What it skipped since it was last asked is in the ledger first."""
@@ -184,7 +187,8 @@ class Clock:
                 log.warning("clock.stepped", by_s=round(step.by_us / 1e6, 3), slept_s=round(step.slept_us / 1e6, 3))
                 self._since_us = reading.wall_us
                 self._doubted = False  # coverage begins anew with a step: what is still wrong is told again
-                self._gaps.step(step.by_us)
+                for tell in self.on_step:
+                    tell(step.by_us)
                 self.venue.step(step.by_us - step.slept_us)
             return self._wall.shown_us
 

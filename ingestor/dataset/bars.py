@@ -83,14 +83,18 @@ class Delays:
         received_us, delays_us = self._known[symbol]
         shifted = []
         for start_us, end_us in spans:
-            first = bisect_left(received_us, start_us)
-            after = delays_us[first : first + _BUCKETS]
-            begin_us = round(median(after)) if after else 0
-            last = bisect_right(received_us, end_us)
-            before = delays_us[max(last - _BUCKETS, 0) : last]
-            late_us = round(median(before)) if before else begin_us
-            if before and received_us[last - 1] > end_us - _FRESH_US:  # what had piled up and was read at last
-                late_us = max(late_us, before[-1])
+            first, last = bisect_left(received_us, start_us), bisect_right(received_us, end_us)
+            if first < last:  # what the clock showed elsewhere, before a step or behind it, says nothing of this span
+                begin_us = round(median(delays_us[first : min(first + _BUCKETS, last)]))
+                late_us = round(median(delays_us[max(last - _BUCKETS, first) : last]))
+                if received_us[first] < start_us + _FRESH_US:
+                    begin_us = min(begin_us, delays_us[first])
+                if received_us[last - 1] > end_us - _FRESH_US:  # what had piled up and was read at last
+                    late_us = max(late_us, delays_us[last - 1])
+            else:  # by what came before and after it
+                around = [delays_us[max(first - _BUCKETS, 0) : first], delays_us[first : first + _BUCKETS]]
+                medians = [round(median(some)) for some in around if some]
+                begin_us, late_us = min(medians, default=0), max(medians, default=0)
             begin_us = begin_us if abs(begin_us) > _LATE_US else 0
             late_us = late_us if abs(late_us) > _LATE_US else 0
             shifted.append((start_us - begin_us, end_us - late_us))

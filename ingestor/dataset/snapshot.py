@@ -226,7 +226,14 @@ def take_snapshot(layout: Layout, span: Span) -> Snapshot:
             return Snapshot(
                 {day: paths for day, paths in files.items() if paths},
                 [event.batch for event in events if event.batch.num_rows],
-                max((event.last_received_us for event in events if not event.counts.filled), default=0),
+                next(
+                    (
+                        one.last_received_us
+                        for one in reversed(events)
+                        if one.last_received_us and not one.counts.filled
+                    ),
+                    0,
+                ),
             )
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ingestor import __version__
 from ingestor.capture.stream_state import BOUNDS_S
+from ingestor.capture.wall_clock import VenueTime
 from ingestor.operations.recorder_status import (
     ClockState,
     Disk,
@@ -42,6 +43,12 @@ class _Sample(NamedTuple):
     rejected: int
 
 
+def read_clock(venue: VenueTime) -> ClockState:
+    """What the venue shows of our clock."""
+    trades_us = venue.trades_us
+    return ClockState(wrong_s=venue.wrong_us / 1e6, trades_s=None if trades_us is None else trades_us / 1e6)
+
+
 class Watch:
     """Samples a recording's counts once per second (`tick`), and reads all of its state on request (`look`)."""
 
@@ -71,7 +78,6 @@ class Watch:
     def look(self) -> RecorderStatus:
         """The status now. Raises OSError if the disk can't be asked."""
         recording, now, now_s = self._recording, time.time(), time.monotonic()
-        venue = recording.clock.venue
         return RecorderStatus(
             at=now,
             version=__version__,
@@ -82,10 +88,7 @@ class Watch:
             link=self._read_link(now, now_s),
             flow=self._read_flow(now_s),
             disk=self._read_disk(now_s),
-            clock=ClockState(
-                wrong_s=venue.wrong_us / 1e6,
-                trades_s=None if venue.trades_us is None else venue.trades_us / 1e6,
-            ),
+            clock=read_clock(recording.clock.venue),
         )
 
     def _read_link(self, now: float, now_s: float) -> Link:
