@@ -41,6 +41,25 @@ FRAMES = pa.schema(
 )
 """The columns of raw frames (`storage.raw`)."""
 
+PACKED_FRAMES = pa.schema(
+    [
+        pa.field("run", pa.int64()),
+        pa.field("block", pa.int64()),  # as in FRAMES
+        pa.field("frames", pa.int64()),  # how many
+        pa.field("connection", pa.int64()),
+        pa.field("frame", pa.int64()),  # the number of the first
+        pa.field("sequence", pa.int64()),
+        pa.field("trades", pa.int64()),
+        pa.field("size", pa.int64()),  # of `data`, uncompressed
+        pa.field("first_received_at", RECEIVED_AT),
+        pa.field("last_received_at", RECEIVED_AT),
+        pa.field(
+            "data", pa.binary()
+        ),  # all times in µs (int64), all lengths (int32), all bytes; zstd where shorter than `size`
+    ]
+)
+"""The columns of a file of raw frames: a row per block, compressed as the journal has it."""
+
 ORIGIN = pa.field("origin", pa.string())
 """The last column of rows that were filled: whose history they are from. Null, or not there, in those that were heard.
 """

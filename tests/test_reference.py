@@ -14,7 +14,7 @@ from test_public_api import collect_metrics
 
 from ingestor import errors, ledger
 from ingestor.feeds.binance import BINANCE_TRADES
-from ingestor.schema import FRAMES, ORIGIN, TRADES, recorded
+from ingestor.schema import ORIGIN, PACKED_FRAMES, TRADES, recorded
 
 REFERENCE = REPOSITORY / "docs/reference"
 
@@ -58,7 +58,7 @@ def with_table(page: str, name: str, lines: Iterator[str]) -> str:
 def test_the_columns_are_those_of_the_files() -> None:
     own = [field for field in recorded(BINANCE_TRADES) if field.name not in TRADES.names]
     assert [tuple(row[:2]) for row in rows("columns.md")] == [
-        (one.name, str(one.type)) for one in [*TRADES, *own, ORIGIN, *FRAMES]
+        (one.name, str(one.type)) for one in [*TRADES, *own, ORIGIN, *PACKED_FRAMES]
     ]
 
 

@@ -3,6 +3,7 @@ compares what was recorded of them with what they are decoded to now.
 """
 
 import contextlib
+import math
 import operator
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -19,12 +20,14 @@ from ingestor.dataset.snapshot import Snapshot, check_format, list_names, parse_
 from ingestor.dataset.times import EVER, Span, day_start_ms
 from ingestor.errors import DamagedFile, Lagged
 from ingestor.journal.follower import Follower, Rows
-from ingestor.journal.segment import Cursor, decode_raw
+from ingestor.journal.segment import Cursor, RawHead, expand_frames, split_raw
 from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.parquet import ORIGIN_KEY, check_pages, named_errors, open_parquet
-from ingestor.schema import FRAMES, RECEIVED_AT
+from ingestor.schema import PACKED_FRAMES, RECEIVED_AT
 
 _DAY_MS = 86_400_000
+_TABLE_BYTES = 8 << 20
+_PLAIN = pa.schema([(field.name, pa.binary() if field.name == "data" else pa.int64()) for field in PACKED_FRAMES])
 _NEAR = 32
 """So many trades of the same moment are looked at to find the one that a trade has become."""
 
@@ -86,7 +89,9 @@ def _read_journaled(layout: Layout, segment: SegmentId) -> list[pa.Table] | None
                 if event.segment != segment:
                     break
                 if isinstance(event, Rows) and event.raw is not None:
-                    tables.append(pa.Table.from_batches([decode_raw(event.raw, segment.run)]))
+                    head, data = split_raw(event.raw)
+                    batch = expand_frames(segment.run, head.first_frame, head, data)
+                    tables.append(pa.Table.from_batches([batch]))
         except (FileNotFoundError, Lagged):
             return None
     return tables
@@ -95,28 +100,41 @@ def _read_journaled(layout: Layout, segment: SegmentId) -> list[pa.Table] | None
 def _read_files(layout: Layout, segment: SegmentId, days: Collection[date], span: Span) -> Iterator[pa.Table]:
     """The frames of a segment's files that may lie in the span; none where retention deletes them meanwhile."""
     if len(days) > 1:  # it lasted beyond midnight, and a block may have done so, too
-        parts = [table for day in days for table in _read_file(layout.raw_file(segment, day), span)]
+        parts = [table for day in days for table in read_frame_file(layout.raw_file(segment, day), span)]
         yield from [pa.concat_tables(parts).sort_by("frame")] if parts else []
         return
     for day in days:
-        yield from _read_file(layout.raw_file(segment, day), span)
+        yield from read_frame_file(layout.raw_file(segment, day), span)
 
 
-def _read_file(path: Path, span: Span) -> Iterator[pa.Table]:
+def read_frame_file(path: Path, span: Span) -> Iterator[pa.Table]:
+    """As `read_frames` of one file; nothing where it is gone."""
     with contextlib.suppress(FileNotFoundError):
         check_pages(path)
         with open_parquet(path) as file, named_errors(path):
             check_format(path, file.metadata.metadata)
-            if file.schema_arrow.remove_metadata() != FRAMES:
-                raise DamagedFile(f"{path}: has other columns than frames have: {', '.join(FRAMES.names)}")
-            at = FRAMES.get_field_index("received_at")
+            if file.schema_arrow.remove_metadata() != PACKED_FRAMES:
+                raise DamagedFile(f"{path}: has other columns than frames have: {', '.join(PACKED_FRAMES.names)}")
             for group in range(file.num_row_groups):
-                times = file.metadata.row_group(group).column(at).statistics
-                if times is not None and times.has_min_max:
-                    too_late = span.end_ms is not None and times.min_raw >= span.end_ms * 1000
-                    if too_late or (span.start_ms is not None and times.max_raw < span.start_ms * 1000):
-                        continue
-                yield file.read_row_group(group).replace_schema_metadata()
+                yield from _expand(file.read_row_group(group), span)
+
+
+def _expand(packed: pa.Table, span: Span) -> Iterator[pa.Table]:
+    """The frames of those rows that may hold a moment of the span."""
+    start_us = -math.inf if span.start_ms is None else span.start_ms * 1000
+    end_us = math.inf if span.end_ms is None else span.end_ms * 1000
+    held: list[pa.RecordBatch] = []
+    size = 0
+    for run, block, *said, data in zip(*packed.cast(_PLAIN).to_pydict().values(), strict=True):
+        head = RawHead(*said)
+        if head.first_received_us < end_us and head.last_received_us >= start_us:
+            held.append(expand_frames(run, block, head, data))
+            size += held[-1].nbytes
+        if size >= _TABLE_BYTES:
+            yield pa.Table.from_batches(held)
+            held, size = [], 0
+    if held:
+        yield pa.Table.from_batches(held)
 
 
 def recount_frames(path: Path, segment: SegmentId, day: date) -> tuple[int, str | None]:
@@ -128,7 +146,7 @@ def recount_frames(path: Path, segment: SegmentId, day: date) -> tuple[int, str 
             origin = (file.metadata.metadata or {}).get(ORIGIN_KEY, b"").decode(errors="replace")
         if origin != str(segment):
             return 0, f"origin {origin or 'missing'}"
-        for table in _read_file(path, EVER):
+        for table in read_frame_file(path, EVER):
             frames += table.num_rows
             numbers = pa.chunked_array([pa.array([last]), *table.column("frame").chunks])
             if not pc.all(pc.less(numbers.slice(0, table.num_rows), numbers.slice(1))).as_py():

@@ -50,7 +50,7 @@ class Rows:
     last_received_us: int
     at: Cursor
     raw: bytes | None = None
-    """The body of the record of its frames as they came, for `segment.decode_raw`; None where they are not kept."""
+    """The body of the record of its frames as they came, for `segment.split_raw`; None where they are not kept."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from ingestor.errors import ConfigError
-from ingestor.schema import FRAMES
+from ingestor.dataset.raw import read_frame_file
+from ingestor.dataset.times import EVER
+from ingestor.errors import ConfigError, DamagedFile, FormatTooNew
+from ingestor.schema import PACKED_FRAMES
 from ingestor.simulator.market import BATCH_MAX, Batch, Trade, is_crypto
 
 SAME_MESSAGE_US = 1000
@@ -88,7 +90,7 @@ def holds_frames(path: Path) -> bool:
     """Whether this is a file or a directory of frames as they came."""
     files = _list_parquet(path)
     try:
-        return bool(files) and pq.read_schema(files[0]).names == FRAMES.names
+        return bool(files) and pq.read_schema(files[0]).names == PACKED_FRAMES.names
     except (OSError, pa.ArrowException):
         return False
 
@@ -103,12 +105,11 @@ def _list_parquet(path: Path) -> list[Path]:
 def _recorded_frames(path: Path) -> Iterator[tuple[int, bytes]]:
     for file in _list_parquet(path):
         try:
-            with pq.ParquetFile(file) as frames:
-                for batch in frames.iter_batches(columns=["received_at", "payload"]):
-                    times_us = batch.column(0).cast(pa.int64()).to_pylist()
-                    yield from zip(times_us, batch.column(1).to_pylist(), strict=True)
-        except (OSError, pa.ArrowException) as error:
-            raise ConfigError(f"{file}: no frames to replay: {error}") from error
+            for table in read_frame_file(file, EVER):
+                times_us = table["received_at"].cast(pa.int64()).to_pylist()
+                yield from zip(times_us, table["payload"].to_pylist(), strict=True)
+        except (DamagedFile, FormatTooNew, OSError) as error:
+            raise ConfigError(f"no frames to replay: {error}") from error
 
 
 def recorded_trades(path: Path) -> Iterator[Arrival]:

@@ -4,37 +4,37 @@ Exactly once, as for the rows: a file's name is its segment's id, and it is publ
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from datetime import date, timedelta
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
-from ingestor.journal.segment import Cursor, count_raw, decode_raw
+from ingestor.journal.segment import Cursor, decompress, pack_frames, split_raw, unpack_frames
 from ingestor.layout import Layout, SegmentId, list_segments, locked_date, publish
 from ingestor.ledger import DAY_US
 from ingestor.parquet import add_checksums, file_schema
-from ingestor.schema import FRAMES
+from ingestor.schema import PACKED_FRAMES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _GROUP_BYTES = 8 << 20
-"""Frames of so many bytes, or of one block that has more, become a row group: they stand in memory uncompressed."""
-_CONSTANT = ("run", "connection", "block", "sequence", "trades")
-"""Columns of long runs of the same value."""
-_DELTA = ("frame", "received_at")
+"""Blocks of so many bytes become a row group."""
+_SMALL_BYTES = 1 << 15
+"""A block below this is compressed together with its neighbours, since alone it hardly gets smaller; no other is
+compressed again.
+"""
 _OPTIONS: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 1,
-    "use_dictionary": list(_CONSTANT),
-    "column_encoding": dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED"),
-    "write_statistics": [*_CONSTANT, *_DELTA],
+    "use_dictionary": False,
+    "write_statistics": [name for name in PACKED_FRAMES.names if name != "data"],
     "write_page_checksum": True,
 }
 _EPOCH = date(1970, 1, 1)
@@ -67,7 +67,7 @@ class RawFiles:
             publish_frames(self._layout, end.segment, self._blocks)
         except OSError as error:
             raise SinkUnavailable(f"can't keep the frames of {end.segment}: {error.strerror or error}") from None
-        self.frames[end.segment.run] += sum(map(count_raw, self._blocks))
+        self.frames[end.segment.run] += sum(split_raw(body)[0].frames for body in self._blocks)
         self._blocks = []
         self._committed = end.at
 
@@ -81,43 +81,80 @@ class RawFiles:
         """Nothing: the frames of a segment that has not ended are in the journal."""
 
 
-def publish_frames(layout: Layout, segment: SegmentId, blocks: Sequence[bytes]) -> None:
+def publish_frames(layout: Layout, segment: SegmentId, blocks: Iterable[bytes]) -> None:
     """Publish the frames in these bodies of records, a file per UTC date of receipt, in order. Raises OSError.
 
     The same frames give the same files under the same names, however often it is done.
     """
     staged: dict[date, Path] = {}
     with ExitStack() as stack:
-        writers: dict[date, pq.ParquetWriter] = {}
-        for group in _read_groups(blocks, segment.run):
-            for day, frames in _split_by_receipt(group):
-                if day not in writers:
-                    staged[day] = layout.staging / f"{segment}.{day.isoformat()}.raw.parquet"
-                    schema = file_schema(FRAMES, str(segment))
-                    writers[day] = stack.enter_context(pq.ParquetWriter(staged[day], schema, **_OPTIONS))
-                writers[day].write_table(frames.cast(writers[day].schema), row_group_size=frames.num_rows)
+        groups: dict[date, _Group] = {}
+        for day, row in chain.from_iterable(_split_by_receipt(body, segment.run) for body in blocks):
+            if day not in groups:
+                staged[day] = layout.staging / f"{segment}.{day.isoformat()}.raw.parquet"
+                schema = file_schema(PACKED_FRAMES, str(segment))
+                groups[day] = _Group(stack.enter_context(pq.ParquetWriter(staged[day], schema, **_OPTIONS)))
+            groups[day].add(row)
+        for group in groups.values():
+            group.write()
     for day, path in staged.items():
         add_checksums(path)
         with locked_date(layout, day):
             publish(path, layout.raw_file(segment, day))
 
 
-def _read_groups(blocks: Sequence[bytes], run: int) -> Iterator[pa.Table]:
-    held: list[pa.RecordBatch] = []
-    size = 0
-    for body in blocks:
-        held.append(decode_raw(body, run))
-        size += held[-1].nbytes
-        if size >= _GROUP_BYTES:
-            yield pa.Table.from_batches(held)
-            held, size = [], 0
-    if held:
-        yield pa.Table.from_batches(held)
+_Row = tuple[Any, ...]
+"""Of PACKED_FRAMES."""
 
 
-def _split_by_receipt(frames: pa.Table) -> Iterator[tuple[date, pa.Table]]:
-    """The frames of each UTC date of receipt."""
-    days = pc.divide(frames.column("received_at").cast(pa.int64()), DAY_US)
-    found = sorted(pc.unique(days).to_pylist())
-    for day in found:
-        yield _EPOCH + timedelta(days=day), frames if len(found) == 1 else frames.filter(pc.equal(days, day))
+class _Group:
+    """Rows that are not in their file yet."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self._writer = writer
+        self._rows: list[_Row] = []
+        self._bytes = 0
+
+    def add(self, row: _Row) -> None:
+        self._rows.append(row)
+        self._bytes += len(row[-1])
+        if self._bytes >= _GROUP_BYTES:
+            self.write()
+
+    def write(self) -> None:
+        if self._rows:
+            columns = zip(zip(*self._rows, strict=True), self._writer.schema, strict=True)
+            arrays = [pa.array(values, field.type) for values, field in columns]
+            self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._writer.schema), len(self._rows))
+            self._rows, self._bytes = [], 0
+
+
+def _split_by_receipt(body: bytes, run: int) -> Iterator[tuple[date, _Row]]:
+    """The frames in this body of a record: one row, or one for each part that was received on another UTC date."""
+    head, data = split_raw(body)
+    if head.first_received_us // DAY_US == head.last_received_us // DAY_US:
+        small = head.size < _SMALL_BYTES
+        yield (
+            _date_of(head.first_received_us),
+            (run, head.first_frame, *head, decompress(data, head) if small else data),
+        )
+        return
+    received_at, payloads = unpack_frames(data, head)
+    frames = zip(received_at.cast(pa.int64()).to_pylist(), payloads.to_pylist(), strict=True)
+    first = head.first_frame
+    for day, part in groupby(frames, key=lambda frame: _date_of(frame[0])):
+        times, texts = zip(*part, strict=True)
+        packed = pack_frames(times, texts)
+        own = head._replace(
+            frames=len(times),
+            first_frame=first,
+            size=len(packed),
+            first_received_us=min(times),
+            last_received_us=max(times),
+        )
+        yield day, (run, head.first_frame, *own, packed)
+        first += len(times)
+
+
+def _date_of(received_us: int) -> date:
+    return _EPOCH + timedelta(days=received_us // DAY_US)

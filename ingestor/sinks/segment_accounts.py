@@ -12,7 +12,7 @@ import structlog
 from ingestor.accounts import write_account
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
-from ingestor.journal.segment import Cursor, count_raw
+from ingestor.journal.segment import Cursor, split_raw
 from ingestor.layout import FILE_MODE, Layout, SegmentId, publish, set_mode
 from ingestor.ledger import Ledger
 from ingestor.metrics import Counts
@@ -48,7 +48,7 @@ class _Account:
         self.counts += rows.counts
         self.rows += rows.batch.num_rows
         if rows.raw is not None:
-            self.frames_kept = (self.frames_kept or 0) + count_raw(rows.raw)
+            self.frames_kept = (self.frames_kept or 0) + split_raw(rows.raw)[0].frames
         self.reasons.update(rows.reasons)
         self.first_received_us = self.first_received_us or rows.first_received_us
         self.last_received_us = rows.last_received_us
