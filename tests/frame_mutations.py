@@ -235,7 +235,11 @@ MAPPED: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "map": ({"prices_by_symbol": True}, [{"AAPL": 145.67, "GOOGL": 2725}, [{"A": 1}, {"symbol": "B", "price": 2}]]),
     "per item": (
         {"fields": {"symbol": "S", "price": "p", "volume": "s", "timestamp": "t"}, "match": {"T": "t"}},
-        [[{"T": "t", "S": "A", "p": 1, "s": "+2", "t": 5}, {"T": "q"}], {"T": "t", "S": "A", "p": 1}, [{"T": "error"}]],
+        [
+            [{"T": "t", "S": "A", "p": 1, "s": "+2", "t": 5}, {"T": "q", "S": "A", "p": None, "c": []}],
+            {"T": "t", "S": "A", "p": 1},
+            [{"T": "error"}],
+        ],
     ),
     "arrays": (
         {
@@ -266,6 +270,17 @@ MAPPED: dict[str, tuple[dict[str, Any], list[Any]]] = {
             "time_zone": "Asia/Seoul",
         },
         [
+            {
+                "channel": "trades",
+                "events": [
+                    {"type": "snapshot", "trades": [{"id": "A", "x": {"price": 1}}]},
+                    {
+                        "type": "update",
+                        "trades": [{"id": "A", "x": {"price": -0.5}, "time": "2026-11-20T14:30:00.99999Z"}],
+                    },
+                    {"type": "update", "trades": [{"id": "B", "x": {"price": 2}, "time": "2026-02-28T23:59:59Z"}]},
+                ],
+            },
             {
                 "channel": "trades",
                 "events": [
@@ -304,6 +319,14 @@ MAPPED: dict[str, tuple[dict[str, Any], list[Any]]] = {
         [
             {
                 "topic": "trades",
+                "fee": 0.5,
+                "data": [
+                    {"s": "A", "p": "1.48", "q": 1, "T": "1700000000123", "i": "17", "c": ["@", "I"], "m": True},
+                    {"s": "B", "p": "5.", "q": 1.5, "T": "-7", "i": None, "c": [], "m": False},
+                ],
+            },
+            {
+                "topic": "trades",
                 "fee": ".5",
                 "data": [
                     {"s": "A", "p": ".48", "q": 1, "T": "1700000000123", "i": "17", "c": [1, "12"], "m": True},
@@ -333,8 +356,21 @@ MAPPED: dict[str, tuple[dict[str, Any], list[Any]]] = {
 
 
 def mapped_block(random: Random, messages: list[Any]) -> list[bytes]:
-    """Such messages, most of them changed in a place or two."""
-    return [_mutated_message(random, random.choice(messages)) for _ in range(random.choice((1, 5, 30)))]
+    """Such messages, most of them changed in a place or two; or enough for columns: whole ones with a changed one among
+    them, or the same two or three over and over.
+    """
+    form = random.random()
+    if form < 0.5:
+        return [_mutated_message(random, random.choice(messages)) for _ in range(random.choice((1, 5, 30)))]
+    count = random.choice((64, 65, 100))
+    if form < 0.75:
+        payloads = [json.dumps(random.choice(messages[:2])).encode()] * count
+        for _ in range(random.choice((0, 1, 1, 2))):
+            payloads[random.randrange(count)] = _mutated_message(random, random.choice(messages))
+        return payloads
+    return random.choices(
+        [_mutated_message(random, random.choice(messages)) for _ in range(random.choice((1, 2, 3)))], k=count
+    )
 
 
 def _mutated_message(random: Random, message: Any) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -15,6 +16,7 @@ from reference_decoder import own_of, read_mapped, said
 from ingestor.config import load_settings
 from ingestor.config.feeds import RECORDED_COLUMNS, JsonSettings
 from ingestor.feeds import Frames, Notice, Reject, make_feed
+from ingestor.feeds.json_frames import INFLATED_MAX, deflate
 from ingestor.feeds.json_map import JsonMap
 from ingestor.schema import TRADES, VENUE_TRADES
 
@@ -37,6 +39,144 @@ def decode(payload: object, **settings: Any) -> tuple[list[Row], list[Reject], l
     columns = [decoded.trades["timestamp"].cast(pa.int64()), *decoded.trades.columns[1:4]]
     rows = zip(decoded.frame_of.to_pylist(), *(column.to_pylist() for column in columns), strict=True)
     return list(rows), decoded.rejects, decoded.notices
+
+
+# Compressed messages
+
+TRADE = b'{"symbol":"A","price":1.5,"volume":2,"timestamp":5}'
+GZIP, RAW_DEFLATE = (deflate(TRADE, compression) for compression in ("gzip", "deflate"))
+
+
+@pytest.mark.parametrize(
+    ("compression", "payload", "reason"),
+    [
+        ("gzip", GZIP, None),
+        ("gzip", TRADE, None),
+        ("deflate", RAW_DEFLATE, None),
+        ("deflate", zlib.compress(TRADE), None),
+        ("deflate", TRADE, None),
+        ("gzip", GZIP[:-1], "bad_compression"),
+        ("gzip", GZIP + b"x", "bad_compression"),
+        ("gzip", b"\x1f\x8b", "bad_compression"),
+        ("gzip", zlib.compress(TRADE), "not_utf8"),
+        ("deflate", RAW_DEFLATE + b"\xff", "bad_compression"),
+        ("deflate", zlib.compress(TRADE)[:-1] + b"\xff", "bad_compression"),
+        ("gzip", deflate(b"[" * (INFLATED_MAX + 1), "gzip"), "too_large"),
+        ("deflate", deflate(b" " * (INFLATED_MAX + 1), "deflate"), "too_large"),
+    ],
+)
+def test_a_compressed_message_is_read_and_a_bomb_is_not(compression: str, payload: bytes, reason: str | None) -> None:
+    rows, rejects, notices = decode(payload, compression=compression)
+    assert (rows, notices) == ([] if reason else [(0, 5, "A", 1.5, 2.0)], [])
+    assert rejects == ([Reject(0, None, reason)] if reason else [])
+
+
+def test_compressed_messages_are_read_in_blocks_and_words_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = feed(compression="gzip", ignore=["pong"])
+    payloads = [GZIP] * 99 + [b"pong"]
+    decoded = reading.decode(Frames(payloads, [0] * 100))
+    assert decoded.trades.num_rows == 99
+    assert decoded.notices == [Notice(99, "news", "")]
+    assert reading.read_block(Frames(payloads, [0] * 100), 0) is not None
+    monkeypatch.setattr("ingestor.feeds.json_map._TEXTS_MAX", 99 * len(TRADE) + 3)
+    assert reading.read_block(Frames(payloads, [0] * 100), 0) is None
+    assert reading.decode(Frames(payloads, [0] * 100)).trades == decoded.trades
+
+
+def test_a_login_is_judged_by_what_is_compressed() -> None:
+    login = feed(compression="gzip", login={"send": "{}", "accepted": {"in": "true"}}).terms.login
+    assert login
+    assert login.judge(deflate(b'{"in":true}', "gzip")) == ("accepted", "")
+    assert login.judge(b"\x1f\x8b") is None
+
+
+# In columns
+
+WHOLE: dict[str, tuple[dict[str, Any], object, int]] = {
+    "one trade": ({}, {"symbol": "A", "price": ".48", "volume": "+1E2", "timestamp": "17", "new": {"x": [1]}}, 1),
+    "no time": ({"fields": {"timestamp": None, "volume": None}}, {"symbol": "A", "price": 1}, 1),
+    "a list": ({"match": {"ev": "T"}}, [{"ev": "T", "symbol": "A", "price": 1}, {"ev": "Q", "bid": 1}], 1),
+    "a list beside a symbol": (
+        {"fields": {"symbol": "$.arg.id"}, "items": "data", "time_unit": "us"},
+        {"arg": {"id": "A"}, "data": [{"price": 1, "timestamp": 1700000000123456}] * 3},
+        3,
+    ),
+    "lists in lists": (
+        {"items": "events[].trades[]", "match": {"c": "t", "events[].type": "update"}, "time_unit": "iso"},
+        {
+            "c": "t",
+            "events": [
+                {"type": "snapshot", "trades": [{"symbol": "A", "price": 7}]},
+                {
+                    "type": "update",
+                    "trades": [{"symbol": "A", "price": 1, "timestamp": "2026-11-20T14:30:00.1239Z"}] * 2,
+                },
+                {"type": "update"},
+            ],
+        },
+        2,
+    ),
+    "columns": (
+        {
+            "columns": {
+                "trade_id": {"from": "i", "type": "integer"},
+                "side": {"from": "m", "values": {"true": "sell", "false": "buy"}},
+                "conditions": {"from": "c", "type": "codes"},
+                "fee": {"from": "$.fee", "type": "number"},
+            },
+            "items": "data",
+            "acknowledged": {"event": "subscribe"},
+        },
+        {"fee": "0.1", "data": [{"symbol": "A", "price": 1, "i": "17", "m": True, "c": ["@", "I"]}]},
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("form", WHOLE)
+def test_a_block_is_read_as_columns(form: str) -> None:
+    settings, message, trades = WHOLE[form]
+    reading = feed(**settings)
+    frames = Frames([json.dumps(message).encode()] * 64, list(range(1_000_000, 1_064_000, 1000)))
+    block = reading.read_block(frames, 5)
+    assert block
+    assert block.trades.num_rows == 64 * trades
+    assert (block.trades, block.frame_of) == (
+        reading.read_strictly(frames, 5).trades,
+        reading.read_strictly(frames, 5).frame_of,
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({}, '{"symbol":"A","price":1e999}'),
+        ({}, '{"symbol":"A","price":NaN}'),
+        ({}, '{"symbol":"A","price":1,"x":NaN}'),
+        ({}, '{"symbol":"A","price":1,"price":2}'),
+        ({}, '{"symbol":"A","price":1},{"symbol":"A","price":1}'),
+        ({}, '[{"symbol":"A","price":1}],"x":[{"symbol":"B","price":2}]'),
+        ({}, '[{"symbol":"A","price":1}],"_":[{"symbol":"B","price":2}]'),
+        ({}, '[{"symbol":"A","price":1}]}{"_":[{"symbol":"B","price":2}]'),
+        ({}, '[{"symbol":"A","price":1,"x":NaN}]'),
+        ({"time_unit": "iso"}, '{"symbol":"A","price":1,"timestamp":"2026-02-30T00:00:00Z"}'),
+        ({"time_unit": "us"}, '{"symbol":"A","price":1,"timestamp":-1}'),
+        ({"time_unit": "s"}, '{"symbol":"A","price":1,"timestamp":9223372036854775807}'),
+        ({"columns": {"n": {"from": "n"}}}, '{"symbol":"A","price":1,"n":-0}'),
+        ({"columns": {"conditions": {"from": "c", "type": "codes"}}}, '{"symbol":"A","price":1,"c":["a,b"]}'),
+        ({"items": "data"}, '{"data":[null,{"symbol":"A","price":1}]}'),
+        ({"acknowledged": {"ok": "*"}}, '{"symbol":"A","price":1,"ok":1}'),
+    ],
+)
+def test_what_columns_would_read_otherwise_is_read_strictly(settings: dict[str, Any], text: str) -> None:
+    """Among frames as they should be, and where all are so."""
+    reading = feed(**settings)
+    values = zip([5, "A", 1.0, *[None] * 9], reading.schema, strict=False)
+    good = reading.encode(pa.record_batch([pa.array([value], field.type) for value, field in values], reading.schema))
+    for frames in ([text.encode()] * 64, [*good * 64, text.encode()]):
+        decoded = reading.decode(Frames(frames, [0] * len(frames)))
+        strict = reading.read_strictly(Frames(frames, [0] * len(frames)), 0)
+        assert (decoded.trades, decoded.rejects, decoded.notices) == (strict.trades, strict.rejects, strict.notices)
 
 
 # Asking

@@ -20,6 +20,7 @@ from ingestor.simulator.protocols import (
     HALF_FRAME,
     JUNK,
     PLAIN_JSON,
+    Message,
     SymbolRequest,
     bar_messages,
     finnhub_messages,
@@ -105,7 +106,7 @@ def test_a_text_frame_carries_its_payload(size: int) -> None:
 
 @pytest.mark.parametrize("payload", [b"", b"ab", b"abcdefgh" * 100])
 def test_fragments_make_the_message_with_control_frames_between(payload: bytes) -> None:
-    parts = frames(fragmented(payload))
+    parts = frames(fragmented(Message(payload, ())))
     data = [part for part in parts if part.opcode in {Opcode.TEXT, Opcode.CONT}]
     assert b"".join(bytes(part.data) for part in data) == payload
     assert [part.fin for part in data] == [False, False, True]

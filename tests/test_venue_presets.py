@@ -412,6 +412,15 @@ def test_it_records_its_simulator(tmp_path: Path, venue: str) -> None:
     record_simulator(tmp_path, settings_of(venue))
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("compression", ["gzip", "deflate"])
+def test_a_venue_that_compresses_each_message_is_recorded(tmp_path: Path, compression: str) -> None:
+    venue = settings_of("okx")
+    record_simulator(
+        tmp_path, venue.model_copy(update={"feed": venue.feed.model_copy(update={"compression": compression})})
+    )
+
+
 def test_the_venue_that_the_docs_invent_is_recorded(tmp_path: Path) -> None:
     """It has a login, a heartbeat, lists in lists, ids and refusals, in at most 25 lines."""
     text = (FOLDER.parents[1] / "docs/configure.md").read_text()

@@ -280,6 +280,9 @@ class JsonLimits(Section):
     )
 
 
+Compression = Literal["gzip", "deflate"]
+
+
 class JsonSettings(_Feed):
     """Any venue that sends trades as JSON."""
 
@@ -287,6 +290,10 @@ class JsonSettings(_Feed):
     url: VenueUrlWithKey = Field(description="where to connect; {key} in the query stands for the API key")
     name: Annotated[str | None, BeforeValidator(null_as_none)] = Field(
         default=None, description="what tells this venue from others; null: the host of its address"
+    )
+    compression: Annotated[Compression | None, BeforeValidator(null_as_none)] = Field(
+        default=None,
+        description="of each message, where the venue compresses it and says nothing of it in the handshake",
     )
     fields: JsonFields = JsonFields()
     columns: dict[Annotated[str, AfterValidator(_check_column)], JsonColumn] = Field(

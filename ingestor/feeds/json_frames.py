@@ -12,6 +12,7 @@ The tests of each feed hold both ways to one independent reference.
 import json
 import math
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import json as pajson
 
+from ingestor.config.feeds import Compression
 from ingestor.feeds import Decoded, Frames, Notice, Reject
 
 DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
@@ -72,6 +74,53 @@ def read_json(payload: bytes) -> Any:
         raise RefusedError("not_json") from None
     except RecursionError:
         raise RefusedError("too_deep") from None
+
+
+def deflate(text: bytes, compression: Compression) -> bytes:
+    """As a venue compresses it: with gzip, or without any header."""
+    deflater = zlib.compressobj(wbits=zlib.MAX_WBITS | 16 if compression == "gzip" else -zlib.MAX_WBITS)
+    return deflater.compress(text) + deflater.flush()
+
+
+INFLATED_MAX = 16 << 20
+"""No message is larger, uncompressed: a frame of some KB may otherwise become gigabytes."""
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+def inflate(payload: bytes, compression: Compression) -> bytes:
+    """The text of a frame that a venue has compressed; a frame that isn't compressed, as it came. Raises RefusedError:
+    `bad_compression`, `too_large`.
+    """
+    if compression == "gzip":
+        return _inflated(payload, zlib.MAX_WBITS | 16) if payload.startswith(_GZIP_MAGIC) else payload
+    try:  # some venues leave zlib's header out, and nothing else tells such a frame from others
+        has_header = payload[:1] == b"\x78" and int.from_bytes(payload[:2]) % 31 == 0
+        return _inflated(payload, zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS)
+    except RefusedError as refused:
+        if str(refused) == "bad_compression" and _is_text(payload):
+            return payload
+        raise
+
+
+def _is_text(payload: bytes) -> bool:
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _inflated(payload: bytes, window: int) -> bytes:
+    inflater = zlib.decompressobj(window)
+    try:
+        text = inflater.decompress(payload, INFLATED_MAX)
+    except zlib.error:
+        raise RefusedError("bad_compression") from None
+    if inflater.unconsumed_tail or (not inflater.eof and len(text) == INFLATED_MAX):
+        raise RefusedError("too_large")
+    if not inflater.eof or inflater.unused_data:
+        raise RefusedError("bad_compression")
+    return text
 
 
 def take_object(value: Any, keys: AbstractSet[str]) -> JsonObject:
@@ -232,7 +281,7 @@ def read_table(payloads: list[bytes], fields: pa.Schema) -> pa.Table | None:
     """A row per frame with these fields, null where a frame has none; None where pyarrow can't be relied on to read
     them as strict JSON. Doubles among them may be NaN or infinite.
     """
-    if not _fenced(payloads):
+    if not _fenced(payloads, b"{", b"}"):
         return None
     lines = b"\n".join(payloads)
     table = _read_lines(lines, fields, "error")
@@ -252,6 +301,21 @@ def read_table(payloads: list[bytes], fields: pa.Schema) -> pa.Table | None:
     return table if table is not None and table.num_rows == len(payloads) else None
 
 
+def read_lists(payloads: list[bytes], fields: pa.Schema, key: str) -> pa.Table | None:
+    """The same of frames that are lists, each under this one key.
+
+    A frame might end its list and go on with keys of its own: so nothing may be in it that `fields` doesn't name.
+    """
+    if not _fenced(payloads, b"[", b"]"):
+        return None
+    before = f'{{"{key}":'.encode()
+    lines = before + (b"}\n" + before).join(payloads) + b"}"
+    if b"Inf" in lines or b"NaN" in lines:
+        return None
+    table = _read_lines(lines, fields, "error")
+    return table if table is not None and table.num_rows == len(payloads) else None
+
+
 def _read_lines(lines: bytes, fields: pa.Schema, unexpected: Literal["error", "ignore"]) -> pa.Table | None:
     """A row per document, or None where pyarrow refuses one."""
     source = pa.BufferReader(lines)
@@ -263,7 +327,7 @@ def _read_lines(lines: bytes, fields: pa.Schema, unexpected: Literal["error", "i
         return None
 
 
-def _fenced(payloads: list[bytes]) -> bool:
+def _fenced(payloads: list[bytes], first: bytes, last: bytes) -> bool:
     """Whether pyarrow, if it reads these frames and as this many rows, reads each by itself and as JSON.
 
     The frames will be joined by newlines, and the reader is told that values hold none. Inside a JSON document
@@ -274,15 +338,9 @@ def _fenced(payloads: list[bytes]) -> bool:
     text = b"".join(payloads)
     if len(text) >= _BLOCK_BYTES or b"\n" in text or b"\r" in text:
         return False
-    if {payload[:1] for payload in payloads} != {b"{"} or {payload[-1:] for payload in payloads} != {b"}"}:
+    if {payload[:1] for payload in payloads} != {first} or {payload[-1:] for payload in payloads} != {last}:
         return False
-    if text.isascii():
-        return True
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+    return text.isascii() or _is_text(text)
 
 
 def no_false(mask: Any) -> bool:

@@ -7,50 +7,44 @@ Where the settings say so it may also be a map such as `{"AAPL": 145.67, "GOOGL"
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta, tzinfo
-from decimal import ROUND_DOWN, Context, Decimal
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from urllib.parse import quote
-from zoneinfo import ZoneInfo
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from ingestor.config.feeds import JsonLogin, JsonSettings, JsonSymbolList, find_list
+from ingestor.config.feeds import Compression, JsonLogin, JsonSettings, JsonSymbolList, find_list
 from ingestor.config.types import KEY_PLACE
-from ingestor.feeds import Decoded, Frames, Heartbeat, Login, Notice, Terms
+from ingestor.feeds import Decoded, Frames, Heartbeat, Login, Notice, Terms, json_columns
 from ingestor.feeds.json_frames import (
-    ANY_DECIMAL,
     JsonObject,
     Reading,
     RefusedError,
+    decode_blocks,
+    deflate,
+    inflate,
     notice_text,
     read_json,
-    take_decimal,
-    take_integer,
-    take_number,
     take_text,
 )
-from ingestor.schema import VENUE_TRADES
-
-Path = tuple[str, ...]
-"""The keys to a value, from the outside to the inside; in an array a key is a number."""
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MS = timedelta(milliseconds=1)
-_PER_MS = {"s": Decimal("0.001"), "ms": Decimal(1), "us": Decimal(1000), "ns": Decimal(1_000_000)}
-_CUTTING = Context(prec=40, rounding=ROUND_DOWN)
-"""What is finer than a millisecond is cut off, however finely it is written."""
-_DIGITS = re.compile(r"-?[0-9]{1,19}", re.ASCII)
-TimeUnit = Literal["s", "ms", "us", "ns", "iso"]
-_WORDS = frozenset(
-    """
-    amount channel code count data error event high id last low message msg offset open op p price q qty quantity s seq
-    sequence sequence_number server_time size status symbol t time timestamp ts type v version volume
-    """.split()  # noqa: SIM905  as a list the formatter makes it a page
+from ingestor.feeds.json_layout import (
+    EPOCH,
+    MS,
+    PER_MS,
+    Layout,
+    Path,
+    Place,
+    as_text,
+    find,
+    milliseconds,
+    take_amount,
+    to_path,
+    to_place,
 )
-"""No key of a map is one of these: `{"seq": 17}` says nothing of a symbol."""
+from ingestor.schema import VENUE_TRADES
 
 
 class JsonMap:
@@ -68,9 +62,11 @@ class JsonMap:
         self._settings = settings
         self._key = key
         self._filling = {"{key}": key, "{secret}": secret}
-        self._layout = layout = _Layout.of(settings)
+        self._layout = layout = Layout.of(settings)
         self.schema = layout.schema
-        self._answers = answers = _Answers(settings, tuple(filter(None, (key, secret))))
+        answers = _Answers(settings, tuple(filter(None, (key, secret))))
+        self._reader = _Reader(layout, answers, settings.compression)
+        self._columns = json_columns.ColumnReader(layout, answers.paths)
         limits, login, heartbeat = settings.limits, settings.login, settings.heartbeat
         self.terms = Terms(
             # What is due is sent twice per second, so that in no second more than this comes together.
@@ -134,32 +130,61 @@ class JsonMap:
         return messages
 
     def decode(self, frames: Frames) -> Decoded:
-        """What the frames say. Never raises on bad input: what can't be read is a Reject.
+        """What the frames say. Never raises on bad input: what can't be read is a Reject."""
+        return decode_blocks(self, frames)
 
-        Frame by frame: shapes are anybody's here, and 100,000 frames per second are enough for them.
-        """
-        reader, reading = _Reader(self._layout, self._answers), Reading()
-        for frame, (payload, received_us) in enumerate(zip(frames.payloads, frames.received_us, strict=True)):
-            reader.read(frame, payload, received_us // 1000, reading)
+    def read_strictly(self, frames: Frames, first: int) -> Decoded:
+        """Frame by frame; the first of them is number `first`."""
+        reading = Reading()
+        for frame, (payload, received_us) in enumerate(zip(frames.payloads, frames.received_us, strict=True), first):
+            self._reader.read(frame, payload, received_us // 1000, reading)
         return reading.decoded(self.schema)
 
+    def read_block(self, frames: Frames, first: int) -> Decoded | None:
+        """As one, or None where that might say something else. What is no object, or no list, is read strictly beside
+        it: such are words like `pong`.
+        """
+        if not self._columns.is_of_use:
+            return self.read_strictly(frames, first)
+        payloads = self._reader.inflate_all(frames.payloads)
+        if payloads is None:
+            return None
+        begin = Counter(payload[:1] for payload in payloads).most_common(1)[0][0]
+        alike = [frame for frame, payload in enumerate(payloads) if payload[:1] == begin]
+        block = self._columns.read(
+            [payloads[frame] for frame in alike],
+            [frames.received_us[frame] for frame in alike],
+            self._reader.holds_trades,
+        )
+        if block is None:
+            return None
+        frame_of = pa.array(alike, pa.int64()).take(block.frame_of)
+        others = Reading()
+        for frame in sorted({*range(len(frames))}.difference(frame_of.to_pylist())):
+            self._reader.read(first + frame, frames.payloads[frame], frames.received_us[frame] // 1000, others)
+        if others.rows:
+            return None
+        return Decoded(block.trades, pc.add(frame_of, pa.scalar(first)), others.rejects, others.notices)
+
     def encode(self, trades: pa.RecordBatch) -> list[bytes]:
-        """One frame per trade; what this venue has no field for is not said."""
+        """One frame per trade, compressed where this venue does that; what it has no field for is not said."""
         columns = (trades["timestamp"].cast(pa.int64()), *trades.columns[1:])
         rows = zip(*(column.to_pylist() for column in columns), strict=True)
-        return [self._written(*row).encode() for row in rows]
+        texts = [self._written(*row).encode() for row in rows]
+        compression = self._settings.compression
+        return [deflate(text, compression) for text in texts] if compression else texts
 
     def _written(self, time_ms: int, symbol: str, price: float, volume: float | None, *own: Any) -> str:
         layout = self._layout
-        values: list[tuple[_Place, object]] = [(layout.symbol, symbol), (layout.price, price)]
+        values: list[tuple[Place, object]] = [(layout.symbol, symbol), (layout.price, price)]
         if layout.volume and volume is not None:
             values.append((layout.volume, volume))
         if layout.timestamp:
             written: int | str | float = time_ms / 1000
             if layout.time_unit == "iso":
-                written = (_EPOCH + time_ms * _MS).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+                written = (EPOCH + time_ms * MS).isoformat(timespec="milliseconds").replace("+00:00", "Z")
             elif layout.time_unit != "s":
-                written = int(time_ms * _PER_MS[layout.time_unit])
+                written = int(time_ms * PER_MS[layout.time_unit])
             values.append((layout.timestamp, written))
         said = dict(zip(self.schema.names[len(VENUE_TRADES) - 1 :], own, strict=True))
         values += [(column.place, column.write(said[column.name])) for column in layout.columns]
@@ -174,138 +199,6 @@ class JsonMap:
             if place.in_message:
                 message = _put(message, place.path, value)
         return json.dumps(message, separators=(",", ":"), ensure_ascii=False)
-
-
-class _Place(NamedTuple):
-    """Where a value stands: in the trade, or in the message beside it. Nowhere, with an empty path."""
-
-    path: Path
-    in_message: bool
-
-    def __bool__(self) -> bool:
-        return bool(self.path)
-
-
-_TYPES = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64(), "codes": pa.string()}
-
-
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """A column of the venue's own."""
-
-    name: str
-    place: _Place
-    type: Literal["text", "integer", "number", "codes"]
-    values: Mapping[str, str]
-
-    def read(self, value: Any) -> Any:
-        """What is recorded of it. Raises RefusedError."""
-        reason = f"bad_{self.name}"
-        if value is None:
-            return None
-        if self.type == "number":
-            return _amount(value, reason)
-        if self.type == "integer":
-            return _whole(value, reason)
-        if self.type == "codes":
-            return _codes(value, reason)
-        text = take_text(_as_text(value), reason)
-        return self.values.get(text, text)
-
-    def write(self, value: Any) -> Any:
-        """The same backwards."""
-        if self.type == "codes" and value is not None:
-            return value.split(",") if value else []
-        if self.type == "text":
-            return {recorded: said for said, recorded in self.values.items()}.get(value, value)
-        return value
-
-
-def _whole(value: Any, reason: str) -> int:
-    """A whole number that int64 holds, or the digits of one."""
-    if isinstance(value, str):
-        if not _DIGITS.fullmatch(value) or not -(2**63) <= int(value) < 2**63:
-            raise RefusedError(reason)
-        return int(value)
-    return take_integer(value, reason)
-
-
-def _codes(value: Any, reason: str) -> str:
-    """The codes of a list, joined by commas."""
-    codes = [take_text(_as_text(code), reason) for code in (value if isinstance(value, list) else [value])]
-    if any(not code or "," in code for code in codes):
-        raise RefusedError(reason)
-    return ",".join(codes)
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """Where things stand."""
-
-    symbol: _Place
-    price: _Place
-    volume: _Place
-    timestamp: _Place
-    items: Path
-    listed: frozenset[Path]
-    """The paths that the settings call lists, by `[]`; it matters to who writes a message alone."""
-    match: tuple[tuple[Path, str], ...]
-    arrays: bool
-    """A trade is an array."""
-    by_symbol: bool
-    reserved: frozenset[str]
-    """No key of a map."""
-    time_unit: TimeUnit
-    zone: tzinfo | None
-    """Of times that name none."""
-    columns: tuple["_Column", ...]
-    """In the order of the schema."""
-    schema: pa.Schema
-
-    @classmethod
-    def of(cls, settings: JsonSettings) -> "_Layout":
-        fields = settings.fields
-        symbol, price, volume, timestamp = places = [
-            _place(one) for one in (fields.symbol, fields.price, fields.volume, fields.timestamp)
-        ]
-        paths = [settings.items or "", *settings.match]
-        items, *matched = map(_path, paths)
-        columns = [_Column(name, _place(one.source), one.type, one.values) for name, one in settings.columns.items()]
-        columns.sort(key=lambda column: column.name != "conditions")  # that one every recording has
-        return cls(
-            symbol=symbol,
-            price=price,
-            volume=volume,
-            timestamp=timestamp,
-            items=items,
-            listed=frozenset(
-                _path(".".join(keys[: at + 1]))
-                for keys in (text.split(".") for text in paths)
-                for at, key in enumerate(keys)
-                if key.endswith("[]")
-            ),
-            match=tuple(zip(matched, settings.match.values(), strict=True)),
-            arrays=any(place.path[0].isdecimal() for place in places if place and not place.in_message),
-            columns=tuple(columns),
-            schema=pa.schema(
-                [
-                    *VENUE_TRADES,
-                    *(pa.field(one.name, _TYPES[one.type]) for one in columns if one.name != "conditions"),
-                ]
-            ),
-            by_symbol=settings.prices_by_symbol,
-            reserved=_WORDS.union(items, *matched, *(one.path for one in places), *(one.place.path for one in columns)),
-            time_unit=settings.time_unit,
-            zone=ZoneInfo(settings.time_zone) if settings.time_zone else None,
-        )
-
-
-def _place(text: str | None) -> _Place:
-    return _Place(_path(text.removeprefix("$.")), text.startswith("$.")) if text else _Place((), in_message=False)
-
-
-def _path(text: str) -> Path:
-    return tuple(key.removesuffix("[]") for key in text.split(".")) if text else ()
 
 
 def _escaped(text: str) -> str:
@@ -339,6 +232,7 @@ def _put(at: Any, path: Path, value: Any, listed: frozenset[Path] = frozenset(),
 
 # A frame at a time
 
+_TEXTS_MAX = 64 << 20
 Row = tuple[Any, ...]
 """Of the layout's schema; the time in milliseconds."""
 
@@ -347,14 +241,38 @@ Row = tuple[Any, ...]
 class _Reader:
     """Reads messages of this layout."""
 
-    layout: _Layout
+    layout: Layout
     answers: "_Answers"
+    compression: Compression | None
+
+    def inflate_all(self, payloads: list[bytes]) -> list[bytes] | None:
+        """Their texts; None where one has none, or where they are too long to hold them all."""
+        if self.compression is None:
+            return payloads
+        texts, size = [], 0
+        for payload in payloads:
+            try:
+                texts.append(inflate(payload, self.compression))
+            except RefusedError:
+                return None
+            size += len(texts[-1])
+            if size > _TEXTS_MAX:
+                return None
+        return texts
+
+    def holds_trades(self, document: Any) -> bool:
+        """Whether this message is about trades. Raises RefusedError."""
+        found = _Found()
+        self._look(document, self.layout.items, self.layout.match, found)
+        return bool(found.items)
 
     def read(self, frame: int, payload: bytes, received_ms: int, reading: Reading) -> None:
         """Add what this frame says. Only where it holds no trades it may be an answer; without `match` any message
         might be a trade, so that answers are looked for first.
         """
         try:
+            if self.compression:
+                payload = inflate(payload, self.compression)
             if self.answers.texts and payload in self.answers.texts:
                 reading.notices.append(Notice(frame, "news", ""))
                 return
@@ -386,11 +304,11 @@ class _Reader:
             return
         below = [(keys, text) for keys, text in match if path and keys[0] == path[0] and keys[1:]]
         for keys, text in match:
-            if (keys, text) not in below and (said := _as_text(_find(value, keys))) != text:
+            if (keys, text) not in below and (said := as_text(find(value, keys))) != text:
                 found.other = found.other or (value, said)
                 return
         if path:
-            self._look(_find(value, path[:1]), path[1:], [(keys[1:], text) for keys, text in below], found)
+            self._look(find(value, path[:1]), path[1:], [(keys[1:], text) for keys, text in below], found)
         elif isinstance(value, JsonObject):
             is_map = (
                 self.layout.by_symbol
@@ -410,7 +328,7 @@ class _Reader:
         """The same in a list."""
         of_list = [(keys, text) for keys, text in match if keys[0].isdecimal() and not self._are_arrays(items)]
         for keys, text in of_list:
-            if (said := _as_text(_find(items, keys))) != text:
+            if (said := as_text(find(items, keys))) != text:
                 found.other = found.other or (items, said)
                 return
         of_items = [one for one in match if one not in of_list]
@@ -435,7 +353,7 @@ class _Reader:
             self._look(item, (), match, found)
             return
         for keys, text in match:
-            if (said := _as_text(_find(item, keys))) != text:
+            if (said := as_text(find(item, keys))) != text:
                 found.other = found.other or (item, said)
                 return
         found.items.append(item)
@@ -446,19 +364,19 @@ class _Reader:
             raise RefusedError("not_an_object")
         places = (layout.timestamp, layout.symbol, layout.price, layout.volume)
         time, symbol, price, volume = (
-            _find(document if place.in_message else item, place.path) if place else None for place in places
+            find(document if place.in_message else item, place.path) if place else None for place in places
         )
         row: Row = (
-            received_ms if time is None else _milliseconds(time, layout),
+            received_ms if time is None else milliseconds(time, layout),
             take_text(symbol, "bad_symbol"),
-            _amount(price, "bad_price"),
-            None if volume is None else _amount(volume, "bad_volume"),
+            take_amount(price, "bad_price"),
+            None if volume is None else take_amount(volume, "bad_volume"),
             None,
         )
         if not layout.columns:
             return row
         own = [
-            column.read(_find(document if column.place.in_message else item, column.place.path))
+            column.read(find(document if column.place.in_message else item, column.place.path))
             for column in layout.columns
         ]
         return (*row[:-1], *own) if layout.columns[0].name == "conditions" else (*row, *own)
@@ -470,6 +388,7 @@ class _Answers:
     def __init__(self, settings: JsonSettings, secrets: tuple[str, ...]) -> None:
         """`secrets`: what a venue might quote, and nobody may read."""
         self._secrets = secrets
+        self._compression = settings.compression
         heartbeat = settings.heartbeat
         ignored = [*settings.ignore, *([heartbeat.answer] if heartbeat and heartbeat.answer else ())]
         self.texts = frozenset(one.encode() for one in ignored if isinstance(one, str))
@@ -481,17 +400,24 @@ class _Answers:
         self._refused = [
             (
                 _pattern(one.match),
-                _place(one.text),
-                _place(one.symbol),
+                to_place(one.text),
+                to_place(one.symbol),
                 re.compile(one.symbol_in) if one.symbol_in else None,
             )
             for one in settings.refused
         ]
 
+    @property
+    def paths(self) -> list[list[Path]]:
+        """Where each pattern looks."""
+        refused = [pattern for pattern, *_ in self._refused]
+        return [[path for path, _ in one] for one in (*refused, *self._not_let_in, *self._acknowledged, *self._ignored)]
+
     def judge_login(
         self, login: JsonLogin
     ) -> Callable[[bytes], tuple[Literal["asked", "accepted", "refused"], str] | None]:
         """What a frame says of this login."""
+        compression = self._compression
         patterns: list[tuple[Literal["asked", "accepted", "refused"], Pattern]] = [
             *(("refused", _pattern(one)) for one in login.refused),
             *(("accepted", _pattern(one)) for one in login.accepted),
@@ -500,7 +426,7 @@ class _Answers:
 
         def judge(payload: bytes) -> tuple[Literal["asked", "accepted", "refused"], str] | None:
             try:
-                document = read_json(payload)
+                document = read_json(inflate(payload, compression) if compression else payload)
                 for verdict, pattern in patterns:
                     if (item := _fitting(document, pattern)) is not None:
                         return verdict, self._words(item)
@@ -514,8 +440,8 @@ class _Answers:
         """The answer that this message is, or None. Raises RefusedError: `repeated_key`."""
         for pattern, text, symbol, symbol_in in self._refused:
             if (item := _fitting(document, pattern)) is not None:
-                words = _as_text(_find(item, text.path)) if text else self._words(item)
-                named = _as_text(_find(item, symbol.path)) if symbol else None
+                words = as_text(find(item, text.path)) if text else self._words(item)
+                named = as_text(find(item, symbol.path)) if symbol else None
                 if symbol_in:
                     match = symbol_in.search(((named if symbol else words) or "")[:_SEARCHED])
                     named = match[1] if match else None
@@ -540,7 +466,7 @@ class _Answers:
 
     def _words(self, value: Any) -> str:
         """What a message says for people."""
-        texts = (_as_text(_find(value, (key,))) for key in ("msg", "message", "reason", "error"))
+        texts = (as_text(find(value, (key,))) for key in ("msg", "message", "reason", "error"))
         return self._blotted(next(filter(None, texts), None))
 
     def _blotted(self, text: str | None) -> str:
@@ -551,13 +477,13 @@ class _Answers:
 
 def read_symbols(answer: bytes, form: JsonSymbolList) -> list[str]:
     """The symbols in a venue's list, each once, as they come. Raises RefusedError where it is none."""
-    found = _find(read_json(answer), _path(form.items or ""))
+    found = find(read_json(answer), to_path(form.items or ""))
     pairs: list[tuple[str | None, Any]] | None
     if form.symbol == "*":
         pairs = list(found.items()) if isinstance(found, JsonObject) else None
     else:
-        path = _path(form.symbol)
-        pairs = [(_as_text(_find(item, path)), item) for item in found] if isinstance(found, list) else None
+        path = to_path(form.symbol)
+        pairs = [(as_text(find(item, path)), item) for item in found] if isinstance(found, list) else None
     if pairs is None:
         raise RefusedError("no_data")
     pattern = _pattern(form.match)
@@ -571,7 +497,7 @@ _SEARCHED = 1000
 
 
 def _pattern(match: Mapping[str, str]) -> Pattern:
-    return tuple((_path(path), text) for path, text in match.items())
+    return tuple((to_path(path), text) for path, text in match.items())
 
 
 def _fitting(document: Any, pattern: Pattern) -> Any:
@@ -585,8 +511,8 @@ def _says(value: Any, path: Path, text: str) -> bool:
     if isinstance(value, list) and not (path and path[0].isdecimal()):
         return any(_says(item, path, text) for item in value)
     if path:
-        return _says(_find(value, path[:1]), path[1:], text)
-    return value is not None if text == "*" else _as_text(value) == text
+        return _says(find(value, path[:1]), path[1:], text)
+    return value is not None if text == "*" else as_text(value) == text
 
 
 @dataclass(slots=True)
@@ -599,47 +525,3 @@ class _Found:
     """The first thing in it that is none, and what it says instead."""
     astray: bool = False
     """Somewhere there was nothing at the end of the path."""
-
-
-def _find(value: Any, path: Path) -> Any:
-    """What stands at the end of the path, None where nothing does. Raises RefusedError: `repeated_key`."""
-    for key in path:
-        if isinstance(value, list):
-            value = value[int(key)] if key.isdecimal() and len(key) < 10 and int(key) < len(value) else None
-        elif not isinstance(value, JsonObject):
-            return None
-        elif key in value.repeated:
-            raise RefusedError("repeated_key")
-        else:
-            value = value.get(key)
-    return value
-
-
-def _as_text(value: Any) -> str | None:
-    """A value as the settings would write it."""
-    if isinstance(value, str):
-        return value
-    return json.dumps(value) if isinstance(value, bool | int) else None
-
-
-def _amount(value: Any, reason: str) -> float:
-    """A number, or the text of one."""
-    return take_decimal(value, reason, ANY_DECIMAL) if isinstance(value, str) else take_number(value, reason)
-
-
-def _milliseconds(value: Any, layout: _Layout) -> int:
-    """Since 1970; what is finer is cut off."""
-    if layout.time_unit == "iso":
-        try:
-            time = datetime.fromisoformat(take_text(value, "bad_time"))
-            if time.tzinfo is None and layout.zone is None:  # nobody can tell when it was
-                raise RefusedError("no_time_zone")
-            return ((time if time.tzinfo else time.replace(tzinfo=layout.zone)) - _EPOCH) // _MS
-        except (ValueError, OverflowError):
-            raise RefusedError("bad_time") from None
-    number = value if type(value) is int else _amount(value, "bad_time")
-    exact = Decimal(value) if isinstance(value, str) else Decimal(repr(number))
-    whole = int(_CUTTING.divide(exact, _PER_MS[layout.time_unit]))
-    if not -(2**63) <= whole < 2**63:
-        raise RefusedError("bad_time")
-    return whole

@@ -28,7 +28,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from ingestor.simulator.market import Trade
-from ingestor.simulator.protocols import Message, fragmented, padded, text_frame
+from ingestor.simulator.protocols import Message, fragmented, padded, text_frame, whole
 
 log = structlog.get_logger("ingestor.simulator")
 
@@ -199,9 +199,9 @@ class VenueConnection:
         if self._padding:
             messages = [padded(messages[0], self._padding), *messages[1:]]
             self._padding = 0
-        frame = fragmented if in_fragments else text_frame
+        frame = fragmented if in_fragments else whole
         messages = [message for message in messages for _ in range(copies)]
-        wire = b"".join([frame(message.payload) for message in messages])
+        wire = b"".join([frame(message) for message in messages])
         sent_us = time.time_ns() // 1000
         self._writer.write(wire)
         for message in messages:

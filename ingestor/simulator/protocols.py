@@ -30,6 +30,8 @@ class Message(NamedTuple):
 
     payload: bytes
     trades: tuple[str, ...]
+    binary: bool = False
+    """It is compressed."""
 
 
 def number_text(value: float) -> str:
@@ -229,7 +231,8 @@ class JsonVenue:
         return answers
 
     def say(self, trades: Sequence[Trade], *, combined: bool) -> list[Message]:  # noqa: ARG002  as every VenueLanguage
-        return _encoded(self._feed, trades)
+        messages = _encoded(self._feed, trades)
+        return [message._replace(binary=self.settings.compression is not None) for message in messages]
 
 
 def _said(pattern: Mapping[str, str]) -> bytes:
@@ -315,11 +318,17 @@ def text_frame(payload: bytes) -> bytes:
     return Frame(Opcode.TEXT, payload).serialize(mask=False)
 
 
-def fragmented(payload: bytes) -> bytes:
+def whole(message: Message) -> bytes:
+    """The message in one frame."""
+    return Frame(Opcode.BINARY if message.binary else Opcode.TEXT, message.payload).serialize(mask=False)
+
+
+def fragmented(message: Message) -> bytes:
     """The message in three fragments with a ping and a pong between them, as RFC 6455 (5.4) allows."""
+    payload = message.payload
     third = max(1, len(payload) // 3)
     parts = (
-        Frame(Opcode.TEXT, payload[:third], fin=False),
+        Frame(Opcode.BINARY if message.binary else Opcode.TEXT, payload[:third], fin=False),
         Frame(Opcode.PING, b"between fragments"),
         Frame(Opcode.CONT, payload[third : 2 * third], fin=False),
         Frame(Opcode.PONG, b"unasked"),
