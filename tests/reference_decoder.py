@@ -9,8 +9,8 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Any
@@ -76,12 +76,28 @@ class Pairs(list[tuple[str, Any]]):
 
 def read(payloads: list[bytes]) -> Said:
     """What these frames say."""
+
+    def read_alone(payload: bytes) -> Said:
+        result = Said()
+        try:
+            read_frame(result, 0, document_of(payload))
+        except Refused as refused:
+            result.rejects.append(Reject(0, None, str(refused)))
+        return result
+
+    return read_each(payloads, read_alone)
+
+
+def read_each(payloads: list[bytes], read_alone: Callable[[bytes], Said]) -> Said:
+    """One after the other; equal frames say the same."""
+    known = {payload: read_alone(payload) for payload in set(payloads)}
     result = Said()
     for frame, payload in enumerate(payloads):
-        try:
-            read_frame(result, frame, document_of(payload))
-        except Refused as refused:
-            result.rejects.append(Reject(frame, None, str(refused)))
+        one = known[payload]
+        result.trades += [(frame, *trade[1:]) for trade in one.trades]
+        result.rejects += [replace(reject, frame=frame) for reject in one.rejects]
+        result.notices += [replace(notice, frame=frame) for notice in one.notices]
+        result.own += one.own
     return result
 
 
@@ -207,38 +223,17 @@ def is_string(value: Any) -> bool:
 
 def read_mapped(settings: JsonSettings, payloads: list[bytes], received_us: int) -> Said:
     """What these frames say to a feed with these settings."""
-    result, venue = Said(), Mapped(settings)
-    for frame, payload in enumerate(payloads):
+    venue = Mapped(settings)
+
+    def read_alone(payload: bytes) -> Said:
+        result = Said()
         try:
-            if payload.decode(errors="replace") in venue.nothing:
-                result.notices.append(Notice(frame, "news", ""))
-                continue
-            message = json_of(payload)
-            if not isinstance(message, list):  # Pairs are one
-                raise Refused("not_an_object")
-            answer = None if venue.match else venue.answer(frame, message)
-            told = [] if answer else list(venue.walk(message, venue.items, venue.match))
-            trades = [one for kind, *one in told if kind == "trade"]
-            others = [one for kind, *one in told if kind == "other"]
-            answer = answer or (None if trades else venue.answer(frame, message))
-            if answer is not None:
-                result.notices.append(answer)
-                continue
-            if others and not trades:
-                result.notices.append(venue.notice(frame, *others[0]))
-            elif ["astray"] in map(list, told) and not trades:
-                raise Refused("no_data")
-            for index, (item,) in enumerate(trades):
-                try:
-                    trade = venue.trade(item, message, received_us // 1000)
-                    own = venue.own_columns(item, message)
-                    result.trades.append((frame, *trade, own.pop("conditions", None)))
-                    result.own.append(tuple(map(str, own.values())))
-                except Refused as refused:
-                    result.rejects.append(Reject(frame, index, str(refused)))
+            venue.read_frame(result, payload, received_us)
         except Refused as refused:
-            result.rejects.append(Reject(frame, None, str(refused)))
-    return result
+            result.rejects.append(Reject(0, None, str(refused)))
+        return result
+
+    return read_each(payloads, read_alone)
 
 
 def own_of(decoded: Decoded) -> list[tuple[str, ...]]:
@@ -267,6 +262,33 @@ class Mapped:
         self.nothing = [one for one in ignored if isinstance(one, str)]
         self.ignored = [one for one in ignored if isinstance(one, dict)]
         self.no_symbols = {*words.split(), "version", "volume", *said}
+
+    def read_frame(self, result: Said, payload: bytes, received_us: int) -> None:
+        if payload.decode(errors="replace") in self.nothing:
+            result.notices.append(Notice(0, "news", ""))
+            return
+        message = json_of(payload)
+        if not isinstance(message, list):  # Pairs are one
+            raise Refused("not_an_object")
+        answer = None if self.match else self.answer(0, message)
+        told = [] if answer else list(self.walk(message, self.items, self.match))
+        trades = [one for kind, *one in told if kind == "trade"]
+        others = [one for kind, *one in told if kind == "other"]
+        answer = answer or (None if trades else self.answer(0, message))
+        if answer is not None:
+            result.notices.append(answer)
+        elif others and not trades:
+            result.notices.append(self.notice(0, *others[0]))
+        elif ["astray"] in map(list, told) and not trades:
+            raise Refused("no_data")
+        for index, (item,) in enumerate(() if answer else trades):
+            try:
+                trade = self.trade(item, message, received_us // 1000)
+                own = self.own_columns(item, message)
+                result.trades.append((0, *trade, own.pop("conditions", None)))
+                result.own.append(tuple(map(str, own.values())))
+            except Refused as refused:
+                result.rejects.append(Reject(0, index, str(refused)))
 
     def walk(self, value: Any, path: list[str], match: list[tuple[list[str], str]]) -> Iterator[tuple[Any, ...]]:
         if is_array(value) and not (path and path[0].isdecimal()):
