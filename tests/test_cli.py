@@ -1,8 +1,10 @@
 """The command line: commands by name, errors as one message and an exit code, flags alike everywhere."""
 
+import contextlib
 import importlib
 import json
 import os
+import pty
 import re
 import stat
 import subprocess
@@ -403,7 +405,10 @@ def test_check_says_what_would_run_and_never_the_key(folder: Path, monkeypatch: 
     rows = [line.split(maxsplit=1) for line in done.output.splitlines() if line]
     assert ["tickers", "ON, AAPL"] in rows
     assert ["storage.rotate.age", "90s"] in rows
-    assert ["connection.ca_file", "null"] in rows
+    assert "connection.ca_file" not in done.output, "a default"
+    assert ["connection.ca_file", "null"] in [
+        line.split(maxsplit=1) for line in call("check", "--all", "--config", "my.yaml").output.splitlines()
+    ]
     assert "ok       key         from FINNHUB_API_KEY in the environment\n" in done.output
     assert "hunter2" not in done.output
     assert not (folder / "data").exists()
@@ -418,6 +423,37 @@ def test_check_names_all_that_is_wrong(folder: Path) -> None:
         ["error", "settings", "my.yaml:2:1:"],
         ["error", "key", "none"],
     ]
+
+
+def in_a_terminal(*arguments: str, **environment: str) -> list[str]:
+    """The lines that a command writes on a terminal."""
+    ours, its = pty.openpty()
+    command = [sys.executable, "-m", "ingestor", *arguments]
+    with subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=os.environ | environment) as process:
+        os.close(its)
+        written = b""
+        with (
+            os.fdopen(ours, "rb", buffering=0) as terminal,
+            contextlib.suppress(OSError),
+        ):  # EIO: nobody writes any more
+            while piece := terminal.read(65_536):
+                written += piece
+        process.wait()
+    return written.decode().splitlines()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("colour", [True, False])
+def test_in_a_terminal_the_findings_of_check_are_last_fit_and_have_colours(folder: Path, colour: bool) -> None:
+    (folder / "my.yaml").write_text(f"tickers: [{', '.join(f'S{at}' for at in range(60))}]\n")
+    environment = {"COLUMNS": "80", "FINNHUB_API_KEY": "your_api_key_here", "TERM": "xterm"}
+    lines = in_a_terminal("check", "--config", "my.yaml", **environment, **({} if colour else {"NO_COLOR": "1"}))
+    plain = [re.sub(r"\x1b\[\d*m", "", line) for line in lines]
+    assert max(len(line) for line in plain if str(folder) not in line) <= 80
+    findings = plain[plain.index("", plain.index("") + 1) + 1 :]
+    assert findings[0] == "ok       settings    my.yaml: 60 tickers"
+    assert {line[:7].strip() for line in findings} == {"ok", "warning", "error", ""}
+    assert ("\x1b[31m\x1b[1merror\x1b[0m    key " in "\n".join(lines)) is colour
 
 
 def test_check_gives_no_advice_about_another_venues_key(folder: Path) -> None:

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import click
 
 from ingestor.capture.market_calendar import find_rest_base
 from ingestor.cli.options import config_dir, example, json_option, reading_options, settings_from
-from ingestor.cli.printing import format_bytes, format_json, format_seconds, format_table
+from ingestor.cli.printing import format_bytes, format_json, format_seconds
 from ingestor.config import DEFAULT_PATH, Flags, Settings
 from ingestor.config.addresses import choose_proxy, find_proxy_variable, is_loopback, split_address
 from ingestor.config.feeds import FREE_PLAN_SYMBOLS, FeedSettings, FinnhubSettings
@@ -33,6 +34,7 @@ from ingestor.operations.preflight import Answer, Rest, VenueUnreachable, find_u
 from ingestor.texts import escape, format_size
 
 _LOWER_NAMED, _UNKNOWN_NAMED = 5, 8
+_COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 _CLOCK_S = 2.0
 _SLOW_S = 0.25
 
@@ -51,11 +53,18 @@ class Finding:
 @reading_options
 @json_option
 @click.option("--online", is_flag=True, help="Ask the venue and try the machine, too; opens no stream.")
+@click.option("--all", "all_settings", is_flag=True, help="Show every setting, not only those that are no default.")
 @click.option("--schema", is_flag=True, help="Print the settings' JSON Schema for editors, and check nothing.")
 def check(
-    config: Path | None, root: Path | None, symbols: tuple[str, ...] | None, as_json: bool, online: bool, schema: bool
+    config: Path | None,
+    root: Path | None,
+    symbols: tuple[str, ...] | None,
+    as_json: bool,
+    online: bool,
+    all_settings: bool,
+    schema: bool,
 ) -> None:
-    """Check settings, key and disk, and print each finding and what would run, without the key. Exit 2 on any error.
+    """Check settings, key and disk, and print what would run, without the key, and each finding. Exit 2 on any error.
 
     With --online also: the key and the symbols at the venue's REST API, the clock, the disk's speed, permissions, and
     the service.
@@ -79,16 +88,45 @@ def check(
             findings += find(settings, directory)
         if online:
             findings += find_online(settings, load_key(directory) if settings.feed.type == "finnhub" else None)
-    resolved = settings.model_dump(mode="json") if settings else None
     if as_json:
+        resolved = settings.model_dump(mode="json") if settings else None
         click.echo(format_json({"findings": [asdict(finding) for finding in findings], "settings": resolved}))
     else:
-        for finding in findings:
-            click.echo(f"{finding.verdict:<7}  {finding.subject:<10}  {escape(finding.text)}")
-        if resolved is not None:
-            click.echo("\nWhat would run:\n")
-            click.echo(format_table(("setting", "value"), _flat(resolved)))
+        if settings is not None:
+            _print_settings(settings, every=all_settings)
+        _print_findings(findings)
     sys.exit(2 if any(finding.verdict == "error" for finding in findings) else 0)
+
+
+def _print_settings(settings: Settings, *, every: bool) -> None:
+    """What would run: `every` setting, or those that nobody has without asking for them."""
+    defaults = dict(_flat(Settings(tickers=("-",)).model_dump(mode="json")))
+    rows = list(_flat(settings.model_dump(mode="json")))
+    shown = [(name, value) for name, value in rows if every or defaults.get(name) != value]
+    width = max(len(name) for name, _ in shown)
+    for name, value in shown:
+        click.echo(_wrap(f"{name:<{width}}  ", escape(value)))
+    if len(shown) < len(rows):
+        click.echo(f"\n{len(rows) - len(shown)} more settings have their defaults: --all shows them")
+    click.echo()
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    """In a terminal with colour, and last, where they stay in sight."""
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    for finding in findings:
+        text = _wrap(f"{finding.verdict:<7}  {finding.subject:<10}  ", escape(finding.text))
+        verdict = click.style(finding.verdict, _COLOURS[finding.verdict], bold=finding.verdict != "ok")
+        click.echo(verdict + text[len(finding.verdict) :], color=coloured)
+
+
+def _wrap(head: str, text: str) -> str:
+    """A line, or in a terminal as many as it takes, the others below where the text begins."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    return textwrap.fill(
+        text, width, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _guess_feed(config: Path | None) -> FeedSettings | None:
