@@ -20,6 +20,7 @@ from ingestor.layout import Layout, RootLock, locked_root, remove_tree
 from ingestor.lean import FreeMemory
 from ingestor.metrics import Conservation, Counts
 from ingestor.operations.alerts import AlertProcess, make_alert_process
+from ingestor.operations.backfill_process import BackfillProcess, make_backfill_process
 from ingestor.operations.collector import Watch
 from ingestor.operations.health import HealthServer, open_health
 from ingestor.operations.key_lock import locked_key
@@ -178,9 +179,10 @@ class Daemon:
         signals: Signals,
         sinks_stop: threading.Event,
         alerts: AlertProcess | None = None,
+        backfill: BackfillProcess | None = None,
     ) -> None:
-        """`recording` was prepared with `signals.stop` and `sinks_stop`; `sinks` carry elsewhere what it journals, and
-        `alerts` tell people.
+        """`recording` was prepared with `signals.stop` and `sinks_stop`; `sinks` carry elsewhere what it journals,
+        `alerts` tell people, and `backfill` fills gaps.
         """
         self._recording = recording
         self._signals = signals
@@ -193,7 +195,10 @@ class Daemon:
         self._alerts = alerts
         self._sinks_worker = Worker("sinks", sinks.run, self._ended) if sinks else None
         self._report = Report(recording)
-        self._watch = Watch(recording)
+        self._watch = Watch(recording, backfill)
+        self._backfill = backfill
+        # What ends this thread ends nothing else: its own event is looked at by nobody.
+        self._backfill_worker = Worker("backfill", backfill.run, threading.Event()) if backfill else None
         self._live_settings = LiveSettings(source, recording.settings, recording.subscriptions, recording.ledger)
         storage = recording.settings.storage
         self._maintenance = MaintenanceLoop(
@@ -215,6 +220,8 @@ class Daemon:
         workers += [self._sinks_worker] if self._sinks_worker else []
         for worker in workers:
             worker.start()
+        if self._backfill_worker:
+            self._backfill_worker.start()
         health: HealthServer | None = None
         failure: BaseException | None = None
         try:
@@ -290,6 +297,8 @@ class Daemon:
         recording, signals = self._recording, self._signals
         self._service.stopping()
         signals.stop.set()
+        if self._backfill:
+            self._backfill.end()
         self._reader.join(_READER_END_S)  # one that hangs in a handshake has put nothing into the Buffer
         recording.buffer.close()
         self._reader.join(_READER_END_S)  # one that waited for room goes on now, and has the ledger still to write
@@ -360,7 +369,8 @@ class Daemon:
         counts = recording.accounts.totals.get(recording.run, Counts())
         keeps_frames = recording.settings.storage.raw is not None and not hurried
         kept = recording.raw.frames[recording.run] if keeps_frames else None
-        return Conservation(recording.buffer.frames_put, counts, rows, kept)
+        filled = recording.accounts.filled[recording.run]
+        return Conservation(recording.buffer.frames_put, counts, rows, kept, filled)
 
     def _check(self, account: Conservation) -> Conservation:
         """Raises ConservationViolated; where the sinks were cut short the next start completes the account."""
@@ -402,4 +412,7 @@ def record(
         sinks_stop = threading.Event()
         recording = prepare(settings, key, layout, signals.stop, sinks_stop, secret)
         alerts = make_alert_process(settings, layout, receivers, after_crash=recording.after_crash)
-        return Daemon(recording, sinks, source, signals, sinks_stop, alerts).run(lock)
+        backfill = make_backfill_process(
+            settings, layout, key, (source.path or DEFAULT_PATH).parent, recording.ledger, recording.recorder.fills
+        )
+        return Daemon(recording, sinks, source, signals, sinks_stop, alerts, backfill).run(lock)

@@ -49,6 +49,8 @@ class Conservation:
     """Rows in each record sink that has come to the journal's end."""
     frames_kept: int | None = None
     """Frames that are kept as they came; None: not asked for."""
+    filled: int = 0
+    """Of the trades journaled, those that no frame brought: they are from a source's history."""
 
     def violations(self) -> list[str]:
         """The equations that don't hold, as sentences; empty where nothing was lost and nothing invented."""
@@ -71,8 +73,10 @@ class Conservation:
         counts = self.journaled
         sinks = "".join(f" = {rows:,} rows in {sink}" for sink, rows in self.sink_rows.items())
         kept = "" if self.frames_kept is None else f" = {self.frames_kept:,} kept"
+        heard = counts.trades - self.filled
+        filled = f" = {heard:,} heard + {self.filled:,} filled" if self.filled else ""
         return (
             f"{self.frames_received:,} frames = {counts.fates}{kept}; "
-            f"{counts.trades + counts.rejected_trades:,} trades = {counts.trades:,} journaled"
-            f" + {counts.rejected_trades:,} rejected; {counts.trades:,} journaled{sinks}"
+            f"{heard + counts.rejected_trades:,} trades = {heard:,} journaled"
+            f" + {counts.rejected_trades:,} rejected; {counts.trades:,} journaled{filled}{sinks}"
         )

@@ -35,6 +35,7 @@ from ingestor.cli.main import cli
 from ingestor.closed_days import close_days
 from ingestor.config import Settings
 from ingestor.config.feeds import JsonSettings
+from ingestor.config.sections import BackfillSettings
 from ingestor.coverage import Interval, sum_shares
 from ingestor.dataset.compact import compact_days
 from ingestor.dataset.coverage import load_coverage
@@ -43,6 +44,7 @@ from ingestor.errors import ConfigError
 from ingestor.facts import Fact
 from ingestor.layout import Layout, locked_root
 from ingestor.ledger import read_all_facts
+from ingestor.operations.backfill_process import BackfillProcess, make_backfill_process
 from ingestor.recording import Recording, prepare
 from ingestor.simulator.history import History, HistoryFault, HistorySettings
 from ingestor.simulator.market import MarketSettings, Trade
@@ -500,6 +502,111 @@ def test_the_command_that_audits(tmp_path: Path) -> None:
         assert "What no gap explains:" in done.stdout
         assert call_audit("--symbols", "ETHUSDT").exit_code == 1  # none of its ids are recorded
         assert "Nothing was asked for" in call_audit("--day", "2020-01-01").stdout
+
+
+# While the recorder runs
+
+
+def history_rows(root: Path, *numbers: int) -> pa.Table:
+    """What a fill gives the recorder: rows in the columns of the root, and their origin."""
+    rows = ingestor.read_trades(root, engine="arrow").slice(0, 1)
+    rows = pa.concat_tables([rows] * len(numbers))
+    ids = rows.set_column(
+        rows.column_names.index("trade_id"), rows.schema.field("trade_id"), pa.array(numbers, pa.int64())
+    )
+    return ids.append_column("origin", pa.repeat("binance", len(numbers)))
+
+
+def test_a_fill_gets_a_segment_of_its_own(tmp_path: Path) -> None:
+    with id_runs.running(tmp_path) as run:
+        recorder = run.recording.recorder
+        run.connect()
+        run.hear("BTCUSDT", 1, 2, 3)
+        live = run.recording.journal.segment.number
+        recorder._begin_fill(history_rows(tmp_path, 7, 8))
+        assert run.recording.journal.segment.number == live + 2
+        run.hear("BTCUSDT", 4, 5)
+        rows = ingestor.read_trades(tmp_path, engine="arrow").sort_by("sequence")
+        assert rows["trade_id"].to_pylist() == [1, 2, 3, 7, 8, 4, 5]
+        assert rows["origin"].to_pylist() == [None] * 3 + ["binance"] * 2 + [None] * 2
+    account = verify(tmp_path).account
+    assert (account.counts.trades, account.filled) == (7, 2)
+    assert [sink.rows[run.recording.run] for sink in run.recording.files] == [7]
+    assert run.recording.accounts.filled[run.recording.run] == 2
+    assert facts(tmp_path, "ids.missed") == []  # what was filled says nothing of what was heard
+
+
+def test_a_fill_survives_a_disk_that_refuses(tmp_path: Path) -> None:
+    with id_runs.running(tmp_path) as run:
+        recorder, journal = run.recording.recorder, run.recording.journal
+        run.connect()
+        run.hear("BTCUSDT", 1, 2, 3)
+        rows = history_rows(tmp_path, 7, 8)
+        at = tmp_path / "journal"
+        for refused in (True, False):
+            if refused:
+                os.close(journal._open._fd)  # the end of its segment can't be written
+                recorder._begin_fill(rows)
+                assert journal.failed
+                assert recorder._filling
+                journal._open._fd = os.open(at / f"{journal.segment}.journal", os.O_WRONLY | os.O_APPEND)
+                assert journal.recover()
+            else:
+                recorder._go_on_filling()
+        assert not recorder._filling
+        run.hear("BTCUSDT", 4, 5)
+    assert verify(tmp_path).account.filled == 2
+    assert ingestor.read_trades(tmp_path, engine="arrow")["trade_id"].to_pylist().count(7) == 1
+
+
+@contextmanager
+def filling(run: Recording, root: Path, source: str, url: str, **settings: Any) -> Iterator[BackfillProcess]:
+    """The process that fills beside this recorder, as the daemon makes it."""
+    told = {"url": url, "settle": 0.0, "every": 1.0, "source": source, **settings}
+    asked = run.settings.model_copy(update={"backfill": BackfillSettings.model_validate(told)})
+    process = make_backfill_process(asked, Layout(root), KEY, root, run.ledger, run.recorder.fills)
+    assert process is not None
+    thread = threading.Thread(target=process.run)
+    thread.start()
+    try:
+        yield process
+    finally:
+        process.end()
+        thread.join()
+
+
+def has_done(process: BackfillProcess, gaps: int) -> bool:
+    return process.state.filled >= gaps
+
+
+@pytest.mark.long
+@pytest.mark.alone
+def test_a_recorder_fills_its_own_gaps_while_it_records(tmp_path: Path) -> None:
+    symbols = VENUES["binance"][1]
+    with running_venue(settings_of("binance")) as venue:
+        with recording(tmp_path, "binance", venue.url, killed=True) as run:
+            wait_trades(run, 100)
+        with recording(tmp_path, "binance", venue.url) as run:
+            wait_trades(run, 100)
+            venue.drop()
+            eventually(lambda: venue.connections == 1, "a connection")
+            wait_trades(run, 100)
+            with filling(run, tmp_path, "binance", http(venue)) as process:
+                for gaps in range(1, 2 * len(symbols) + 1):  # both of each; the process has the lowest priority
+                    eventually(partial(has_done, process, gaps), f"{gaps} gaps filled")
+                assert (process.state.unfilled, process.state.error) == (0, None)
+                before = process.state.last_round_at
+                eventually(lambda: process.state.last_round_at != before, "another round")
+                wait_trades(run, 50)
+            assert process.state.trades == run.recorder.fills.rows > 0
+        happened = in_venue(venue, lambda: venue._venue.history.trades)
+        found = recorded_trades(tmp_path)
+        for symbol in symbols:  # up to the last trade that was heard
+            truth = happened[symbol][: found[symbol].total()]
+            assert found[symbol] == Counter((one.time_ms, one.price, one.volume) for one in truth)
+        account = verify(tmp_path).account
+        assert account.filled == process.state.trades
+        assert {one["fact"] for one in facts(tmp_path, "gap.filled", "gap.unfilled")} == {"gap.filled"}
 
 
 # Kills

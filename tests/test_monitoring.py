@@ -22,7 +22,7 @@ from ingestor.operations.prometheus import StatusMetrics, expose
 MONITORING = Path(__file__).parents[1] / "config/monitoring"
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
 FILLING = ("IngestorDiskFilling", "pending")
-LABELS = {"instance", "le", "sink", "cause", "reason", "symbol", "event", "version"}
+LABELS = {"instance", "le", "sink", "cause", "reason", "symbol", "event", "version", "result"}
 
 
 @pytest.fixture(scope="module")

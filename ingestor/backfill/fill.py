@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter, itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -129,10 +129,31 @@ def _blind_runs(symbol: str, intervals: Sequence[Interval]) -> Iterator[Hole]:
             known = True
 
 
-class Backfill:
-    """One backfill of a root. The caller holds the root, unless `dry_run`, which writes nothing."""
+class Target(Protocol):
+    """Where a fill goes: into a run of its own, or to the recorder."""
 
-    def __init__(self, layout: Layout, source: Source, *, min_agreement: float = 0.99, dry_run: bool = False) -> None:
+    def record(self, fact: str, **fields: Any) -> None:
+        """A fact for the ledger; whatever was written before it is synced."""
+
+    def write(self, rows: pa.Table) -> None:
+        """Rows for the journal."""
+
+    def close(self) -> None:
+        """There is no more."""
+
+
+class Backfill:
+    """One backfill of a root. The caller holds the root, unless `dry_run`, which writes nothing, or `target` writes."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        source: Source,
+        *,
+        min_agreement: float = 0.99,
+        dry_run: bool = False,
+        target: Target | None = None,
+    ) -> None:
         """Looks at what is recorded. Raises NotARecording, FormatTooNew, DamagedFile, OSError."""
         self._layout = layout
         self._source = source
@@ -148,7 +169,8 @@ class Backfill:
         self._id_column: str | None = self._started.get("id_column")
         schema = read_consistently(layout, EVER, known_schema)
         self._schema = pa.schema([*(one for one in schema if one.name != ORIGIN.name), ORIGIN])
-        self._run = None if dry_run else _Run(layout, self._started, self._schema)
+        self._asks_again = target is not None
+        self._run: Target | None = None if dry_run else target or _Run(layout, self._started, self._schema)
         self._final: str | None = None
         """Why the source gives nothing at all."""
 
@@ -156,6 +178,17 @@ class Backfill:
         """Those of these symbols (None: of all) that overlap [start, end)."""
         holes = find_holes(self._coverage, self._told, symbols)
         return [hole for hole in holes if hole.start_us < end_us and hole.end_us >= start_us]
+
+    def find_due(self, now_us: int, settle_us: int) -> list[Hole]:
+        """Those that ended so long ago; one that could not be filled is asked for again after twice the time."""
+        asked = {
+            (one["symbol"], one["since"] + 1, one["until"]): one["at"]
+            for one in self._told
+            if one["fact"] == "gap.unfilled" and one["source"] == self._source.name
+        }
+        holes = [one for one in find_holes(self._coverage, self._told, None) if now_us - one.end_us >= settle_us]
+        last_us = [asked.get((one.symbol, one.start_us, one.end_us), one.end_us) for one in holes]
+        return [one for one, at_us in zip(holes, last_us, strict=True) if now_us - at_us >= at_us - one.end_us]
 
     def fill(self, holes: Sequence[Hole]) -> Iterator[Outcome]:
         """What becomes of each, in this order. Raises DamagedFile, OSError."""
@@ -257,7 +290,8 @@ class Backfill:
         told["source"] = self._source.name
         if outcome.why is not None:
             told["why"] = outcome.why
-            if any(one["fact"] == "gap.unfilled" and told.items() <= one.items() for one in self._told):
+            again = any(one["fact"] == "gap.unfilled" and told.items() <= one.items() for one in self._told)
+            if again and not self._asks_again:
                 return
         measured = {"compared": outcome.compared, "agreement": outcome.agreement and list(outcome.agreement)}
         if self._run is None:

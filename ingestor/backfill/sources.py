@@ -17,7 +17,7 @@ import pyarrow as pa
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from ingestor.capture.market_calendar import NEW_YORK
-from ingestor.config.addresses import is_loopback
+from ingestor.config.addresses import check_http_url, is_loopback
 from ingestor.config.sections import ConnectionSettings
 from ingestor.errors import ConfigError, IngestorError
 from ingestor.operations.preflight import Rest, VenueUnreachable
@@ -409,11 +409,11 @@ def make_source(
     Raises ConfigError.
     """
     usual, pause_s = _BASES[name]
-    base = (url or usual).rstrip("/")
-    parts = urlsplit(base)
-    local = is_loopback(parts.hostname or "")
-    if parts.scheme not in {"http", "https"} or not parts.hostname or (parts.scheme == "http" and not local):
-        raise ConfigError(f"{base}: write the address of a source as https://host")
+    try:
+        base = check_http_url(url or usual)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    local = is_loopback(urlsplit(base).hostname or "")
     client = Client(Rest(base, key, connection, headers=secrets or {}), 0.0 if local else pause_s)
     makers: dict[str, Callable[[], Source]] = {
         "binance": lambda: Binance(client, aggregates=False),

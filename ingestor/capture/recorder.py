@@ -1,8 +1,9 @@
 """Takes blocks of frames from the buffer: decode, validate, refuse, keep, observe; and waits where the disk refuses."""
 
 import operator
+import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,8 @@ log = structlog.get_logger()
 _RETRY_S = 1.0
 
 _IDLE_S = 0.25
+_CALM_S = 0.5
+_FILL_ROWS = 1 << 13
 
 
 class Keeper:
@@ -163,6 +166,45 @@ class BlockDecoder:
         return pa.RecordBatch.from_arrays([columns[name] for name in self._schema.names], schema=self._schema)
 
 
+class Fills:
+    """Rows of a source's history on their way into the journal: another thread offers them, the recorder's takes them
+    when no frame waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._offered: pa.Table | None = None
+        self._closed = False
+        self.rows = 0
+        """So many are in the journal, and synced."""
+
+    def offer(self, rows: pa.Table) -> bool:
+        """Wait until these are in the journal and synced; False where the recorder has ended before."""
+        with self._changed:
+            self._offered = rows
+            self._changed.wait_for(lambda: self._offered is None or self._closed)
+            taken, self._offered = self._offered is None, None
+            return taken
+
+    @property
+    def offered(self) -> pa.Table | None:
+        """What waits to be taken; it does so until `settle`."""
+        return self._offered
+
+    def settle(self) -> None:
+        """What was offered is in the journal, and synced."""
+        with self._changed:
+            self.rows += self._offered.num_rows if self._offered is not None else 0
+            self._offered = None
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nothing is taken any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
 class Recorder:
     """Owns the way from the Buffer to the journal. `run` is the recorder's thread."""
 
@@ -189,6 +231,12 @@ class Recorder:
         self._venue = venue
         self._ids = ids
         self._keeps_frames = keeps_frames
+        self._schema = journal.schema
+        self.fills = Fills()
+        """Rows of a history, for a segment of their own."""
+        self._fill: deque[Block] = deque()
+        """What of them is not written yet."""
+        self._filling = False
         self._linger_s = settings.linger
         self._synced_at_s = time.monotonic()
         self.counts = Counts()
@@ -207,6 +255,9 @@ class Recorder:
             if self._journal.failed:
                 self._keeper.recover()
                 continue
+            if self._filling:  # before anything that is heard: that has a segment of other columns
+                self._go_on_filling()
+                continue
             block = self._buffer.take(self._linger_s, _IDLE_S)
             if block is not None:
                 began_s = time.monotonic()
@@ -220,9 +271,41 @@ class Recorder:
             self._journal.rotate_if_due()
             if self._ids:
                 self._ids.turn(time.monotonic())
+            if self.fills.offered is not None and self._buffer.lag_s() < _CALM_S:
+                self._begin_fill(self.fills.offered)
         if self._ids:
             self._ids.close(time.monotonic())
         self._keeper.close()
+
+    def _begin_fill(self, rows: pa.Table) -> None:
+        for batch in rows.combine_chunks().to_batches(max_chunksize=_FILL_ROWS):
+            size, first = batch.num_rows, self._decoder.next_sequence
+            columns = [
+                pa.arange(first, first + size) if name == "sequence" else batch.column(name)
+                for name in batch.schema.names
+            ]
+            numbered = pa.RecordBatch.from_arrays(columns, schema=rows.schema)
+            bounds = pc.min_max(numbered.column("received_at").cast(pa.int64())).as_py().values()
+            header = Header(Kind.BLOCK, Counts(trades=size), self._decoder.next_frame, first, *bounds)
+            self._fill.append(Block(header, numbered))
+            self._decoder.next_sequence += size
+        self._filling = True
+        self._go_on_filling()
+
+    def _go_on_filling(self) -> None:
+        """Write the rows of a fill into a segment of their own, and begin the next one for what is heard. Where the
+        disk refuses, this goes on once it takes rows again.
+        """
+        journal = self._journal
+        if self._fill and not journal.schema.equals(self._fill[0].rows.schema):
+            journal.turn_to(self._fill[0].rows.schema)
+        while self._fill and not journal.failed:
+            journal.append(self._fill.popleft())
+        if not journal.failed and not journal.schema.equals(self._schema):
+            journal.turn_to(self._schema)
+        if not journal.failed:
+            self._filling = False
+            self.fills.settle()
 
     def _record(self, block: FrameBlock) -> None:
         decoded = self._decoder.decode(block)

@@ -26,13 +26,14 @@ from ingestor.cli.options import (
 )
 from ingestor.cli.printing import format_json, format_table, format_time, percent
 from ingestor.config import DEFAULT_PATH, Settings, load_settings
-from ingestor.config.feeds import BinanceSettings
-from ingestor.config.key import load_key, load_secret
+from ingestor.config.feeds import BinanceSettings, find_history
+from ingestor.config.key import load_key
 from ingestor.dataset.snapshot import open_recording
 from ingestor.errors import ConfigError, RootLocked
 from ingestor.history import read_history
 from ingestor.layout import Layout, locked_root
 from ingestor.logs import configure_logs
+from ingestor.operations.backfill_process import load_source_secrets
 from ingestor.texts import escape
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FOREVER_US = 1 << 62
-_ALPACA = {"APCA-API-KEY-ID": "ALPACA_API_KEY_ID", "APCA-API-SECRET-KEY": "ALPACA_API_SECRET_KEY"}
-"""Its headers, and where the environment or `.env` has what belongs into them."""
 _SHOWN = 20
 _Step = TypeVar("_Step")
 
@@ -260,21 +259,15 @@ def _find_source(
     """The source that is named, else the venue's own. Raises ConfigError."""
     history = read_history(layout)
     if name is None:
-        venue = history.venue or ""
-        name = next((one for one in ("coinbase", "kraken") if one in venue), history.feed)
-        if name == "binance" and settings and isinstance(settings.feed, BinanceSettings):
-            name = "binance-aggregates" if settings.feed.stream == "aggTrade" else name
+        stream = settings.feed.stream if settings and isinstance(settings.feed, BinanceSettings) else ""
+        name = find_history(history.feed or "", history.venue or "", stream)
     if name not in SOURCES:
         raise ConfigError(f"no history of {history.venue or history.feed} is known: name one with --source")
-    key, secrets = None, {}
+    key = None
     if name == "finnhub":
         key = load_key(config_dir(config))
         if key is None:
             raise ConfigError("Finnhub's history needs the key: FINNHUB_API_KEY, or .env beside the settings")
-    if name == "alpaca":
-        found = {header: load_secret(variable, config_dir(config)) for header, variable in _ALPACA.items()}
-        secrets = {header: secret for header, secret in found.items() if secret}
-        if len(secrets) < len(found):
-            raise ConfigError(f"Alpaca's history needs a key of its own: {' and '.join(_ALPACA.values())}")
+    secrets = load_source_secrets(name, config_dir(config))
     connection = settings.connection if settings else None
     return make_source(name, url, key.value.get_secret_value() if key else "", secrets, connection)

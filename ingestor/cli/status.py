@@ -11,7 +11,7 @@ import click
 from ingestor.cli.options import example, json_option, recording_options, root_from
 from ingestor.cli.printing import format_bytes, format_json, format_seconds, format_time
 from ingestor.layout import Layout
-from ingestor.operations.recorder_status import Disk, Flow
+from ingestor.operations.recorder_status import BackfillState, Disk, Flow
 from ingestor.operations.status import Status, read_status
 from ingestor.texts import CAUSES, escape
 
@@ -59,6 +59,8 @@ def describe(found: Status) -> Iterator[tuple[str, str]]:
     yield "gaps", f"in this run: {', '.join(gaps) or 'none'}; connection {link.connections}"
     yield from _describe_flow(vitals.flow)
     yield from _describe_disk(vitals.disk, found)
+    if vitals.backfill is not None:
+        yield "backfill", _describe_backfill(vitals.backfill, vitals.at)
 
 
 def _describe_flow(flow: Flow) -> Iterator[tuple[str, str]]:
@@ -77,6 +79,17 @@ def _describe_flow(flow: Flow) -> Iterator[tuple[str, str]]:
         yield "delay", f"{_QUANTILE:.0%} of the trades came within {within} of the venue's time"
     used = flow.buffer_bytes / flow.buffer_max_bytes
     yield "recorder", f"lag {format_seconds(flow.lag_s)}, buffer {used:.0%} full, {flow.pauses} pauses"
+
+
+def _describe_backfill(backfill: BackfillState, now: float) -> str:
+    done = f"{backfill.filled:,} gaps filled in this run ({backfill.trades:,} trades), {backfill.unfilled:,} not"
+    if backfill.error is not None:
+        return f"{done}; failed: {backfill.error}"
+    if backfill.running:
+        return f"{done}; asking {backfill.source} now"
+    if backfill.last_round_at is None:
+        return f"{done}; {backfill.source} was not asked yet"
+    return f"{done}; looked {format_seconds(now - backfill.last_round_at)} ago"
 
 
 def _describe_disk(disk: Disk, found: Status) -> Iterator[tuple[str, str]]:

@@ -22,10 +22,12 @@ from ingestor.config.feeds import (
     FinnhubSettings,
     JsonSettings,
     check_binance_tickers,
+    find_history,
 )
 from ingestor.config.key import KEY_BELONGS
 from ingestor.config.sections import (
     AlertSettings,
+    BackfillSettings,
     ConnectionSettings,
     HealthSettings,
     JournalSettings,
@@ -73,6 +75,9 @@ class Settings(Section):
     alerts: Annotated[AlertSettings | None, BeforeValidator(null_section)] = Field(
         default=None, description="messages to people, by Apprise; null is none"
     )
+    backfill: Annotated[BackfillSettings | None, BeforeValidator(null_section)] = Field(
+        default=None, description="fill gaps from a history while recording; null doesn't"
+    )
     logging: LoggingSettings = LoggingSettings()
     stop_timeout: Annotated[Duration, lasting("0s", "1h")] = Field(
         default=60.0, description="how long an orderly stop may wait for files to be complete"
@@ -85,6 +90,13 @@ class Settings(Section):
             return self.tickers
         return symbols_of_shard(self.tickers, self.shard.index, self.shard.count)
 
+    @property
+    def history(self) -> str | None:
+        """Whose history fills gaps: the source that is named, else the venue's own where it is known."""
+        stream = self.feed.stream if isinstance(self.feed, BinanceSettings) else ""
+        named = self.backfill.source if self.backfill else None
+        return named or find_history(self.feed.type, self.feed.venue, stream)
+
     @model_validator(mode="after")
     def _recordable(self) -> Self:
         """What the sections say of one another."""
@@ -92,6 +104,8 @@ class Settings(Section):
             raise ValueError("`shard` needs `feed.subscribe`: without it every shard is sent every symbol")
         if self.alerts and self.health.listen is None:
             raise ValueError("`alerts` need `health.listen`: they ask there how the recorder is")
+        if self.backfill and self.history is None:
+            raise ValueError(f"`backfill` needs `source`: no history of {self.feed.venue} is known")
         if not self.symbols:
             raise ValueError("this shard gets none of the tickers: there are too few of them for so many shards")
         if isinstance(self.feed, BinanceSettings):

@@ -172,3 +172,12 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def check_http_url(url: str) -> str:
+    """The URL without a slash at its end; in clear text to this machine alone. Raises ValueError with a sentence."""
+    parts = urlsplit(url)
+    in_clear = parts.scheme == "http" and is_loopback(parts.hostname or "")
+    if not parts.hostname or (parts.scheme != "https" and not in_clear):
+        raise ValueError(f"{url}: write the address of a source as https://host")
+    return url.rstrip("/")

@@ -438,3 +438,10 @@ FeedSettings = Annotated[
         _feed_type, custom_error_type="feed_type", custom_error_message=f"`type` must be one of {', '.join(FEEDS)}"
     ),
 ]
+
+
+def find_history(feed: str, venue: str, stream: str = "") -> str | None:
+    """Whose history fills the gaps of a recording of this venue, as far as one is known."""
+    if feed == "json":
+        return next((one for one in ("coinbase", "kraken") if one in venue), None)
+    return "binance-aggregates" if stream == "aggTrade" else feed

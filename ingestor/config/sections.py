@@ -7,8 +7,17 @@ from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
+from ingestor.config.addresses import check_http_url
 from ingestor.config.types import (
     Duration,
     HostName,
@@ -338,6 +347,29 @@ class AlertSettings(Section):
             return name if name == "UTC" else ZoneInfo(name).key
         except (ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError(f"no time zone {name!r} here: write it like Europe/Berlin") from None
+
+
+HistorySource = Literal["binance", "binance-aggregates", "coinbase", "kraken", "finnhub", "alpaca"]
+
+
+class BackfillSettings(Section):
+    """Gaps that are over are filled from a history while the recorder runs."""
+
+    source: Annotated[HistorySource | None, BeforeValidator(null_as_none)] = Field(
+        default=None, description="whose history; null: the venue's own"
+    )
+    url: Annotated[Annotated[str, AfterValidator(check_http_url)] | None, BeforeValidator(null_as_none)] = Field(
+        default=None, description="another address that serves the same, such as a mirror; null: the source's own"
+    )
+    settle: Annotated[Duration, lasting("0s", "7d")] = Field(
+        default=900.0, description="how long after its end a gap is asked for, so that the history has settled"
+    )
+    every: Annotated[Duration, lasting("1s", "7d")] = Field(
+        default=900.0, description="how often is looked for gaps; one that can't be filled is asked for ever less often"
+    )
+    min_agreement: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.99, description="fill nothing from a source that agrees less with what was recorded around a gap"
+    )
 
 
 class SqliteSettings(Section):

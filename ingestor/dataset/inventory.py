@@ -130,10 +130,11 @@ def recount_csv(path: Path, columns: list[str]) -> Recount:
         check_is_file(path)
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             heading = file.readline(1 << 16).decode(errors="replace").removesuffix("\n")
-        if heading != ",".join(columns):
+        # What a recorder fills lies in segments of their own, which have the origin.
+        if heading not in {",".join(columns), ",".join([*columns, ORIGIN.name])}:
             recount.faults.append((f"columns {heading[:200]!r}", f"{','.join(columns)}"))
             return recount
-        for batch in _csv_batches(path, columns):
+        for batch in _csv_batches(path, heading.split(",")):
             sequences = pa.concat_arrays([pa.array([last]), batch.column("sequence")])
             rises = pc.less(sequences.slice(0, len(sequences) - 1), sequences.slice(1))
             if pc.all(pc.fill_null(rises, False)).as_py() is False:  # null where there is no row
@@ -342,10 +343,10 @@ def read_id_column(layout: Layout) -> str | None:
 
 
 def has_fills(layout: Layout) -> bool:
-    """Whether a backfill has written to this root. Raises OSError."""
+    """Whether a backfill, or a recorder that fills, has written to this root. Raises OSError."""
     with contextlib.suppress(NotARecording):  # a copy of the trades alone
         facts = read_all_facts(layout, '"fact":"s')
-        return any(fact["fact"] == "run.started" and fact.get("backfill") for fact in facts)
+        return any(fact["fact"] == "gap.filled" or fact.get("backfill", False) for fact in facts)
     return False
 
 

@@ -192,7 +192,8 @@ class Segments:
         self._run = run
         self._number = first
         self._feed = feed
-        self._schema = schema
+        self.schema = schema
+        """Of the next segment."""
         self._clock = clock
 
     def open(self, previous: SegmentId | None, continues: Cursor | None) -> OpenSegment:
@@ -213,7 +214,7 @@ class Segments:
         }
         try:
             opened.write(encode_start(identity))
-            opened.write(encode_schema(self._schema))
+            opened.write(encode_schema(self.schema))
             opened.sync_whole()
             sync_directory(self._layout.journal)
         except OSError:
@@ -305,12 +306,22 @@ class Journal:
         if not self._rotation.due(self._clock(), first_row_at, self._open.size, self._rotated):
             return
         try:
-            self._end_segment()
-            following = self._segments.open(self._open.id, None)
-            ended, self._open = self._open, following
-            ended.close()
+            self._go_on(self.schema)
             self._rotated += 1
-            self._settle(following)
+        except OSError as error:
+            self._fail(error)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the segment that is being written; of one that could not be opened, those it will have."""
+        return self._segments.schema
+
+    def turn_to(self, schema: pa.Schema) -> None:
+        """Close the open segment, and go on in one with these columns; never raises OSError."""
+        if self.failed:
+            return
+        try:
+            self._go_on(schema)
         except OSError as error:
             self._fail(error)
 
@@ -360,6 +371,15 @@ class Journal:
         if rows and segment.first_row_at is None:
             segment.first_row_at = self._clock()
         segment.write(pieces)
+
+    def _go_on(self, schema: pa.Schema) -> None:
+        """End the open segment, and open the next. Raises OSError."""
+        self._end_segment()  # from here on no row is unsynced, whose columns these would have to be
+        self._segments.schema = schema
+        following = self._segments.open(self._open.id, None)
+        ended, self._open = self._open, following
+        ended.close()
+        self._settle(following)
 
     def _end_segment(self) -> None:
         """Write the record that ends the open segment, and sync it. Raises OSError."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ingestor import __version__
 from ingestor.capture.stream_state import BOUNDS_S
 from ingestor.capture.wall_clock import VenueTime
+from ingestor.operations.backfill_process import BackfillProcess
 from ingestor.operations.recorder_status import (
     ClockState,
     Disk,
@@ -52,8 +53,9 @@ def read_clock(venue: VenueTime) -> ClockState:
 class Watch:
     """Samples a recording's counts once per second (`tick`), and reads all of its state on request (`look`)."""
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, backfill: BackfillProcess | None = None) -> None:
         self._recording = recording
+        self._backfill = backfill
         self._started_at = time.time()
         self._recent: deque[_Sample] = deque([_Sample(time.monotonic(), 0, 0)], maxlen=int(_FLOOD_S) + 1)
         self._uncommitted: deque[_Sample] = deque(maxlen=_SAMPLES_MAX)
@@ -71,7 +73,9 @@ class Watch:
         if sample.trades > self._recent[-1].trades:
             self._uncommitted.append(sample)
         self._recent.append(sample)
-        committed = min((sink.rows[self._recording.run] for sink in self._recording.files), default=sample.trades)
+        filled = self._recording.recorder.fills.rows  # which no sample counts
+        rows = (sink.rows[self._recording.run] - filled for sink in self._recording.files)
+        committed = min(rows, default=sample.trades)
         while self._uncommitted and self._uncommitted[0].trades <= committed:
             self._uncommitted.popleft()
 
@@ -89,6 +93,7 @@ class Watch:
             flow=self._read_flow(now_s),
             disk=self._read_disk(now_s),
             clock=read_clock(recording.clock.venue),
+            backfill=self._backfill.state if self._backfill else None,
         )
 
     def _read_link(self, now: float, now_s: float) -> Link:
@@ -164,7 +169,7 @@ class Watch:
         sync_age_s = journal.unsynced.age_s
         sinks = []
         for file_sink in self._recording.files:
-            rows = file_sink.rows[self._recording.run]
+            rows = file_sink.rows[self._recording.run] - self._recording.recorder.fills.rows
             behind = self._recording.recorder.counts.trades - rows
             since_s = next((one.at_s for one in list(self._uncommitted) if one.trades > rows), now_s)
             sinks.append(SinkLag(file_sink.name, max(behind, 0), now_s - since_s if behind > 0 else 0.0))

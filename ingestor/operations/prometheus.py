@@ -9,7 +9,7 @@ from prometheus_client import core
 from prometheus_client.registry import Collector
 
 from ingestor.operations.collector import Watch
-from ingestor.operations.recorder_status import RecorderStatus
+from ingestor.operations.recorder_status import BackfillState, RecorderStatus
 
 
 class _Number(NamedTuple):
@@ -18,6 +18,7 @@ class _Number(NamedTuple):
     read: Callable[[RecorderStatus], float]
 
 
+_NO_BACKFILL = BackfillState(source="", running=False, filled=0, unfilled=0, trades=0)
 _COUNTERS = (
     _Number("ingestor_frames_received", "Frames read from the venue.", lambda v: v.flow.frames_received),
     _Number("ingestor_frames_notices", "Frames that carry no trades by intent.", lambda v: v.flow.counts.notices),
@@ -35,6 +36,7 @@ _COUNTERS = (
         "Accounts that do not balance: a frame, trade or row was lost or invented.",
         lambda v: v.flow.conservation_violations,
     ),
+    _Number("ingestor_backfill_trades", "Trades that a history filled.", lambda v: (v.backfill or _NO_BACKFILL).trades),
 )
 _GAUGES = (
     _Number("ingestor_start_time_seconds", "When this run began, since 1970.", lambda v: v.started_at),
@@ -56,6 +58,14 @@ _GAUGES = (
     _Number("ingestor_journal_sync_age_seconds", "Age of the oldest row not synced.", lambda v: v.disk.sync_age_s),
     _Number("ingestor_disk_free_bytes", "Free space on the disk of the recording.", lambda v: v.disk.free_bytes),
     _Number("ingestor_disk_floor_bytes", "storage.min_free.", lambda v: v.disk.floor_bytes),
+    _Number(
+        "ingestor_backfill_running", "1 while gaps are being filled.", lambda v: (v.backfill or _NO_BACKFILL).running
+    ),
+    _Number(
+        "ingestor_backfill_failing",
+        "1 where the last round failed as a whole.",
+        lambda v: (v.backfill or _NO_BACKFILL).error is not None,
+    ),
     _Number("ingestor_rejects_flood", "1 while rejects are too many.", lambda v: v.flow.rejects_flood),
 )
 
@@ -92,6 +102,9 @@ def expose(status: RecorderStatus) -> Iterator[core.Metric]:
         "ingestor_sink_skipped_rows", "Rows that the journal no longer keeps for a sink.", "sink", sink_skipped
     )
     yield _gauges("ingestor_sink_lag_seconds", "Age of the oldest row that a sink lacks.", "sink", sink_seconds)
+    backfill = status.backfill or _NO_BACKFILL
+    filled = {"filled": backfill.filled, "unfilled": backfill.unfilled}
+    yield _gauges("ingestor_backfill_gaps", "Gaps that a history filled in this run, or not.", "result", filled)
     delays = flow.delays
     buckets = [(str(bound), within) for bound, within in zip(delays.bounds, delays.within, strict=True)]
     yield core.HistogramMetricFamily(

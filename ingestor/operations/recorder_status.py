@@ -140,6 +140,25 @@ class ClockState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackfillState:
+    """What is filled while the recorder runs."""
+
+    source: str
+    running: bool
+    """A round is under way."""
+    filled: int
+    """Gaps of single symbols, in this run."""
+    unfilled: int
+    """Those that the last round asked for in vain."""
+    trades: int
+    """Filled in this run."""
+    last_round_at: float | None = None
+    """When one ended."""
+    error: str | None = None
+    """Why the last round failed as a whole."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecorderStatus:
     """A recording at one moment. Durations are in seconds, times in seconds since 1970."""
 
@@ -153,6 +172,8 @@ class RecorderStatus:
     flow: Flow
     disk: Disk
     clock: ClockState = ClockState()
+    backfill: BackfillState | None = None
+    """None: not asked for."""
 
 
 @functools.cache

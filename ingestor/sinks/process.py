@@ -31,9 +31,22 @@ _PAUSE_S = 0.5
 _PAUSE_MAX_S = 60.0
 _LASTING_S = 60.0
 _MIRROR_END_S = 10.0
-_NOT_ITS_BUSINESS = ("FINNHUB_API_KEY", "API_KEY", "POSTGRES_PASSWORD", "REDIS_PASSWORD", "KAFKA_PASSWORD")
+_NOT_ITS_BUSINESS = (
+    "FINNHUB_API_KEY",
+    "API_KEY",
+    "POSTGRES_PASSWORD",
+    "REDIS_PASSWORD",
+    "KAFKA_PASSWORD",
+    "ALPACA_API_KEY_ID",
+    "ALPACA_API_SECRET_KEY",
+)
 
 log = structlog.get_logger()
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a process that is told its secrets: without any."""
+    return {name: value for name, value in os.environ.items() if name not in _NOT_ITS_BUSINESS}
 
 
 class SinkSetup(BaseModel):
@@ -120,9 +133,8 @@ class SinkProcess:
             raise _Died
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        environment = {name: value for name, value in os.environ.items() if name not in _NOT_ITS_BUSINESS}
         command = [sys.executable, "-m", "ingestor.sinks"]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)  # noqa: S603  our own
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, env=child_environment())  # noqa: S603  our own
         self.starts += 1
         if process.stdin is None:
             raise _Died

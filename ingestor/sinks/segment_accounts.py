@@ -93,6 +93,8 @@ class SegmentAccounts:
         self._account = _Account(id_column)
         self.totals: dict[int, Counts] = {}
         """By run: the sum of its segments' counts."""
+        self.filled: Counter[int] = Counter()
+        """By run: trades of segments that a source's history has filled."""
         self.violations = 0
 
     def write(self, rows: Rows) -> None:
@@ -128,6 +130,7 @@ class SegmentAccounts:
         self._check(end.segment, account)
         run = end.segment.run
         self.totals[run] = self.totals.get(run, Counts()) + account.counts
+        self.filled[run] += account.counts.trades if account.counts.filled else 0
         self._at = end.at
 
     def tick(self, now_s: float) -> None:
