@@ -572,12 +572,20 @@ def mirrored_name(name: str) -> str:
 
 def name_in_root(key: str) -> str | None:
     """The file of a root that stands here in a mirror, or in a copy of a root; None: it is no part of the recording."""
+    if "_delta_log/" in key:
+        return None
     if key.startswith("date="):
         return f"trades/{key}"
     if key.startswith(f"{MIRROR}/"):
         name = key.removeprefix(f"{MIRROR}/")
         return f"{name.removesuffix(_IN_MIRROR)}.parquet" if name.endswith(_IN_MIRROR) else name
     return None if key.startswith((".staging/", ".recorded-by")) else key
+
+
+def join_place(address: str, name: str) -> str:
+    """The address of what has this name in a place; its options stay behind it."""
+    place, mark, options = address.partition("?")
+    return f"{place.rstrip('/')}/{name}{mark}{options}" if "://" in address else f"{address}/{name}"
 
 
 def locate_root(root: str | Path) -> Path:

@@ -190,12 +190,18 @@ class TestOrphan:
 class TestExtras:
     @pytest.mark.parametrize(
         ("sink", "package_name"),
-        [("postgres", "adbc_driver_postgresql"), ("redis", "redis"), ("kafka", "confluent_kafka")],
+        [
+            ("postgres", "adbc_driver_postgresql"),
+            ("redis", "redis"),
+            ("kafka", "confluent_kafka"),
+            ("delta", "deltalake"),
+        ],
     )
     def test_one_that_is_missing_is_named(self, tmp_path: Path, sink: str, package_name: str) -> None:
         """As where it was never installed: no finder finds it."""
         config = tmp_path / "ingestor.yaml"
-        config.write_text(f"tickers: [A]\nstorage: {{root: {tmp_path}/data}}\nsinks: {{{sink}: {{}}}}\n")
+        section = "object_store: {table: delta}" if sink == "delta" else f"{sink}: {{}}"
+        config.write_text(f"tickers: [A]\nstorage: {{root: {tmp_path}/data}}\nsinks: {{{section}}}\n")
         program = (
             "import sys, importlib.machinery as m\n"
             f"find, missing = m.PathFinder.find_spec, {package_name!r}\n"
@@ -208,7 +214,8 @@ class TestExtras:
             [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
         )
         errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-        assert errors == [f"error: sinks.{sink} needs the extra `{sink}`: pip install 'finnhub-ingestor[{sink}]'"]
+        told = section.split(": {", maxsplit=1)[0] + (".table: delta" if sink == "delta" else "")
+        assert errors == [f"error: sinks.{told} needs the extra `{sink}`: pip install 'finnhub-ingestor[{sink}]'"]
         assert done.returncode == 2
         assert not (tmp_path / "data").exists()
 

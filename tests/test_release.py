@@ -35,6 +35,7 @@ EXTRAS = {
     "alerts": {"apprise"},
     "analysis": {"pandas"},
     "charts": {"bokeh", "matplotlib", "numpy", "ta-lib"},
+    "delta": {"deltalake"},
     "kafka": {"confluent-kafka"},
     "live": {"pyjwt", "starlette", "uvicorn"},
     "postgres": {"adbc-driver-postgresql"},
@@ -48,17 +49,20 @@ NEEDS_AN_EXTRA = {
     "check --config postgres.yaml": "postgres",
     "check --config redis.yaml": "redis",
     "check --config kafka.yaml": "kafka",
+    "check --config delta.yaml": "delta",
 }
 """What the core alone can't do, and what to install for it."""
 SINKS = {
     "postgres": "postgres: {}",
     "redis": 'redis: {url: "redis://127.0.0.1:6379"}',
     "kafka": 'kafka: {brokers: "127.0.0.1:9092"}',
+    "delta": "object_store: {table: delta}",
 }
 USE = {
     "alerts": "from ingestor.operations.alerts import send; print(send('json://127.0.0.1:9/', 'x'))",
     "analysis": "import ingestor; assert len(ingestor.read_trades('data')) > 0",
     "charts": "from ingestor.cli.main import main; main(['plot', '--symbols', 'AAPL', '--png', 'aapl.png'])",
+    "delta": "from deltalake import DeltaTable; import ingestor.sinks.delta_table",
     "kafka": "import ingestor.sinks.kafka_topic",
     "live": "from ingestor.live.server import run_service; from ingestor.live.access import load_verifier",
     "postgres": "import ingestor.sinks.postgres_db",

@@ -455,6 +455,9 @@ class ObjectStoreSettings(Section):
         default="disk",
         description="how long trades stay there, such as 3650d; disk: as long as on the disk; forever: nothing goes",
     )
+    table: Literal["none", "delta"] = Field(
+        default="none", description="delta: the place is a Delta table, too, in which a reader sees each row once"
+    )
 
 
 class SinkSettings(Section):

@@ -28,6 +28,11 @@ def configured_sinks(settings: SinkSettings) -> list[str]:
     for name in asked:
         if name in _PACKAGES and find_spec(_PACKAGES[name]) is None:
             raise ConfigError(f"sinks.{name} needs the extra `{name}`: pip install 'finnhub-ingestor[{name}]'")
+    store = settings.object_store
+    if store is not None and store.table == "delta" and find_spec("deltalake") is None:
+        raise ConfigError(
+            "sinks.object_store.table: delta needs the extra `delta`: pip install 'finnhub-ingestor[delta]'"
+        )
     return asked
 
 
@@ -97,5 +102,5 @@ def _open(
         from ingestor.sinks.object_store import ObjectStore
 
         store = settings.object_store
-        return ObjectStore(store.uri, layout, root, shared=store.shared, retention=store.retention)
+        return ObjectStore(store.uri, layout, root, shared=store.shared, retention=store.retention, table=store.table)
     raise ValueError(f"no sink {name}")

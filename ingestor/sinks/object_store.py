@@ -11,6 +11,9 @@ of the whole. So no file of one has the name of another's, and none is removed b
 Only finished files are mirrored. Each is written beside the dataset and moved into its place when its size is right:
 an error inside an open stream would else publish a part. A file goes when compaction has put another in its place, or
 when the ledger says that retention deleted its day; never because it is missing here.
+
+With `table: delta` the place is a Delta table (`delta_table`), and so is the coverage in it. A file then leaves the
+table first, and goes ten minutes later: whoever reads through the table has opened it by then.
 """
 
 import contextlib
@@ -24,6 +27,7 @@ from typing import BinaryIO, Literal
 
 import structlog
 from pyarrow import fs as pafs
+from pyarrow import parquet as pq
 
 from ingestor.closed_days import (
     Manifest,
@@ -42,6 +46,7 @@ from ingestor.layout import (
     MIRROR,
     Layout,
     SegmentId,
+    join_place,
     list_segments,
     make_folder,
     mirrored_name,
@@ -56,6 +61,7 @@ from ingestor.ledger import (
     parse_ledger_name,
     read_all_facts,
 )
+from ingestor.sinks import delta_table
 
 _PASS_S = 2.0
 _PROOF_S = 10.0
@@ -65,8 +71,11 @@ _OWNER = ".recorded-by"
 _ROOT_FOLDER = "root="
 _DAY = timedelta(days=1)
 _REST = timedelta(days=5)
+_GRACE_S = 600.0
+_COVERAGE = f"{MIRROR}/coverage"
 
 Retention = Literal["disk", "forever"]
+Table = Literal["none", "delta"]
 
 log = structlog.get_logger()
 
@@ -77,10 +86,17 @@ class ObjectStore:
     name = "object_store"
 
     def __init__(
-        self, uri: str, layout: Layout, root: str, *, shared: bool = False, retention: float | Retention = "disk"
+        self,
+        uri: str,
+        layout: Layout,
+        root: str,
+        *,
+        shared: bool = False,
+        retention: float | Retention = "disk",
+        table: Table = "none",
     ) -> None:
         """Look what is there. `shared`: others mirror to this place, too. `retention`: how many seconds trades stay
-        there, or as long as on the disk, or for ever.
+        there, or as long as on the disk, or for ever. `table`: what the place is beside a folder of files.
 
         Raises SinkUnavailable, also where the place is another root's.
         """
@@ -96,6 +112,15 @@ class ObjectStore:
         self._due: list[date] = []
         """Closed days that have no manifest yet."""
         self._brought: set[str] = set()
+        self._leaving: dict[str, float] = {}
+        """No more in the table, and when they may go."""
+        self._registered = False
+        """Whether the tables are as the files are."""
+        self._prefix = f"{_ROOT_FOLDER}{root}/" if shared else ""
+        self._trades_table = self._coverage_table = None
+        if table == "delta":
+            self._trades_table = delta_table.DeltaTable(uri, {"root": root} if shared else {})
+            self._coverage_table = delta_table.DeltaTable(join_place(uri, f"{self._prefix}{_COVERAGE}"), {})
         with _translated(uri):
             self._files, place = open_place(uri)
             self._base = f"{place}/{_ROOT_FOLDER}{root}" if shared else place
@@ -105,6 +130,9 @@ class ObjectStore:
                 for found in self._files.get_file_info(selector)
                 if found.type == pafs.FileType.File
             }
+            if table == "none" and self._is_there(f"{place}/{delta_table.LOG}"):
+                hint = f"set sinks.object_store.table: delta, or delete the folder {delta_table.LOG} there"
+                raise SinkUnavailable(f"{uri} is a Delta table, which would be wrong from now on: {hint}")
             if shared and self._is_there(f"{place}/{_OWNER}"):
                 raise SinkUnavailable(f"{uri} is the mirror of one root alone: share another place")
             if any(name.startswith(_ROOT_FOLDER) for name in there):
@@ -121,6 +149,11 @@ class ObjectStore:
             self._there = {name: size for name, (size, _) in there.items() if name.startswith("date=")}
             self._others = {name: told for name, told in there.items() if name.startswith(f"{MIRROR}/")}
             """Size, and when it was brought; of what this object brought, size and time of the file here."""
+            self._coverage = {
+                name.removeprefix(f"{_COVERAGE}/"): delta_table.TableFile(size, _to_ms(at_ns))
+                for name, (size, at_ns) in there.items()
+                if name.startswith(f"{_COVERAGE}/date=")
+            }
 
     def write(self, rows: Rows) -> None:
         """Nothing: rows come in files."""
@@ -140,8 +173,10 @@ class ObjectStore:
         with _translated(self._base):
             here, unsealed = _list_here(self._layout)
             if here != self._mirrored:
-                self._mirror_trades(here)
+                self._mirror_trades(here, now_s)
             self._mirror_proof(here, open_before, now_s)
+            self._register()
+            self._remove_left(now_s)
         first_unsealed = min((number for number in unsealed if number < self._ended.segment), default=None)
         self._committed = self._ended if first_unsealed is None else Cursor(first_unsealed, 0)
 
@@ -153,7 +188,7 @@ class ObjectStore:
 
     # Trades
 
-    def _mirror_trades(self, here: dict[str, int]) -> None:
+    def _mirror_trades(self, here: dict[str, int], now_s: float) -> None:
         first = self._first_kept({_day_of(name) for name in (*here, *self._there)})
         kept = {name: size for name, size in here.items() if _day_of(name) >= first}
         for name, size in sorted(kept.items()):
@@ -173,10 +208,41 @@ class ObjectStore:
             if _day_of(name) in replaced:
                 self._reopen(_day_of(name))
             if _day_of(name) in replaced | expired:
-                self._files.delete_file(f"{self._base}/{name}")
                 del self._there[name]
-                log.info("mirror.removed", file=name)
-        self._mirrored = here
+                if self._trades_table is None:
+                    self._remove(name)
+                else:
+                    self._leaving[name] = now_s + _GRACE_S
+        self._mirrored, self._registered = here, False
+
+    def _remove_left(self, now_s: float) -> None:
+        """At a stop, whose time is infinite, nothing goes: the next start finds it."""
+        for name in [name for name, due_s in self._leaving.items() if due_s <= now_s < math.inf]:
+            self._remove(name)
+            del self._leaving[name]
+            self._proved = None  # the day may get its manifest now
+
+    def _remove(self, name: str) -> None:
+        self._files.delete_file(f"{self._base}/{name}")
+        log.info("mirror.removed", file=name)
+
+    def _register(self) -> None:
+        """Make the tables as the files are."""
+        if self._registered or self._trades_table is None or self._coverage_table is None:
+            return
+        files = {f"{self._prefix}{name}": delta_table.TableFile(size) for name, size in self._there.items()}
+        place = self._base.removesuffix(f"/{self._prefix[:-1]}")
+        for kind, table, wanted, folder in (
+            ("trades", self._trades_table, files, place),
+            ("coverage", self._coverage_table, self._coverage, f"{self._base}/{_COVERAGE}"),
+        ):
+            if changes := table.commit(wanted, partial(self._read_footer, folder)):
+                log.info("table.committed", table=kind, files=changes)
+        self._registered = True
+
+    def _read_footer(self, folder: str, name: str) -> pq.FileMetaData:
+        with self._files.open_input_file(f"{folder}/{name}") as file:
+            return pq.read_metadata(file)
 
     def _first_kept(self, days: Collection[date]) -> date:
         """The first day that the mirror's own retention keeps. No clock is believed alone: a day goes once the newest
@@ -217,6 +283,7 @@ class ObjectStore:
             self._proved = state
             open_from = min((segment.started.date() for segment in unsealed), default=date.max)
             days = {_day_of(name) for name in here if name in self._there}
+            days -= {_day_of(name) for name in self._leaving}  # what is there beside what a manifest names
             self._due = [day for day in closed if day < open_from and day in days and not self._has_manifest(day)]
         if self._due:
             self._write_manifest(self._due.pop(), here)
@@ -241,6 +308,12 @@ class ObjectStore:
             sent = self._put(name, file)
         self._others[name] = content_of
         self._brought.add(name)
+        if name.startswith(_COVERAGE):
+            placed = self._files.get_file_info(f"{self._base}/{name}")
+            self._coverage[name.removeprefix(f"{_COVERAGE}/")] = delta_table.TableFile(
+                placed.size, _to_ms(placed.mtime_ns)
+            )
+            self._registered = False
         log.info("mirror.brought", file=name, bytes=sent)
 
     def _put_changed(self, name: str, content: bytes) -> None:
@@ -412,6 +485,10 @@ def _read_deleted(layout: Layout) -> set[date]:
 def _day_of(name: str) -> date:
     """The date of a file there, of any kind."""
     return date.fromisoformat(name.partition("date=")[2][:10])
+
+
+def _to_ms(at_ns: int | None) -> int:
+    return (at_ns or 0) // 1_000_000
 
 
 def _manifest_name(day: date) -> str:
