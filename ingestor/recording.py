@@ -140,7 +140,7 @@ class Capture:
         subscriptions = Subscriptions(feed, symbols, ledger, gaps, observed, waits.symbol_s)
         proxy = choose_proxy(rest_base, settings.proxy) if rest_base else None
         holidays = Holidays(run.layout, rest_base, key, settings.ca_file, proxy)
-        markets = Markets(holidays, never_close=feed.terms.never_closes)
+        markets = Markets(holidays, never_close=feed.terms.never_closes, night=settings.night)
         monitor = ConnectionMonitor(subscriptions, settings, buffer, gaps, observed, markets, clock)
         connection_log = ConnectionLog(ledger, gaps, observed)
         session = Session(feed.terms, connector, monitor, connection_log, gaps, buffer, clock, stop)

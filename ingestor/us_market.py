@@ -26,6 +26,8 @@ OPENS = 9 * 60 + 30
 CLOSES = 16 * 60
 EARLY = 4 * 60
 LATE = 20 * 60
+OVERNIGHT = 20 * 60
+"""Where stocks trade at night: from then on the evening before a trading day until that day's early trading."""
 _CLOSES_EARLY = 13 * 60
 _LATE_AFTER_EARLY_CLOSE = 17 * 60
 

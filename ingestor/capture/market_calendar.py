@@ -7,7 +7,7 @@ import json
 import ssl
 import threading
 from collections.abc import Iterable
-from datetime import date, datetime, time
+from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import IO, Literal
 from urllib.error import URLError
@@ -19,11 +19,11 @@ import structlog
 
 from ingestor.config.addresses import Proxy
 from ingestor.layout import Layout, write_whole
-from ingestor.us_market import Calendar, is_us_symbol, parse_hours, read_calendar
+from ingestor.us_market import EARLY, Calendar, is_us_symbol, parse_hours, read_calendar
 
 log = structlog.get_logger()
 
-Phase = Literal["closed", "extended", "regular"]
+Phase = Literal["closed", "overnight", "extended", "regular"]
 """Of a market's day. Trades come at another pace in each: what is usual in one says nothing of the next."""
 
 NEW_YORK = ZoneInfo("America/New_York")
@@ -35,19 +35,23 @@ _AGAIN_S = 86_400.0
 _ANSWER_MAX = 1 << 20
 
 
-def find_phase(symbol: str, now: datetime, calendar: Calendar = _RULES) -> Phase:
+def find_phase(symbol: str, now: datetime, calendar: Calendar = _RULES, night: int | None = None) -> Phase:
     """The phase of this symbol's market at `now` (aware).
 
-    A US stock (`AAPL`, `BRK.B`): New York, by the calendar. Currencies (a broker's prefix, such as `OANDA:`): Sunday
-    17:00 to Friday 17:00 New York. A prefix that names a crypto venue, or one that is unknown here, and a suffix of
-    another exchange (`7203.T`): always.
+    A US stock (`AAPL`, `BRK.B`): New York, by the calendar; `night` is when its night session begins, in minutes since
+    midnight of the evening before a trading day, None where there is none. Currencies (a broker's prefix, such as
+    `OANDA:`): Sunday 17:00 to Friday 17:00 New York. A prefix that names a crypto venue, or one that is unknown here,
+    and a suffix of another exchange (`7203.T`): always.
     """
     local = now.astimezone(NEW_YORK)
     if is_us_symbol(symbol):
         hours, minute = calendar.hours(local.date()), local.hour * 60 + local.minute
-        if hours is None or not hours.early <= minute < hours.late:
+        if hours is not None and hours.early <= minute < hours.late:
+            return "regular" if hours.opens <= minute < hours.closes else "extended"
+        if night is None or EARLY <= minute < night:
             return "closed"
-        return "regular" if hours.opens <= minute < hours.closes else "extended"
+        coming = local.date() + timedelta(days=minute >= night)
+        return "closed" if calendar.hours(coming) is None else "overnight"
     if symbol.partition(":")[0] not in _FOREX:
         return "regular"
     friday, saturday, sunday = 4, 5, 6
@@ -131,14 +135,15 @@ def parse_answer(answer: bytes) -> dict[str, str]:
 class Markets:
     """The markets of one venue."""
 
-    def __init__(self, holidays: Holidays, *, never_close: bool) -> None:
-        """`never_close`: they all trade around the clock, whatever their symbols look like."""
+    def __init__(self, holidays: Holidays, *, never_close: bool, night: int | None = None) -> None:
+        """`never_close`: they all trade around the clock, whatever their symbols look like. `night`: see find_phase."""
         self.holidays = holidays
         self._never_close = never_close
+        self._night = night
 
     def phase(self, symbol: str, now: datetime) -> Phase:
         """Of this symbol's market, by the holidays that are known so far."""
-        return "regular" if self._never_close else find_phase(symbol, now, self.holidays.calendar)
+        return "regular" if self._never_close else find_phase(symbol, now, self.holidays.calendar, self._night)
 
     def any_open(self, symbols: Iterable[str], now: datetime) -> bool:
         """Whether trades of one of these are to be expected."""

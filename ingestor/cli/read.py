@@ -168,10 +168,10 @@ def _format_line(row: dict[str, Any], tz: tzinfo, *, as_json: bool) -> str:
 @options.wide_option
 @click.option(
     "--session",
-    type=click.Choice(["all", "regular", "extended"]),
+    type=click.Choice(["all", "regular", "extended", "overnight"]),
     default="all",
     show_default=True,
-    help="Hours of US stocks: regular is 09:30 to 16:00 New York, extended 04:00 to 20:00.",
+    help="Hours of US stocks: regular is 09:30 to 16:00 New York, extended 04:00 to 20:00, overnight 20:00 to 04:00.",
 )
 @click.option(
     "--conditions",
@@ -191,7 +191,7 @@ def bars(
     tz: tzinfo,
     as_json: bool,
     wide: bool,
-    session: Literal["all", "regular", "extended"],
+    session: Literal["all", "regular", "extended", "overnight"],
     conditions: Literal["sip", "all"],
     fill: bool,
 ) -> None:

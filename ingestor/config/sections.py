@@ -1,6 +1,7 @@
 """Sections of the settings: the tickers and their shards, files, journal, connection, health, log, destinations."""
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from datetime import time
 from pathlib import Path
@@ -266,6 +267,23 @@ class ConnectionSettings(Section):
         default="none",
         description="none: connect directly; auto: by HTTPS_PROXY unless NO_PROXY spares the venue; or http://host:port",
     )
+
+    overnight: Annotated[str | None, BeforeValidator(null_as_none)] = Field(
+        default=None,
+        description="hours in which US stocks trade at night, too, such as 20:00-04:00 (New York); null: they don't",
+    )
+
+    @property
+    def night(self) -> int | None:
+        """When the night session begins, in minutes since midnight."""
+        return None if self.overnight is None else int(self.overnight[:2]) * 60 + int(self.overnight[3:5])
+
+    @field_validator("overnight")
+    @classmethod
+    def _is_overnight(cls, text: str | None) -> str | None:
+        if text is not None and not re.fullmatch(r"(1[6-9]|2[0-3]):[0-5][0-9]-04:00", text):
+            raise ValueError("must be hours of New York, from 16:00 or later to 04:00, such as 20:00-04:00")
+        return text
 
     @field_validator("ping_interval")
     @classmethod

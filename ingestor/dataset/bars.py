@@ -163,8 +163,9 @@ def read_bars(
 
     `interval`: `1s`, `5m`, `1h`, `1d`, whatever divides a day. A bar is [start, next start), aligned to midnight in
     `tz`; `session_date` is its date there (a column where `tz` is not UTC). `session`: `regular` (09:30 to 16:00 New
-    York), `extended` (04:00 to 20:00) or `all`; it follows holidays and early closes, and does not apply to symbols of
-    other exchanges. A day's regular bar includes the closing auction, which is reported just after the close.
+    York), `extended` (04:00 to 20:00), `overnight` (20:00 to 04:00 before a trading day) or `all`; it follows holidays
+    and early closes, and does not apply to symbols of other exchanges. A day's regular bar includes the closing
+    auction, which is reported just after the close.
 
     `conditions`: `sip` applies the US rules on which prints move what to symbols without a prefix (`AAPL`, not
     `BINANCE:BTCUSDT`); `all` lets every print move everything. Price-only updates (volume 0) move prices, but neither
@@ -182,7 +183,7 @@ def read_bars(
     ValueError for an argument that can't be used, ConfigError where pandas is missing.
     """
     check_engine(engine)
-    check_word("session", session, ("all", "regular", "extended"))
+    check_word("session", session, ("all", "regular", "extended", "overnight"))
     check_word("conditions", conditions, ("sip", "all"))
     check_word("repeats", repeats, ("keep", "drop"))
     chosen = find_names(symbols)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from ingestor.dataset.bar_grid import Zone, find_pieces
 from ingestor.dataset.times import find_zone
-from ingestor.us_market import Calendar, Hours, is_us_symbol
+from ingestor.us_market import OVERNIGHT, Calendar, Hours, is_us_symbol
 
 NEVER_PRICE = frozenset({"3", "5", "10", "11", "12", "16", "17", "20", "22", "24", "25", "26", "37"})
 """Never last, high or low."""
@@ -33,7 +33,7 @@ specification, tables of sale conditions). 16, the official close, repeats its p
 DAILY_ONLY = "39"
 """Corrected consolidated close: moves the prices of daily bars."""
 
-Session = Literal["all", "regular", "extended"]
+Session = Literal["all", "regular", "extended", "overnight"]
 NEW_YORK = "America/New_York"
 AUCTION_MS = 15 * 60_000
 """So long after the close its auction may be reported."""
@@ -104,14 +104,20 @@ def _bits(conditions: pa.DictionaryArray, where: Circumstance) -> pa.Array:
 
 
 def in_session(
-    times_ms: pa.Array, session: Literal["regular", "extended"], calendar: Calendar = _RULES, beyond_ms: int = 0
+    times_ms: pa.Array,
+    session: Literal["regular", "extended", "overnight"],
+    calendar: Calendar = _RULES,
+    beyond_ms: int = 0,
 ) -> pa.Array:
     """Whether each moment lies in this session: regular 09:30 to 16:00, extended 04:00 to 20:00, weekdays but for
-    holidays; on a day that closes early to 13:00 and 17:00. Half-open; `beyond_ms` is added to its end.
+    holidays; on a day that closes early to 13:00 and 17:00; overnight 20:00 to 04:00 before a trading day. Half-open;
+    `beyond_ms` is added to its end.
     """
     span = pc.min_max(times_ms)
     first_ms, last_ms = span["min"].as_py() or 0, span["max"].as_py() or 0
     local_ms = Zone(find_pieces(find_zone(NEW_YORK), first_ms, last_ms)).local(times_ms)
+    if session == "overnight":  # it belongs to the day that comes
+        local_ms = pc.add(local_ms, _DAY_MS - OVERNIGHT * _MINUTE_MS)
     days = pc.divide(local_ms, _DAY_MS)
     clock_ms = pc.subtract(local_ms, pc.multiply(days, _DAY_MS))
     opens_ms, closes_ms = _bounds_ms(_ORDINARY, session)
@@ -133,9 +139,11 @@ def are_abroad(symbols: pa.Array) -> pa.Array:
     return pa.array([None if one is None else not is_us_symbol(one) for one in symbols.to_pylist()], pa.bool_())
 
 
-def _bounds_ms(hours: Hours | None, session: Literal["regular", "extended"]) -> tuple[int, int]:
-    """A session of a day; one that never begins where there is none."""
+def _bounds_ms(hours: Hours | None, session: Literal["regular", "extended", "overnight"]) -> tuple[int, int]:
+    """A session of a day, a night's from its begin on; one that never begins where there is none."""
     if hours is None:
         return _DAY_MS, -_DAY_MS
+    if session == "overnight":
+        return 0, _DAY_MS + (hours.early - OVERNIGHT) * _MINUTE_MS
     bounds = (hours.opens, hours.closes) if session == "regular" else (hours.early, hours.late)
     return bounds[0] * _MINUTE_MS, bounds[1] * _MINUTE_MS

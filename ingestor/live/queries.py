@@ -97,7 +97,9 @@ class BarsQuery(Query):
 
     interval: str = Field(default="1m", description="`1s`, `5m`, `1h`, `1d`: whatever divides a day")
     tz: str = Field(default="UTC", max_length=64, description="zone whose midnight bars are aligned to")
-    session: Literal["all", "regular", "extended"] = Field(default="all", description="hours of the US market")
+    session: Literal["all", "regular", "extended", "overnight"] = Field(
+        default="all", description="hours of the US market"
+    )
     conditions: Literal["sip", "all"] = Field(default="sip", description="US rules on what a print moves, or none")
     fill: bool = Field(default=False, description="add bars that were recorded whole and had no trade")
 
