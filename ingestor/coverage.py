@@ -512,8 +512,9 @@ class _Story:
     def _close_gap(self, symbol: str | None, until_us: int) -> None:
         gap = self._open.pop(symbol, None)
         if gap is not None:
-            # Ends before it began: the clock was set back, nobody knows by how much. None of it is promised.
-            start_us, end_us = sorted((gap.since_us, until_us))
+            # Ends before the receipt that it began behind: the clock was set back, who knows how far. None is promised.
+            back = until_us < gap.since_us - 1
+            start_us, end_us = (until_us, gap.since_us) if back else (gap.since_us, until_us)
             self._gaps.setdefault(symbol, []).append((start_us, end_us, gap.cause))
 
     def _stop(self, at_us: int) -> None:

@@ -294,6 +294,7 @@ EVENTS = st.one_of(
     date=False,
     wrong_s=0,
 )
+@example(events=[("passes", 2), ("lose",), ("connect",), ("hear", 2), ("sleep", 3)], date=False, wrong_s=0)
 def test_no_recorded_trade_is_blind_and_nothing_is_claimed_unheard(
     events: list[tuple[str] | tuple[str, int]], date: bool, wrong_s: int
 ) -> None:
