@@ -345,7 +345,7 @@ class Venue:
             client.close(CloseCode.POLICY_VIOLATION, "Log in first")
             return request and Heartbeat()
         elif isinstance(request, Heartbeat):
-            answer = venue.answer_heartbeat()
+            answer = None if self._injector.active(client).silent() else venue.answer_heartbeat()
         elif request and len(request.symbols) > settings.symbols_per_message:
             log.warning("client.greedy", connection=client.number, symbols=len(request.symbols))
             for refusal in venue.answer(request, [SymbolRefusal("too many", "?", named=False)]):
