@@ -23,7 +23,7 @@ from sessions import SOON
 from simulated_venues import read_truth, running_venue
 
 from ingestor.config import Settings, load_settings
-from ingestor.config.feeds import BINANCE_SYMBOLS, BinanceSettings, JsonSettings
+from ingestor.config.feeds import BINANCE_SYMBOLS, BinanceSettings, JsonFields, JsonSettings
 from ingestor.feeds import Frames, Notice, make_feed
 from ingestor.feeds.json_map import JsonMap, read_symbols
 from ingestor.simulator.market import MarketSettings
@@ -215,6 +215,105 @@ SAMPLES: list[tuple[str, str, list[dict[str, Any]]]] = [
 @pytest.mark.parametrize(("venue", "text", "rows"), SAMPLES)
 def test_a_sample_is_read_trade_by_trade(venue: str, text: str, rows: list[dict[str, Any]]) -> None:
     assert decode(venue, text) == (rows, [])
+
+
+VARIANTS: list[tuple[str, dict[str, Any], str, list[dict[str, Any]]]] = [
+    (
+        "binance-futures",
+        {"items": "data", "match": {"data.e": "aggTrade"}},
+        (
+            '{"stream":"ctkusdt@aggTrade","data":{"e":"aggTrade","E":1626992741575,"a":16599292,"s":"CTKUSDT","p":"1.01100",'
+            '"q":"10","f":23961322,"l":23961322,"T":1626992741421,"m":false}}'
+        ),
+        [
+            row(1626992741421, "CTKUSDT", 1.011, 10.0, trade_id=16599292, side="buy")
+            | {"first_id": 23961322, "last_id": 23961322}
+        ],
+    ),
+    (
+        "okx",
+        {"match": {"arg.channel": "trades"}},
+        (
+            '{"arg":{"channel":"trades","instId":"BTC-USDT"},"data":[{"instId":"BTC-USDT","tradeId":"130639474",'
+            '"px":"42219.9","sz":"0.12060306","side":"buy","ts":"1630048897897","count":"3","source":"0","seqId":1234}]}'
+        ),
+        [row(1630048897897, "BTC-USDT", 42219.9, 0.12060306, trade_id=130639474, side="buy")],
+    ),
+    (
+        "okx",
+        {"match": {"arg.channel": "trades"}},
+        (
+            '{"arg":{"channel":"trades","instId":"BTC-USD-220527"},"data":[{"instId":"BTC-USD-220527","tradeId":"7849",'
+            '"px":"30218.8","sz":"1","side":"buy","ts":"1652459199958"}]}'
+        ),
+        [row(1652459199958, "BTC-USD-220527", 30218.8, 1.0, trade_id=7849, side="buy")],
+    ),
+    (
+        "massive",
+        {"fields": JsonFields(symbol="pair", price="p", volume="s", timestamp="t"), "match": {"ev": "XT"}},
+        (
+            '[{"ev":"XT","pair":"BTC-USD","p":33021.9,"t":1610462007425,"s":0.01616617,"c":[2],"i":14272084,"x":3,'
+            '"r":1610462007576}]'
+        ),
+        [
+            row(1610462007425, "BTC-USD", 33021.9, 0.01616617, id="14272084", exchange=3, tape=None, number=None)
+            | {"conditions": "2"}
+        ],
+    ),
+    (
+        "coinbase",
+        {},
+        (
+            '{"channel":"market_trades","client_id":"","timestamp":"2025-12-31T06:00:12.71649013Z","sequence_num":1852,'
+            '"events":[{"type":"update","trades":[{"product_id":"BTC-USD","trade_id":"929248658","price":"88355.59",'
+            '"size":"0.00022409","time":"2025-12-31T06:00:12.605867Z","side":"SELL"}]}]}'
+        ),
+        [row(1767160812605, "BTC-USD", 88355.59, 0.00022409, trade_id=929248658, side="buy")],
+    ),
+    (
+        "kraken",
+        {},
+        (
+            '{"channel":"trade","type":"update","data":[{"symbol":"MATIC/USD","side":"sell","price":0.5117,"qty":40.0,'
+            '"ord_type":"market","trade_id":4665906,"timestamp":"2023-09-25T07:49:37.708706Z"}]}'
+        ),
+        [row(1695628177708, "MATIC/USD", 0.5117, 40.0, trade_id=4665906, side="sell", order_type="market")],
+    ),
+    (
+        "kraken",
+        {"match": {"channel": "trade"}},
+        (
+            '{"channel":"trade","type":"snapshot","data":[{"symbol":"MATIC/USD","side":"buy","price":0.5147,"qty":6423.46326,'
+            '"ord_type":"limit","trade_id":4665846,"timestamp":"2023-09-25T07:48:36.925533Z"},{"symbol":"MATIC/USD","side":'
+            '"buy","price":0.5147,"qty":1136.19677815,"ord_type":"limit","trade_id":4665847,"timestamp":'
+            '"2023-09-25T07:49:36.925603Z"}]}'
+        ),
+        [
+            row(1695628116925, "MATIC/USD", 0.5147, 6423.46326, trade_id=4665846, side="buy", order_type="limit"),
+            row(1695628176925, "MATIC/USD", 0.5147, 1136.19677815, trade_id=4665847, side="buy", order_type="limit"),
+        ],
+    ),
+]
+"""What the settings' comments, or the documentation, offer beside: other channels, envelopes, snapshots."""
+
+
+@pytest.mark.parametrize(("venue", "changes", "text", "rows"), VARIANTS)
+def test_a_variant_is_read_trade_by_trade(
+    venue: str, changes: dict[str, Any], text: str, rows: list[dict[str, Any]]
+) -> None:
+    decoded = feed_of(venue, **changes).decode(Frames([text.encode()], [0]))
+    times = decoded.trades["timestamp"].cast(pa.int64()).to_pylist()
+    assert [{**one, "timestamp": at} for one, at in zip(decoded.trades.to_pylist(), times, strict=True)] == rows
+    assert (decoded.rejects, decoded.notices) == ([], [])
+
+
+@pytest.mark.parametrize(("venue", "text"), [(venue, text) for venue, text, _ in SAMPLES])
+def test_a_block_of_samples_is_read_as_columns(venue: str, text: str) -> None:
+    feed = feed_of(venue)
+    frames = Frames([text.encode()] * 64, [0] * 64)
+    block = feed.read_block(frames, 0)
+    assert block
+    assert block.trades == feed.read_strictly(frames, 0).trades
 
 
 def ack(text: str = "") -> Notice:
