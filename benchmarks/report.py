@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scenarios import EverySink, Overload, Paced, Salvage, journal_per_day
 from throughput import Run
+
+from ingestor.charts.theme import LIGHT
 
 RECORDER, SCRIPT, CRYPTOFEED, BOTH = "ingestor, Parquet", "usual script", "cryptofeed", "ingestor, Parquet and CSV"
 KEEPING = "ingestor, Parquet, raw"
@@ -351,29 +353,62 @@ def write_plot(measured: Measured, folder: Path) -> Path | None:
         return None
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    draw(figure, measured.rounds)
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    draw(figure, find_bars(measured.rounds))
     plot = folder / "results.png"
     figure.savefig(plot, dpi=150)
     return plot
 
 
-def draw(figure: Any, rounds: list[Round]) -> None:
-    """CPU a trade and trades a second, by contender, for each frame size."""
-    sizes = sorted({run.frame_size for run in rounds[0].runs})
-    names = list(dict.fromkeys(run.contender for run in rounds[0].runs if not run.tls))
+class Bar(NamedTuple):
+    """A contender's medians, of one trade per frame."""
+
+    name: str
+    cpu_us: float
+    rate: float | None
+
+
+def find_bars(rounds: list[Round]) -> list[Bar]:
+    """Those in the clear as they were measured, then those over TLS: cryptofeed has no other."""
+    found = []
+    for tls in (False, True):
+        for name in dict.fromkeys(run.contender for run in rounds[0].runs if run.frame_size == 1 and run.tls is tls):
+            runs = [(one, run) for one in rounds if (run := one.run(name, 1, tls=tls))]
+            cpu_us = statistics.median(one.cpu_us(run) for one, run in runs)
+            rate = statistics.median(one.rate(run) for one, run in runs)
+            found.append(Bar(f"{name}, TLS" if tls else name, cpu_us, rate))
+    return found
+
+
+def draw(figure: Any, bars: Sequence[Bar]) -> None:
+    """A panel for CPU, one for the rate; a row per contender, ours in colour, each with its number."""
+    from matplotlib.ticker import NullLocator
+
+    figure.set_facecolor(LIGHT.ground)
+    cpu = {one.name: one.cpu_us for one in bars}
+    ratio = f"{cpu[SCRIPT] / cpu[RECORDER]:.3g} times less CPU per trade than the usual script"
+    if f"{CRYPTOFEED}, TLS" in cpu:
+        ratio += f", {cpu[f'{CRYPTOFEED}, TLS'] / cpu[f'{RECORDER}, TLS']:.2g} times less than cryptofeed"
+    figure.suptitle(ratio, x=0.01, ha="left", fontsize=13, fontweight="bold", color=LIGHT.ink)
     panels = figure.subplots(1, 2, sharey=True)
-    for index, size in enumerate(sizes):
-        for place, name in enumerate(names):
-            runs = [(one, run) for one in rounds if (run := one.run(name, size))]
-            if not runs:
-                continue
-            at, colour = place + (index - 1) * 0.27, f"C{index}"
-            label = f"{size} a frame" if place == 0 else None
-            panels[0].barh(at, statistics.median(one.cpu_us(run) for one, run in runs), 0.25, color=colour, label=label)
-            panels[1].barh(at, statistics.median(one.rate(run) for one, run in runs), 0.25, color=colour)
-    panels[0].set_yticks(range(len(names)), names)
+    numbers = (
+        ("CPU per trade, in µs (less is better)", [one.cpu_us for one in bars], "{:.3g}"),
+        ("trades/s until all are written (more is better)", [one.rate for one in bars], "{:,.0f}"),
+    )
+    colours = [LIGHT.up if one.name.startswith("ingestor") else LIGHT.bands for one in bars]
+    for axes, (title, values, text) in zip(panels, numbers, strict=True):
+        axes.set_facecolor(LIGHT.ground)
+        axes.barh(range(len(bars)), [value or 0 for value in values], 0.66, color=colours)
+        for place, value in enumerate(values):
+            if value is not None:
+                axes.annotate(
+                    text.format(value), (value, place), (4, 0), textcoords="offset points", va="center", fontsize=9,
+                    color=LIGHT.ink,
+                )  # fmt: skip
+        axes.set_title(title, loc="left", fontsize=9.5, color=LIGHT.quiet)
+        axes.set_xlim(0, 1.18 * max(value or 0 for value in values))
+        axes.xaxis.set_major_locator(NullLocator())
+        axes.tick_params(length=0, labelsize=9.5, colors=LIGHT.ink)
+        axes.spines[:].set_visible(False)
+    panels[0].set_yticks(range(len(bars)), [one.name for one in bars])
     panels[0].invert_yaxis()
-    panels[0].set_xlabel("CPU µs a trade (less is better)")
-    panels[1].set_xlabel("trades a second, all written (more is better)")
-    panels[0].legend()

@@ -3,10 +3,12 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.figure import Figure
 
 from ingestor.capture.fast_frames import scan_text_frames
 
@@ -14,7 +16,20 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from processes import BenchmarkFailed, Contender, LeftOut, recorder
 from reading import ReadingPlan, check_rows, make_recordings, measure_reading, reading_notes, reading_targets
-from report import Round, Target, bottlenecks, cpu_ratio, missing_lines, rate_ratio, table
+from report import (
+    CRYPTOFEED,
+    RECORDER,
+    SCRIPT,
+    Round,
+    Target,
+    bottlenecks,
+    cpu_ratio,
+    draw,
+    find_bars,
+    missing_lines,
+    rate_ratio,
+    table,
+)
 from run import QUICK, Bench
 from sinks import measure_sinks
 from throughput import Run, run_load, volume_of
@@ -49,6 +64,20 @@ def lossy(tmp_path: Path) -> Callable[[str], Contender]:
 def made_run(contender: str, **facts: float) -> Run:
     measured = dict.fromkeys(("started_up_s", "read_s", "system_s", "peak_rss", "bytes_written", "venue_waited"), 1.0)
     return Run(contender, 1, tls=False, trades=1_000_000, **(measured | facts))  # type: ignore[arg-type]  # by name
+
+
+def test_the_plot_shows_each_contender_with_its_number() -> None:
+    names = [RECORDER, SCRIPT, f"{RECORDER}, TLS", f"{CRYPTOFEED}, TLS"]
+    runs = [made_run(RECORDER, cpu_s=2.5, lasted_s=2.0), made_run(SCRIPT, cpu_s=20.5, lasted_s=11.0)]
+    runs += [replace(runs[0], tls=True), replace(runs[0], tls=True, contender=CRYPTOFEED, cpu_s=6.5)]
+    idle = {run.contender: made_run(run.contender, cpu_s=0.5, lasted_s=1.0) for run in runs}
+    bars = find_bars([Round(idle, runs)] * 3)
+    assert bars == [*zip(names, (2.0, 20.0, 2.0, 6.0), (1e6, 1e5, 1e6, 1e6), strict=True)]
+    figure = Figure()
+    draw(figure, bars)
+    assert figure.get_suptitle() == ("10 times less CPU per trade than the usual script, 3 times less than cryptofeed")
+    shown = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert shown == [["2", "20", "2", "6"], ["1,000,000", "100,000", "1,000,000", "1,000,000"]]
 
 
 def test_the_same_trades_are_in_every_frame_size(load: Path) -> None:
