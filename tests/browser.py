@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,12 @@ class Browser:
                 return value
             time.sleep(0.05)
         raise AssertionError(f"never came about: {expression}\n{self.evaluate('document.body.innerText')}")
+
+    def find_barriers(self) -> list[str]:
+        """What axe finds wrong for people who can't see the page, or not well: each rule with the elements."""
+        self.evaluate(files("axe_core_python").joinpath("axe.min.js").read_text("utf-8"))
+        found = self.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+        return [f"{one['id']} ({one['impact']}): {[node['html'] for node in one['nodes']]}" for one in found]
 
     def picture(self, path: Path) -> None:
         """What it shows, as PNG."""

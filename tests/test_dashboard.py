@@ -19,6 +19,7 @@ from dashboards import BARS, CAUSES, MODELS, PANES, RANGE, array, running_dashbo
 from recordings import Print, Recording, to_us
 
 from ingestor.charts.bokeh_app import INTERVALS
+from ingestor.charts.theme import DARK, LIGHT
 from ingestor.cli.charts import dashboard
 from ingestor.cli.main import cli
 
@@ -107,14 +108,14 @@ def test_it_follows_stops_and_resumes(page: Browser) -> None:
     page.wait(f"{RANGE}.end > {end} + 600")
     width = page.evaluate(f"{RANGE}.end - {RANGE}.start")
     wheel(page)
-    page.wait(f"{MODELS}.find(one => one.type == 'Toggle').active == false")
+    page.wait(f"{MODELS}.find(one => one.type == 'Checkbox').active == false")
     page.wait(f"{RANGE}.end - {RANGE}.start < {width}")
     held = page.evaluate(f"{RANGE}.end")
     newest = f"{MODELS}.filter(one => one.type == 'Range1d').map(one => one.end).sort().at(-1)"
     now = page.evaluate(newest)
     page.wait(f"{newest} > {now} + 600")  # the server has gone on
     assert page.evaluate(f"{RANGE}.end") == held
-    page.evaluate(f"{MODELS}.find(one => one.type == 'Toggle').active = true")
+    page.evaluate(f"{MODELS}.find(one => one.type == 'Checkbox').active = true")
     page.wait(f"{RANGE}.end - {RANGE}.start == {width} && {RANGE}.end > {held}")
 
 
@@ -178,7 +179,7 @@ def test_it_fits_a_phone(browser: Browser, story: Story, tmp_path: Path, dark: b
         browser.picture(tmp_path / "phone.png")
         swipe(browser, 700, 300)
         browser.wait("window.scrollY > 100")
-        assert browser.evaluate(f"{MODELS}.find(one => one.type == 'Toggle').active")
+        assert browser.evaluate(f"{MODELS}.find(one => one.type == 'Checkbox').active")
         browser.call("Page.navigate", url="about:blank")
     assert browser.errors == []
 
@@ -204,6 +205,49 @@ def test_a_symbol_that_has_no_trade_yet_has_panes_and_a_time_axis(browser: Brows
         browser.picture(tmp_path / "empty.png")
         browser.call("Page.navigate", url="about:blank")
     assert browser.errors == []
+
+
+@pytest.mark.long
+@pytest.mark.needs("chromium")
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_is_in_the_systems_colours_and_hides_nothing_from_a_screen_reader(
+    browser: Browser, story: Story, dark: bool
+) -> None:
+    ground = {False: "rgb(255, 255, 255)", True: "rgb(20, 24, 29)"}
+    colour = "getComputedStyle(document.documentElement).backgroundColor"
+    with running_dashboard(story.recording.layout.root, "--symbols", ",".join(SYMBOLS)) as url:
+        browser.open(url, width=1400, height=860, dark=dark)
+        browser.wait(f"{PANES}.length == 8 && {PANES}.every(pane => pane.inner_width > 200)")
+        assert browser.evaluate(colour) == ground[dark]
+        assert browser.evaluate(f"{PANES}[0].background_fill_color") == (DARK if dark else LIGHT).ground
+        assert browser.find_barriers() == []
+        # The system's theme changes while the page is open.
+        scheme = {"name": "prefers-color-scheme", "value": "light" if dark else "dark"}
+        browser.call("Emulation.setEmulatedMedia", features=[scheme])
+        browser.wait(f"{colour} == '{ground[not dark]}'")
+        browser.call("Page.navigate", url="about:blank")
+    assert browser.errors == []
+
+
+@pytest.mark.long
+@pytest.mark.needs("chromium")
+def test_its_address_holds_what_is_chosen(page: Browser) -> None:
+    page.evaluate(f"{MODELS}.find(one => one.type == 'Select').value = '5m'")
+    page.evaluate(f"{MODELS}.find(one => one.type == 'MultiChoice').value = ['MSFT']")
+    page.wait("new URL(location).searchParams.get('symbols') == 'MSFT'")
+    page.call("Page.reload")
+    page.wait(f"{PANES}.length == 4 && {PANES}[0].title.text == 'MSFT'")
+    assert page.evaluate(f"{MODELS}.find(one => one.type == 'Select').value") == "5m"
+
+
+@pytest.mark.long
+@pytest.mark.needs("chromium")
+def test_the_last_price_stands_at_the_axis_and_an_empty_pane_says_why(page: Browser, story: Story) -> None:
+    story.trade(123.5)
+    page.wait(f"Object.values(Object.fromEntries({PANES}[0].right.at(-1).major_label_overrides)).includes('123.5')")
+    texts = f"{MODELS}.filter(one => one.type == 'Label').map(one => one.text).sort().join('; ')"
+    page.evaluate(f"{MODELS}.find(one => one.type == 'Select').value = '1h'")
+    page.wait(f"/needs 15 bars, has \\d; needs 15 bars, has \\d; needs 34 bars, has \\d/.test({texts})")
 
 
 @pytest.mark.needs("chromium")
@@ -238,7 +282,7 @@ def test_it_looks_like_a_chart(page: Browser, tmp_path: Path) -> None:
 
 def test_only_its_own_pages_may_open_its_websocket(story: Story) -> None:
     with running_dashboard_that_warns(story.recording.layout.root) as url:
-        with urllib.request.urlopen(url, timeout=20) as answer:  # noqa: S310  our own server
+        with urllib.request.urlopen(f"{url}/?scheme=light", timeout=20) as answer:  # noqa: S310  our own server
             text, policy = answer.read().decode(), answer.headers["Content-Security-Policy"]
         nonce = re.search(r"script-src 'self' 'nonce-([^']+)' 'unsafe-eval';", policy)
         assert nonce is not None

@@ -19,7 +19,7 @@ from bokeh.application import Application
 from bokeh.application.handlers import FunctionHandler
 from bokeh.document import Document
 from bokeh.layouts import column, row
-from bokeh.models import CustomJS, Div, InlineStyleSheet, MultiChoice, Range1d, Select, Toggle
+from bokeh.models import Checkbox, CustomJS, Div, InlineStyleSheet, MultiChoice, Range1d, Select
 from bokeh.server.server import BaseServer
 from bokeh.server.tornado import BokehTornado
 from bokeh.server.views.doc_handler import DocHandler
@@ -31,7 +31,7 @@ from tornado.netutil import bind_sockets
 from ingestor.charts.bokeh_chart import Chart
 from ingestor.charts.live_bars import LiveBars
 from ingestor.charts.series import Blind, BlindTimes
-from ingestor.charts.theme import Theme
+from ingestor.charts.theme import DARK, LIGHT, Theme
 from ingestor.config.addresses import is_loopback
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.coverage import load_coverage
@@ -56,6 +56,8 @@ _COLUMN_MIN = 340
 """In pixels: side by side where there is room, else one below the other."""
 _WRAPPED = {"flex-wrap": "wrap"}
 _WIDGETS = """
+:host { color: INK; font: 13px system-ui, sans-serif; }
+.bk-input-group > label { color: QUIET; font-size: 12px; margin-bottom: 2px; }
 .bk-input, .choices__inner, .choices__list--dropdown, .bk-btn-default { background-color: GROUND; color: INK;
   border-color: QUIET; }
 select.bk-input { background-image: none !important; appearance: auto !important; }
@@ -66,10 +68,47 @@ _PAGE = """
 {% extends base %}
 {% block preamble %}<meta name="viewport" content="width=device-width, initial-scale=1">{% endblock %}
 {% block postamble %}<style>
-html { background: GROUND; color-scheme: SCHEME; }
+html { background: GROUND; color: INK; color-scheme: SCHEME; }
 body { margin: 8px; height: auto; }
+h1 { font: 600 15px system-ui, sans-serif; margin: 4px 5px 6px; }
 </style>{% endblock %}
+{% block contents %}<header><h1>finnhub-ingestor</h1></header><main>{{ super() }}</main>{% endblock %}
 """
+_CHOOSE = """<!doctype html><html lang="en"><title>finnhub-ingestor</title><script>
+const page = new URL(location);
+page.searchParams.set("scheme", matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+location.replace(page);
+</script><noscript>The dashboard needs JavaScript.</noscript></html>
+"""
+"""Which theme the system wants only the browser knows, and Bokeh draws in the colours that it is given: ask first."""
+_SETTLE = """
+const chooser = cb_context.index.find_one(symbols).shadow_el;
+const mend = () => {
+  for (const item of chooser.querySelectorAll(".choices__item[aria-selected]:not([role])")) {
+    item.removeAttribute("aria-selected");
+  }
+  const search = chooser.querySelector("input[role]");
+  search?.removeAttribute("role");
+  search?.setAttribute("aria-label", symbols.title);
+};
+new MutationObserver(mend).observe(chooser, {subtree: true, childList: true, attributes: true});
+mend();
+cb_context.index.find_one(following).shadow_el.querySelector("input").setAttribute("aria-label", following.label);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", event => {
+  const page = new URL(location);
+  if (!page.searchParams.has("scheme")) return;
+  page.searchParams.set("scheme", event.matches ? "dark" : "light");
+  location.replace(page);
+});
+"""
+"""Once the page is there: tell screen readers what Bokeh's widgets don't, and follow the system's theme."""
+_REMEMBER = """
+const page = new URL(location);
+page.searchParams.set("symbols", symbols.value.join(","));
+page.searchParams.set("interval", interval.value);
+history.replaceState(null, "", page);
+"""
+"""The address holds what is chosen, for a reload or a bookmark."""
 
 _KNOWN_S = 31 * 86_400.0
 """Symbols that were asked for within this time are offered."""
@@ -79,18 +118,20 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """First contents of a tab."""
+    """First contents of a tab, where its address doesn't say otherwise."""
 
     root: Path
     symbols: Sequence[str]
     interval: str
-    theme: Theme
+    theme: Theme | None
+    """None: what the browser says that its system wants."""
 
 
 class Dashboard:
     """One tab: the choosers, the charts, and the journal followed for them."""
 
     def __init__(self, document: Document, view: View) -> None:
+        self._document = document
         self._view = view
         self._layout = open_recording(view.root)
         self._follower: Follower | None = None
@@ -100,37 +141,46 @@ class Dashboard:
         self._blind: dict[str, list[Blind]] = {}
         self._x_range = self._newest_range = Range1d(0, 1)
         known = load_coverage(self._layout, span=Span(int((time.time() - _KNOWN_S) * 1000), None)).symbols
-        chosen = list(view.symbols) or known[:1]
+        chosen = (self._asked("symbols").split(",") if self._asked("symbols") else list(view.symbols))[:MAX_SYMBOLS]
+        chosen = chosen or known[:1]
+        asked = self._asked("interval")
         # Value and label of each. Bokeh shows a label as HTML: a symbol is the venue's text, and no markup.
         options = [(symbol, html.escape(escape(symbol))) for symbol in sorted({*known, *chosen})]
-        theme, css = view.theme, _WIDGETS  # Bokeh's widgets are made for light ground
-        for name, colour in (
+        theme = self._theme = view.theme or (DARK if self._asked("scheme") == DARK.scheme else LIGHT)
+        css, page = _WIDGETS, _PAGE  # Bokeh's widgets are made for light ground
+        for name, value in (
             ("GROUND", theme.ground),
             ("INK", theme.ink),
             ("QUIET", theme.quiet),
             ("GRID", theme.grid),
+            ("SCHEME", theme.scheme),
         ):
-            css = css.replace(name, colour)
+            css, page = css.replace(name, value), page.replace(name, value)
         style = [InlineStyleSheet(css=css)]
         self._symbols = MultiChoice(
             options=options, value=chosen, max_items=MAX_SYMBOLS, stylesheets=style,
-            sizing_mode="stretch_width", min_width=240, max_width=480,
+            sizing_mode="stretch_width", min_width=240, max_width=480, title="Symbols",
         )  # fmt: skip
-        self._interval = Select(options=list(INTERVALS), value=view.interval, width=90, stylesheets=style)
-        self._following = Toggle(
-            label="Following the newest", active=True, button_type="primary", width=180, stylesheets=style
-        )
-        self._newest = Div(text="", styles={"color": theme.quiet, "font-size": "13px", "padding-top": "6px"})
+        self._interval = Select(
+            options=list(INTERVALS), value=asked if asked in INTERVALS else view.interval, width=90, stylesheets=style,
+            title="Bars",
+        )  # fmt: skip
+        self._following = Checkbox(label="Follow the newest", active=True, align="end", stylesheets=style)
+        self._newest = Div(text="", styles={"color": theme.ink, "font-weight": "600"}, align="end")
         self._columns = row([], sizing_mode="stretch_width", styles=_WRAPPED)
         document.title = "finnhub-ingestor"
-        document.template = Template(_PAGE.replace("GROUND", theme.ground).replace("SCHEME", theme.scheme))
+        document.template = Template(page)
         widgets = row(
             [self._symbols, self._interval, self._following, self._newest], sizing_mode="stretch_width", styles=_WRAPPED
         )
         document.add_root(column([widgets, self._columns], sizing_mode="stretch_width"))
         for chooser in (self._symbols, self._interval):
             chooser.on_change("value", lambda _name, _old, _new: self.reload())
-        self._following.on_change("active", lambda _name, _old, active: self._follow(active=active))
+            chooser.js_on_change(
+                "value", CustomJS(args={"symbols": self._symbols, "interval": self._interval}, code=_REMEMBER)
+            )
+        told = {"symbols": self._symbols, "following": self._following}
+        document.js_on_event("document_ready", CustomJS(args=told, code=_SETTLE))
         document.add_periodic_callback(self.tick, _TICK_MS)
         document.on_session_destroyed(lambda _: self.close())
         self.reload()
@@ -152,7 +202,7 @@ class Dashboard:
         self._x_range = Range1d(*newest_range(self._now_ms(), interval_ms), **limits)
         now_ms = self._now_ms()
         made = [LiveBars(self._view.root, symbol, interval, bars, now_ms) for symbol in self._symbols.value]
-        self._charts = [Chart(one, self._x_range, self._view.theme) for one in made]
+        self._charts = [Chart(one, self._x_range, self._theme) for one in made]
         # A server that told the browser what to show would move a user who has just zoomed or panned. So the browser
         # decides: the server tells the newest range, and the browser takes it over while it follows.
         self._newest_range = Range1d(self._x_range.start, self._x_range.end)
@@ -165,7 +215,7 @@ class Dashboard:
             column(list(chart.panes), sizing_mode="stretch_width", min_width=_COLUMN_MIN) for chart in self._charts
         ]
         self._refreshed_s = 0.0
-        self._follow(active=True)
+        self._following.active = True
         self.tick()
 
     def tick(self) -> None:
@@ -196,10 +246,11 @@ class Dashboard:
         for chart in self._charts:
             chart.update(chart.bars.series(self._blind.get(chart.bars.symbol, [])), seen)
 
-    def _follow(self, *, active: bool) -> None:
-        self._following.active = active
-        self._following.label = "Following the newest" if active else "Follow the newest"
-        self._following.button_type = "primary" if active else "default"
+    def _asked(self, name: str) -> str:
+        """What the page's address says of this."""
+        context = self._document.session_context
+        values = context.request.arguments.get(name, []) if context is not None and context.request is not None else []
+        return values[0].decode(errors="replace") if values else ""
 
     @staticmethod
     def _now_ms() -> int:
@@ -230,6 +281,17 @@ class _Page(DocHandler):  # type: ignore[misc]  # Bokeh's handlers carry no type
         super().write(chunk.replace("<script", f'<script nonce="{nonce}"') if isinstance(chunk, str) else chunk)
 
 
+class _AskingPage(_Page):
+    """The page where no theme is chosen."""
+
+    async def get(self, *args: Any, **kwargs: Any) -> None:
+        """Ask for the theme, or give the page in the one that is asked for."""
+        if self.get_query_argument("scheme", "") in (LIGHT.scheme, DARK.scheme):
+            await super().get(*args, **kwargs)
+        else:
+            self.write(_CHOOSE)
+
+
 def run_dashboard(view: View, host: str, port: int, started: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT; `started` is given the URL when a browser can come. Port 0 takes a free one.
 
@@ -257,7 +319,7 @@ def run_dashboard(view: View, host: str, port: int, started: Callable[[str], Non
     pages = BokehTornado({"/": Application(FunctionHandler(open_tab))}, extra_websocket_origins=origins)
     for rule in pages.wildcard_router.rules:
         if rule.target is DocHandler:
-            rule.target = _Page
+            rule.target = _AskingPage if view.theme is None else _Page
     http = HTTPServer(pages)
     http.add_sockets(sockets)
     server = BaseServer(loop, pages, http)

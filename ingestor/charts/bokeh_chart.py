@@ -10,7 +10,7 @@ from bokeh import models
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
-from ingestor.charts.indicators import bollinger, ema, macd, rsi, sma
+from ingestor.charts.indicators import MACD_BARS, RSI_BARS, bollinger, describe_lack, ema, macd, rsi, sma
 from ingestor.charts.live_bars import LiveBars
 from ingestor.charts.series import Series
 from ingestor.charts.theme import Theme
@@ -23,6 +23,7 @@ _LET_SCROLL = "cb_context.index.find_one(cb_obj).canvas_view.events_el.style.tou
 Frame = dict[str, NDArray[Any]]
 """Columns of one length; a row per bar, or per a few bars merged into one."""
 
+_NEEDED = {"rsi": RSI_BARS, "macd": MACD_BARS}
 _SEEN_BARS = 400
 """So many, merged if need be, are between the edges of what is seen; as many again wait on either side."""
 _GROUPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 900, 3600)
@@ -47,6 +48,19 @@ class Chart:
         self._blind_frame: Frame = {}
         self._source = models.ColumnDataSource()
         self._blind_source = models.ColumnDataSource()
+        self._last_line = models.Span(dimension="width", line_dash=[2, 3], line_width=0.8, visible=False)
+        # An axis of its own: a label would be cut off at the edge of the pane.
+        self._last_price = models.LinearAxis(
+            ticker=models.FixedTicker(ticks=[]), axis_line_color=None, major_tick_line_color=None,
+            major_label_text_font_style="bold", major_label_standoff=0,
+        )  # fmt: skip
+        self._lacks = {
+            name: models.Label(
+                x=models.Node.frame.center, y=models.Node.frame.center, text="", text_align="center",
+                text_baseline="middle", text_font_size="11px", text_color=theme.quiet,
+            )
+            for name in _NEEDED
+        }  # fmt: skip
         self._cut: Cut | None = None
         self._interval_ms = parse_interval(bars.interval)
         self.update(bars.series([]), (x_range.start, x_range.end))
@@ -71,21 +85,39 @@ class Chart:
         if not self._blind_frame or any(list(blind[name]) != list(self._blind_frame[name]) for name in blind):
             self._blind_frame = blind
             self._blind_source.data = dict(blind)
+        self._name_last_price(series)
+        for name, label in self._lacks.items():
+            label.text = describe_lack(series.closes, _NEEDED[name]) if np.isnan(new[name]).all() else ""
+
+    def _name_last_price(self, series: Series) -> None:
+        """A line at the last close, and the price where the axis has its own: in the colour of that bar."""
+        known = np.flatnonzero(~np.isnan(series.close))
+        self._last_line.visible = bool(len(known))
+        if len(known):
+            close = float(series.close[known[-1]])
+            colour = self._theme.up if close >= series.open[known[-1]] else self._theme.down
+            self._last_line.update(location=close, line_color=colour)
+            self._last_price.ticker.ticks = [close]
+            self._last_price.update(major_label_overrides={close: f"{close:,.8g}"}, major_label_text_color=colour)
 
     def _draw_price(self, x_range: models.Range1d) -> figure:
         pane = self._make_pane(x_range, 360, self.bars.symbol)
         theme = self._theme
-        for name in ("upper", "lower"):
+        bands = [
             pane.line(
                 "time", name, source=self._source, color=theme.bands, line_width=0.8, legend_label="Bollinger 20, 2"
             )
+            for name in ("upper", "lower")
+        ]
         wicks = pane.segment("time", "low", "time", "high", source=self._source, color="colour")
         pane.rect("time", "body", "width", "body_height", source=self._source, color="colour", line_color=None)
         # A bar that stood still has neither wick nor body to see.
         pane.scatter("time", "close", marker="dash", size=4, source=self._source, color="colour")
         pane.line("time", "sma", source=self._source, color=theme.average, line_width=1.5, legend_label="SMA 20")
         pane.line("time", "ema", source=self._source, color=theme.exponential, line_width=1.5, legend_label="EMA 20")
-        pane.y_range.renderers = [wicks]
+        pane.y_range.renderers = [wicks, *bands]
+        pane.add_layout(self._last_line)
+        pane.add_layout(self._last_price, "right")
         unseen = pane.line("time", "close", source=self._source, line_alpha=0)
         self._add_hover(pane, unseen, ["open", "high", "low", "close", "sma", "ema", "volume"])
         pane.add_layout(pane.legend[0], "above")
@@ -115,6 +147,7 @@ class Chart:
         strength.yaxis.ticker = [30, 50, 70]
         for level in (30, 70):
             strength.add_layout(models.Span(location=level, line_color=theme.quiet, line_dash=[4, 4], line_width=0.7))
+        strength.add_layout(self._lacks["rsi"])
         self._add_hover(strength, line, ["rsi"])
 
         difference = self._make_pane(x_range, 165, "MACD 12, 26, 9", small=True)
@@ -128,6 +161,7 @@ class Chart:
             difference.line("time", "macd", source=source, color=theme.average, line_width=1.3),
             difference.line("time", "signal", source=source, color=theme.exponential, line_width=1.3),
         ]
+        difference.add_layout(self._lacks["macd"])
         difference.xaxis.visible = True
         difference.xaxis.axis_label = "UTC"
         self._add_hover(difference, unseen, ["macd", "signal", "histogram"])
@@ -160,7 +194,7 @@ class Chart:
             x_axis_type="datetime", x_range=x_range, y_range=models.DataRange1d(), window_axis="x", height=height,
             sizing_mode="stretch_width", tools="xpan,xwheel_zoom", active_scroll="xwheel_zoom", y_axis_location="right",
             title=title, background_fill_color=theme.ground, border_fill_color=theme.ground, outline_line_color=None,
-            toolbar_location=None, min_border_left=10, min_border_right=70,
+            toolbar_location=None, min_border_left=10, min_border_right=105,
         )  # fmt: skip
         pane.title.text_font_size = "11px" if small else "16px"
         pane.title.text_color = theme.quiet if small else theme.ink

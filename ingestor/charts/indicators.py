@@ -87,13 +87,12 @@ def macd(closes: Closes, fast: int = 12, slow: int = 26, signal: int = 9) -> Mac
 
 
 def describe_lack(closes: Closes, needed: int) -> str:
-    """Why an indicator that needs so many bars in a row has no value anywhere: `needs 34 bars, has 6`."""
+    """Why an indicator that needs so many bars in a row has no value: `needs 34 bars, has 6`, or nothing."""
     known = ~np.isnan(closes.prices)
     stretches = np.bincount(np.cumsum(closes.blind_before)[known]) if known.any() else np.zeros(1, dtype=int)
     longest = int(stretches.max())
-    if longest >= needed:
-        return "the price stood still"
-    return f"needs {needed} bars{' without a gap' if len(stretches) > 1 else ''}, has {longest}"
+    parted = " without a gap" if len(stretches) > 1 else ""
+    return f"needs {needed} bars{parted}, has {longest}" if longest < needed else ""
 
 
 def _by_stretch(closes: Closes, compute: Callable[[Floats], tuple[Floats, ...]], outputs: int = 1) -> list[Floats]:

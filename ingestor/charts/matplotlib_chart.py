@@ -175,7 +175,7 @@ def _draw_series(pane: Pane, series: Series, theme: Theme) -> None:
     pane.rsi.plot(middle, strength, color=theme.average, linewidth=1.1)
     for axes, values, needed in ((pane.rsi, strength, RSI_BARS), (pane.macd, difference.line, MACD_BARS)):
         if np.isnan(values).all():
-            _write_lack(axes, describe_lack(closes, needed), theme)
+            _write_lack(axes, describe_lack(closes, needed) or "the price stood still", theme)
     for level in (30, 70):
         pane.rsi.axhline(level, color=theme.quiet, linewidth=0.7, linestyle=(0, (4, 4)))
     histogram = np.nan_to_num(difference.histogram)

@@ -165,7 +165,7 @@ def _show_window(
     help="Bars to begin with.",
 )
 @listen_options(5006, "Address to listen on, of this machine alone.")
-@click.option("--dark", is_flag=True, help="On dark ground.")
+@click.option("--dark/--light", default=None, help="Background.  [default: as the system's]")
 @json_option
 def dashboard(
     config: Path | None,
@@ -174,10 +174,10 @@ def dashboard(
     interval: str,
     host: str,
     port: int,
-    dark: bool,
+    dark: bool | None,
     as_json: bool,
 ) -> None:
-    """Show candlesticks, indicators and gaps in the browser, live, until Ctrl-C. The recorder does not notice.
+    """Show candlesticks, indicators and gaps in the browser, live, until Ctrl-C. Does not slow down the recorder.
 
     Prints the address when it can be opened.
     """
@@ -189,5 +189,5 @@ def dashboard(
     if symbols is not None and len(symbols) > MAX_SYMBOLS:
         raise click.UsageError(f"up to {MAX_SYMBOLS} symbols fit side by side")
     found_root = open_recording(root_from(config, root)).root
-    view = View(found_root, symbols or (), interval, DARK if dark else LIGHT)
+    view = View(found_root, symbols or (), interval, None if dark is None else DARK if dark else LIGHT)
     run_dashboard(view, host, port, lambda url: click.echo(format_address(url, as_json=as_json)))

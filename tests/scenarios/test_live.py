@@ -82,6 +82,7 @@ def test_the_page_shows_moving_prices(
         ground = browser.evaluate("getComputedStyle(document.body).backgroundColor")
         assert ground == ("rgb(15, 18, 22)" if dark else "rgb(255, 255, 255)")
         browser.picture(tmp_path / "page.png")
+        assert browser.find_barriers() == []
         assert browser.errors == []
 
 
