@@ -391,7 +391,7 @@ def draw(figure: Any, bars: Sequence[Bar]) -> None:
         ratio += f", {cpu[f'{CRYPTOFEED}, TLS'] / cpu[f'{RECORDER}, TLS']:.2g} times less than cryptofeed"
     figure.suptitle(ratio, x=0.01, ha="left", fontsize=13, fontweight="bold", color=LIGHT.ink)
     panels = figure.subplots(1, 2, sharey=True)
-    numbers = (
+    numbers: tuple[tuple[str, list[float | None], str], ...] = (
         ("CPU per trade, in µs (less is better)", [one.cpu_us for one in bars], "{:.3g}"),
         ("trades/s until all are written (more is better)", [one.rate for one in bars], "{:,.0f}"),
     )
