@@ -194,6 +194,10 @@ class Layout:
         """The cursor of one sink."""
         return self.cursors / f"{sink}.json"
 
+    def fault_file(self, sink: str) -> Path:
+        """Why this sink takes nothing now; there is none while it does."""
+        return self.cursors / f"{sink}.fault"
+
     def rejects_file(self, day: date) -> Path:
         """The rejects that were received on this UTC date."""
         return self.rejects / f"date={day.isoformat()}.jsonl"

@@ -9,6 +9,7 @@ from ingestor.config import load_settings
 from ingestor.config.key import load_secret
 from ingestor.config.sections import SinkSettings
 from ingestor.errors import ConfigError
+from ingestor.sinks import advise, kafka_topic, object_store, postgres_db, redis_db, sqlite_db
 
 EXAMPLE = Path(__file__).parents[1] / "config/ingestor.yaml"
 
@@ -93,3 +94,37 @@ class TestPasswords:
         assert load_secret("REDIS_PASSWORD", tmp_path, environ) == "from systemd"
         environ["REDIS_PASSWORD"] = "from the environment"
         assert load_secret("REDIS_PASSWORD", tmp_path, environ) == "from the environment"
+
+
+@pytest.mark.parametrize(
+    ("kind", "told", "advice"),
+    [
+        ("redis", "NOAUTH Authentication required.", "REDIS_PASSWORD"),
+        ("redis", "WRONGPASS invalid username-password pair or user is disabled.", "REDIS_PASSWORD"),
+        ("redis", "You can't write against a read only replica.", "the primary"),
+        ("redis", "Redis is loading the dataset in memory", "nothing is to be done"),
+        ("redis", "command not allowed when used memory > 'maxmemory'.", "maxmemory"),
+        ("redis", "WRONGTYPE Operation against a key holding the wrong kind of value", "delete the key"),
+        ("redis", "MISCONF Redis is configured to save RDB snapshots", "its disk"),
+        ("sqlite", "database is locked", "another program"),
+        ("sqlite", "attempt to write a readonly database", "let the recorder's user"),
+        ("sqlite", "database or disk is full", "make room"),
+        ("sqlite", "file is not a database", "move it away"),
+        ("postgres", 'FATAL:  password authentication failed for user "me"', "POSTGRES_PASSWORD"),
+        ("postgres", "cannot execute INSERT in a read-only transaction", "the primary"),
+        ("postgres", "permission denied for schema public", "grant its user"),
+        ("postgres", 'FATAL:  database "trades" does not exist', "create it"),
+        ("postgres", "FATAL:  the database system is starting up", "nothing is to be done"),
+        ("kafka", "Broker: Topic authorization failed", "let its user write"),
+        ("kafka", "SASL authentication error: Authentication failed during authentication", "KAFKA_PASSWORD"),
+        ("store", "When putting object: AWS Error ACCESS_DENIED during PutObject operation", "the credentials"),
+        ("store", "AWS Error NO_SUCH_BUCKET during ListObjectsV2 operation", "make the bucket"),
+    ],
+)
+def test_what_to_do_about_a_refusal(kind: str, told: str, advice: str) -> None:
+    advices = {
+        "redis": redis_db.ADVICE, "sqlite": sqlite_db.ADVICE, "postgres": postgres_db.ADVICE,
+        "kafka": kafka_topic.ADVICE, "store": object_store.ADVICE,
+    }  # fmt: skip
+    assert re.fullmatch(f"{re.escape(told)}: .*{re.escape(advice)}.*", advise(told, advices[kind]))
+    assert advise("something else", advices[kind]) == "something else"

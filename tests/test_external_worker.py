@@ -15,7 +15,7 @@ from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout
 from ingestor.sinks import Sink
 from ingestor.sinks.external_worker import ExternalWorker
-from ingestor.sinks.retention_slots import read_losses, read_place, write_place
+from ingestor.sinks.retention_slots import Lags, read_fault, read_losses, read_place, write_fault, write_place
 
 
 class Memory(Holder):
@@ -116,11 +116,25 @@ class TestRecovery:
             numbers += writer.append()
             writer.journal.sync()
             eventually(lambda: memory.opened >= 3, "some attempts")
+            assert read_fault(layout, "memory") == Lags(layout, ["memory"]).look()["memory"].fault == "not now"
             memory.fault = None
             eventually(lambda: read_place(layout, "memory") == writer.journal.synced, "the later rows")
+            eventually(lambda: not read_fault(layout, "memory"), "nothing is wrong any more")
         assert sequences(memory.kept) == numbers
         events = [one["event"] for one in logs if one["event"].startswith("sink.")]
         assert events == ["sink.failed", "sink.recovered"], "each is said once"
+
+    def test_what_an_earlier_process_told_is_over_once_it_is_at_the_end(self, tmp_path: Path) -> None:
+        layout, memory = make_root(tmp_path), Memory()
+        write_fault(layout, "memory", "not now")
+        carry(layout, memory)
+        assert read_fault(layout, "memory") == ""
+
+    def test_a_fault_that_cannot_be_read_says_nothing(self, tmp_path: Path) -> None:
+        layout = make_root(tmp_path)
+        layout.fault_file("memory").mkdir()
+        assert read_fault(layout, "memory") == ""
+        carry(layout, Memory())  # nor does it keep rows from going
 
     def test_what_nobody_foresaw_is_told_and_tried_again(self, tmp_path: Path) -> None:
         layout, memory = make_root(tmp_path), Memory()

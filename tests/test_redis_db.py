@@ -161,6 +161,26 @@ class TestKnownErrors:
         place.carry(layout)
         assert place.rows().num_rows == 10
 
+    def test_what_to_do_about_a_refusal(self, tmp_path: Path, place: Redis, client: Any) -> None:
+        layout = make_root(tmp_path / "root")
+        fill_journal(layout, 1, 1, 10)
+        client.acl_setuser("weak", enabled=True, nopass=True, keys=["ingestor:*"], commands=["+@all"])
+        for refused, served, user, advice in (
+            ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE", "", "of the primary"),
+            ("CONFIG SET maxmemory 1mb", "CONFIG SET maxmemory 0", "", "stream_max"),
+            ("SET trades:AAPL text", "DEL trades:AAPL", "", "delete the"),
+            ("PING", "PING", "weak@", "let its user read and write"),
+        ):
+            client.execute_command(*refused.split())
+            sink = RedisStreams(RedisSettings(url=place.settings.url.replace("//", f"//{user}")), None, ROOT)
+            sink.write(rows_of(layout)[0])
+            with pytest.raises(SinkUnavailable, match=advice):
+                sink.tick(0.0)
+            sink.close()
+            client.execute_command(*served.split())
+        place.carry(layout)
+        assert place.rows().num_rows == 10
+
     def test_nobody_there(self) -> None:
         (port,) = free_ports(1)
         settings = RedisSettings(url=f"redis://127.0.0.1:{port}")

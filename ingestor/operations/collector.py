@@ -179,7 +179,8 @@ class Watch:
             self._external_due_s = now_s + _EXTERNAL_S
             self._external_lags = self._external.look()
         skipped = self._recording.slots.skipped
-        sinks += [SinkLag(name, lag.rows, lag.seconds, skipped[name]) for name, lag in self._external_lags.items()]
+        lags = self._external_lags.items()
+        sinks += [SinkLag(name, lag.rows, lag.seconds, skipped[name], lag.fault) for name, lag in lags]
         return Disk(
             failing=self._recording.observed.disk_failing,
             syncs=journal.syncs,

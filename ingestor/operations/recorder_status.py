@@ -38,6 +38,8 @@ class SinkLag:
     """Age of the oldest of these rows, to a second; for a sink in the other process as it was up to 10 s ago."""
     skipped_rows: int = 0
     """Rows that the journal no longer keeps for it: these are in the dataset only."""
+    fault: str = ""
+    """Why it takes nothing now, in the destination's words and with what to do; empty where it takes rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

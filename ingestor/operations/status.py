@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from ingestor.layout import Holder, Layout, read_holder
 from ingestor.ledger import list_closed_facts, list_ledgers, read_facts
 from ingestor.operations.recorder_status import RecorderStatus, decode_status, find_problems
+from ingestor.texts import escape
 
 _PATIENCE_S = 5.0
 _DAY_S = 86_400.0
@@ -52,6 +53,7 @@ def read_status(layout: Layout) -> Status:
         ailments = find_problems(vitals)
         if vitals.link.blind_symbols:
             ailments.append(f"blind for {', '.join(vitals.link.blind_symbols[:5])}: see `ingestor coverage`")
+        ailments += [f"{sink.name} takes nothing: {escape(sink.fault)}" for sink in vitals.disk.sinks if sink.fault]
         if rate:
             days_left = max(vitals.disk.free_bytes - vitals.disk.floor_bytes, 0) / rate
     return Status(str(layout.root), holder, vitals, unanswered, ailments, rate, days_left)

@@ -3,10 +3,18 @@
 A new destination is one file here, and one line where the daemon builds the sinks.
 """
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
 from ingestor.journal.segment import Cursor
+
+
+def advise(told: str, advice: Mapping[str, str]) -> str:
+    """What a destination said, and what to do about it: the first of these that it has in its words, in any case."""
+    lower = told.lower()
+    hint = next((what for words, what in advice.items() if words.lower() in lower), None)
+    return told if hint is None else f"{told}: {hint}"
 
 
 class Sink(Protocol):

@@ -26,7 +26,7 @@ from ingestor.journal.follower import Damage, Event, Follower, Rows, find_journa
 from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.sinks import Sink
-from ingestor.sinks.retention_slots import note_loss, read_place, write_place
+from ingestor.sinks.retention_slots import note_loss, read_fault, read_place, write_fault, write_place
 
 log = structlog.get_logger()
 
@@ -65,7 +65,8 @@ class ExternalWorker:
         self._backoff = wait_exponential(_PAUSE_S, _PAUSE_MAX_S) + wait_random(0, _PAUSE_S)
         self._kept = read_place(layout, name)
         self._tick_due_s = 0.0
-        self._fault: str | None = None
+        self._fault: str | None = read_fault(layout, name) or None
+        """What was told last, by an earlier process perhaps."""
         self._done = False
 
     def run(self) -> None:
@@ -159,11 +160,12 @@ class ExternalWorker:
         self._tick_due_s = now_s + _TICK_S
         sink.tick(now_s)
         place = sink.committed()
-        if place == self._kept:
+        if place == self._kept and not (at_end and self._fault):
             return
         try:
             if not self._view:
                 write_place(self._layout, self.name, place)
+                write_fault(self._layout, self.name, None)
         except OSError as error:  # the next tick tries again: what the destination has must not be sent anew for it
             self._note_fault(f"can't keep its place: {error.strerror or error}")
             return
@@ -177,6 +179,9 @@ class ExternalWorker:
         if fault != self._fault:
             self._fault = fault
             log.error("sink.failed", sink=self.name, error=fault)
+            if not self._view:
+                with suppress(OSError):  # the log has it
+                    write_fault(self._layout, self.name, fault)
 
 
 def deliver(sink: Sink, event: Event) -> None:

@@ -15,6 +15,7 @@ from ingestor.config.sections import KafkaSettings
 from ingestor.errors import ConfigError, SinkUnavailable
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
 from ingestor.journal.segment import Cursor
+from ingestor.sinks import advise
 
 _ROOM_S = 0.1
 _PATIENCE_MS = 30_000
@@ -34,6 +35,19 @@ _DEFAULTS = {
 }
 
 Headers = list[tuple[str, str | bytes | None]]
+
+
+ADVICE = {  # by its words: see `advise`
+    "topic authorization": "let its user write to the topic",
+    "cluster authorization": "let its user write idempotently",
+    "authentication": "check KAFKA_PASSWORD, and sasl.username in sinks.kafka.options",
+    "sasl": "check KAFKA_PASSWORD, and the sasl.… of sinks.kafka.options",
+    "ssl handshake": "check security.protocol and ssl.ca.location in sinks.kafka.options",
+    "unknown topic": "make the topic, or let its brokers make topics",
+    "not enough in-sync": "its brokers are too few: see the brokers",
+    "message size too large": "raise the topic's max.message.bytes, or send values: json",
+    "resolve": "correct sinks.kafka.brokers",
+}
 
 
 def check_kafka_options(settings: KafkaSettings, password: str | None) -> None:
@@ -143,7 +157,7 @@ class KafkaTopic:
 
     def _unavailable(self) -> SinkUnavailable:
         waiting = f"{self._waiting} messages are not acknowledged"
-        return SinkUnavailable(f"kafka: {waiting}; {self._fault or 'no broker answers'}")
+        return SinkUnavailable(advise(f"kafka: {waiting}; {self._fault or 'no broker answers'}", ADVICE))
 
     def _hear(self, listen: Callable[[float], int], timeout_s: float) -> int:
         """What the brokers say of the messages; how many are left. Raises SinkUnavailable where they refuse one."""
@@ -152,7 +166,7 @@ class KafkaTopic:
         except (KafkaException, SystemError) as error:  # SystemError: more was to tell after it
             raise SinkUnavailable(f"kafka: {error.__cause__ or error}") from None
         if self._refused is not None:
-            raise SinkUnavailable(f"kafka: {self._refused.str()}; {self._fault or 'see the brokers'}")
+            raise SinkUnavailable(advise(f"kafka: {self._refused.str()}; {self._fault or 'see the brokers'}", ADVICE))
         return left
 
     def _note_delivery(self, error: KafkaError | None, message: Message) -> None:  # noqa: ARG002  librdkafka's signature

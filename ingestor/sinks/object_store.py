@@ -61,7 +61,7 @@ from ingestor.ledger import (
     parse_ledger_name,
     read_all_facts,
 )
-from ingestor.sinks import delta_table
+from ingestor.sinks import advise, delta_table
 
 _PASS_S = 2.0
 _PROOF_S = 10.0
@@ -499,10 +499,24 @@ def _coverage_name(day: date) -> str:
     return mirrored_name(f"coverage/date={day.isoformat()}/coverage.parquet")
 
 
+ADVICE = {  # by its words: see `advise`
+    "ACCESS_DENIED": "check the credentials, and what they may do there",
+    "AccessDenied": "check the credentials, and what they may do there",
+    "HTTP status 403": "check the credentials, and what they may do there",
+    "SignatureDoesNotMatch": "check the secret key, and this computer's clock",
+    "RequestTimeTooSkewed": "set this computer's clock",
+    "NO_SUCH_BUCKET": "make the bucket, or correct sinks.object_store.uri",
+    "bucket does not exist": "make the bucket, or correct sinks.object_store.uri",
+    "permission denied": "let the recorder's user write there",
+    "read-only file system": "give sinks.object_store.uri a place that can be written",
+    "no space left": "make room there",
+}
+
+
 @contextlib.contextmanager
 def _translated(place: str) -> Iterator[None]:
     """What the store refuses is SinkUnavailable."""
     try:
         yield
     except OSError as error:
-        raise SinkUnavailable(f"{place}: {error}") from error
+        raise SinkUnavailable(advise(f"{place}: {error}", ADVICE)) from error

@@ -24,6 +24,7 @@ from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
 from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout
+from ingestor.sinks import advise
 from ingestor.sinks.coverage_days import CoverageDays
 
 log = structlog.get_logger()
@@ -210,7 +211,23 @@ class PostgresDatabase:
             if self._password:
                 text = text.replace(self._password, "…").replace(quote(self._password, safe=""), "…")
             told = f"no answer for {_PATIENCE_S:.0f} s" if self._watch.stood_still else text
-            raise SinkUnavailable(f"{self._settings.url}: {told}") from None
+            raise SinkUnavailable(advise(f"{self._settings.url}: {told}", ADVICE)) from None
+
+
+ADVICE = {  # by its words: see `advise`
+    "authentication failed": "check POSTGRES_PASSWORD, and the user in sinks.postgres.url",
+    "no password supplied": "check POSTGRES_PASSWORD",
+    "no pg_hba.conf entry": "let its pg_hba.conf admit this machine",
+    "read-only transaction": "give sinks.postgres.url the address of the primary",
+    "recovery is in progress": "give sinks.postgres.url the address of the primary",
+    "permission denied": "grant its user CREATE and USAGE on the schema",
+    "does not exist": "create it, or correct sinks.postgres.url",
+    "too many": "raise its max_connections, or its user's limit",
+    "starting up": "nothing is to be done: rows are sent once it has started",
+    "shutting down": "nothing is to be done: rows are sent once it is back",
+    "no space left": "make room on its disk",
+    "could not extend": "make room on its disk",
+}
 
 
 class _Watch:

@@ -11,18 +11,40 @@ from typing import Any
 import pyarrow as pa
 import redis
 import structlog
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import RedisError
 
 from ingestor.config.sections import RedisSettings
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
 from ingestor.journal.segment import Cursor
+from ingestor.sinks import advise
 
 _PATIENCE_S = 10.0
 _ROWS_A_TRANSACTION = 5_000
 _LAST_OF_ID = (1 << 64) - 1
 _LOOKED_AT = 1 << 16
 """Entries of a stream, behind our place: more than one transaction has."""
+
+ADVICE = {  # by its words: see `advise`
+    # The server's codes, and the words that the client has for them.
+    "no permissions": "let its user read and write ingestor:* and trades:*, and publish to stock:*",
+    "NOPERM": "let its user read and write ingestor:* and trades:*, and publish to stock:*",
+    "AUTH": "check REDIS_PASSWORD, and the user in sinks.redis.url",
+    "WRONGPASS": "check REDIS_PASSWORD, and the user in sinks.redis.url",
+    "invalid username-password": "check REDIS_PASSWORD, and the user in sinks.redis.url",
+    "invalid password": "check REDIS_PASSWORD, and the user in sinks.redis.url",
+    "read only replica": "give sinks.redis.url the address of the primary",
+    "loading the dataset": "nothing is to be done: rows are sent once it has started",
+    "MASTERDOWN": "give sinks.redis.url the address of the primary",
+    "maxmemory": "raise its maxmemory, or lower sinks.redis.stream_max",
+    "MISCONF": "its disk refuses to save: see its log",
+    "WRONGTYPE": "delete the key, or give sinks.redis.url another database",
+    "equal or smaller": "delete the stream, or give sinks.redis.url another database",
+    "MOVED": "give sinks.redis.url a server that is not part of a cluster",
+    "CROSSSLOT": "give sinks.redis.url a server that is not part of a cluster",
+    "CLUSTERDOWN": "give sinks.redis.url a server that is not part of a cluster",
+    "max number of clients": "raise its maxclients",
+}
 
 log = structlog.get_logger()
 
@@ -97,7 +119,7 @@ class RedisStreams:
             if refusals:  # another writer came between
                 log.error("redis.refused", rows=len(refusals), error=str(refusals[0]), hint="the rows are sent again")
                 self._client.set(self._cursor_key, _as_cursor(self._committed, self._last))
-                raise SinkUnavailable(f"redis refused {len(refusals)} rows: {refusals[0]}")
+                raise SinkUnavailable(advise(f"redis refused {len(refusals)} rows: {refusals[0]}", ADVICE))
         except RedisError as error:
             raise _unavailable(error) from error
         self._last, self._committed = last, self._at
@@ -202,9 +224,7 @@ def _as_cursor(at: Cursor, last: int) -> str:
 
 
 def _unavailable(error: RedisError) -> SinkUnavailable:
-    refused = isinstance(error, AuthenticationError) or "AUTH" in str(error)
-    hint = ": check REDIS_PASSWORD" if refused else ""
-    return SinkUnavailable(f"redis: {error}{hint}")
+    return SinkUnavailable(advise(f"redis: {error}", ADVICE))
 
 
 def _entries(batch: pa.RecordBatch) -> Iterable[list[Any]]:

@@ -28,6 +28,8 @@ from ingestor.ledger import Ledger, now_us, read_all_facts
 
 log = structlog.get_logger()
 
+_FAULT_MAX = 500
+
 _LOOK_S = 1.0
 _NAME_LETTERS = 14  # 65 bits
 _NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
@@ -40,6 +42,8 @@ class Lag:
     rows: int
     seconds: float
     """Age of the oldest of these rows."""
+    fault: str = ""
+    """Why it takes nothing now."""
 
 
 Whole = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
@@ -78,6 +82,22 @@ def write_place(layout: Layout, sink: str, place: Cursor) -> None:
     """Raises OSError."""
     text = json.dumps({"segment": place.segment, "offset": place.offset})
     write_whole(layout.cursor_file(sink), text, layout.staging)
+
+
+def write_fault(layout: Layout, sink: str, fault: str | None) -> None:
+    """Say for the recorder's status why a sink takes nothing; None: it does again. Raises OSError."""
+    if fault is None:
+        layout.fault_file(sink).unlink(missing_ok=True)
+    else:
+        write_whole(layout.fault_file(sink), fault[:_FAULT_MAX], layout.staging)
+
+
+def read_fault(layout: Layout, sink: str) -> str:
+    """Why a sink takes nothing; empty where it does, or nobody can say."""
+    try:
+        return read_small(layout.fault_file(sink), bytes.decode)
+    except (FileNotFoundError, DamagedFile):
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +143,8 @@ class Lags:
         lags = {}
         for sink in self._sinks:
             backlog = self._backlogs.measure(read_place(self._layout, sink))
-            lags[sink] = Lag(backlog.rows, max(now_us - backlog.oldest_received_us, 0) / 1e6 if backlog.rows else 0.0)
+            seconds = max(now_us - backlog.oldest_received_us, 0) / 1e6 if backlog.rows else 0.0
+            lags[sink] = Lag(backlog.rows, seconds, read_fault(self._layout, sink))
         return lags
 
 

@@ -16,6 +16,7 @@ from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
 from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout
+from ingestor.sinks import advise
 from ingestor.sinks.coverage_days import CoverageDays
 
 _PATIENCE_S = 5.0
@@ -157,13 +158,27 @@ class SqliteDatabase:
         self._database.execute("CREATE INDEX IF NOT EXISTS trades_by_time ON trades (symbol, timestamp)")
 
 
+ADVICE = {  # by its words: see `advise`
+    "locked": "another program writes to it: rows are sent once it has ended",
+    "readonly": "let the recorder's user write the file and its folder",
+    "unable to open": "let the recorder's user write the file and its folder",
+    "permission denied": "let the recorder's user write the file and its folder",
+    "read-only file system": "give sinks.sqlite.path a disk that can be written",
+    "disk is full": "make room on its disk",
+    "no space": "make room on its disk",
+    "disk I/O error": "see the system's log for its disk",
+    "not a database": "move it away: what it held is in the dataset, too",
+    "malformed": "move it away: what it held is in the dataset, too",
+}
+
+
 @contextlib.contextmanager
 def _translated(path: Path) -> Iterator[None]:
     """What the database or its disk refuses is SinkUnavailable."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        raise SinkUnavailable(f"{path}: {error}") from error
+        raise SinkUnavailable(advise(f"{path}: {error}", ADVICE)) from error
 
 
 def _quote(name: str) -> str:
