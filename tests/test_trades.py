@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pandas as pd
 import pyarrow as pa
@@ -253,6 +254,8 @@ def test_a_file_of_a_later_version(recording: Recording) -> None:
         ({"columns": ["prise"]}, "no column 'prise': there are timestamp, symbol, price"),
         ({"start": "noon"}, "'noon' is no time"),
         ({"tz": "Mars"}, "no time zone 'Mars'"),
+        ({"tz": ZoneInfo("Asia/Seoul")}, "no time zone .* write it like"),
+        ({"tz": None}, "no time zone None"),
         ({"engine": "polars"}, "engine must be 'pandas' or 'arrow', not 'polars'"),
         ({"conditions": "some"}, "conditions must be 'all' or 'sip'"),
         ({"repeats": "no"}, "repeats must be 'keep' or 'drop'"),

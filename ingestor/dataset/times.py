@@ -58,7 +58,7 @@ def find_zone(name: str) -> tzinfo:
         return UTC  # needs no time zone database
     try:
         return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
+    except (ZoneInfoNotFoundError, ValueError, OSError, TypeError):
         raise ValueError(f"no time zone {name!r} here: write it like America/New_York") from None
 
 
