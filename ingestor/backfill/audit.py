@@ -28,7 +28,8 @@ NAMED = 1000
 _DAY_MS = 86_400_000
 _NEIGHBOURS = 1000
 """Ids of a call that looks for where the day begins or ends."""
-_LATE_MS = 2000
+_LATEST_MS = 60_000
+"""A trade that came later than this is not expected."""
 _PAD_MS = 500
 _BLIND = frozenset({"blind", "unproven"})
 
@@ -126,7 +127,7 @@ class Audit:
         if claims[0].start_us > start_ms * 1000:  # what happened at the very ends of a recording may be on either side
             start_ms = claims[0].start_us // 1000 + 1 - min(early_ms, 0)
         if claims[-1].end_us < end_ms * 1000:
-            end_ms = claims[-1].end_us // 1000 - late_ms
+            end_ms = min(claims[-1].end_us // 1000 - late_ms, _times_between(ours, 0, claims[-1].end_us)[1] or end_ms)
         ours = _within(ours, start_ms, end_ms)
         theirs = _within(self._read_theirs(symbol, ours, start_ms, end_ms), start_ms, end_ms)
         by_id = self._id_column is not None and not theirs.column("trade_id").null_count
@@ -134,7 +135,7 @@ class Audit:
         kinds, counts = found.column("kind"), found.column("count")
         blind = [(one.start_us, one.end_us) for one in claims if one.state in _BLIND]
         times = found.column("timestamp").cast(pa.int64())
-        in_gap = _lie_in(times, [(start // 1000 - late_ms, end // 1000 + 1 - early_ms) for start, end in blind])
+        in_gap = _lie_in(times, [_may_miss(ours, span_us, early_ms, late_ms) for span_us in blind])
         if by_id:
             in_gap = pc.coalesce(_find_around(found.column("trade_id"), ours, blind), in_gap)
             for first, last in self._missed.get(symbol, ()):
@@ -225,14 +226,33 @@ def _delays(ours: pa.Table) -> tuple[int, int]:
     """How long after they happened trades are received at least and at most, in ms, and a little more on both sides."""
     heard = ours.filter(pc.is_null(ours.column(ORIGIN.name)))
     if not heard.num_rows:
-        return -_PAD_MS, _LATE_MS
+        return -_PAD_MS, _PAD_MS
     delays = pc.subtract(
         pc.divide(heard.column("received_us"), 1000), heard.column("timestamp").cast(pa.int64())
     ).combine_chunks()
     least, middle, most = (
         pc.min(delays).as_py(), pc.quantile(delays, 0.5, interpolation="lower")[0].as_py(), pc.max(delays).as_py(),
     )  # fmt: skip
-    return least - _PAD_MS, min(most, middle + _LATE_MS) + _PAD_MS
+    return least - _PAD_MS, min(most, middle + _LATEST_MS) + _PAD_MS
+
+
+def _may_miss(ours: pa.Table, span_us: tuple[int, int], early_ms: int, late_ms: int) -> tuple[int, int]:
+    """The time of trades that could have been received in a span. A venue sends in order: whatever was on its way when
+    the connection broke lies between the last trade that was heard and the next.
+    """
+    start_us, end_us = span_us
+    start_ms, end_ms = start_us // 1000 - late_ms, end_us // 1000 + 1 - early_ms
+    before = _times_between(ours, start_us - _LATEST_MS * 1000, start_us)[1]
+    behind = _times_between(ours, end_us, end_us + _LATEST_MS * 1000)[0]
+    return min(start_ms, before or start_ms), max(end_ms, behind or end_ms)
+
+
+def _times_between(ours: pa.Table, start_us: int, end_us: int) -> tuple[int | None, int | None]:
+    """The first and the last time of the trades that were heard in [start, end)."""
+    received, heard = ours.column("received_us"), pc.is_null(ours.column(ORIGIN.name))
+    inside = pc.and_(pc.and_(pc.greater_equal(received, start_us), pc.less(received, end_us)), heard)
+    bounds = pc.min_max(ours.column("timestamp").cast(pa.int64()).filter(inside)).as_py()
+    return bounds["min"], bounds["max"]
 
 
 def _within(rows: pa.Table, start_ms: int, end_ms: int) -> pa.Table:

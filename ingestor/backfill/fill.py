@@ -12,6 +12,7 @@ next, and one that is done again changes nothing.
 
 import contextlib
 import threading
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -349,15 +350,27 @@ class _Around:
         early_us = delays[0] - _PAD_US
         late_us = min(delays[-1], delays[len(delays) // 2] + _LATEST_US) + _PAD_US
         hole_end_us = max(hole.end_us, hole.start_us)
-        inner = hole.start_us - late_us, hole_end_us - early_us
+        by_receipt = sorted((at_us, row[0]) for row, at_us in heard)
+        # A venue sends in order: what happened between the last trade that was heard and the next may be missing,
+        # however long some of it was on its way when the connection broke.
+        latest = max((at for _, at in by_receipt[: bisect_left(by_receipt, (hole.start_us,))]), default=hole.start_us)
+        first = min((at for _, at in by_receipt[bisect_left(by_receipt, (hole_end_us,)) :]), default=hole_end_us)
+        inner = (
+            min(hole.start_us - late_us, max(latest, hole.start_us - _LATEST_US)),
+            max(hole_end_us - early_us, min(first, hole_end_us + _LATEST_US)),
+        )
         self._hole = inner[0] - _WIDER_US, inner[1] + _WIDER_US
         """The time of trades that may be missing: rather too much of it, since what was recorded there is counted."""
         near = hole.start_us - margin_us, hole_end_us + margin_us
-        spans = [
-            (max(one.start_us - early_us, near[0]), min(one.end_us - late_us, near[1]))
-            for one in intervals
-            if one.state == "recorded" and one.start_us < near[1] and one.end_us > near[0]
-        ]
+        spans: _Spans = []
+        for one in intervals:
+            if one.state == "recorded" and one.start_us < near[1] and one.end_us > near[0]:
+                some = by_receipt[bisect_left(by_receipt, (one.start_us,)) : bisect_left(by_receipt, (one.end_us,))]
+                start_us, end_us = max(one.start_us - early_us, near[0]), min(one.end_us - late_us, near[1])
+                if some:
+                    start_us = max(start_us, min(at for _, at in some) + 1000)
+                    end_us = min(end_us, max(at for _, at in some))
+                spans.append((start_us, end_us))
         if hole.end_us <= hole.start_us:  # which coverage doesn't know
             spans = [piece for start, end in spans for piece in ((start, inner[0]), (inner[1], end))]
         margins = [(start, end) for start, end in spans if start < end]
