@@ -71,10 +71,11 @@ class Plan:
     overload_s: float
     every_sink_s: float
     every_sink_turns: int
+    id_trades: int
 
 
-FULL = Plan(3, (1, 5, 10), (1, 5, 10), (1, 5), 20, 50, 4, 40, 3, 15, 60, 8, 3)
-QUICK = Plan(1, (1, 5), (1,), (1,), 10, 12, 2, 8, 1, 6, 1.5, 2, 1)
+FULL = Plan(3, (1, 5, 10), (1, 5, 10), (1, 5), 20, 50, 4, 40, 3, 15, 60, 8, 3, 2_000_000)
+QUICK = Plan(1, (1, 5), (1,), (1,), 10, 12, 2, 8, 1, 6, 1.5, 2, 1, 400_000)
 QUIET_RATE = 57
 RESULTS = HERE / "results"
 
@@ -150,6 +151,7 @@ class Bench:
         self.part("overload", self.measure_overload)
         self.part("salvage", self.measure_salvage)
         self.part("ingestor --help", self.measure_help)
+        self.part("ids", self.measure_ids)
         if with_others:
             self.part("reading", self.measure_reading)
             self.part("live", self.measure_live)
@@ -204,6 +206,11 @@ class Bench:
 
     def measure_help(self) -> None:
         self.measured.help_ratio = help_ratio(5)
+
+    def measure_ids(self) -> None:
+        told = answer_of([str(HERE / "ids.py"), "--trades", str(self.plan.id_trades)], self.load.parent / "ids.log")
+        ratio = 1 + told["ids_us"] / told["cpu_us"]
+        self.add("ids", told, [Target("CPU a trade without its socket, ids checked / not", True, 1.03, ratio)], [])
 
     def measure_reading(self) -> None:
         folder = self.load.parent / "reading"

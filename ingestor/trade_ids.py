@@ -54,9 +54,9 @@ def find_seen(symbols: Any, ids: Any) -> list[Seen]:
         order = pc.array_sort_indices(keys)
         in_order = keys.take(order)
         steps = pc.subtract(in_order.slice(1), in_order.slice(0, len(keys) - 1))
-    ends = pc.indices_nonzero(pc.greater(steps, one))
-    ends = pa.concat_arrays([ends, pa.array([len(keys) - 1], ends.type)])
-    starts = pa.concat_arrays([pa.array([0], ends.type), pc.add(ends.slice(0, len(ends) - 1), one).cast(ends.type)])
+    breaks = pc.indices_nonzero(pc.greater(steps, one)).to_pylist()
+    ends = pa.array([*breaks, len(keys) - 1], pa.int64())
+    starts = pa.array([0, *(at + 1 for at in breaks)], pa.int64())
     names = encoded.dictionary.to_pylist()
     columns = [in_order.take(starts), in_order.take(ends), order.take(starts), order.take(ends)]
     if rows is not None:

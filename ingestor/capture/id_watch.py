@@ -24,7 +24,7 @@ from ingestor.trade_ids import find_seen
 
 log = structlog.get_logger()
 
-_ROWS = 1 << 13
+_ROWS = 1 << 15
 _TOGETHER_S = 1.0
 """Blocks are checked together, so that a check costs little per trade."""
 _SETTLE_S = 5.0
