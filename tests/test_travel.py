@@ -345,3 +345,41 @@ def test_nothing_is_no_data_set(stopped: Path, tmp_path: Path) -> None:
     into = tmp_path / "published"
     code, _ = invoke(stopped / "data", "publish", "--to", str(into), "--symbols", "AAPL", "--end", "2020-01-01")
     assert (code, into.exists()) == (1, False)
+
+
+def frames_there(copied: Path) -> list[Path]:
+    return list((copied / "there/_recording/raw").glob("date=*/*"))
+
+
+@pytest.mark.parametrize(("retention", "stay"), [("disk", False), ("forever", True), (864e5 * 365, True)])
+def test_raw_frames_stay_in_the_mirror_as_long_as_trades_would(
+    copied: Path, retention: float | Retention, stay: bool
+) -> None:
+    layout = Layout(copied / "data")
+    folder = layout.raw / f"date={DAY.isoformat()}"
+    folder.mkdir(parents=True)
+    (folder / "000000000001-20261119T000000Z-r000001.parquet").write_bytes(b"frames")
+    mirror(layout, copied / "there", retention=retention)
+    shutil.rmtree(folder)
+    mirror(layout, copied / "there", retention=retention)
+    assert len(frames_there(copied)) == 1  # lost here, which is not said to be on purpose
+    ledger = make_ledger(layout, 7)
+    ledger.record("raw.deleted", date=DAY.isoformat(), keep_s=86400.0)
+    ledger.close()
+    mirror(layout, copied / "there", retention=retention)
+    assert len(frames_there(copied)) == stay
+    assert is_mirrored(layout, DAY)
+    if not stay:
+        assert invoke(copied / "there", "verify", "--json")[0] == 0
+
+
+def test_raw_frames_leave_the_mirror_by_its_own_retention(copied: Path) -> None:
+    layout = Layout(copied / "data")
+    for day in ("2026-11-19", "2026-11-20"):
+        folder = layout.raw / f"date={day}"
+        folder.mkdir(parents=True)
+        (folder / "000000000001-20261119T000000Z-r000001.parquet").write_bytes(b"frames")
+    mirror(layout, copied / "there")
+    assert len(frames_there(copied)) == 2
+    mirror(layout, copied / "there", retention=86400 * 5.5)
+    assert [path.parent.name for path in frames_there(copied)] == ["date=2026-11-20"]

@@ -471,7 +471,7 @@ class ObjectStoreSettings(Section):
         WithJsonSchema({"type": "string", "examples": ["disk", "forever", "3650d"]}),
     ] = Field(
         default="disk",
-        description="how long trades stay there, such as 3650d; disk: as long as on the disk; forever: nothing goes",
+        description="how long trades and raw frames stay there: 3650d; disk: as long as on the disk; forever",
     )
     table: Literal["none", "delta"] = Field(
         default="none", description="delta: the place is a Delta table, too, in which a reader sees each row once"

@@ -271,10 +271,13 @@ class ObjectStore:
                 self._bring_file(layout.coverage_file(day))
             names = {f"{segment}.parquet" for segment in unsealed}
             for kind in (layout.accounts, layout.raw):
-                paths = [path for path in sorted(kind.glob("date=*/*.parquet")) if path.name not in names]
+                first = self._first_kept({_day_of(name) for name in here}) if kind == layout.raw else date.min
+                found = sorted(kind.glob("date=*/*.parquet"))
+                paths = [path for path in found if path.name not in names and _day_of(path.parent.name) >= first]
                 for path in paths:
                     self._bring_file(path)
                 self._remove_gathered(kind, paths)
+            self._remove_expired_frames({_day_of(name) for name in here})
             for path in [*sorted(layout.rejects.glob("date=*.jsonl")), *list_closed_facts(layout), layout.holidays]:
                 self._bring_file(path)
             for name, content in copies.items():
@@ -333,6 +336,28 @@ class ObjectStore:
                 self._reopen(_day_of(name))
                 self._files.delete_file(f"{self._base}/{name}")
                 del self._others[name]
+
+    def _remove_expired_frames(self, days: Collection[date]) -> None:
+        """Raw frames stay as long as trades do: `disk` means until the ledger says that they were deleted here.
+
+        `days` are those of trades here. Where only the mirror has the trades nobody could write the manifest anew:
+        such a day stays as it is.
+        """
+        folder = self._layout.raw
+        prefix = mirrored_name(f"{folder.name}/")
+        held = {name: _day_of(name) for name in self._others if name.startswith(prefix)}
+        first = self._first_kept({*days, *held.values()})
+        expired = {day for day in held.values() if day < first}
+        lost = {day for day in held.values() if not folder.joinpath(f"date={day.isoformat()}").is_dir()}
+        if self._retention == "disk" and lost:
+            expired |= lost & _read_deleted(self._layout, "raw.deleted")
+        expired -= {_day_of(name) for name in self._there}.difference(days)
+        for name in [name for name, day in held.items() if day in expired]:
+            if held[name] in days:
+                self._reopen(held[name])
+            self._files.delete_file(f"{self._base}/{name}")
+            del self._others[name]
+            log.info("mirror.removed", file=name)
 
     def _remove_closed(self, here: Collection[str]) -> None:
         """Files of the ledger whose day is data, here and there."""
@@ -476,10 +501,10 @@ def copy_ledger(files: Sequence[LedgerFile], first_open: int | None) -> tuple[di
     return joined, None if stopped else day_of(horizon_us)
 
 
-def _read_deleted(layout: Layout) -> set[date]:
+def _read_deleted(layout: Layout, fact: str = "day.deleted") -> set[date]:
     """The days that retention has deleted here: whole days, and the ledger says so. Raises OSError."""
     facts = read_all_facts(layout, '"fact":"s')
-    return {date.fromisoformat(fact["date"]) for fact in facts if fact["fact"] == "day.deleted"}
+    return {date.fromisoformat(told["date"]) for told in facts if told["fact"] == fact}
 
 
 def _day_of(name: str) -> date:
