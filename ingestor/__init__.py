@@ -10,18 +10,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ingestor.dataset.bars import read_bars
+    from ingestor.dataset.bars import bars_of, read_bars
     from ingestor.dataset.coverage import SymbolState, read_coverage
     from ingestor.dataset.describe import describe
     from ingestor.dataset.rejects import read_rejects
     from ingestor.dataset.trades import follow, read_trades
 
 __all__ = [
-    "SymbolState", "__version__", "describe", "follow", "read_bars", "read_coverage", "read_rejects", "read_trades",
+    "SymbolState", "__version__", "bars_of", "describe", "follow", "read_bars", "read_coverage", "read_rejects",
+    "read_trades",
 ]  # fmt: skip
 
 _PLACES = {
     "SymbolState": "ingestor.dataset.coverage",
+    "bars_of": "ingestor.dataset.bars",
     "describe": "ingestor.dataset.describe",
     "follow": "ingestor.dataset.trades",
     "read_bars": "ingestor.dataset.bars",

@@ -4,12 +4,16 @@ import doctest
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, date, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, assert_type
 
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 from recordings import make_sample
 from requirements import of_tier
@@ -74,7 +78,9 @@ def test_a_type_checker_knows_that_they_give_frames(sample: Path) -> None:
     assert {type(frame) for frame in frames} == {pd.DataFrame}
 
 
-@pytest.mark.parametrize("name", of_tier([name for name in FUNCTIONS if name != "follow"], ["read_trades"]))
+@pytest.mark.parametrize(
+    "name", of_tier([name for name in FUNCTIONS if name not in {"bars_of", "follow"}], ["read_trades"])
+)
 def test_without_pandas_it_says_what_to_install(name: str, sample: Path) -> None:
     """And with `engine="arrow"` nobody misses it."""
     program = WITHOUT_PANDAS + (
@@ -235,3 +241,32 @@ def test_of_rejects_and_while_it_is_recorded_one_root_is_read() -> None:
         ingestor.read_rejects(["data"])  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="is no root"):
         next(ingestor.follow(["data"]))  # type: ignore[call-overload]
+
+
+AS_TABLE: dict[str, Callable[[pa.Table], Any]] = {
+    "arrow": lambda table: table,
+    "in another order, as Delta has times": lambda table: pa.table(
+        {
+            name: column.cast(pa.timestamp("us", "UTC")) if pa.types.is_timestamp(column.type) else column
+            for name, column in zip(table.column_names, table[::-1].columns, strict=True)
+        }
+    ),
+    "pandas": lambda table: table.to_pandas(),
+    "polars": pl.DataFrame,
+}
+
+
+@pytest.mark.parametrize("kind", AS_TABLE)
+def test_bars_of_what_something_else_has_read(kind: str, sample: Path) -> None:
+    trades, spans = (read(sample / "data", engine="arrow") for read in (ingestor.read_trades, ingestor.read_coverage))
+    made = ingestor.bars_of(AS_TABLE[kind](trades), "5m", "America/New_York", coverage=AS_TABLE[kind](spans))
+    assert made.equals(ingestor.read_bars(sample / "data", "5m", tz="America/New_York", engine="arrow"))
+
+
+def test_bars_of_a_table_per_date(sample: Path) -> None:
+    days = ("2026-11-19", "2026-11-20", "2026-11-21")
+    tables = (
+        ingestor.read_trades(sample / "data", start=start, end=end, engine="arrow") for start, end in pairwise(days)
+    )
+    assert ingestor.bars_of(tables).equals(ingestor.read_bars(sample / "data", engine="arrow").drop(["coverage"]))
+    assert ingestor.bars_of([]).num_rows == 0

@@ -116,6 +116,7 @@ def test_a_compaction_is_one_commit_and_what_it_replaces_stays_for_a_while(recor
     assert is_mirrored(recording.layout, DAY)
 
 
+@pytest.mark.long
 def test_so_does_what_an_earlier_life_has_left(recording: Recording, there: Path) -> None:
     sink = open_mirror(recording, there)
     sink.tick(0.0)
@@ -131,6 +132,7 @@ def test_so_does_what_an_earlier_life_has_left(recording: Recording, there: Path
     check(recording, there)
 
 
+@pytest.mark.long
 def test_a_crash_before_the_commit_is_made_good(
     recording: Recording, there: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +153,7 @@ def test_a_crash_before_the_commit_is_made_good(
     check(recording, there)
 
 
+@pytest.mark.long
 def test_a_mirror_becomes_a_table_and_is_none_by_mistake_any_more(recording: Recording, there: Path) -> None:
     ObjectStore(str(there), recording.layout, ROOT).tick(0.0)
     open_mirror(recording, there).tick(0.0)
@@ -159,6 +162,7 @@ def test_a_mirror_becomes_a_table_and_is_none_by_mistake_any_more(recording: Rec
         ObjectStore(str(there), recording.layout, ROOT)
 
 
+@pytest.mark.long
 def test_the_coverage_of_closed_days_is_a_table_too(recording: Recording, there: Path) -> None:
     sink = open_mirror(recording, there)
     sink.tick(0.0)
@@ -188,6 +192,7 @@ def rows_of_coverage(coverage: Path) -> pa.Table:
     return DeltaTable(coverage).to_pyarrow_dataset().to_table(filter=pc.field("date") == DAY)
 
 
+@pytest.mark.long
 def test_several_recorders_share_a_table(tmp_path: Path, recording: Recording, there: Path) -> None:
     other = record(tmp_path / "other")
     for one, root in ((recording, "one"), (other, "two")):
@@ -201,6 +206,7 @@ def test_several_recorders_share_a_table(tmp_path: Path, recording: Recording, t
     assert sorted(found["root"].to_pylist()) == ["one"] * expected + ["two"] * expected
 
 
+@pytest.mark.long
 def test_a_column_of_one_feed_alone_comes_into_the_table(tmp_path: Path, there: Path) -> None:
     for root, schema in (("one", TRADES), ("two", EXTRA)):
         layout = make_root(tmp_path / root)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, date
 from functools import cache, partial
+from operator import itemgetter
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -24,10 +25,10 @@ from ingestor.dataset.bar_maker import BARS, COLUMNS, Recipe, make_bars
 from ingestor.dataset.coverage import read_known_coverage, warn_of_unknown
 from ingestor.dataset.market_rules import Session, in_session
 from ingestor.dataset.merged import check_one_venue, merge_coverage, read_merged_dates
-from ingestor.dataset.rows import Selection, as_frame, read_dates
+from ingestor.dataset.rows import Selection, as_frame, read_dates, sort_rows, split_journaled
 from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
-from ingestor.dataset.times import Span, Time, find_span, find_zone
-from ingestor.schema import ORIGIN, TIMESTAMP
+from ingestor.dataset.times import EVER, Span, Time, find_span, find_zone
+from ingestor.schema import ORIGIN, RECEIVED_AT, TIMESTAMP, TRADES
 from ingestor.us_market import is_us_symbol, read_calendar
 
 if TYPE_CHECKING:
@@ -213,20 +214,9 @@ def read_bars(
         def spans_of(symbol: str) -> list[tuple[int, int]]:
             return delays.shift(symbol, recorded_spans(intervals(symbol)))
 
-        shares = [
-            recorded_shares(spans_of(symbol), own.column("start_ms"), own.column("end_ms"))
-            for symbol, own in _by_symbol(made)
-        ]
-        bars = made.append_column("coverage", pa.chunked_array(shares, pa.float64())).cast(_COVERED)
+        bars = _with_shares(made, "coverage", spans_of).cast(_COVERED)
         bars = _filled(bars, coverage.symbols, spans_of, recipe, span) if fill else bars
-        filled = {symbol: recorded_spans(intervals(symbol), "filled") for symbol, _ in _by_symbol(bars)}
-        if not any(filled.values()):
-            return bars
-        shares = [
-            recorded_shares(delays.shift(symbol, filled[symbol]), own.column("start_ms"), own.column("end_ms"))
-            for symbol, own in _by_symbol(bars)
-        ]
-        return bars.append_column("filled", pa.chunked_array(shares, pa.float64()))
+        return _with_filled_share(bars, delays, intervals)
 
     if len(layouts) > 1:
         check_one_venue(layouts)
@@ -241,6 +231,87 @@ def read_bars(
         bars = read_consistently(layouts[0], span, read)
     warn_of_unknown(layouts, chosen, bars.column("symbol"))
     return as_frame(_finished(bars, recipe), engine, tz)
+
+
+def bars_of(
+    trades: Any,
+    interval: str = "1m",
+    tz: str = "UTC",
+    *,
+    coverage: Any = None,
+    session: Session = "all",
+    conditions: Literal["sip", "all"] = "sip",
+) -> pa.Table:
+    """The bars of trades that something else has read, such as Spark or a Delta table: what `read_bars` makes of them.
+
+    `trades`: a table with the columns of `read_trades`, or several, such as one per UTC date, oldest first: one is in
+    memory at a time. A table is whatever pyarrow takes for one (Arrow, pandas, polars). Its rows may be in any order.
+    `coverage`: a table with the columns of `read_coverage`, or of the files in `coverage/`; without it the bars have no
+    columns `coverage` and `filled`.
+
+    >>> import ingestor
+    >>> trades, spans = ingestor.read_trades("data", engine="arrow"), ingestor.read_coverage("data", engine="arrow")
+    >>> ingestor.bars_of(trades, "1m", coverage=spans).equals(ingestor.read_bars("data", "1m", engine="arrow"))
+    True
+
+    A bar is whole where its trades are all there. Only the rules of the US market are known, not the single days off
+    that a venue has told a recorder of. Raises ValueError for an argument that can't be used.
+    """
+    check_word("session", session, ("all", "regular", "extended"))
+    check_word("conditions", conditions, ("sip", "all"))
+    recipe = Recipe(parse_interval(interval), find_zone(tz), session, conditions)
+    delays = Delays()
+    several = [trades] if hasattr(trades, "__arrow_c_stream__") or hasattr(trades, "columns") else trades
+    bars = make_bars(delays.measured(_split_dates(map(_to_table, several))), recipe)
+    if coverage is not None:
+        stretches: dict[str, list[Interval]] = {}
+        told = _to_table(coverage)
+        times_us = [told.column(name).cast(RECEIVED_AT).cast(pa.int64()).to_pylist() for name in ("start", "end")]
+        names = [told.column(name).to_pylist() for name in ("symbol", "state", "cause")]
+        for start_us, end_us, symbol, state, cause in sorted(zip(*times_us, *names, strict=True), key=itemgetter(0)):
+            stretches.setdefault(symbol, []).append(Interval(symbol, state, cause, start_us, end_us))
+
+        def intervals(symbol: str) -> list[Interval]:
+            return stretches.get(symbol, [])
+
+        bars = _with_shares(bars, "coverage", lambda symbol: delays.shift(symbol, recorded_spans(intervals(symbol))))
+        bars = _with_filled_share(bars.cast(_COVERED), delays, intervals)
+    found: pa.Table = as_frame(_finished(bars, recipe), "arrow", tz)
+    return found
+
+
+def _to_table(rows: Any) -> pa.Table:
+    if isinstance(rows, pa.Table):
+        return rows
+    return pa.table(rows) if hasattr(rows, "__arrow_c_stream__") else pa.Table.from_pandas(rows, preserve_index=False)
+
+
+def _split_dates(tables: Iterable[pa.Table]) -> Iterator[tuple[date, pa.Table]]:
+    """The rows by UTC date, as `read_dates` gives them."""
+    selection = Selection(EVER, (*COLUMNS, "received_at", ORIGIN.name))
+    known = [field for field in (*TRADES, ORIGIN) if field.name in (*selection.columns, "sequence")]
+    for table in tables:
+        present = [field for field in known if field is not ORIGIN or field.name in table.column_names]
+        rows = pa.table({field.name: table.column(field.name).cast(field.type) for field in present})
+        for day, own in sorted(split_journaled(rows.sort_by("sequence").to_batches(), selection).items()):
+            yield day, sort_rows(own)
+
+
+def _with_shares(bars: pa.Table, name: str, spans_of: Callable[[str], list[tuple[int, int]]]) -> pa.Table:
+    """The bars with a column of how much of each lies in its symbol's spans."""
+    shares = [
+        recorded_shares(spans_of(symbol), own.column("start_ms"), own.column("end_ms"))
+        for symbol, own in _by_symbol(bars)
+    ]
+    return bars.append_column(name, pa.chunked_array(shares, pa.float64()))
+
+
+def _with_filled_share(bars: pa.Table, delays: Delays, intervals: Callable[[str], list[Interval]]) -> pa.Table:
+    """The bars, and where anything was filled how much of each."""
+    filled = {symbol: recorded_spans(intervals(symbol), "filled") for symbol, _ in _by_symbol(bars)}
+    if not any(filled.values()):
+        return bars
+    return _with_shares(bars, "filled", lambda symbol: delays.shift(symbol, filled[symbol]))
 
 
 def _by_symbol(bars: pa.Table) -> Iterator[tuple[str, pa.RecordBatch]]:

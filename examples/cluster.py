@@ -1,0 +1,53 @@
+"""Bars of years on several processes or machines: a task per date, by Dask (`pip install distributed`).
+
+    python examples/cluster.py 1m bars.parquet s3://bucket/trades
+    python examples/cluster.py 1m bars.parquet s3://bucket/trades/root=a s3://bucket/trades/root=b --workers 8
+
+Each task reads its date where the data are: a recording, its mirror, or the mirrors of several recorders of one venue,
+which are read as one. Only bars travel. The scheduler and its workers are yours: by SSH, Kubernetes, Slurm. Each worker
+needs this package, and to reach the data under the same name.
+"""
+
+import argparse
+from datetime import date, timedelta
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from dask.distributed import Client, LocalCluster
+
+import ingestor
+
+
+def bars_of_date(roots: list[str], interval: str, day: date) -> pa.Table:
+    """What a task does."""
+    return ingestor.read_bars(roots, interval, start=day, end=day + timedelta(days=1), engine="arrow")
+
+
+def make_bars(client: Client, roots: list[str], interval: str) -> pa.Table:
+    """The bars of all dates, with the coverage of each: what `read_bars` gives, sorted by (symbol, start)."""
+    told = ingestor.describe(roots, engine="arrow")
+    first, last = min(told["first"].to_pylist()).date(), max(told["last"].to_pylist()).date()
+    days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
+    tables = client.gather([client.submit(bars_of_date, roots, interval, day) for day in days])
+    joined = pa.concat_tables(tables, promote_options="default")  # `filled` is where anything was filled
+    return joined.sort_by([("symbol", "ascending"), ("start", "ascending")])
+
+
+def main() -> None:
+    """Make them, and write them to a file."""
+    parser = argparse.ArgumentParser(description="Bars of many dates, a task per date.")
+    parser.add_argument("interval", help="1s, 5m, 1h, 1d: whatever divides a day (UTC)")
+    parser.add_argument("file", help="the Parquet file to write")
+    parser.add_argument("roots", nargs="+", help="a recording, its mirror, or those of several recorders")
+    parser.add_argument("--scheduler", help="the address of a Dask scheduler; none: processes on this machine")
+    parser.add_argument("--workers", type=int, help="how many processes on this machine; none: one per core")
+    asked = parser.parse_args()
+    cluster = asked.scheduler or LocalCluster(n_workers=asked.workers, threads_per_worker=1, dashboard_address=None)
+    with Client(cluster) as client:
+        bars = make_bars(client, asked.roots, asked.interval)
+    pq.write_table(bars, asked.file)
+    print(f"{bars.num_rows:,} bars in {asked.file}")
+
+
+if __name__ == "__main__":
+    main()
