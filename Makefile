@@ -55,6 +55,7 @@ bench-sinks: $(VENV)/.dev ## Rows a second of each sink, each with its real serv
 	PYTHONPATH=tests $(BIN)/python benchmarks/sinks.py
 
 screenshots: $(VENV)/.dev ## The pictures of the docs, of a simulated recording; two minutes, needs Chromium
+	$(BIN)/pip install --quiet --disable-pip-version-check mplfinance six
 	PYTHONPATH=tests:tests/scenarios $(BIN)/python docs/pictures/screenshots.py
 
 fuzz: $(VENV)/.dev ## Ten million mutated frames against the decoder, and 2,000 stories of clocks

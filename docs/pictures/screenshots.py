@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import mplfinance
 from browser import running_browser
 from dashboards import BARS, PANES, running_dashboard
 from harness import Site, running_venue
@@ -19,6 +20,7 @@ from live_servers import running_serve
 from PIL import Image
 from rich.console import Console
 
+import ingestor
 from ingestor.cli.top import render_rich, watch
 from ingestor.layout import Layout
 
@@ -43,6 +45,7 @@ def main() -> None:
                 draw_terminal(PLACE / "top.svg")
                 shoot_pages(Path("data"))
                 draw_plot(PLACE / "plot.png")
+                draw_unaware(PLACE / "unaware.png")
 
 
 def draw_terminal(path: Path) -> None:
@@ -89,6 +92,16 @@ def draw_plot(path: Path) -> None:
         "--overwrite",
     ]
     subprocess.run(command, check=True)  # noqa: S603  our own command
+    shrink(path)
+
+
+def draw_unaware(path: Path) -> None:
+    """The same bars in a chart that knows of bars alone: mplfinance as it comes, one bar beside the next."""
+    bars = ingestor.read_bars("data", "1s", ["AAPL"]).set_index("start").dropna(subset="close")
+    mplfinance.plot(
+        bars, type="candle", volume=True, mav=20, style="yahoo", title="AAPL", figsize=(12, 8.4),
+        tight_layout=True, datetime_format="%H:%M:%S", xrotation=0, savefig={"fname": str(path), "dpi": 120},
+    )  # fmt: skip
     shrink(path)
 
 
