@@ -134,6 +134,10 @@ MISTAKES = {
         "ticker: [A]\n",
         ["1:1: `tickers` is missing", "1:1: unknown key `ticker`: did you mean `tickers`?"],
     ),
+    "the word of the commands": (
+        "symbols: [A]\n",
+        ["1:1: `tickers` is missing", "1:1: unknown key `symbols`: did you mean `tickers`?"],
+    ),
     "unknown key below": (
         "tickers: [A]\nstorage:\n  rotate:\n    aeg: 1m\n",
         ["4:5: unknown key `aeg`: did you mean `age`?"],

@@ -206,8 +206,11 @@ def test_the_first_trades_by_time(recording: Recording) -> None:
 
 
 def test_no_recording(tmp_path: Path, recording: Recording) -> None:
-    with pytest.raises(NotARecording, match="holds no recording"):
+    with pytest.raises(NotARecording, match=f"holds no recording: .* in {tmp_path / 'nowhere'}$"):
         ingestor.read_trades(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(NotARecording, match=r"notes\.txt is a file; a recording is a directory"):
+        ingestor.read_trades(tmp_path / "notes.txt")
     with pytest.raises(NotARecording, match=f"the root is {recording.layout.root}"):
         ingestor.read_trades(recording.layout.root / "staging")
 

@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import click
 
 from ingestor.capture.market_calendar import find_rest_base
 from ingestor.cli.options import config_dir, example, json_option, reading_options, settings_from
-from ingestor.cli.printing import format_bytes, format_json, format_seconds
+from ingestor.cli.printing import format_bytes, format_json, format_seconds, wrap_text
 from ingestor.config import DEFAULT_PATH, Flags, Settings
 from ingestor.config.addresses import choose_proxy, find_proxy_variable, is_loopback, split_address
 from ingestor.config.feeds import FREE_PLAN_SYMBOLS, FeedSettings, FinnhubSettings
@@ -105,7 +104,7 @@ def _print_settings(settings: Settings, *, every: bool) -> None:
     shown = [(name, value) for name, value in rows if every or defaults.get(name) != value]
     width = max(len(name) for name, _ in shown)
     for name, value in shown:
-        click.echo(_wrap(f"{name:<{width}}  ", escape(value)))
+        click.echo(wrap_text(f"{name:<{width}}  ", escape(value)))
     if len(shown) < len(rows):
         click.echo(f"\n{len(rows) - len(shown)} more settings have their defaults: --all shows them")
     click.echo()
@@ -115,18 +114,9 @@ def _print_findings(findings: Sequence[Finding]) -> None:
     """In a terminal with colour, and last, where they stay in sight."""
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     for finding in findings:
-        text = _wrap(f"{finding.verdict:<7}  {finding.subject:<10}  ", escape(finding.text))
+        text = wrap_text(f"{finding.verdict:<7}  {finding.subject:<10}  ", escape(finding.text))
         verdict = click.style(finding.verdict, _COLOURS[finding.verdict], bold=finding.verdict != "ok")
         click.echo(verdict + text[len(finding.verdict) :], color=coloured)
-
-
-def _wrap(head: str, text: str) -> str:
-    """A line, or in a terminal as many as it takes, the others below where the text begins."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    return textwrap.fill(
-        text, width, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False,
-        break_on_hyphens=False,
-    )  # fmt: skip
 
 
 def _guess_feed(config: Path | None) -> FeedSettings | None:

@@ -6,6 +6,9 @@ What is measured is written for people, `4.2 s`, `73.3 GB`; what is set is writt
 
 import json
 import math
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import datetime, tzinfo
 from decimal import Decimal
@@ -63,6 +66,15 @@ def fit_table(
     places = [at for at, name in enumerate(columns) if name in kept]
     text = format_table([columns[at] for at in places], ([row[at] for at in places] for row in body))
     return text, [name for name in columns if name not in kept]
+
+
+def wrap_text(head: str, text: str) -> str:
+    """A line, or in a terminal as many as it takes, the others below where the text begins."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    return textwrap.fill(
+        text, width, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def format_json(value: object, indent: int | None = 2) -> str:

@@ -55,8 +55,10 @@ def _check_origins(_ctx: click.Context, _param: click.Parameter, origins: tuple[
     help="Pages of http://host:port may call it; null: pages from files; repeatable.",
 )
 @click.option("--jwt", type=click.Choice(["HS256", "RS256"]), help="Ask for tokens of this algorithm.")
-@click.option("--public-key", type=click.Path(path_type=Path), metavar="FILE", help="Of RS256, in PEM format.")
-@click.option("--audience", metavar="NAME", default="ingestor", show_default=True, help="Whom tokens must be for.")
+@click.option("--public-key", type=click.Path(path_type=Path), metavar="FILE", help="Public key for RS256 (PEM).")
+@click.option(
+    "--audience", metavar="NAME", default="ingestor", show_default=True, help="The aud claim that tokens must have."
+)
 @click.option(
     "--max-clients",
     type=click.IntRange(1, 100_000),
@@ -75,7 +77,7 @@ def _check_origins(_ctx: click.Context, _param: click.Parameter, origins: tuple[
 )
 @json_option
 def serve(config: Path | None, root: Path | None, as_json: bool, **options: Any) -> None:
-    """Serve live prices, history and a page, until Ctrl-C. The recorder does not notice.
+    """Serve live prices, history and a page, until Ctrl-C. Does not slow down the recorder.
 
     Prints the address when clients can connect: open it, or send {"action":"subscribe","symbol":"AAPL"} to its
     /live-price over a WebSocket. What happens then is logged on stderr.

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import click
 
 from ingestor.cli.options import config_dir, config_option, example, settings_from
-from ingestor.cli.printing import format_table
+from ingestor.cli.printing import wrap_text
 from ingestor.config import DEFAULT_PATH, Flags, load_settings
 from ingestor.config.feeds import BINANCE_SYMBOLS, BinanceSettings, FinnhubSettings, JsonSymbolList
 from ingestor.config.key import load_key
@@ -53,7 +53,9 @@ def init(config: Path | None, name: str, venue: str | None, listed: bool) -> Non
     Prints what it wrote, and what to do next. Exit 2 if there was nothing to write.
     """
     if listed:
-        click.echo(format_table(("venue", "what"), [(one, _describe(one)) for one in list_venues()]))
+        width = max(map(len, list_venues()))
+        for one, what in (("venue", "what"), *((one, _describe(one)) for one in list_venues())):
+            click.echo(wrap_text(f"{one:<{width}}  ", what))
         return
     if venue is not None and venue not in _OWN_FEEDS:
         _init_venue(config, venue)

@@ -261,6 +261,10 @@ def _path_in_file(path: KeyPath) -> KeyPath:
     return path[:1] + path[2:] if path[:1] == ("feed",) and path[1:2] and path[1] in FEEDS else path
 
 
+_MEANT = {"symbol": "tickers", "symbols": "tickers"}
+"""Words of the commands for what the settings call otherwise."""
+
+
 def _sentence(detail: ErrorDetails, settings: type[BaseModel]) -> str:
     """What pydantic found in `settings`, as a person would say it, with a hint."""
     path, context = detail["loc"], detail.get("ctx", {})
@@ -269,7 +273,7 @@ def _sentence(detail: ErrorDetails, settings: type[BaseModel]) -> str:
         return str(context["error"])
     if detail["type"] == "extra_forbidden":
         known = _keys_beside(path, settings)
-        near = difflib.get_close_matches(key.lower(), known, n=1)
+        near = [_MEANT[key]] if _MEANT.get(key) in known else difflib.get_close_matches(key.lower(), known, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"known here are {', '.join(known)}"
         return _GONE.get(path) or f"unknown key `{key}`: {KEY_BELONGS if key.lower() in _KEY_WORDS else hint}"
     if template := _SENTENCES.get(detail["type"]):

@@ -181,8 +181,11 @@ def open_recording(root: str | Path) -> Layout:
     if isinstance(layout.root, StorePath) and not layout.trades.is_dir():
         layout.root.store.settle()
     if not layout.journal.is_dir() and not layout.trades.is_dir():
+        if layout.root.is_file():
+            raise NotARecording(f"{layout.root} is a file; a recording is a directory")
         hint = f"; the root is {layout.root.parent}" if Layout(layout.root.parent).journal.is_dir() else ""
-        raise NotARecording(f"{layout.root} holds no recording: there is no `trades` and no `journal` in it{hint}")
+        place = layout.root if isinstance(layout.root, StorePath) else layout.root.absolute()
+        raise NotARecording(f"{layout.root} holds no recording: there is no `trades` and no `journal` in {place}{hint}")
     started = _last_start(layout)
     if started.get("format", 0) > FORMAT_VERSION:
         raise FormatTooNew(f"{layout.root} is of format {started['format']}; this version reads up to {FORMAT_VERSION}")

@@ -103,11 +103,11 @@ class Account:
         rows = ", ".join(f"{rows:,} rows in {place}" for place, rows in self.rows.items() if rows)
         kept = "" if self.frames_kept is None else f"; {self.frames_kept:,} frames kept as they came"
         uncounted = f" (and {self.uncounted_rejects:,} without a record)" if self.uncounted_rejects else ""
+        ids = "" if self.ids is None else f";\n{format_missing(self.ids, self.missing_ids or 0)}"
         return (
-            f"{segments}: {counts.frames:,} frames = {counts.fates}{kept}; "
+            f"{segments}: {counts.frames:,} frames = {counts.fates}{kept};\n"
             f"{counts.trades:,} trades journaled{self.of_them}"
-            f": {rows or 'no rows'}; {self.rejects:,} rejects{uncounted}"
-            f"{'' if self.ids is None else f'; {format_missing(self.ids, self.missing_ids or 0)}'}"
+            f": {rows or 'no rows'}; {self.rejects:,} rejects{uncounted}{ids}"
         )
 
 
