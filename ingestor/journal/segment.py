@@ -20,7 +20,6 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ingestor import system
 from ingestor.errors import FormatTooNew
@@ -158,6 +157,8 @@ def decompress(data: bytes, head: RawHead) -> bytes:
 
 def unpack_frames(data: bytes, head: RawHead) -> tuple[pa.Array, pa.Array]:
     """When each of these frames was received, and its bytes. Raises ArrowException, OSError where they aren't in it."""
+    import pyarrow.compute as pc  # a reader of coverage does without it
+
     packed, count = pa.py_buffer(decompress(data, head)), head.frames
     lengths_at, bytes_at = 8 * count, 12 * count
     if not 0 <= bytes_at <= packed.size:
