@@ -62,8 +62,9 @@ fuzz: $(VENV)/.dev ## Ten million mutated frames against the decoder, and 2,000 
 	$(BIN)/python benchmarks/fuzz.py
 	CLOCK_STORIES=$${CLOCK_STORIES:-2000} $(BIN)/pytest --timeout 7200 tests/test_clock_stories.py
 
-chaos: $(VENV)/.dev ## Kill, starve, cut off and lie to the recorder, long form
+chaos: $(VENV)/.dev ## Kill, starve, cut off and lie to the recorder, long form; ten minutes of each venue
 	CHAOS_ROUNDS=$${CHAOS_ROUNDS:-200} $(SCENARIOS) --timeout 7200
+	VENUE_SECONDS=$${VENUE_SECONDS:-600} $(BIN)/pytest -n 11 tests/test_venue_presets.py -k records_its_simulator
 
 soak: $(VENV)/.dev ## Half an hour under load and faults
 	SOAK_SECONDS=$${SOAK_SECONDS:-1800} $(SCENARIOS) --timeout 7200 -k soak

@@ -12,6 +12,7 @@ import argparse
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -33,8 +34,8 @@ LONE_SHARE = 0.9
 PROGRESS_S = 5.0
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def main(words: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(words)
     feed = Finnhub("wss://ws.finnhub.io", "")
     counts: Counter[str] = Counter()
     began = reported = time.monotonic()
@@ -51,11 +52,11 @@ def main() -> int:
     return 0
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=10_000_000, help="at least so many (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the first block (default: %(default)s)")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def check_block(feed: Finnhub, seed: int, counts: Counter[str]) -> str | None:

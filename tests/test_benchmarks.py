@@ -14,6 +14,7 @@ from ingestor.capture.fast_frames import scan_text_frames
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import fuzz
 from processes import BenchmarkFailed, Contender, LeftOut, recorder
 from reading import ReadingPlan, check_rows, make_recordings, measure_reading, reading_notes, reading_targets
 from report import (
@@ -225,3 +226,13 @@ def test_a_sink_is_measured_on_what_it_holds_in_the_end(tmp_path: Path) -> None:
     mirrored = (tmp_path / "directory/place/mirror").glob("date=*/*.parquet")
     assert sum(pq.read_metadata(path).num_rows for path in mirrored) == rate.rows
     assert told[1].split()[:2] == ["directory", f"{rate.rows_a_second:,.0f}"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_hundred_thousand_mutated_frames_are_read_as_the_reference_reads_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The ten millions of `make fuzz` begin with other seeds."""
+    assert fuzz.main(["--frames", "100000", "--seed", "1000000000"]) == 0
+    assert "no difference" in capsys.readouterr().out

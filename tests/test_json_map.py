@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from frame_mutations import MAPPED, mapped_block
 from reference_decoder import own_of, read_mapped, said
+from requirements import of_tier
 
 from ingestor.config import load_settings
 from ingestor.config.feeds import RECORDED_COLUMNS, JsonSettings
@@ -834,7 +835,7 @@ def test_a_slow_and_obvious_reading_agrees(name: str) -> None:
     """`benchmarks/fuzz.py` does the same by the million."""
     settings, messages = MAPPED[name]
     read = trades = 0
-    for seed in range(60):
+    for seed in range(of_tier(40, 20)):
         payloads = mapped_block(Random(seed), messages)
         decoded = feed(**settings).decode(Frames(payloads, [RECEIVED_US] * len(payloads)))
         heard = said(decoded)

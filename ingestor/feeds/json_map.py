@@ -50,10 +50,11 @@ from ingestor.schema import VENUE_TRADES
 class JsonMap:
     """The feed of a venue that these settings describe.
 
-    Why it rejects a frame: `not_utf8`, `not_json`, `too_deep`, `not_an_object` (nor a list), `repeated_key`, `no_data`
-    (nothing at `items`). Why it rejects a trade, the first that applies: `not_an_object`, `repeated_key`, `bad_time`,
-    `no_time_zone`, `bad_symbol`, `bad_price`, `bad_volume`, and `bad_` with the name of a column of its own. A missing
-    time is the time of receipt; a missing volume, or value of a column, is unknown.
+    Why it rejects a frame: `bad_compression`, `too_large`, `not_utf8`, `not_json`, `too_deep`, `not_an_object` (nor a
+    list), `repeated_key`, `no_data` (nothing at `items`). Why it rejects a trade, the first that applies:
+    `not_an_object`, `repeated_key`, `bad_time`, `no_time_zone`, `bad_symbol`, `bad_price`, `bad_volume`, and `bad_`
+    with the name of a column of its own. A missing time is the time of receipt; a missing volume, or value of a
+    column, is unknown.
     """
 
     name = "json"

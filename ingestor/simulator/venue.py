@@ -325,7 +325,8 @@ class Venue:
                     if not isinstance(request, SymbolRequest):
                         continue
                     for answer in self._language.answer(request, self._change_subscriptions(client, request)):
-                        client.say(**answer)
+                        if not self._injector.active(client).silent():
+                            client.say(**answer)
                     self._find_wanted_symbols()
                 if self._settings.protocol == "binance" and client.hurried:
                     log.warning("client.hurried", connection=client.number)
@@ -345,13 +346,13 @@ class Venue:
             client.close(CloseCode.POLICY_VIOLATION, "Log in first")
             return request and Heartbeat()
         elif isinstance(request, Heartbeat):
-            answer = None if self._injector.active(client).silent() else venue.answer_heartbeat()
+            answer = venue.answer_heartbeat()
         elif request and len(request.symbols) > settings.symbols_per_message:
             log.warning("client.greedy", connection=client.number, symbols=len(request.symbols))
             for refusal in venue.answer(request, [SymbolRefusal("too many", "?", named=False)]):
                 client.say(**refusal)
             return Heartbeat()
-        if answer is not None:
+        if answer is not None and not self._injector.active(client).silent():
             client.write(text_frame(answer))
         if isinstance(request, LoginRequest) and not client.logged_in:
             client.close(CloseCode.POLICY_VIOLATION, "")
