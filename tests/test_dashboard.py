@@ -224,7 +224,8 @@ def test_it_is_in_the_systems_colours_and_hides_nothing_from_a_screen_reader(
         # The system's theme changes while the page is open.
         scheme = {"name": "prefers-color-scheme", "value": "light" if dark else "dark"}
         browser.call("Emulation.setEmulatedMedia", features=[scheme])
-        browser.wait(f"{colour} == '{ground[not dark]}'")
+        browser.wait(f"document.documentElement && {colour} == '{ground[not dark]}'")
+        browser.wait(f"{PANES}.length == 8 && {PANES}.every(pane => pane.inner_width > 200)")
         browser.call("Page.navigate", url="about:blank")
     assert browser.errors == []
 
@@ -236,7 +237,7 @@ def test_its_address_holds_what_is_chosen(page: Browser) -> None:
     page.evaluate(f"{MODELS}.find(one => one.type == 'MultiChoice').value = ['MSFT']")
     page.wait("new URL(location).searchParams.get('symbols') == 'MSFT'")
     page.call("Page.reload")
-    page.wait(f"{PANES}.length == 4 && {PANES}[0].title.text == 'MSFT'")
+    page.wait(f"{PANES}.length == 4 && {PANES}[0].title.text == 'MSFT' && {PANES}[0].inner_width > 200")
     assert page.evaluate(f"{MODELS}.find(one => one.type == 'Select').value") == "5m"
 
 
