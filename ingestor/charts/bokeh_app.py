@@ -310,6 +310,7 @@ def run_dashboard(view: View, host: str, port: int, started: Callable[[str], Non
     place = f"{f'[{host}]' if ':' in host else host}:{sockets[0].getsockname()[1]}"
     loop = IOLoop.current()
     logging.getLogger("bokeh").setLevel(logging.WARNING)  # it would log each request, with its query string
+    logging.getLogger("bokeh.server.views.ws").setLevel(logging.ERROR)  # a tab may close while it is being sent to
     logging.getLogger("tornado").setLevel(logging.WARNING)
 
     def open_tab(document: Document) -> None:
