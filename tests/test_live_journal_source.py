@@ -1,16 +1,20 @@
 """What a server takes from a recording: the prices it ended with, how it stands, and its trades as they come."""
 
+import json
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from recordings import Print, Recording, to_us
+from test_live_updates import unframed
 
 from ingestor.layout import locked_root
 from ingestor.live.board import State
-from ingestor.live.hub import TradeBlock
+from ingestor.live.hub import Hub, TradeBlock
 from ingestor.live.journal_source import JournalSource, read_quotes
+from ingestor.live.subscriptions import ClientLanguage, Limits, Subscriber
 from ingestor.live.updates import Price
 
 NOON = datetime(2026, 1, 6, 12, tzinfo=UTC)
@@ -98,3 +102,40 @@ def test_who_stood_still_too_long_is_told_and_goes_on(recording: Recording) -> N
         after.append(next(blocks))
     recording.write(Print("2026-01-05T10:02", "A", 6, 1))
     assert told(next(blocks)) == [6]
+
+
+def test_who_asked_is_told_of_a_gap_and_of_its_end(recording: Recording) -> None:
+    recording.write(Print("2026-01-05T10:00", "A", 1, 1))
+    source = JournalSource(recording.layout)
+    hub = Hub(source, Limits())
+
+    def look(*, recording: bool) -> None:
+        for _ in range(2):  # what is known is not told again
+            hub.set_state(source.state()._replace(recording=recording))
+
+    def heard(subscriber: Subscriber) -> list[dict[str, Any]]:
+        return [json.loads(text) for text in unframed(subscriber.next_frames(0.0))]
+
+    look(recording=True)
+    listener, other = (hub.join(ClientLanguage.PRICES) for _ in range(2))
+    hub.subscribe(listener, ["A"], None, gaps=True)
+    hub.subscribe(other, ["A"], None)
+    assert [message["price"] for message in [*heard(listener), *heard(other)]] == [1, 1]  # the last
+    for fact, field, at in (("gap.opened", "since", "11:00"), ("gap.closed", "until", "12:00")):
+        times = {field: to_us(f"2026-01-05T{at}")}
+        recording.fact(fact, f"2026-01-05T{at}", gap="1", cause="stall", symbol=None, **times)
+        look(recording=True)
+    told = {"symbol": "A", "cause": "stall"}
+    assert heard(listener) == [
+        {"event": "gap", "state": "blind", **told},
+        {"event": "gap_end", "state": "recorded", **told},
+    ]
+    look(recording=False)
+    late = hub.join(ClientLanguage.PRICES)
+    hub.subscribe(late, ["B"], None, gaps=True)
+    nobody = {"event": "gap", "state": "blind", "cause": "no_recorder"}
+    assert (heard(listener), heard(late)) == ([{**nobody, "symbol": "A"}], [{**nobody, "symbol": "B"}])
+    hub.unsubscribe(listener, ["A"])
+    hub.subscribe(listener, ["A"], None)  # anew, and without
+    look(recording=True)
+    assert [message.get("event") for message in [*heard(listener), *heard(other)]] == [None]

@@ -6,11 +6,18 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
-from ingestor.live.board import Board, Quote, State
+from ingestor.live.board import UNKNOWN, Board, Quote, State
 from ingestor.live.subscriptions import ClientLanguage, Limits, Subscriber, TooMany
 from ingestor.live.updates import SymbolTrades, json_frame, price_frame
 
-_STATE_S = 2.0
+_STATE_S = 0.5
+"""A change is known half a second after it is written down, and so within a second."""
+
+
+def gap_frame(symbol: str, now: State, before: State) -> bytes:
+    """Says that from now on the silence of a symbol is not the market's, or that it is again, and why it wasn't."""
+    event, told = ("gap_end", before) if now.state == "recorded" else ("gap", now)
+    return json_frame({"event": event, "symbol": symbol, "state": now.state, "cause": told.cause})
 
 
 class TradeBlock(NamedTuple):
@@ -82,12 +89,15 @@ class Hub:
         self.skipped += subscriber.skipped
         self.given_up += bool(subscriber.fault)
 
-    def subscribe(self, subscriber: Subscriber, symbols: Collection[str], every_s: float | None) -> list[str]:
+    def subscribe(
+        self, subscriber: Subscriber, symbols: Collection[str], every_s: float | None, *, gaps: bool = False
+    ) -> list[str]:
         """Tell its client of these from now on, beginning with the last known prices; those that nobody records.
+        `gaps`: also when their silence is not the market's, beginning with those of which it isn't now.
 
         Raises TooMany.
         """
-        subscriber.subscribe(symbols, every_s)
+        subscriber.subscribe(symbols, every_s, gaps=gaps)
         unknown = []
         for symbol in symbols:
             self._by_symbol.setdefault(symbol, set()).add(subscriber)
@@ -96,6 +106,8 @@ class Hub:
                 unknown.append(symbol)
             elif quote.last is not None and subscriber.language is ClientLanguage.PRICES:
                 subscriber.enqueue(price_frame(symbol, quote.last))
+            if gaps and quote is not None and quote.state.state != "recorded":
+                subscriber.enqueue(gap_frame(symbol, quote.state, quote.state))
         return unknown
 
     def unsubscribe(self, subscriber: Subscriber, symbols: Collection[str]) -> None:
@@ -145,7 +157,19 @@ class Hub:
             asyncio.run_coroutine_threadsafe(hand_out(block), loop).result()
 
     async def watch_coverage(self) -> None:
-        """Keep the board's states true, without end. Raises what the source does."""
+        """Keep the board's states true, without end, and tell who asked of each change. Raises what the source does."""
         while True:
             await asyncio.sleep(_STATE_S)
-            self.board.set_state(*await asyncio.to_thread(self._source.state))
+            self.set_state(await asyncio.to_thread(self._source.state))
+
+    def set_state(self, state: RecordingState) -> None:
+        """Take over what coverage says, and tell who asked of each change."""
+        quotes = self.board.quotes
+        before = {symbol: quotes[symbol].state for symbol in self._by_symbol if symbol in quotes}
+        self.board.set_state(*state)
+        for symbol, subscribers in self._by_symbol.items():
+            if symbol in quotes and quotes[symbol].state != (was := before.get(symbol, UNKNOWN)):
+                told = gap_frame(symbol, quotes[symbol].state, was)
+                for subscriber in subscribers:
+                    if symbol in subscriber.gaps:
+                        subscriber.enqueue(told)

@@ -58,10 +58,11 @@ class JournalSource:
         while not stop.is_set():
             try:
                 yield from self._follow(stop)
+                continue
             except Lagged:
                 log.warning("live.lagged", hint="this process stood still for longer than the journal keeps segments")
-                self._batches = _follow_from_now(self._layout)
-                yield None
+            self._batches = _follow_from_now(self._layout)  # here, where no exception holds on to the old one
+            yield None
 
     def _follow(self, stop: threading.Event) -> Iterator[TradeBlock]:
         for batch in self._batches:

@@ -31,7 +31,7 @@ _SYMBOL_MAX = 128
 _EVERY_MIN_S, _EVERY_MAX_S = 0.01, 3600.0
 _EVERY_S = 0.1
 _KEYS = {
-    "subscribe": {"action", "symbol", "symbols", "mode", "every"},
+    "subscribe": {"action", "symbol", "symbols", "mode", "every", "gaps"},
     "unsubscribe": {"action", "symbol", "symbols"},
     "authenticate": {"action", "token"},
 }
@@ -46,6 +46,7 @@ class Subscribe:
     symbols: tuple[str, ...]
     every_s: float | None = None
     """None: every trade."""
+    gaps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +169,8 @@ class _Conversation:
                         refused = self._grant.refused(list(self._subscriber.symbols))
                         self._hub.unsubscribe(self._subscriber, refused)
                     self._subscriber.enqueue(json_frame({"authenticated": True}))
-                case Subscribe(named, every_s):
-                    self._subscribe(named, every_s)
+                case Subscribe(named, every_s, gaps):
+                    self._subscribe(named, every_s, gaps=gaps)
                 case Unsubscribe(named):
                     self._hub.unsubscribe(self._subscriber, named)
         except (BadRequest, TooMany, Unauthorized) as error:
@@ -184,12 +185,12 @@ class _Conversation:
         if self._faults == _FAULTS_MAX:
             self._subscriber.give_up(f"{_FAULTS_MAX} errors in a row; the last: {reason}")
 
-    def _subscribe(self, symbols: Sequence[str], every_s: float | None) -> None:
+    def _subscribe(self, symbols: Sequence[str], every_s: float | None, *, gaps: bool) -> None:
         if self._grant is None:
             raise Unauthorized('authenticate first: {"action":"authenticate","token":…}')
         if refused := self._grant.refused(symbols):
             raise Unauthorized(f"the token doesn't allow {_named(refused)}")
-        unknown = self._hub.subscribe(self._subscriber, symbols, every_s)
+        unknown = self._hub.subscribe(self._subscriber, symbols, every_s, gaps=gaps)
         if unknown and self._subscriber.language is ClientLanguage.FINNHUB:
             for symbol in unknown:  # in Finnhub's own words
                 self._subscriber.enqueue(frame(self._error(f"Invalid symbol {symbol}")))
@@ -231,7 +232,12 @@ def parse_request(language: ClientLanguage, text: str | bytes) -> ClientRequest:
     if action == "authenticate":
         return Authenticate(_text(message, "token"))
     symbols = _symbols(message)
-    return Subscribe(symbols, _every_s(message)) if action == "subscribe" else Unsubscribe(symbols)
+    if action == "unsubscribe":
+        return Unsubscribe(symbols)
+    gaps = message.get("gaps", False)
+    if not isinstance(gaps, bool):
+        raise BadRequest("`gaps` must be true or false")
+    return Subscribe(symbols, _every_s(message), gaps)
 
 
 def error_text(language: ClientLanguage, reason: str) -> str:

@@ -63,6 +63,8 @@ class Subscriber:
         self.fault = ""
         self.skipped = 0
         """Updates that a newer one replaced before they were sent."""
+        self.gaps: set[str] = set()
+        """Those of which the client is told when their silence is not the market's."""
         self._limits = limits
         self._every_s: dict[str, float | None] = {}
         self._conflated: dict[float, _Conflated] = {}
@@ -74,19 +76,23 @@ class Subscriber:
         """Those that are subscribed now."""
         return self._every_s.keys()
 
-    def subscribe(self, symbols: Collection[str], every_s: float | None) -> None:
-        """From now on these, every trade (None) or the newest each `every_s`. Raises TooMany: then nothing changed."""
+    def subscribe(self, symbols: Collection[str], every_s: float | None, *, gaps: bool = False) -> None:
+        """From now on these, every trade (None) or the newest each `every_s`, and their gaps where asked for. Raises
+        TooMany: then nothing changed.
+        """
         total = len(self._every_s.keys() | set(symbols))
         if total > self._limits.symbols:
             raise TooMany(f"at most {self._limits.symbols} symbols per connection: this would make {total}")
         self.unsubscribe(symbols)
         self._every_s.update(dict.fromkeys(symbols, every_s))
+        self.gaps.update(symbols if gaps else ())
         if every_s is not None:
             self._conflated.setdefault(every_s, _Conflated(every_s))
 
     def unsubscribe(self, symbols: Collection[str]) -> None:
         """These no more; what was not subscribed isn't missed."""
         left = set()
+        self.gaps.difference_update(symbols)
         for symbol in symbols:
             every_s = self._every_s.pop(symbol, None)
             if every_s is not None:

@@ -4,7 +4,7 @@
 // gone is asked again, at first soon and then every few seconds. What isn't recorded is never shown as if it were.
 
 const TITLE = document.title;
-const LOOK_MS = 2000;
+const LOOK_MS = 2000, GAP_MS = 100;
 const RETRY_MAX_MS = 5000;
 const CAUSES = { // as in ingestor/texts.py
   connection: "no connection",
@@ -27,6 +27,7 @@ const byId = (id) => document.getElementById(id);
 const rows = new Map(); // symbol → its row on the page and what is shown there
 let socket = null;
 let retryMs = 250;
+let gapTimer = 0;
 let skewMs = 0; // the server's clock, ahead of ours
 let token = sessionStorage.getItem("token");
 
@@ -168,7 +169,7 @@ async function look() {
 function subscribe() {
   if (token) socket.send(JSON.stringify({ action: "authenticate", token }));
   const symbols = [...rows.keys()].slice(0, 1000);
-  if (symbols.length) socket.send(JSON.stringify({ action: "subscribe", symbols, mode: "latest", every: "250ms" }));
+  if (symbols.length) socket.send(JSON.stringify({ action: "subscribe", symbols, mode: "latest", every: "250ms", gaps: true }));
 }
 
 function connect() {
@@ -181,7 +182,11 @@ function connect() {
   };
   socket.onmessage = (event) => {
     const told = JSON.parse(event.data);
-    if (told.symbol) showPrice(rowOf(told.symbol), told.price, told.timestamp);
+    if (told.event) {
+      showState(rowOf(told.symbol), told.state, told.cause);
+      clearTimeout(gapTimer);
+      gapTimer = setTimeout(lookAgain, GAP_MS); // one look for a gap of all symbols
+    } else if (told.symbol) showPrice(rowOf(told.symbol), told.price, told.timestamp);
   };
   socket.onclose = () => {
     showLost();
