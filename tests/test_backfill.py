@@ -457,7 +457,7 @@ AUDITS: dict[str, tuple[HistoryFault | None, tuple[int, ...], tuple[str, ...]]] 
     "a gap that is told": (None, (), ("missing in gap",) * 20),
     "ids that were dropped": (None, (45,), ("missing in gap",) * 21),
     "what the source lacks": ("holes", (), ("extra",) * 8 + ("missing in gap",) * 16),
-    "another price": ("rounded", (), ("differs",) * 41 + ("missing in gap",) * 20),
+    "another price": ("rounded", (), ("differs",) * 40 + ("missing in gap",) * 20),
     "nothing": ("forbidden", (), ()),
 }
 """By case the fault of the source, the ids that the recorder dropped, and what the audit names."""
