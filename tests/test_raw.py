@@ -1,7 +1,9 @@
 """Frames as they came: every one of them, in order, with its connection and time, whatever became of it."""
 
 import shutil
+import struct
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +22,10 @@ from ingestor.dataset.raw import list_raw_days, read_frames
 from ingestor.dataset.times import Span
 from ingestor.dataset.verify import Verification
 from ingestor.journal.follower import Rows
-from ingestor.journal.segment import Kind, read_record
+from ingestor.journal.segment import Kind, encode_record, expand_frames, read_record, split_raw
 from ingestor.layout import Layout
 from ingestor.ledger import Ledger
+from ingestor.parquet import add_checksums
 from ingestor.schema import FORMAT_VERSION, FRAMES
 from ingestor.sinks.parquet_files import ParquetFiles
 from ingestor.sinks.raw_files import RawFiles
@@ -187,7 +190,7 @@ def _places_of_frames(path: Path) -> list[int]:
     places, offset = [], 0
     with path.open("rb") as file:
         while record := read_record(file.fileno(), offset):
-            if record.header.kind is Kind.RAW:
+            if record.header.kind is Kind.FRAMES:
                 places.append(offset)
             offset = record.end
     return places
@@ -210,6 +213,47 @@ def test_a_record_that_the_disk_changed_breaks_the_equation(tmp_path: Path) -> N
     assert [line.partition(": ")[2] for line in differences(rig.layout)] == [
         "6 frames kept; expected 9 (frames received)"
     ]
+
+
+def _write_as_earlier(layout: Layout) -> None:
+    """The segments of this root as recorders wrote them before frames were packed: as Arrow has them, in lz4."""
+    for path in layout.journal.glob("*.journal"):
+        pieces, offset = [], 0
+        with path.open("rb") as file:
+            while record := read_record(file.fileno(), offset):
+                header, body, offset = record.header, record.body, record.end
+                if header.kind is Kind.FRAMES:
+                    head, data = split_raw(body)
+                    rows = expand_frames(1, head.first_frame, head, data).select(["received_at", "payload"])
+                    message = rows.serialize()
+                    header = replace(header, kind=Kind.RAW)
+                    body = struct.pack("<QQQQQQ", *head[:5], message.size)
+                    body += pa.Codec("lz4_raw").compress(message, asbytes=True)
+                pieces += encode_record(header, body)
+        path.write_bytes(b"".join(map(bytes, pieces)))
+
+
+def test_frames_of_an_earlier_journal_are_read_and_sealed(tmp_path: Path) -> None:
+    rig = start(tmp_path)
+    feed(rig, PUTS)
+    rig.ledger.close()
+    _write_as_earlier(rig.layout)
+    assert kept(rig.layout) == PUTS
+    assert stop(start(tmp_path, run=2)).violations == 0
+    assert kept(rig.layout) == PUTS
+    assert differences(rig.layout) == []
+
+
+def test_files_of_earlier_recorders_are_read(layout: Layout) -> None:
+    [path] = layout.raw.rglob("*.parquet")
+    frames = pa.concat_tables(read_frames(layout))
+    origin = pq.read_schema(path).metadata
+    with pq.ParquetWriter(path, frames.schema.with_metadata(origin), write_page_checksum=True) as writer:
+        writer.write_table(frames.replace_schema_metadata(origin))
+    add_checksums(path)
+    assert kept(layout) == PUTS
+    assert kept(layout, Span(AT_US // 1000 + 1000, None)) == PUTS[2:]
+    assert differences(layout) == []
 
 
 def _drop_first(path: Path) -> None:

@@ -23,7 +23,7 @@ from ingestor.journal.follower import Follower, Rows
 from ingestor.journal.segment import Cursor, RawHead, expand_frames, split_raw
 from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.parquet import ORIGIN_KEY, check_pages, named_errors, open_parquet
-from ingestor.schema import PACKED_FRAMES, RECEIVED_AT
+from ingestor.schema import FRAMES, PACKED_FRAMES, RECEIVED_AT
 
 _DAY_MS = 86_400_000
 _TABLE_BYTES = 8 << 20
@@ -113,10 +113,15 @@ def read_frame_file(path: Path, span: Span) -> Iterator[pa.Table]:
         check_pages(path)
         with open_parquet(path) as file, named_errors(path):
             check_format(path, file.metadata.metadata)
-            if file.schema_arrow.remove_metadata() != PACKED_FRAMES:
+            schema = file.schema_arrow.remove_metadata()
+            if schema not in (PACKED_FRAMES, FRAMES):
                 raise DamagedFile(f"{path}: has other columns than frames have: {', '.join(PACKED_FRAMES.names)}")
             for group in range(file.num_row_groups):
-                yield from _expand(file.read_row_group(group), span)
+                rows = file.read_row_group(group)
+                if schema == FRAMES:  # a row per frame: of earlier recorders
+                    yield rows.replace_schema_metadata()
+                else:
+                    yield from _expand(rows, span)
 
 
 def _expand(packed: pa.Table, span: Span) -> Iterator[pa.Table]:

@@ -32,6 +32,7 @@ from ingestor.journal.segment import (
     decode_schema,
     read_record,
     read_synced,
+    upgrade_raw,
 )
 from ingestor.layout import Layout, SegmentFile, SegmentId, list_segments
 from ingestor.metrics import Counts
@@ -264,8 +265,10 @@ class _ReadSegment:
                 self._schema = decode_schema(record)
             case Kind.REASONS:
                 self._reasons = decode_reasons(record)
-            case Kind.RAW:
+            case Kind.FRAMES:
                 self._raw = record.body
+            case Kind.RAW:
+                self._raw = upgrade_raw(record.body)
             case Kind.END:
                 self.over = True
             case Kind.BLOCK:

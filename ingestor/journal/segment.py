@@ -38,7 +38,8 @@ _ALIGN = 8
 _RAW = struct.Struct("<QQQQQQqq")
 _RAW_CODEC = pa.Codec("zstd", 1)
 """Frames are compressed once, here: their files take them as they are."""
-_TIME_BYTES, _LENGTH_BYTES = 8, 4
+_EARLIER_RAW = struct.Struct("<QQQQQQ")
+_EARLIER_COLUMNS = pa.schema([FRAMES.field("received_at"), FRAMES.field("payload")])
 
 
 class RawHead(NamedTuple):
@@ -64,6 +65,8 @@ class Kind(IntEnum):
     REASONS = 4
     END = 5
     RAW = 6
+    """Of earlier recorders: frames as Arrow has them, in lz4. See `upgrade_raw`."""
+    FRAMES = 7
 
 
 _KINDS = frozenset(map(int, Kind))
@@ -130,8 +133,21 @@ def encode_raw(block: Header, connection: int, received_us: Sequence[int], paylo
         max(received_us),
     )
     return encode_record(
-        Header(Kind.RAW), _RAW.pack(*head) + min(_RAW_CODEC.compress(packed, asbytes=True), packed, key=len)
+        Header(Kind.FRAMES), _RAW.pack(*head) + min(_RAW_CODEC.compress(packed, asbytes=True), packed, key=len)
     )
+
+
+def upgrade_raw(body: bytes) -> bytes:
+    """The body of a record of the kind FRAMES that says what this one of the kind RAW says."""
+    frames, connection, first_frame, first_sequence, trades, size = _EARLIER_RAW.unpack_from(body)
+    message = pa.Codec("lz4_raw").decompress(pa.py_buffer(body)[_EARLIER_RAW.size :], size)
+    received_at, payload = pa.ipc.read_record_batch(message, _EARLIER_COLUMNS).columns
+    received_us = received_at.cast(pa.int64()).to_pylist()
+    packed = pack_frames(received_us, payload.to_pylist())
+    head = RawHead(
+        frames, connection, first_frame, first_sequence, trades, len(packed), min(received_us), max(received_us)
+    )
+    return _RAW.pack(*head) + packed
 
 
 def pack_frames(received_us: Sequence[int], payloads: Sequence[bytes]) -> bytes:
