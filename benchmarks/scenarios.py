@@ -66,6 +66,11 @@ class Watch:
         return (self.cpu_s[-1] - self.cpu_s[third]) / (self.at_s[-1] - self.at_s[third])
 
 
+def private_bytes(pid: int) -> int:
+    told = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(told.split("Private_Dirty:")[1].split()[0]) * 1024
+
+
 @dataclass(frozen=True, slots=True)
 class Paced:
     """A recorder at a steady rate, one trade a frame, followed by another process."""
@@ -83,6 +88,8 @@ class Paced:
     peak_rss: int
     rss_growth: int
     """Bytes, over the same time."""
+    own: int
+    """Bytes that no other process shares and no file holds, at the end."""
     journal_bytes: int
 
 
@@ -105,6 +112,7 @@ def run_paced(load: Path, rate: float, seconds: float, folder: Path, contender: 
             read = at.next("read", process)
             probe.end_input()
             followed = probe.answer()
+        own = private_bytes(process.pid)
         process.signal(signal.SIGTERM)
         used = process.wait()
     if followed["trades"] < read["trades"] / 2:
@@ -124,6 +132,7 @@ def run_paced(load: Path, rate: float, seconds: float, folder: Path, contender: 
         cpu_share=watch.cpu_share,
         peak_rss=used.peak_rss,
         rss_growth=watch.rss[-1] - watch.rss[third],
+        own=own,
         journal_bytes=sum(watch.segments.values()),
     )
 
