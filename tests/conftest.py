@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 _TALLIES = pytest.StashKey[list["Tally"]]()
 
 
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: no collection looks at it again."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="the quick tier: no test marked `long`, short rounds")
 
@@ -74,15 +80,22 @@ def _children() -> list[int]:
     return [int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
 
 
+@pytest.fixture(scope="session")
+def _threads_of_the_run() -> set[threading.Thread]:
+    """Those that are there before any test: a worker of several has one beside the main thread."""
+    return set(threading.enumerate())
+
+
 @pytest.fixture(autouse=True)
-def _crashes_leave_no_descriptors() -> Iterator[None]:
+def _crashes_leave_no_descriptors(_threads_of_the_run: set[threading.Thread]) -> Iterator[None]:
     """A crash is often played by dropping a journal, a follower or a ledger as it stands. The kernel would close their
-    descriptors: so do we, or some hundred tests would take all that a process may have. Not while a thread of the test
-    runs, which may close its own at this very moment; one that was there before (a worker has one) holds none.
+    descriptors: so do we, or some hundred tests would take all that a process may have. Not while another thread runs,
+    which may close its own at this very moment; one that waits for signals has none.
     """
-    before, threads = recording_descriptors(), set(threading.enumerate())
+    before = recording_descriptors()
     yield
-    if threads.issuperset(threading.enumerate()) and recording_descriptors() - before:
+    others = {thread for thread in threading.enumerate() if thread.name != "signals"} - _threads_of_the_run
+    if not others and recording_descriptors() - before:
         gc.collect()  # a reader in a cycle closes its own, which would be another's by then
         for descriptor in recording_descriptors() - before:
             os.close(descriptor)

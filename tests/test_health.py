@@ -74,6 +74,7 @@ def test_status_is_json(server: HealthServer, recording: Recording) -> None:
         "rows": 0,
         "seconds": 0.0,
         "skipped_rows": 0,
+        "fault": "",
     }
 
 

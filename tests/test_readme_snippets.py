@@ -7,20 +7,24 @@ import duckdb
 import pandas as pd
 import pytest
 from documents import GUIDES, blocks, read
+from journals import drain
 from recordings import Print, Recording, make_sample
+from sink_contract import ROOT
 
 import ingestor
 from ingestor.dataset.export import export_trades
 from ingestor.dataset.times import Span
+from ingestor.sinks.object_store import ObjectStore
 
 SNIPPETS = {guide: found for guide in GUIDES if (found := blocks(read(guide), "python"))}
 
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recording in `data`."""
+    """A folder with a recording in `data`, and its mirror, a Delta table, in `mirror`."""
     folder = tmp_path_factory.mktemp("readme")
-    make_sample(folder / "data")
+    recording = make_sample(folder / "data")
+    drain(recording.layout, [ObjectStore(str(folder / "mirror"), recording.layout, ROOT, table="delta")])
     return folder
 
 
