@@ -184,11 +184,11 @@ def writing_descriptors() -> list[tuple[int, Path]]:
 def recording_descriptors() -> set[int]:
     """The descriptors by which this process holds a journal's or a ledger's files."""
     found = set()
-    for link in Path("/proc/self/fd").iterdir():
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  after each test: a Path each would take four times as long
         with contextlib.suppress(FileNotFoundError):  # the listing's own is gone
-            path = Path(str(link.readlink()).removesuffix(" (deleted)"))
-            if path.suffix in (".journal", ".jsonl") or path.name == "synced":
-                found.add(int(link.name))
+            path = os.readlink(f"/proc/self/fd/{name}").removesuffix(" (deleted)")  # noqa: PTH115
+            if path.endswith((".journal", ".jsonl", "/synced")):
+                found.add(int(name))
     return found
 
 
