@@ -115,11 +115,12 @@ def test_the_page_survives_restarts_and_shows_blindness(site: Site, browser: Bro
             moved(browser)
             recorder.kill()
             browser.wait(f"{STATES} === 'blind blind blind'")
-            assert "No recorder runs here" in browser.evaluate("document.getElementById('trouble').innerText")
+            # An event tells the rows at once; the page then asks why.
+            browser.wait("document.getElementById('trouble').innerText.includes('No recorder runs here')")
             with site.running() as again:
                 again.wait_for_rows()
                 browser.wait(f"{STATES} === 'recorded recorded recorded'")
-                assert browser.evaluate("document.getElementById('trouble').hidden")
+                browser.wait("document.getElementById('trouble').hidden")
                 moved(browser)
     assert [error for error in browser.errors if not any(refusal in error for refusal in REFUSED)] == []
 
