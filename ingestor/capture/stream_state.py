@@ -57,7 +57,7 @@ class Delays:
         sent_ms: Any = trades.column("timestamp").view(pa.int64())
         received_us: Any = trades.column("received_at").view(pa.int64())
         if trades.num_rows <= FEW:
-            few = sorted(map(_delay_us, received_us.to_pylist(), sent_ms.to_pylist()))
+            few = sorted(us - 1000 * ms for us, ms in zip(received_us.to_pylist(), sent_ms.to_pylist(), strict=True))
             least_us, most_us, sum_us = few[0], few[-1], sum(delay for delay in few if delay > 0)
             count_within: Callable[[int], int] = partial(bisect_right, few)
         else:
@@ -71,10 +71,6 @@ class Delays:
         self.sum_s += sum_us / 1e6
         self.count += trades.num_rows
         return int(least_us)
-
-
-def _delay_us(received_us: int, sent_ms: int) -> int:
-    return received_us - 1000 * sent_ms
 
 
 def _count_up_to(delays_us: Any, bound_us: int) -> int:
@@ -201,7 +197,11 @@ class Observer:
         if block.connection > self._proven_on:
             self._proven_on, self._proven = block.connection, set()
         self._proven -= self._observed.take_unproven()
-        ticking = _count_symbols(rows.column("symbol"))
+        symbols: Any = rows.column("symbol")
+        if len(symbols) <= FEW:
+            ticking: dict[str, int] = Counter(symbols.to_pylist())
+        else:
+            ticking = {entry["values"]: entry["counts"] for entry in symbols.value_counts().to_pylist()}
         self._observed.saw_trades(ticking, block.frames.received_us[-1])
         fresh = ticking.keys() - self._proven if block.connection == self._proven_on else set()
         if proven := fresh & self._observed.asked:  # what nobody asked for is not claimed, and fills no ledger
@@ -261,12 +261,6 @@ class Observer:
             self._refused_seen.add(fresh.reason)
             log.warning("message.refused", reason=reason, sample=sample, hint="see `ingestor status`, rejects/")
         self._observed.unread = Unread(last.messages + len(strange) + len(unread), reason, sample, rejected)
-
-
-def _count_symbols(symbols: Any) -> dict[str, int]:
-    if len(symbols) <= FEW:
-        return Counter(symbols.to_pylist())
-    return {entry["values"]: entry["counts"] for entry in symbols.value_counts().to_pylist()}
 
 
 class _Replay:
