@@ -97,7 +97,7 @@ def _crashes_leave_no_descriptors(_threads_of_the_run: set[threading.Thread]) ->
     running = set(threading.enumerate()) - _threads_of_the_run
     others = [one for one in running if not one.name.startswith(("signals", "ThreadPoolExecutor", "asyncio"))]
     left = set() if others else recording_descriptors() - before
-    if left - {descriptor for descriptor, _ in writing_descriptors()}:
+    if left and left - {descriptor for descriptor, _ in writing_descriptors()}:
         gc.collect()  # a reader in a cycle closes its own, which would be another's by then
         left &= recording_descriptors()
     for descriptor in left:

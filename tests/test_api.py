@@ -160,12 +160,12 @@ every_spanned = pytest.mark.parametrize("read", SPANNED.values(), ids=SPANNED)
         AT,
         date(2026, 11, 20),
         datetime(2026, 11, 20, 14, 30),  # noqa: DTZ001  without a zone is what is tried
-        datetime(2026, 11, 20, 14, 30, tzinfo=UTC),
-        pd.Timestamp(AT),
+        pytest.param(datetime(2026, 11, 20, 14, 30, tzinfo=UTC), marks=pytest.mark.long),
+        pytest.param(pd.Timestamp(AT), marks=pytest.mark.long),
         pd.Timestamp(AT, tz="America/New_York"),
-        np.datetime64("2026-11-20"),
+        pytest.param(np.datetime64("2026-11-20"), marks=pytest.mark.long),
         np.datetime64(AT, "ns"),
-        np.datetime64(AT, "s"),
+        pytest.param(np.datetime64(AT, "s"), marks=pytest.mark.long),
     ],
     ids=repr,
 )

@@ -90,7 +90,11 @@ def test_a_command_that_draws_may_import_what_it_draws_with(name: str) -> None:
 @pytest.mark.parametrize(
     ("command", "unused"),
     [
-        ("coverage", {"numpy", "pandas", "rich", "pydantic", "yaml", "pyarrow.compute", "pyarrow.dataset"}),
+        pytest.param(
+            "coverage",
+            {"numpy", "pandas", "rich", "pydantic", "yaml", "pyarrow.compute", "pyarrow.dataset"},
+            marks=pytest.mark.long,
+        ),
         pytest.param(
             "status",
             {"numpy", "pandas", "rich", "pydantic", "yaml", "pyarrow.compute", "pyarrow.dataset"},

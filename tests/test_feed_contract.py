@@ -60,7 +60,7 @@ RECEIVED_US = 1_700_000_000_123_456
 
 pytestmark = pytest.mark.parametrize("feed", [make_feed(one, "c0ffee") for one in FEEDS.values()], ids=list(FEEDS))
 anything = settings(
-    max_examples=of_tier(25, 3), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=of_tier(10, 3), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -224,7 +224,7 @@ def test_no_bytes_are_too_hostile(feed: Feed, odd: list[bytes]) -> None:
 @pytest.mark.parametrize("hostile", of_tier([0.0, 0.01, 0.5], [0.01]))
 def test_a_block_says_what_its_frames_say_one_by_one(feed: Feed, hostile: float) -> None:
     random = Random(hostile)
-    for _ in range(6):
+    for _ in range(of_tier(6, 2)):
         payloads = good_frames(feed, random.choice((64, 65, 200)))
         payloads = [mutated(random, one) if random.random() < hostile else one for one in payloads]
         account(decode(feed, payloads), len(payloads))
@@ -235,7 +235,7 @@ def test_a_block_says_what_its_frames_say_one_by_one(feed: Feed, hostile: float)
 def test_a_lone_mutated_frame_is_found_in_its_block(feed: Feed, where: int) -> None:
     random = Random(where)
     good = good_frames(feed, BLOCK)
-    for _ in range(of_tier(20, 4)):
+    for _ in range(of_tier(20, 2)):
         payloads = [*good[:where], mutated(random, good[where]), *good[where + 1 :]]
         assert together(feed, payloads) == one_by_one(feed, payloads)
 

@@ -92,6 +92,7 @@ def test_what_it_refuses(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_no_display(sample: Recording) -> None:
     """In a process of its own: which display there is, is decided once."""
     environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}

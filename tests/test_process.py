@@ -191,10 +191,10 @@ class TestExtras:
     @pytest.mark.parametrize(
         ("sink", "package_name"),
         [
-            ("postgres", "adbc_driver_postgresql"),
-            ("redis", "redis"),
+            pytest.param("postgres", "adbc_driver_postgresql", marks=pytest.mark.long),
+            pytest.param("redis", "redis", marks=pytest.mark.long),
             ("kafka", "confluent_kafka"),
-            ("delta", "deltalake"),
+            pytest.param("delta", "deltalake", marks=pytest.mark.long),
         ],
     )
     def test_one_that_is_missing_is_named(self, tmp_path: Path, sink: str, package_name: str) -> None:

@@ -290,7 +290,7 @@ def test_the_core_alone_records_and_reads(core: Site, command: str) -> None:
 
 
 @pytest.mark.needs("git")
-@pytest.mark.parametrize("command", of_tier(list(NEEDS_AN_EXTRA), list(NEEDS_AN_EXTRA)[-2:]))
+@pytest.mark.parametrize("command", of_tier(list(NEEDS_AN_EXTRA), list(NEEDS_AN_EXTRA)[-1:]))
 def test_what_needs_an_extra_says_so_in_one_line(core: Site, command: str) -> None:
     done = core.run("-m", "ingestor", *command.split())
     told = [line for line in (done.stdout + done.stderr).splitlines() if "pip install" in line]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from prepared import prepared_recording
+from requirements import of_tier
 
 from ingestor.cli.main import cli
 from ingestor.config import Settings, Source
@@ -17,7 +18,7 @@ from ingestor.operations.reload import LiveSettings
 SYMBOLS = tuple(f"{kind}{number}" for kind in ("S", "BINANCE:C", "OANDA:F") for number in range(1000))
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 16])
+@pytest.mark.parametrize("count", of_tier([1, 2, 3, 4, 16], [3]))
 def test_every_symbol_has_one_shard(count: int) -> None:
     shards = [symbols_of_shard(SYMBOLS, index, count) for index in range(1, count + 1)]
     assert sorted(symbol for shard in shards for symbol in shard) == sorted(SYMBOLS)

@@ -379,14 +379,14 @@ def player() -> Iterator[Player]:
 
 
 def _chosen(name: str) -> dict[str, Callable[[Path], None]]:
-    """All damages in the long form, else three, in the quick tier one: other ones for each kind, so that each has its
+    """All damages in the long form, else two, in the quick tier one: other ones for each kind, so that each has its
     turn.
     """
     all_ = FOLDER_DAMAGES if KINDS[name].folder else FILE_DAMAGES
     if LONG:
         return all_
     at, names = list(KINDS).index(name), list(all_)
-    chosen = [names[(at * 7 + step * 4) % len(names)] for step in range(of_tier(3, 1))]
+    chosen = [names[(at * 7 + step * 4) % len(names)] for step in range(of_tier(2, 1))]
     return {name: all_[name] for name in chosen}
 
 

@@ -14,7 +14,7 @@ import ingestor
 from ingestor.schema import RUN_SHIFT
 
 SEEN_WITHIN_S = 0.25
-READINGS = of_tier(20 * rounds(), 100)
+READINGS = of_tier(10 * rounds(), 100)
 """At least: as many as it takes until the writer has done what the readings are to withstand."""
 GROWN = of_tier(20, 5)
 """Readings that found more rows than the one before."""

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,7 +23,10 @@ from checkout import copy_checkout
 from documents import GUIDES, blocks, read, shell_lines, split_sections
 from harness import wait_for
 
-pytestmark = [pytest.mark.long, pytest.mark.needs("bash", "make", "curl", "git")]
+
+def walks(test: Callable[..., None]) -> Callable[..., None]:
+    return pytest.mark.long(pytest.mark.needs("bash", "make", "curl", "git")(test))
+
 
 SECTIONS = {guide: split_sections(read(guide)) for guide in GUIDES}
 NOT_WALKED = {
@@ -202,26 +205,31 @@ def fresh_environ() -> dict[str, str]:
 # In the order of a reader; each stands where the one before has left them.
 
 
+@walks
 def test_demo(walk: Walk) -> None:
     walk.through("README.md", "Two commands")
     assert [*walk.folder.glob("demo-*/data/trades/date=*/*.parquet")]
 
 
+@walks
 def test_first_recording(walk: Walk) -> None:
     walk.through("README.md", "Your first recording")
     assert (walk.folder / "config/.env").read_text().endswith("FINNHUB_API_KEY=demo\n")
     assert any("ingestor run" in line for line in walk.terminals)
 
 
+@walks
 def test_first_dataframe(walk: Walk) -> None:
     walk.notebook("README.md")
 
 
+@walks
 def test_configure(walk: Walk) -> None:
     walk.leave_all()
     walk.through("docs/configure.md")
 
 
+@walks
 def test_record(walk: Walk) -> None:
     """As one who has come to the docs without README."""
     (walk.folder / "config/.env").unlink()
@@ -231,27 +239,32 @@ def test_record(walk: Walk) -> None:
     assert any("ingestor run" in line for line in walk.terminals)
 
 
+@walks
 def test_read(walk: Walk) -> None:
     walk.through("docs/read.md")
     assert (walk.folder / "aapl.csv").read_text().count("AAPL") > 10
 
 
+@walks
 def test_read_in_python(walk: Walk) -> None:
     walk.notebook("docs/read.md")
 
 
+@walks
 def test_watch(walk: Walk) -> None:
     walk.through("docs/watch.md")
     assert any("ingestor serve" in line for line in walk.terminals)
     assert (walk.folder / "aapl.png").stat().st_size > 10_000
 
 
+@walks
 def test_operate_and_upgrade(walk: Walk) -> None:
     walk.leave_all()
     walk.through("docs/operate.md")
     walk.type("ingestor verify")
 
 
+@walks
 def test_what_is_installed_is_taken_off(walk: Walk) -> None:
     """The lines of "Uninstall" name everything that the installation writes; done for real in test_service.py."""
     planned = re.findall(r"^write (\S+)", walk.type("ingestor install --dry-run"), re.MULTILINE)

@@ -136,6 +136,7 @@ def test_stop_while_waiting_to_reconnect(tmp_path: Path, number: signal.Signals)
         _assert_stopped_in_order(site)
 
 
+@pytest.mark.long
 @SIGNALS
 def test_stop_while_idle(tmp_path: Path, number: signal.Signals) -> None:
     with running_venue(tmp_path, "--faults", "mute_from_birth") as venue:
