@@ -131,22 +131,41 @@ def list_closed_symbols(layout: Layout, days: Iterable[date]) -> set[str]:
 
 
 def list_closed_days(layout: Layout, first: date = date.min, last: date = date.max) -> list[date]:
-    """The dates within these that have a file of coverage, oldest first."""
+    """The dates within these that have a file of coverage, oldest first. Raises DamagedFile."""
     if first > date.min and last < date.max and (last - first).days < _FEW_DAYS:
         days = [first + timedelta(number) for number in range((last - first).days + 1)]
     else:
-        days = []
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            for name in list_folder(layout.coverage):
-                with contextlib.suppress(ValueError):
-                    days.append(date.fromisoformat(name.removeprefix("date=")))
+        days = [day for day in _named_days(layout) if first <= day <= last]
+    return list(_closed(layout, days))
+
+
+def oldest_and_newest_closed_days(layout: Layout, count: int) -> tuple[list[date], list[date]]:
+    """So many of each, oldest first: without a look at each day of ten years. Raises DamagedFile."""
+    days = _named_days(layout)
+    newest = list(islice(_closed(layout, days[::-1]), count))
+    return list(islice(_closed(layout, days), count)), newest[::-1]
+
+
+def _named_days(layout: Layout) -> list[date]:
+    """The dates of the folders of coverage, oldest first."""
+    days = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for name in list_folder(layout.coverage):
+            with contextlib.suppress(ValueError):
+                days.append(date.fromisoformat(name.removeprefix("date=")))
+    return sorted(days)
+
+
+def _closed(layout: Layout, days: Iterable[date]) -> Iterator[date]:
+    """Those of these dates that have a file of coverage."""
     folder, file = layout.coverage, layout.coverage_file(date.min).name
     try:
         if isinstance(folder, StorePath):
-            return sorted(day for day in days if first <= day <= last and layout.coverage_file(day).exists())
-        # Of ten years: as text, since to make a Path of each takes ten times as long as to look.
-        base = str(folder)
-        return sorted(day for day in days if first <= day <= last and os.path.lexists(f"{base}/date={day}/{file}"))
+            yield from (day for day in days if layout.coverage_file(day).exists())
+        else:
+            # Of ten years: as text, since to make a Path of each takes ten times as long as to look.
+            base = str(folder)
+            yield from (day for day in days if os.path.lexists(f"{base}/date={day}/{file}"))
     except OSError as error:
         raise DamagedFile(f"{layout.coverage}: can't be read: {error.strerror}") from None
 

@@ -17,7 +17,15 @@ from requirements import of_tier
 from structlog.testing import capture_logs
 
 from ingestor.accounts import read_accounts, read_seals
-from ingestor.closed_days import Row, close_days, has_days_to_close, join_rows, list_closed_days, read_day
+from ingestor.closed_days import (
+    Row,
+    close_days,
+    has_days_to_close,
+    join_rows,
+    list_closed_days,
+    oldest_and_newest_closed_days,
+    read_day,
+)
 from ingestor.coverage import Coverage, Interval, clip, sum_shares
 from ingestor.dataset.coverage import load_coverage
 from ingestor.dataset.times import Span, day_start_ms
@@ -369,3 +377,15 @@ def test_whatever_happens_closing_promises_nothing_more(
             assert sum_shares(closed.get(symbol, [])).recorded_us == sum_shares(told).recorded_us
     shutil.rmtree(story.layout.root)
     shutil.rmtree(daily)
+
+
+def test_the_oldest_and_the_newest_days_are_found_among_folders_that_hold_none(tmp_path: Path) -> None:
+    layout = make_root(tmp_path / "data")
+    days = [date(2026, 1, 1) + timedelta(number) for number in range(40)]
+    for day in days:
+        layout.coverage_file(day).parent.mkdir()
+    for day in days[5:-5]:
+        layout.coverage_file(day).touch()
+    assert oldest_and_newest_closed_days(layout, 3) == (days[5:8], days[-8:-5])
+    assert oldest_and_newest_closed_days(layout, 99) == (days[5:-5], days[5:-5])
+    assert list_closed_days(layout) == days[5:-5]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from datetime import date, tzinfo
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def _describe(target: Layout, venue: str, terms: str | None) -> tuple[int, int]:
     from ingestor.dataset.coverage import known_symbols
 
     card = _CARD.format(
-        venue=venue, rows=rows, symbols=len(known_symbols(target)), license=terms or "none was named",
+        venue=venue, rows=rows, symbols=len(known_symbols(target, days=sys.maxsize)), license=terms or "none was named",
         first=min(traded, default="-"), last=max(traded, default="-"), terms=_TERMS.format(venue=venue),
     )  # fmt: skip
     (target.root / "README.md").write_text(card, encoding="utf-8")

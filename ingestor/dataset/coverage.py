@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import pyarrow as pa
 
-from ingestor.closed_days import list_closed_days, list_closed_symbols, read_closed_coverage
+from ingestor.closed_days import list_closed_symbols, oldest_and_newest_closed_days, read_closed_coverage
 from ingestor.coverage import IRRELEVANT, Coverage, Interval, clip, find_coverage, state_at
 from ingestor.dataset.arguments import Engine, Names, Roots, check_engine, find_names, find_roots
 from ingestor.dataset.times import EVER, Span, Time, day_start_ms, find_span
@@ -183,7 +183,7 @@ def load_coverage(
         try:
             facts = list(read_open_facts(layout, IRRELEVANT))
         except NotARecording:
-            if not list_closed_days(layout):  # a copy of a dataset need not have a ledger
+            if not any(oldest_and_newest_closed_days(layout, 1)):  # a copy of a dataset need not have a ledger
                 raise
             facts = []
         except FileNotFoundError:
@@ -292,8 +292,11 @@ def warn_of_unknown(
     absent = [symbol for symbol in symbols if symbol not in there]
     if not absent:
         return
-    known = {symbol for layout in layouts for symbol in known_symbols(layout)}
-    unknown = [symbol for symbol in dict.fromkeys(absent) if symbol not in known]
+    unknown, known = absent, set[str]()
+    for days in (1, _KNOWN_DAYS):  # most are known by the newest, which costs the same whatever the recording's age
+        if unknown:
+            known = {symbol for layout in layouts for symbol in known_symbols(layout, days)}
+            unknown = [symbol for symbol in dict.fromkeys(absent) if symbol not in known]
     if unknown:  # perhaps long ago
         long_ago = {symbol for layout in layouts for symbol in read_known_coverage(layout, unknown).symbols}
         unknown = [symbol for symbol in unknown if symbol not in long_ago]
@@ -315,9 +318,11 @@ def describe_unknown(symbol: str, known: Iterable[str]) -> str:
     return f"{symbol!r} is not recorded here{hint}"
 
 
-def known_symbols(layout: Layout) -> set[str]:
-    """All symbols that were asked for or sent trades recently, by the ledger, or by the rows where a root has none."""
-    recent = list_closed_days(layout)[-_KNOWN_DAYS:]
+def known_symbols(layout: Layout, days: int = _KNOWN_DAYS) -> set[str]:
+    """All symbols that were asked for or sent trades in the ledger and the newest closed days, so many of them; or by
+    the rows where a root has neither.
+    """
+    _, recent = oldest_and_newest_closed_days(layout, days)
     if recent or list_ledgers(layout):
         today = Span(day_start_ms(recent[-1]) if recent else None, None)
         return list_closed_symbols(layout, recent) | set(read_known_coverage(layout, span=today).symbols)
@@ -343,9 +348,8 @@ def explain_nothing(root: Path, symbols: Sequence[str] | None, tz: tzinfo) -> st
     Raises FormatTooNew, OSError.
     """
     layout, chosen = Layout(locate_root(root)), None if symbols is None else tuple(symbols)
-    days = list_closed_days(layout)
-    first_days, last_days = days[:_KNOWN_DAYS], days[-_KNOWN_DAYS:]
-    coverage = read_known_coverage(layout, chosen, span=Span(day_start_ms(days[-1]) if days else None, None))
+    first_days, last_days = oldest_and_newest_closed_days(layout, _KNOWN_DAYS)
+    coverage = read_known_coverage(layout, chosen, span=Span(day_start_ms(last_days[-1]) if last_days else None, None))
     pieces = [piece for symbol in coverage.symbols for piece in coverage.intervals(symbol)]
     pieces += _first_said(layout, chosen, [*first_days, *last_days])
     pieces += _first_said(layout, chosen, last_days[::-1])

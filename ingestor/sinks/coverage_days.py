@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime, timedelta
 import pyarrow as pa
 import structlog
 
-from ingestor.closed_days import list_closed_days, read_closed_coverage
+from ingestor.closed_days import oldest_and_newest_closed_days, read_closed_coverage
 from ingestor.coverage import IRRELEVANT, clip, find_coverage
 from ingestor.errors import IngestorError, NotARecording
 from ingestor.layout import Layout
@@ -84,6 +84,6 @@ class CoverageDays:
 
     def _first(self, today: date) -> date:
         """The date on which the recording began."""
-        closed = list_closed_days(self._layout)[:1]
+        closed, _ = oldest_and_newest_closed_days(self._layout, 1)
         began = [date.fromisoformat(file.day) for file in list_ledger_files(self._layout) if file.day]
         return min([today, *closed, *began])

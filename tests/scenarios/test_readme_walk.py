@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -23,9 +24,13 @@ from checkout import copy_checkout
 from documents import GUIDES, blocks, read, shell_lines, split_sections
 from harness import wait_for
 
+Test = TypeVar("Test", bound=Callable[..., None])
 
-def walks(test: Callable[..., None]) -> Callable[..., None]:
-    return pytest.mark.long(pytest.mark.needs("bash", "make", "curl", "git")(test))
+
+def walks(test: Test) -> Test:
+    pytest.mark.needs("bash", "make", "curl", "git")(test)
+    pytest.mark.long(test)
+    return test
 
 
 SECTIONS = {guide: split_sections(read(guide)) for guide in GUIDES}
