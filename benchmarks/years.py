@@ -8,6 +8,7 @@ the machine's hour is slow, what has a target in seconds may instead cost what i
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -201,7 +202,8 @@ def _measure(command: Sequence[str], until: str | None) -> Cost:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     began_s = time.monotonic()
     pipe = subprocess.PIPE if until else subprocess.DEVNULL
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=pipe, text=True, env=_environment())
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=pipe, text=True, env=_environment(),
+                               start_new_session=True)  # fmt: skip
     lasted_s = None
     peak_kb = 0
     if until is not None:
@@ -209,7 +211,7 @@ def _measure(command: Sequence[str], until: str | None) -> Cost:
             if until in text:
                 lasted_s = time.monotonic() - began_s
                 peak_kb = _peak_kb(process.pid)
-                process.send_signal(signal.SIGKILL)
+                _kill_with_children(process)
                 break
     while process.poll() is None:
         peak_kb = max(peak_kb, _peak_kb(process.pid))
@@ -223,6 +225,15 @@ def _measure(command: Sequence[str], until: str | None) -> Cost:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
     return Cost(lasted_s or time.monotonic() - began_s, cpu_s, peak_kb / 1024)
+
+
+def _kill_with_children(process: subprocess.Popen[str]) -> None:
+    """And wait until all are gone: a child that was converting the root holds its lock as long as it lives."""
+    with contextlib.suppress(ProcessLookupError):
+        while True:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.poll()
+            time.sleep(0.01)
 
 
 def _peak_kb(pid: int) -> int:
