@@ -1,11 +1,11 @@
 """Clients of `ingestor serve` that mean no good, until stdin is closed.
 
-    python benchmarks/live_attack.py 127.0.0.1 8766
+    python benchmarks/live_attack.py 127.0.0.1 8766 MISDEED
 
-Each kind in a thread of its own, over and over: one that subscribes to everything and reads nothing, garbage, frames of
-10 MB, 10,000 subscriptions, half a request; and floods of small frames that are legal: pongs, pings whose answers
-nobody reads, fragments, requests. What they send is made beforehand: the attack is to cost the server, not
-the machine. Prints how often each was done.
+Twenty at once do the same, over and over: subscribe to everything and read nothing, send garbage, frames of 10 MB,
+10,000 subscriptions, half a request; or floods of small frames that are legal: pongs, pings whose answers nobody reads,
+fragments, requests. What they send is made beforehand: the attack is to cost the server, not the machine. Prints how
+often it was done.
 """
 
 import json
@@ -13,15 +13,15 @@ import os
 import socket
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from trade_load import SYMBOLS
 
 _PAUSE_S = 0.05
 _PATIENCE_S = 5.0
-_DEAF, _HALF_OPEN, _FLOODING = 10, 50, 20
+_ATTACKERS = 20
 _CLOSE = 0x88
 _UPGRADE = (
     "GET /live-price HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -43,46 +43,44 @@ _GARBAGE = b"".join(frame(os.urandom(200), opcode=2) for _ in range(100))
 _HUGE = frame(b"x" * 10_000_000)
 _GREED = frame(json.dumps({"action": "subscribe", "symbols": [f"S{number}" for number in range(10_000)]}).encode())
 _SYMBOL = json.dumps(SYMBOLS[0]).encode()
-_FLOODS = [
-    small_frame(10) * 10_000,
-    small_frame(9, bytes(125)) * 2000,
-    small_frame(1, final=False) + small_frame(0, final=False) * 10_000,
-    (small_frame(1, final=False) + small_frame(0, b"x", final=False) * 500 + small_frame(0)) * 20,
-    small_frame(1, b'{"action":"unsubscribe","symbol":%b}' % _SYMBOL) * 2000,
-    small_frame(1, b'{"action":"subscribe","symbol":%b}' % _SYMBOL) * 2000,
-    small_frame(1, b"{") * 10_000,
-]
+_FLOODS = {
+    "pongs": small_frame(10) * 10_000,
+    "pings": small_frame(9, bytes(125)) * 2000,
+    "empty fragments": small_frame(1, final=False) + small_frame(0, final=False) * 10_000,
+    "fragments": (
+        small_frame(1, final=False) + small_frame(0, b"x", final=False) * 500 + small_frame(0)
+    ) * 20,
+    "unsubscribe": small_frame(1, b'{"action":"unsubscribe","symbol":%b}' % _SYMBOL) * 2000,
+    "subscribe": small_frame(1, b'{"action":"subscribe","symbol":%b}' % _SYMBOL) * 2000,
+    "no JSON": small_frame(1, b"{") * 10_000,
+}  # fmt: skip
 _ALL = frame(json.dumps({"action": "subscribe", "symbols": SYMBOLS}).encode())
 
 
-def main(host: str, port: str) -> None:
-    place, stop, done = (host, int(port)), threading.Event(), Counter[str]()
+def main(host: str, port: str, misdeed: str) -> None:
+    place, stop, done = (host, int(port)), threading.Event(), [0]
 
-    def repeat(misdeed: Callable[[tuple[str, int]], None]) -> None:
+    def repeat() -> None:
         while not stop.wait(_PAUSE_S):
             with suppress(OSError):  # it is hung up on: that is the idea
-                misdeed(place)
-            done[misdeed.__name__] += 1
+                MISDEEDS[misdeed](place)
+            done[0] += 1
 
-    misdeeds = (be_deaf, send_garbage, send_huge_frames, be_greedy, ask_by_halves, flood)
-    threads = [threading.Thread(target=repeat, args=(misdeed,)) for misdeed in misdeeds]
+    threads = [threading.Thread(target=repeat) for _ in range(1 if misdeed == "one pongs" else _ATTACKERS)]
     for thread in threads:
         thread.start()
     sys.stdin.read()
     stop.set()
     for thread in threads:
         thread.join()
-    print(json.dumps(done))
+    print(json.dumps({"done": done[0]}))
 
 
 def be_deaf(place: tuple[str, int]) -> None:
-    """Some that read nothing, until the server has given them up or they have tried its patience."""
-    clients = [connect(place) for _ in range(_DEAF)]
-    for client in clients:
+    """Read nothing, until the server has given it up or has tried its patience."""
+    with connect(place) as client:
         client.sendall(_ALL)
-    hang_on(clients[0])
-    for client in clients:
-        client.close()
+        hang_on(client)
 
 
 def send_garbage(place: tuple[str, int]) -> None:
@@ -104,27 +102,20 @@ def be_greedy(place: tuple[str, int]) -> None:
 
 
 def ask_by_halves(place: tuple[str, int]) -> None:
-    clients = [socket.create_connection(place, _PATIENCE_S) for _ in range(_HALF_OPEN)]
-    for client in clients:
+    with socket.create_connection(place, _PATIENCE_S) as client:
         client.sendall(b"GET /live-price HTTP/1.1\r\nUpgrade: websocket\r\n")
-    clients[0].recv(100)
-    for client in clients:
-        client.close()
+        client.recv(100)
 
 
-def flood(place: tuple[str, int]) -> None:
-    """Twenty of each kind that send as much as the server takes, and read nothing, for as long as it bears them."""
-    clients = [(connect(place), frames) for frames in _FLOODS for _ in range(_FLOODING)]
+def flood(frames: bytes, place: tuple[str, int]) -> None:
+    """Send as much as the server takes, and read nothing, for as long as it bears that."""
     stop = threading.Event()
-    for client, _ in clients:
+    with connect(place) as client:
         client.setblocking(False)
-    for _ in range(round(_PATIENCE_S / _PAUSE_S)):
-        stop.wait(_PAUSE_S)
-        for client, frames in clients:
-            with suppress(OSError):  # its buffer is full, or it is hung up on
+        for _ in range(round(_PATIENCE_S / _PAUSE_S)):
+            with suppress(BlockingIOError):  # its buffer is full
                 client.send(frames)
-    for client, _ in clients:
-        client.close()
+            stop.wait(_PAUSE_S)
 
 
 def connect(place: tuple[str, int]) -> socket.socket:
@@ -150,6 +141,16 @@ def hear_end(client: socket.socket) -> None:
     while (heard := client.recv(1 << 16)) and _CLOSE not in heard:
         pass
 
+
+MISDEEDS: dict[str, Callable[[tuple[str, int]], None]] = {
+    "one pongs": partial(flood, _FLOODS["pongs"]),
+    **{name: partial(flood, frames) for name, frames in _FLOODS.items()},
+    "deaf": be_deaf,
+    "garbage": send_garbage,
+    "huge frames": send_huge_frames,
+    "10,000 symbols": be_greedy,
+    "half a request": ask_by_halves,
+}
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

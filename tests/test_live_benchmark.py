@@ -18,16 +18,16 @@ def beside(clients: int, cpu_us: float) -> Beside:
     return Beside(clients, cpu_us, 60.0, 110.0)
 
 
-def test_ratios_are_the_median_of_the_turns() -> None:
+def test_ratios_are_of_the_worst_attack_and_the_median_of_the_turns() -> None:
     live = Live(
-        [crowd(1)], [crowd(10), crowd(1000), crowd(20)], [crowd(11), crowd(100), crowd(40)], {"be_deaf": 3},
+        [crowd(1)], [crowd(10), crowd(1000), crowd(20)], [crowd(11), crowd(22), crowd(15)], {"deaf": 3},
         [Updates("8 hours in sight", 20.0, 90.4)],
         [beside(0, 2.0)], [beside(100, 2.2)],
     )  # fmt: skip
     assert live.attack_ratio == pytest.approx(1.1)
     assert live.cpu_ratio == pytest.approx(1.1)
     told = describe(live)
-    assert "p99 under attack / without: 1.10 (be_deaf 3)" in told
+    assert "p99 under the worst attack / without: 1.10 (deaf 3)" in told
     assert "an update of the dashboard, 8 hours in sight: 20 ms, at most 90" in told
     assert "the recorder's CPU with 100 clients / without: 1.10" in told
 
@@ -41,5 +41,5 @@ def test_clients_are_served_under_attack_and_memory_stays_bounded(tmp_path: Path
     for one in (*calm, *attacked):
         assert one.messages_s > 0
     assert 0 < newest.messages_s < 5 * RATE / 2
-    assert attacks.keys() >= {"send_garbage", "send_huge_frames", "be_greedy"}
-    assert attacked[0].rss - before < 50_000_000
+    assert all(attacks[name] for name in ("garbage", "huge frames", "10,000 symbols"))
+    assert max(one.rss for one in attacked) - before < 50_000_000

@@ -495,6 +495,28 @@ def test_pings_in_measure_are_answered(server: Server) -> None:
 
 
 @pytest.mark.long
+def test_who_sends_more_than_is_read_for_long_is_refused(server: Server) -> None:
+    client = server.connect()
+    client.settimeout(30)
+    began_s = time.monotonic()
+    wire(client).sendall(client_frame(PONG) * 10_000)
+    assert hear_end(client) == (1008, "for 15 s more frames than are read")
+    assert 14 < time.monotonic() - began_s < 25
+
+
+@pytest.mark.long
+def test_as_many_symbols_as_are_allowed_are_subscribed_one_by_one(server: Server) -> None:
+    """Finnhub's clients name one in a message: a thousand take ten seconds, and are no flood."""
+    client = server.connect()
+    for number in range(1000):
+        say(client, action="subscribe", symbol=f"S{number}")
+    say(client, action="subscribe", symbol="one too many")
+    client.settimeout(30)
+    while "at most 1000" not in (heard := hear(client)).get("error", ""):
+        assert "not recorded here" in heard["error"]
+
+
+@pytest.mark.long
 def test_a_message_in_too_many_fragments_is_refused(server: Server) -> None:
     client = server.connect()
     wire(client).sendall(BEGUN + client_frame(CONTINUATION, b"x", final=False) * 1001)

@@ -1,8 +1,11 @@
 """Overrides of uvicorn's two protocols: request time-outs, pre-encoded frames, close frames that arrive."""
 
 import asyncio
+import contextlib
 from asyncio import BaseTransport
+from collections import deque
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import h11
 import structlog
@@ -23,15 +26,20 @@ _SPARE = 64
 """Connections above the limit that hear so; those beyond are cut off."""
 _FAREWELL_S = 5.0
 _DISCARD_MAX = 16 << 20
+_DISCARD_PAUSE_S = 0.02
 _ABNORMAL = 1006
 _INVALID_DATA, _POLICY_VIOLATION = 1007, 1008
-_FRAMES_BURST = 256
+_FRAMES_BURST = 32
 _FRAMES_S = 100
 """Frames of any kind that one client may send at once, and per second after that."""
+_FLOOD_FRAMES_S = 500
+"""Frames per second that are read of all clients together that send more than that."""
+_FLOOD_MAX_S = 15.0
+"""How long a client may send faster than it is read."""
 _FRAME_BYTES = 1 << 10
 """So many bytes count as a frame more."""
-_PIECE_BYTES = 512
-"""Read of one client before the others have their turn: 85 of the smallest frames."""
+_PIECE_BYTES = 256
+"""Read of one client before the others have their turn: 42 of the smallest frames."""
 _FRAGMENTS_MAX = 1000
 """Of one message."""
 
@@ -116,6 +124,38 @@ class RequestProtocol(H11Protocol):
             self._reading_check = None
 
 
+class _Flood:
+    """The clients that have sent faster than they may. They are read in turn, and all together at one pace, so that
+    many of them cost the others no more than a few.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[FrameProtocol] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._next_s = 0.0
+
+    def add(self, client: "FrameProtocol") -> None:
+        self._waiting.append(client)
+        if self._timer is None:
+            self._timer = self._loop.call_at(max(self._next_s, self._loop.time()), self._read_next)
+
+    def remove(self, client: "FrameProtocol") -> None:
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(client)
+
+    def _read_next(self) -> None:
+        self._timer = None
+        if self._waiting:
+            frames = self._waiting.popleft().read_piece()
+            self._next_s = self._loop.time() + max(frames, 1) / _FLOOD_FRAMES_S
+        if self._waiting:
+            self._timer = self._loop.call_at(self._next_s, self._read_next)
+
+
+_FLOODS: "WeakKeyDictionary[asyncio.AbstractEventLoop, _Flood]" = WeakKeyDictionary()
+
+
 class FrameProtocol(WebSocketsSansIOProtocol):
     """Sends `{"type": "websocket.send", "frames": …}` as well: bytes that are frames already, the same for all clients.
     That takes one copy per client, where encoding takes 20 µs per message.
@@ -132,16 +172,21 @@ class FrameProtocol(WebSocketsSansIOProtocol):
     _counted_s = 0.0
     """Up to when `_frames_left` has grown."""
     _turn: asyncio.Handle | None = None
-    """The next reading of `_input`, where it is only a matter of time."""
+    """The next reading of `_input`, or its place among the others that flood, where that is only a matter of time."""
+    _in_flood = False
+    _flooding_since_s: float | None = None
+    """Since when it has sent faster than it is read."""
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)
         self._input = bytearray()
         self._counted_s = self.loop.time()
+        self._flood = _FLOODS.setdefault(self.loop, _Flood(self.loop))
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._input.clear()
+        self._flood.remove(self)
         if self._turn is not None:
             self._turn.cancel()
 
@@ -161,6 +206,9 @@ class FrameProtocol(WebSocketsSansIOProtocol):
         self._discarded += len(data)
         if self._discarded > _DISCARD_MAX:
             self.transport.abort()
+        elif not self.transport.is_closing():
+            self.transport.pause_reading()
+            self.loop.call_later(_DISCARD_PAUSE_S, self.transport.resume_reading)
 
     async def receive(self) -> Any:
         message = await super().receive()
@@ -172,17 +220,32 @@ class FrameProtocol(WebSocketsSansIOProtocol):
         if not self._input:
             return
         self.transport.pause_reading()
-        if self._turn is None and not self.read_paused and self.writable.is_set():
-            now_s = self.loop.time()
-            self._frames_left = min(self._frames_left + (now_s - self._counted_s) * _FRAMES_S, _FRAMES_BURST)
-            self._counted_s = now_s
-            wait_s = max(1 - self._frames_left, 0) / _FRAMES_S
-            self._turn = (
-                self.loop.call_later(wait_s, self._read_piece) if wait_s else self.loop.call_soon(self._read_piece)
-            )
+        if self._turn is not None or self._in_flood or self.read_paused or not self.writable.is_set():
+            return
+        now_s = self.loop.time()
+        self._frames_left = min(self._frames_left + (now_s - self._counted_s) * _FRAMES_S, _FRAMES_BURST)
+        self._counted_s = now_s
+        if self._frames_left < 1 and self._flooding_since_s is None:
+            self._flooding_since_s = now_s
+        if self._flooding_since_s is None:
+            self._turn = self.loop.call_soon(self.read_piece)
+        elif now_s - self._flooding_since_s > _FLOOD_MAX_S:
+            self._refuse(_POLICY_VIOLATION, f"for {_FLOOD_MAX_S:.0f} s more frames than are read")
+            self._input.clear()
+            self.transport.resume_reading()
+        else:
+            self._turn = self.loop.call_later(max(1 - self._frames_left, 0) / _FRAMES_S, self._join_flood)
 
-    def _read_piece(self) -> None:
+    def _join_flood(self) -> None:
         self._turn = None
+        if self._input:
+            self._in_flood = True
+            self._flood.add(self)
+
+    def read_piece(self) -> float:
+        """Read the next piece of what has come; how many frames that was."""
+        self._turn, self._in_flood = None, False
+        left = self._frames_left
         piece = bytes(self._input[:_PIECE_BYTES])
         del self._input[:_PIECE_BYTES]
         self._frames_left -= len(piece) / _FRAME_BYTES
@@ -191,8 +254,12 @@ class FrameProtocol(WebSocketsSansIOProtocol):
             self._input.clear()
         if self._input:
             self._read_soon()
-        elif not self.read_paused:
-            self.transport.resume_reading()
+        else:
+            if self._frames_left >= 1:
+                self._flooding_since_s = None
+            if not self.read_paused:
+                self.transport.resume_reading()
+        return left - self._frames_left
 
     def handle_events(self) -> None:
         self._frames_left -= len(self.conn.events)
