@@ -24,11 +24,12 @@ import pyarrow.parquet as pq
 
 from ingestor.errors import DamagedFile
 from ingestor.facts import Fact
-from ingestor.layout import Layout, SegmentId, list_folder, publish
+from ingestor.layout import Layout, SegmentId, publish
 from ingestor.ledger import read_all_facts
 from ingestor.metrics import Counts
 from ingestor.parquet import FORMAT_KEY, add_checksums, named_errors, read_whole, to_read
 from ingestor.schema import FORMAT_VERSION, RECEIVED_AT
+from ingestor.store import list_folder
 from ingestor.trade_ids import IdRanges
 
 _COUNTS = tuple(one.name for one in fields(Counts))

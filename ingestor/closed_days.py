@@ -31,17 +31,7 @@ from ingestor.accounts import close_accounts
 from ingestor.coverage import Closed, Coverage, Gap, Interval, Proof, State, find_coverage, join_intervals
 from ingestor.errors import DamagedFile, FormatTooNew
 from ingestor.facts import Fact, RunState, encode_line
-from ingestor.layout import (
-    Layout,
-    StorePath,
-    is_there,
-    list_folder,
-    mirrored_name,
-    publish,
-    read_small,
-    sync_directory,
-    write_whole,
-)
+from ingestor.layout import Layout, publish, read_small, sync_directory, write_whole
 from ingestor.ledger import DAY_US, LedgerFile, check_format, day_of, list_ledger_files, read_facts
 from ingestor.parquet import (
     FORMAT_KEY,
@@ -59,6 +49,7 @@ from ingestor.parquet import (
     to_read,
 )
 from ingestor.schema import FORMAT_VERSION, RECEIVED_AT
+from ingestor.store import StorePath, is_there, list_folder, mirrored_name
 
 COVERAGE_FILE = pa.schema(
     [

@@ -17,7 +17,6 @@ from ingestor.config.sections import StorageSettings
 from ingestor.dataset.maintenance import MaintenanceLoop
 from ingestor.errors import ConfigError, ConservationViolated, IngestorError, RootDeleted, RowsUnsaved
 from ingestor.layout import Layout, RootLock, locked_root, remove_tree
-from ingestor.lean import FreeMemory
 from ingestor.metrics import Conservation, Counts
 from ingestor.operations.alerts import AlertProcess, make_alert_process
 from ingestor.operations.backfill_process import BackfillProcess, make_backfill_process
@@ -29,6 +28,7 @@ from ingestor.operations.signals import Signals
 from ingestor.operations.systemd import Notifier, Service
 from ingestor.recording import Recording, make_sink_process, prepare
 from ingestor.sinks.process import SinkProcess
+from ingestor.system import FreeMemory
 
 _WATCH_S = 0.5
 _READER_END_S = 2.5

@@ -70,8 +70,9 @@ import structlog
 from ingestor import system
 from ingestor.errors import DamagedFile, FormatTooNew, NotARecording
 from ingestor.facts import DAMAGED, STATE, Fact, RunState, decode_line, encode_line, is_sound
-from ingestor.layout import FILE_MODE, Layout, check_is_file, list_folder, make_folder, sync_directory, write_whole
+from ingestor.layout import FILE_MODE, Layout, check_is_file, make_folder, sync_directory, write_whole
 from ingestor.schema import FORMAT_VERSION
+from ingestor.store import list_folder
 
 _RUN_FILE = re.compile(r"(\d{6,})-\d{8}T\d{6}Z")  # format 1
 _DAY_FILE = re.compile(r"(\d{6,})-(\d{4,})-(\d{4}-\d\d-\d\d)")

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingestor.errors import DamagedFile, IngestorError
-from ingestor.layout import StorePath
 from ingestor.schema import FORMAT_VERSION, TRADES
+from ingestor.store import StorePath
 
 ROW_GROUP = 1 << 15
 """Rows: small enough that one symbol of a day is read without its neighbours, large enough to compress."""

@@ -17,7 +17,7 @@ LEVELS = {
     "logs": 1,
     "metrics": 1,
     "layout": 1,
-    "lean": 0,
+    "store": 1,
     "system": 0,
     "parquet": 1,
     "facts": 1,

@@ -21,8 +21,9 @@ from ingestor.dataset.compact import compact_days
 from ingestor.dataset.maintenance import delete_expired
 from ingestor.dataset.snapshot import open_recording
 from ingestor.errors import ConfigError, NotARecording
-from ingestor.layout import Layout, Store, locate_root
+from ingestor.layout import Layout
 from ingestor.sinks.object_store import ObjectStore, Retention
+from ingestor.store import Store, locate_root
 
 INF = float("inf")
 DAY = date(2026, 11, 19)

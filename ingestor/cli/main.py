@@ -19,7 +19,7 @@ import click
 
 import ingestor
 from ingestor.errors import IngestorError
-from ingestor.lean import refuse_unused, use_system_allocator
+from ingestor.system import refuse_unused, use_system_allocator
 from ingestor.texts import escape
 
 COMMANDS = {

@@ -34,7 +34,7 @@ from ingestor.errors import ConfigError, DamagedFile
 from ingestor.history import read_history
 from ingestor.journal.segment import Header, Kind
 from ingestor.journal.writer import Block, Journal, Rotation, Segments
-from ingestor.layout import Layout, locate_root
+from ingestor.layout import Layout
 from ingestor.ledger import Ledger, day_of, now_us
 from ingestor.logs import configure_logs
 from ingestor.metrics import Counts
@@ -42,6 +42,7 @@ from ingestor.schema import FORMAT_VERSION, RUN_SHIFT
 from ingestor.sinks.parquet_files import ParquetFiles
 from ingestor.sinks.runner import Runner
 from ingestor.sinks.segment_accounts import SegmentAccounts
+from ingestor.store import locate_root
 
 _SHOWN = 20
 _FOREVER_US = 1 << 60

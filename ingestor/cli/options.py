@@ -223,7 +223,7 @@ def settings_from(config: Path | None, flags: "Flags") -> "Settings":
 def root_from(config: Path | None, root: Path | None) -> Path:
     """The recording to read: `--root`, else that of the settings, else the default. Raises ConfigError."""
     if root is not None:
-        from ingestor.layout import locate_root
+        from ingestor.store import locate_root
 
         return locate_root(root)
     from ingestor.config import DEFAULT_PATH, load_settings

@@ -19,7 +19,8 @@ from ingestor.dataset.snapshot import date_folder, list_names, open_recording, p
 from ingestor.dataset.times import EVER, to_span
 from ingestor.errors import IngestorError
 from ingestor.history import read_history
-from ingestor.layout import Layout, list_folder
+from ingestor.layout import Layout
+from ingestor.store import list_folder
 
 _TERMS = """The trades come from {venue}. Most venues license their data for one's own use, and forbid handing it on:
 look at the terms of the venue, and of the exchanges behind it, before you publish this. That it was recorded

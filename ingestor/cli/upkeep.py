@@ -12,8 +12,9 @@ import structlog
 from ingestor.cli.options import example, json_option, recording_options, root_from
 from ingestor.cli.printing import format_bytes, format_json
 from ingestor.errors import ConfigError
-from ingestor.layout import Layout, StorePath, locate_root
+from ingestor.layout import Layout
 from ingestor.logs import configure_logs
+from ingestor.store import StorePath, locate_root
 from ingestor.texts import escape
 
 _HOLES_SHOWN = 20

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +25,7 @@ from ingestor.config.types import (
     Duration,
     Section,
     Switch,
+    TimeZone,
     VenueUrl,
     VenueUrlWithKey,
     lasting,
@@ -309,7 +309,7 @@ class JsonSettings(_Feed):
     time_unit: Literal["s", "ms", "us", "ns", "iso"] = Field(
         default="ms", description="of the timestamp: since 1970, or iso for text such as 2026-11-20T14:30:00.123Z"
     )
-    time_zone: Annotated[str | None, BeforeValidator(null_as_none)] = Field(
+    time_zone: Annotated[TimeZone | None, BeforeValidator(null_as_none)] = Field(
         default=None, description="of iso times that name none, such as Asia/Seoul; without it those are refused"
     )
     match: dict[JsonPath, str] = Field(
@@ -377,14 +377,6 @@ class JsonSettings(_Feed):
         parts = urlsplit(self.url)
         usual = 443 if parts.scheme == "wss" else 80
         return self.name or f"{parts.hostname}{'' if parts.port in (None, usual) else f':{parts.port}'}"
-
-    @field_validator("time_zone")
-    @classmethod
-    def _known_zone(cls, name: str | None) -> str | None:
-        try:
-            return name and ZoneInfo(name).key
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError(f"no time zone {name!r} here: write it like Asia/Seoul") from None
 
     @model_validator(mode="after")
     def _mappable(self) -> Self:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from datetime import time
 from pathlib import Path
 from typing import Annotated, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
@@ -32,6 +31,7 @@ from ingestor.config.types import (
     Size,
     StoreUri,
     Switch,
+    TimeZone,
     holding,
     lasting,
     null_as_none,
@@ -356,15 +356,7 @@ class AlertSettings(Section):
     quiet: Annotated[QuietHours | None, BeforeValidator(null_as_none)] = Field(
         default=None, description="hours in which messages are held back, such as 22:00-07:00"
     )
-    time_zone: str = Field(default="UTC", description="of these hours, such as Europe/Berlin")
-
-    @field_validator("time_zone")
-    @classmethod
-    def _known_zone(cls, name: str) -> str:
-        try:
-            return name if name == "UTC" else ZoneInfo(name).key
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError(f"no time zone {name!r} here: write it like Europe/Berlin") from None
+    time_zone: TimeZone = Field(default="UTC", description="of these hours, such as Europe/Berlin")
 
 
 HistorySource = Literal["binance", "binance-aggregates", "coinbase", "kraken", "finnhub", "alpaca"]

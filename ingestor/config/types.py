@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import SplitResult, parse_qsl, urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
@@ -49,6 +50,16 @@ class Section(BaseModel):
     def _all_commented_out(cls, value: object) -> object:
         """A section of which every line is a comment has no value: it is all defaults."""
         return {} if value == "" else value
+
+
+def _check_time_zone(name: str) -> str:
+    try:
+        return name if name == "UTC" else ZoneInfo(name).key
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"no time zone {name!r} here: write it like Europe/Berlin") from None
+
+
+TimeZone = Annotated[str, AfterValidator(_check_time_zone)]
 
 
 def _parse_switch(value: object) -> object:

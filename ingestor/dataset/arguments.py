@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ingestor.errors import ConfigError
-from ingestor.layout import locate_root
+from ingestor.store import locate_root
 
 Engine = Literal["pandas", "arrow"]
 Roots = str | Path | Sequence[str | Path]

@@ -22,9 +22,10 @@ from ingestor.dataset.arguments import Engine, Names, Roots, check_engine, find_
 from ingestor.dataset.times import EVER, Span, Time, day_start_ms, find_span
 from ingestor.errors import NotARecording
 from ingestor.journal.scan import last_received_us
-from ingestor.layout import Layout, list_segments, locate_root
+from ingestor.layout import Layout, list_segments
 from ingestor.ledger import list_ledgers, read_new_facts, read_open_facts
 from ingestor.schema import RECEIVED_AT
+from ingestor.store import locate_root
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -28,10 +28,11 @@ from ingestor.facts import Fact
 from ingestor.history import read_state
 from ingestor.journal.follower import Follower, Rows
 from ingestor.journal.segment import Cursor
-from ingestor.layout import Layout, SegmentId, StorePath, list_folder, list_segments, locate_root
+from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.ledger import list_ledgers, read_facts
 from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY, named_errors, open_parquet
 from ingestor.schema import FORMAT_VERSION
+from ingestor.store import StorePath, list_folder, locate_root
 
 _FEW_DAYS = 32
 """Up to here it is cheaper to look for each day than to list what may be years."""

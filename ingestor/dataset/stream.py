@@ -28,8 +28,9 @@ from ingestor.dataset.rows import (
 )
 from ingestor.dataset.snapshot import Snapshot, check_format, read_consistently, take_snapshot
 from ingestor.dataset.times import Span, day_start_ms
-from ingestor.layout import Layout, StorePath
+from ingestor.layout import Layout
 from ingestor.parquet import check_columns, check_rows, named_errors, open_parquet
+from ingestor.store import StorePath
 
 HELD_ROWS = 1 << 18
 """In memory at a time, over all sources."""

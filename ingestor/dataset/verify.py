@@ -32,11 +32,12 @@ from ingestor.dataset.raw import list_raw_files, recount_frames
 from ingestor.dataset.snapshot import date_folder, list_days, list_names, parse_days
 from ingestor.errors import DamagedFile
 from ingestor.facts import DAMAGED, Fact
-from ingestor.layout import MIRROR, Layout, SegmentId, StorePath, list_segments, mirrored_name, read_lines, read_small
+from ingestor.layout import Layout, SegmentId, list_segments, read_lines, read_small
 from ingestor.ledger import DAY_US, day_of, list_closed_facts, list_ledgers, read_all_facts, read_facts
 from ingestor.metrics import Counts
 from ingestor.parquet import WHOLE, Digest, Span, add_digests
 from ingestor.schema import RUN_SHIFT, TRADES
+from ingestor.store import MIRROR, StorePath, mirrored_name
 from ingestor.trade_ids import IdRanges, format_missing
 
 

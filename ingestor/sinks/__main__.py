@@ -13,10 +13,10 @@ import structlog
 
 from ingestor.errors import DamagedFile
 from ingestor.layout import Layout, open_own, try_lock
-from ingestor.lean import FreeMemory, refuse_unused
 from ingestor.logs import configure_logs
 from ingestor.sinks.destinations import make_external_workers
 from ingestor.sinks.process import SinkSetup
+from ingestor.system import FreeMemory, refuse_unused
 
 _NICE = 10
 _LOOK_S = 0.2

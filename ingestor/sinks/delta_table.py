@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingestor.errors import SinkUnavailable
-from ingestor.layout import hide_query
+from ingestor.store import hide_query
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable as Opened

@@ -42,17 +42,7 @@ from ingestor.errors import DamagedFile, SinkUnavailable
 from ingestor.facts import Fact, decode_line, encode_line
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
 from ingestor.journal.segment import Cursor
-from ingestor.layout import (
-    MIRROR,
-    Layout,
-    SegmentId,
-    join_place,
-    list_segments,
-    make_folder,
-    mirrored_name,
-    open_place,
-    write_whole,
-)
+from ingestor.layout import Layout, SegmentId, list_segments, make_folder, write_whole
 from ingestor.ledger import (
     LedgerFile,
     day_of,
@@ -62,6 +52,7 @@ from ingestor.ledger import (
     read_all_facts,
 )
 from ingestor.sinks import advise, delta_table
+from ingestor.store import MIRROR, join_place, mirrored_name, open_place
 
 _PASS_S = 2.0
 _PROOF_S = 10.0

@@ -7,7 +7,7 @@ import pytest
 
 WORK = """
 import sys
-from ingestor.lean import refuse_unused
+from ingestor.system import refuse_unused
 refuse_unused()
 refuse_unused()
 import pyarrow as pa, pyarrow.compute as pc, structlog
@@ -35,14 +35,14 @@ def test_columns_without_what_is_not_used() -> None:
 
 FREED = """
 import re
-from ingestor import lean
-lean.refuse_unused()
-lean.use_system_allocator()
+from ingestor import system
+system.refuse_unused()
+system.use_system_allocator()
 import pyarrow as pa
 def own_kb():
     with open("/proc/self/smaps_rollup") as file:
         return int(re.search(r"^Private_Dirty: +(\\d+)", file.read(), re.M)[1])
-memory, before = lean.FreeMemory(), own_kb()
+memory, before = system.FreeMemory(), own_kb()
 held = [pa.repeat(1, 8000) for _ in range(1000)]  # 64 MB in pieces that the heap keeps when they are freed
 kept = held[-1]
 full = own_kb()
