@@ -212,6 +212,8 @@ class Contender:
     """Of the recorder's segments."""
     ends_by_itself: bool = True
     """Whether it ends when the venue closes the connection; else by SIGTERM, once it has read everything."""
+    tickers: Sequence[str] = tuple(SYMBOLS)
+    """Of the recorder."""
     sinks: Mapping[str, Any] = field(default_factory=dict)
     """The recorder's `sinks` section; what has not arrived there a second after the stop waits for the next start."""
 
@@ -233,7 +235,7 @@ class Contender:
     def _settings(self, at: Venue, root: Path) -> dict[str, Any]:
         """What a user would write, and ports of its own: nothing here is tuned for the benchmark."""
         return {
-            "tickers": SYMBOLS,
+            "tickers": list(self.tickers),
             "feed": {"url": at.url},
             "storage": {
                 "root": str(root),

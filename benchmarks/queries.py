@@ -1,11 +1,13 @@
 """Times what a user asks of a recording, beside the best that can be written by hand for the same files.
 
     python benchmarks/queries.py symbol-day ROOT --rounds 5
+    python benchmarks/queries.py symbol-year ROOT --rounds 5
     python benchmarks/queries.py bars ROOT --rounds 5
 
 `symbol-day`: one symbol's trades of one day, out of all days of the root, for many symbols and days in turn; everything
 has been read once before. By hand, the file's name is known, and nobody looks whether it is all there is: so the ratio
-is what it costs to be told of every row once. `bars`: one-minute bars of all symbols of the root's first day.
+is what it costs to be told of every row once. `symbol-year`: all days of one symbol into pandas, and all symbols of one
+day; by hand the same row groups, and the whole file. `bars`: one-minute bars of all symbols of the root's first day.
 
 Prints the medians as JSON. What is found is held to what the other way finds, or to the rows: another answer is an
 error.
@@ -15,10 +17,12 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sized
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -39,12 +43,11 @@ Query = Callable[[Path, str, date], pa.Table]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time queries.")
-    parser.add_argument("query", choices=["symbol-day", "bars"])
+    parser.add_argument("query", choices=list(QUESTIONS))
     parser.add_argument("root", type=Path)
     parser.add_argument("--rounds", type=int, required=True)
     options = parser.parse_args()
-    answer = time_symbol_day if options.query == "symbol-day" else time_bars
-    print(json.dumps(answer(options.root, options.rounds)))
+    print(json.dumps(QUESTIONS[options.query](options.root, options.rounds)))
 
 
 def time_symbol_day(root: Path, rounds: int) -> dict[str, float | str]:
@@ -102,6 +105,46 @@ def by_row_group(root: Path, symbol: str, day: date) -> pa.Table:
 BY_HAND: dict[str, Query] = {"pq.read_table": by_filter, "by row group": by_row_group}
 
 
+def time_symbol_year(root: Path, rounds: int) -> dict[str, float]:
+    """In s, and the ratios: the medians of those of two readings that came one after the other."""
+    days = list_days(Layout(root))
+
+    def by_hand(symbol: str) -> Any:
+        return pa.concat_tables(by_row_group(root, symbol, day) for day in days).to_pandas()
+
+    def whole_day_by_hand() -> Any:
+        (path,) = (root / "trades" / f"date={days[0]}").iterdir()
+        return pq.read_table(path, partitioning=None).to_pandas()
+
+    lasted_s: dict[str, list[float]] = {}
+    for symbol in Random(7).sample(SYMBOLS, 3) * rounds:
+        found = {
+            "year": time_one(partial(ingestor.read_trades, root, [symbol])),
+            "year by hand": time_one(partial(by_hand, symbol)),
+            "day": time_one(partial(ingestor.read_trades, root, None, days[0], days[0] + timedelta(days=1))),
+            "day by hand": time_one(whole_day_by_hand),
+        }
+        for ours, theirs in (("year", "year by hand"), ("day", "day by hand")):
+            if found[ours][1] != found[theirs][1]:
+                raise BenchmarkFailed(f"{ours}: read_trades found {found[ours][1]} rows, by hand {found[theirs][1]}")
+        for name, (took_s, _) in found.items():
+            lasted_s.setdefault(name, []).append(took_s)
+    ratios = {
+        f"{name}_ratio": statistics.median(
+            ours / theirs for ours, theirs in zip(lasted_s[name], lasted_s[f"{name} by hand"], strict=True)
+        )
+        for name in ("year", "day")
+    }
+    return {f"{name}_s": statistics.median(lasted_s[name]) for name in ("year", "day")} | ratios
+
+
+def time_one(query: Callable[[], Sized]) -> tuple[float, int]:
+    """How long it takes, and how many rows it finds."""
+    began_s = time.perf_counter()
+    rows = len(query())
+    return time.perf_counter() - began_s, rows
+
+
 def time_bars(root: Path, rounds: int) -> dict[str, float]:
     """In s; and what the bars hold, all added up."""
     day = list_days(Layout(root))[0]
@@ -119,6 +162,12 @@ def seconds(query: Callable[[Path, str, date], object], root: Path, symbol: str,
     query(root, symbol, day)
     return time.perf_counter() - began_s
 
+
+QUESTIONS: dict[str, Callable[[Path, int], Mapping[str, float | str]]] = {
+    "symbol-day": time_symbol_day,
+    "symbol-year": time_symbol_year,
+    "bars": time_bars,
+}
 
 if __name__ == "__main__":
     main()

@@ -58,6 +58,13 @@ class Reading:
     best: str
     """The fastest of the queries that are written by hand."""
     ratio: float
+    year_s: float
+    """One symbol's year into pandas."""
+    year_ratio: float
+    """That, by the same by hand."""
+    day_s: float
+    """All symbols of a day of the year into pandas."""
+    day_ratio: float
     bars_s: float
     compacted_rate: float
     """Rows a second."""
@@ -99,6 +106,7 @@ def measure_reading(plan: ReadingPlan, work: Path) -> Reading:
     parquet = export(days, work / "days.parquet", made["days"], [])
     csv = export(days, work / "day.csv", made["day"], ["--start", _BUSY_DAY, "--end", _DAY_AFTER])
     symbol_day = time_query("symbol-day", year, plan, work)
+    symbol_year = time_query("symbol-year", year, plan, work)
     return Reading(
         year_days=plan.year_days,
         year_trades=made["year"]["rows"],
@@ -111,6 +119,7 @@ def measure_reading(plan: ReadingPlan, work: Path) -> Reading:
         best_ms=symbol_day[symbol_day["best"]],
         best=symbol_day["best"],
         ratio=symbol_day["ratio"],
+        **symbol_year,
         bars_s=bars["bars_s"],
         compacted_rate=made["days"]["rows"] / (compaction.lasted_s - idle.lasted_s),
         peak_rss={
@@ -180,6 +189,7 @@ def reading_targets(reading: Reading) -> list[Target]:
         Target("compacted, all columns, bytes a trade", True, 8, reading.bytes_a_trade, "B"),
         Target(f"{a_day}, read_trades", True, 10, reading.symbol_day_ms, "ms"),
         Target(f"{a_day}, read_trades / by hand", True, 1.5, reading.ratio),
+        Target("one symbol's year into pandas, read_trades / by hand", True, 1.3, reading.year_ratio),
         Target(f"one-minute bars of {reading.day_trades / 1e6:.3g} M trades", True, 0.5, reading.bars_s, "s"),
         Target("compaction, M rows/s", False, 1, reading.compacted_rate / 1e6, "M/s"),
         *(Target(f"peak RSS, {name}", True, 500, rss / 1e6, "MB") for name, rss in reading.peak_rss.items()),
@@ -190,10 +200,12 @@ def reading_notes(reading: Reading) -> list[str]:
     """How what was read is laid out."""
     year = f"The year: {reading.year_trades:,} trades of 500 symbols in {reading.year_days} days, a compacted file each"
     layout = "in row groups of 32,768, sorted by (symbol, timestamp, sequence)"
+    whole = f"{reading.day_ratio:.2f} of reading its one file"
     by_hand = f"By hand is {reading.best!r}, with the file's name known: {reading.best_ms:.2f} ms"
     return [
         f"{year},\n{layout}: {reading.year_bytes_a_trade:.1f} bytes a trade (a quiet day takes more). All read warm.",
         f"{by_hand}; read_trades into Arrow: {reading.arrow_ms:.2f} ms.",
+        f"Into pandas: a symbol's year {reading.year_s:.2f} s; all of a day of it {reading.day_s:.3f} s, {whole}.",
         f"Memory is of {reading.days_trades:,} trades in two days, for CSV of the first alone. No row lost or doubled.",
     ]
 

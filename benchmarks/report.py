@@ -67,6 +67,8 @@ class Measured:
     rounds: list[Round] = field(default_factory=list)
     paced: list[Paced] = field(default_factory=list)
     quiet_ratios: list[float] = field(default_factory=list)
+    idle_ratios: list[float] = field(default_factory=list)
+    """What 11,000 symbols that send nothing take, by what 50 take."""
     """CPU at 57 trades a second by that of the usual script right after it, of each turn."""
     every_sink: EverySink | None = None
     overload: Overload | None = None
@@ -108,6 +110,9 @@ def targets(measured: Measured) -> list[Target]:
     if measured.quiet_ratios:
         quiet = statistics.median(measured.quiet_ratios)
         lines.append(Target("CPU at 57 trades/s / usual script", True, _QUIET_RATIO, quiet))
+    if measured.idle_ratios:
+        idle = statistics.median(measured.idle_ratios)
+        lines.append(Target("CPU of 11,000 idle symbols / 50", True, 2, idle))
     if measured.paced:
         lines += quiet_targets(measured.paced[0])
         lines += [latency_target(one) for one in measured.paced]
@@ -309,11 +314,21 @@ def _latency_line(name: str, ms: Sequence[float]) -> str:
 
 def sink_lines(rates: Sequence[dict[str, Any]]) -> list[str]:
     """How fast each sink carries (sinks.py); as text."""
-    lines = [f"{'sink, with its real server':26}{'rows/s':>12}{'CPU µs a row':>14}"]
+    lines = [f"{'sink, with its real server':26}{'rows/s':>12}{'CPU µs a row':>14}{'/ by hand':>11}"]
     for rate in rates:
         rows_a_second, cpu_us = rate["rows"] / rate["lasted_s"], rate["cpu_s"] / rate["rows"] * 1e6
-        lines.append(f"{rate['kind']:26}{rows_a_second:12,.0f}{cpu_us:14.2f}")
+        ratio = f"{rate['by_hand_s'] / rate['lasted_s']:11.2f}" if rate["by_hand_s"] else ""
+        lines.append(f"{rate['kind']:26}{rows_a_second:12,.0f}{cpu_us:14.2f}{ratio}")
     return lines
+
+
+def sink_targets(rates: Sequence[dict[str, Any]]) -> list[Target]:
+    """Of the sinks that stand beside what one would write by hand."""
+    return [
+        Target(f"{rate['kind']}: rows/s / by hand", False, 0.8, rate["by_hand_s"] / rate["lasted_s"])
+        for rate in rates
+        if rate["by_hand_s"]
+    ]
 
 
 def bottlenecks(rounds: list[Round]) -> list[str]:

@@ -45,11 +45,12 @@ from report import (
     Target,
     missing_lines,
     sink_lines,
+    sink_targets,
     table,
     write_plot,
     write_results,
 )
-from scenarios import help_ratio, run_every_sink, run_overload, run_paced, run_paced_script, run_salvage
+from scenarios import help_ratio, run_every_sink, run_idle, run_overload, run_paced, run_paced_script, run_salvage
 from throughput import limit_part, receive_and_discard, run_load
 
 
@@ -147,6 +148,7 @@ class Bench:
             self.part(f"round {number + 1} of {self.plan.rounds}", partial(self.measure_round, number))
         for rate in (57, 10_000, 200_000):
             self.part(f"{rate:,} trades/s", partial(self.measure_paced, rate))
+        self.part("idle symbols", self.measure_idle)
         self.part("every sink", self.measure_every_sink)
         self.part("overload", self.measure_overload)
         self.part("salvage", self.measure_salvage)
@@ -188,6 +190,11 @@ class Bench:
             if turn == 0:
                 self.measured.paced.append(paced)
 
+    def measure_idle(self) -> None:
+        for _ in range(self.plan.quiet_turns // 2):
+            many, few = (run_idle(self.load, count, self.plan.quiet_s, self.folder) for count in (11_000, 50))
+            self.measured.idle_ratios.append(many / few)
+
     def measure_every_sink(self) -> None:
         plan = self.plan
         every_sink = run_every_sink(self.load, 100_000, plan.every_sink_s, self.folder, plan.every_sink_turns)
@@ -225,7 +232,7 @@ class Bench:
     def measure_sinks(self) -> None:
         told = answer_of([str(HERE / "sinks.py"), "--json"], self.load.parent / "sinks.log")
         self.measured.left_out |= {f"sink {kind}": reason for kind, reason in told["left_out"].items()}
-        self.add("sinks", told["sinks"], [], sink_lines(told["sinks"]))
+        self.add("sinks", told["sinks"], sink_targets(told["sinks"]), sink_lines(told["sinks"]))
 
     def add(self, name: str, facts: Any, targets: list[Target], notes: list[str]) -> None:
         """A part around the recorder."""

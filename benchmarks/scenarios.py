@@ -26,7 +26,7 @@ from processes import (
     venue,
 )
 from throughput import Run, run_load
-from trade_load import PART_TRADES
+from trade_load import PART_TRADES, SYMBOLS
 
 _LOOK_S = 0.05
 _POLL_S = 0.005
@@ -162,6 +162,28 @@ def run_paced_script(load: Path, rate: float, seconds: float, folder: Path, cont
         raise BenchmarkFailed(
             f"{contender.name}, {rate} trades/s: {read['trades']:.0f} sent, {written['rows']} written"
         )
+    return watch.cpu_share
+
+
+def run_idle(load: Path, symbols: int, seconds: float, folder: Path) -> float:
+    """What a recorder of so many symbols takes of a core, from the end of the first third to the end, at a venue that
+    sends next to nothing: a trade each five seconds.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    tickers = [*SYMBOLS, *(f"IDLE{number}" for number in range(symbols - len(SYMBOLS)))]
+    contender, watch = replace(recorder("idle", "parquet"), tickers=tickers), Watch()
+    with (
+        venue(load, ["--rate", "0.2", "--seconds", str(seconds)], None, folder / "venue.log") as at,
+        running(contender.command(at, folder), folder / "contender.log") as process,
+    ):
+        at.next("subscribed", process)
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s:
+            watch.look(process, folder / "data")
+            time.sleep(_LOOK_S)
+        process.signal(signal.SIGTERM)
+        process.wait()
     return watch.cpu_share
 
 

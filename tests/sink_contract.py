@@ -212,13 +212,13 @@ class Sqlite(Destination):
     name = "sqlite"
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "trades.sqlite"
+        self.path = folder / "trades.sqlite"
 
     def open(self, layout: Layout, start: Cursor) -> Sink:
-        return SqliteDatabase(self._path, ROOT, layout)
+        return SqliteDatabase(self.path, ROOT, layout)
 
     def rows(self) -> pa.Table:
-        with closing(sqlite3.connect(self._path)) as database:
+        with closing(sqlite3.connect(self.path)) as database:
             cursor = database.execute("SELECT * FROM trades ORDER BY rowid")
             names = [column[0] for column in cursor.description]
             found = [dict(zip(names, row, strict=True)) for row in cursor]
@@ -226,7 +226,7 @@ class Sqlite(Destination):
 
     def kill(self) -> None:
         """Somebody else writes, and doesn't come to an end."""
-        self._writer = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        self._writer = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         self._writer.execute("PRAGMA journal_mode = WAL")
         self._writer.execute("BEGIN IMMEDIATE")
 

@@ -197,7 +197,7 @@ def test_reading_is_measured_with_every_row_found(tmp_path: Path) -> None:
     reading = measure_reading(LITTLE, tmp_path)
     assert (reading.year_trades, reading.day_trades, reading.days_trades) == (30_000, 10_000, 30_000)
     assert 0 < reading.bytes_a_trade < 40
-    assert [one.measured is not None and one.measured > 0 for one in reading_targets(reading)] == [True] * 8
+    assert [one.measured is not None and one.measured > 0 for one in reading_targets(reading)] == [True] * 9
     assert "30,000 trades of 500 symbols in 3 days" in reading_notes(reading)[0]
 
 
