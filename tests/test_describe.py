@@ -51,6 +51,23 @@ def test_some_symbols_in_a_zone(root: Path) -> None:
     assert str(frame["first"].dtype) == "datetime64[ms, America/New_York]"
 
 
+def test_a_span(root: Path) -> None:
+    """From an hour before the gap to its middle, at noon to the trade."""
+    start, end = "2026-11-18T11:00:00", "2026-11-18T18:00:00"
+    described = ingestor.describe(root, start=start, end=end).set_index("symbol")
+    apple = described.loc["AAPL"]
+    rows = ingestor.read_trades(root, "AAPL", start, end)
+    assert (apple["trades"], apple["first"], apple["last"]) == (len(rows), rows.timestamp.min(), rows.timestamp.max())
+    assert (apple["recorded"], apple["blind"]) == pytest.approx((1 / 7, 6 / 7))
+    microsoft = described.loc["MSFT"]
+    assert (microsoft["trades"], microsoft["unproven"]) == pytest.approx((0, 1 / 7))
+    assert ingestor.describe(root, start="2026-11-25").empty
+    whole = ingestor.describe(root, start="2026-11-01", end="2026-12-01")
+    assert whole.equals(ingestor.describe(root))
+    with pytest.raises(ValueError, match="start must be before end"):
+        ingestor.describe(root, start=end, end=start)
+
+
 def test_bytes_add_up_to_the_files(tmp_path: Path) -> None:
     recording = Recording(tmp_path)
     recording.write(*(Print("2026-11-18T12:00", f"S{n % 3}", n, 1) for n in range(300)))

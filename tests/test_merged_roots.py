@@ -220,6 +220,34 @@ def test_readers_take_several_roots_as_one(tmp_path: Path) -> None:
         ingestor.read_trades([])
 
 
+@pytest.mark.parametrize("command", ["head -n 500", "bars 30s", "bars 1m --fill", "describe", "coverage"])
+def test_commands_take_several_roots_as_one(tmp_path: Path, command: str) -> None:
+    one = recorder(tmp_path / "a", PRINTS, ("12:02:00", "12:04:00"))
+    other = recorder(tmp_path / "b", PRINTS, ("12:03:00", "12:05:00"))
+    assert merge(one, other, "--into", tmp_path / "all").exit_code == 0
+    told = []
+    for roots in ([one, other], [tmp_path / "all"]):
+        named = [part for root in roots for part in ("--root", str(root))]
+        done = CliRunner().invoke(cli, [*command.split(), *named, "--json"])
+        assert done.exit_code == 0, done.output
+        told.append(json.loads(done.stdout))
+    for own in told:  # a merged recording has numbers, files and an end of its own
+        for row in own if isinstance(own, list) else [own]:
+            for name in ("sequence", "bytes", "horizon"):
+                row.pop(name, None)
+    assert told[0] == told[1]
+
+
+def test_commands_refuse_recorders_of_two_venues(tmp_path: Path) -> None:
+    one = recorder(tmp_path / "a", PRINTS[:10])
+    with running(tmp_path / "b") as run:
+        run.connect()
+        run.hear(SYMBOLS[0], 1)
+    for command in ("head", "bars 1m", "describe", "coverage"):
+        refused = CliRunner().invoke(cli, [*command.split(), "--root", str(one), "--root", str(tmp_path / "b")])
+        assert "several venues (binance, finnhub)" in str(refused.exception)
+
+
 def test_recorders_of_two_venues_are_not_read_as_one(tmp_path: Path) -> None:
     one = recorder(tmp_path / "a", PRINTS[:10])
     with running(tmp_path / "b") as run:

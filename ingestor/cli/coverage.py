@@ -10,17 +10,18 @@ import click
 from ingestor.accounts import read_ids
 from ingestor.cli.options import (
     example,
+    json_option,
+    merging_options,
     print_table,
-    query_options,
     read_span,
-    root_from,
-    warn_of_unknown_symbols,
+    roots_from,
+    span_options,
     wide_option,
 )
 from ingestor.cli.printing import format_json, format_table, format_time, percent, to_milliseconds
 from ingestor.coverage import Coverage, Gap, Interval, blind_by_cause, clip, sum_proved, sum_shares
 from ingestor.dataset import times
-from ingestor.dataset.coverage import load_coverage
+from ingestor.dataset.coverage import load_merged_coverage, warn_of_unknown
 from ingestor.layout import Layout
 from ingestor.trade_ids import format_missing
 
@@ -29,11 +30,13 @@ _FOREVER_US = 1 << 62
 
 
 @click.command(epilog=example("ingestor coverage --symbols AAPL --start 2026-11-20 --tz America/New_York"))
-@query_options
+@merging_options
+@span_options
+@json_option
 @wide_option
 def coverage(
     config: Path | None,
-    root: Path | None,
+    roots: tuple[Path, ...],
     symbols: tuple[str, ...] | None,
     start: str | None,
     end: str | None,
@@ -48,21 +51,24 @@ def coverage(
     was one of these, and `ingestor backfill` has got its trades from a source's history.
 
     Where the venue counts its trades, ids prove more: how much of the time nothing can be missing, and how many ids
-    never came (of the segments that are finished).
+    never came (of the segments that are finished; not told of several recordings, which may have each other's).
 
     Prints a row per symbol, a row per gap, and the time blind by cause; --json has each interval, too.
+
+    Several --root are read as one: what several recorders of one venue have.
     """
     asked = read_span(start, end, tz)
     start_us = 0 if asked.start is None else (asked.start - _EPOCH) // timedelta(microseconds=1)
     end_us = _FOREVER_US if asked.end is None else (asked.end - _EPOCH) // timedelta(microseconds=1)
     bounds = start_us, end_us
     span = times.Span(start_us // 1000 if start else None, -(-end_us // 1000) if end else None)
-    found = load_coverage(Layout(root_from(config, root)), symbols, span=span)
-    warn_of_unknown_symbols(root_from(config, root), symbols, found.symbols)
+    layouts = [Layout(root) for root in roots_from(config, roots)]
+    found = load_merged_coverage(layouts, symbols, span)
+    warn_of_unknown(layouts, symbols, found.symbols)
     pieces = {symbol: clip(found.intervals(symbol), *bounds) for symbol in found.symbols}
     ids: Mapping[str, tuple[int, int]] = {}
-    if any(piece.proof for own in pieces.values() for piece in own):
-        ids = read_ids(Layout(root_from(config, root)), symbols, *span.days).counts()
+    if len(layouts) == 1 and any(piece.proof for own in pieces.values() for piece in own):
+        ids = read_ids(layouts[0], symbols, *span.days).counts()
     if as_json:
         click.echo(_as_json(found, pieces, ids, bounds, tz))
     else:

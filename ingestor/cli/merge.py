@@ -45,7 +45,6 @@ from ingestor.sinks.segment_accounts import SegmentAccounts
 from ingestor.store import locate_root
 
 _SHOWN = 20
-_FOREVER_US = 1 << 60
 _BLOCK_ROWS = 1 << 13
 ROTATION = Rotation(age_s=1e9, size=32 << 20)
 
@@ -188,10 +187,8 @@ def finish_root(into: Layout, ledger: Ledger, id_column: str | None, coverage: C
 def _clipped(coverage: Coverage, span: Span) -> Coverage:
     if span == EVER:
         return coverage
-    start_us = (span.start_ms or 0) * 1000
-    end_us = _FOREVER_US if span.end_ms is None else span.end_ms * 1000
-    pieces = {symbol: clip(coverage.intervals(symbol), start_us, end_us) for symbol in coverage.symbols}
-    return find_coverage([], closed=Closed(pieces, clip(coverage.gaps, start_us, end_us)))
+    pieces = {symbol: clip(coverage.intervals(symbol), *span.bounds_us) for symbol in coverage.symbols}
+    return find_coverage([], closed=Closed(pieces, clip(coverage.gaps, *span.bounds_us)))
 
 
 def _append(journal: Journal, rows: pa.Table, sequence: int) -> int:

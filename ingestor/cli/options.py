@@ -58,6 +58,9 @@ def example(*lines: str) -> str:
 # Flags
 
 
+_ROOT_HELP = "Directory of the recording, or s3://bucket/path to read a copy. Overrides storage.root."
+
+
 def _split_symbols(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[str, ...] | None:
     """`AAPL, BINANCE:BTCUSDT` → two symbols. Blanks around a comma don't count."""
     if text is None:
@@ -94,7 +97,19 @@ def root_option(command: _Command) -> _Command:
         "--root",
         type=click.Path(path_type=Path),
         metavar="DIR",
-        help="Directory of the recording, or s3://bucket/path to read a copy. Overrides storage.root.",
+        help=_ROOT_HELP,
+    )(command)
+
+
+def roots_option(command: _Command) -> _Command:
+    """`roots: tuple[Path, ...]`: each with its --root."""
+    return click.option(
+        "--root",
+        "roots",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        metavar="DIR",
+        help=_ROOT_HELP,
     )(command)
 
 
@@ -150,6 +165,11 @@ def tz_option(command: _Command) -> _Command:
 def query_options(command: _Command) -> _Command:
     """`config`, `root`, `symbols`, `start`, `end`, `tz`, `as_json`: what is asked of a recording, for `read_span`."""
     return reading_options(span_options(json_option(command)))
+
+
+def merging_options(command: _Command) -> _Command:
+    """`config`, `roots`, `symbols`: for what reads several recordings as one."""
+    return config_option(roots_option(symbols_option(command)))
 
 
 def listen_options(port: int, where: str = "Address to listen on.") -> Callable[[_Command], _Command]:
@@ -218,6 +238,11 @@ def source_from(config: Path | None, flags: "Flags") -> "Source":
 def settings_from(config: Path | None, flags: "Flags") -> "Settings":
     """The settings under these flags. Raises ConfigError."""
     return source_from(config, flags).read()
+
+
+def roots_from(config: Path | None, roots: Sequence[Path]) -> list[Path]:
+    """The recordings to read: each `--root`, else as `root_from`. Raises ConfigError."""
+    return [root_from(config, root) for root in roots] or [root_from(config, None)]
 
 
 def root_from(config: Path | None, root: Path | None) -> Path:

@@ -34,14 +34,16 @@ _NAMED = 5
 
 
 @click.command(epilog=options.example("ingestor head --symbols AAPL --start 2026-11-20T09:30 --tz America/New_York"))
-@options.query_options
+@options.merging_options
+@options.span_options
+@options.json_option
 @options.wide_option
 @click.option(
     "-n", "--count", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="How many trades."
 )
 def head(
     config: Path | None,
-    root: Path | None,
+    roots: tuple[Path, ...],
     symbols: tuple[str, ...] | None,
     start: str | None,
     end: str | None,
@@ -50,13 +52,17 @@ def head(
     wide: bool,
     count: int,
 ) -> None:
-    """Print the first trades of a span, a row each, in order of time; --json has all their columns."""
+    """Print the first trades of a span, a row each, in order of time; --json has all their columns.
+
+    Several --root are read as one: what several recorders of one venue have.
+    """
     from ingestor.dataset.times import to_span
     from ingestor.dataset.trades import first_trades
 
-    found = first_trades(options.root_from(config, root), to_span(options.read_span(start, end, tz)), symbols, count)
+    found = first_trades(options.roots_from(config, roots), to_span(options.read_span(start, end, tz)), symbols, count)
     if not found.num_rows:
-        options.warn_of_nothing(options.root_from(config, root), symbols, tz)
+        for root in options.roots_from(config, roots):
+            options.warn_of_nothing(root, symbols, tz)
     rows = [printing.format_trade(row, tz) for row in found.to_pylist()]
     if as_json:
         click.echo(printing.format_json(rows))
@@ -164,7 +170,9 @@ def _format_line(row: dict[str, Any], tz: tzinfo, *, as_json: bool) -> str:
     )
 )
 @click.argument("interval", metavar="INTERVAL")
-@options.query_options
+@options.merging_options
+@options.span_options
+@options.json_option
 @options.wide_option
 @click.option(
     "--session",
@@ -184,7 +192,7 @@ def _format_line(row: dict[str, Any], tz: tzinfo, *, as_json: bool) -> str:
 def bars(
     interval: str,
     config: Path | None,
-    root: Path | None,
+    roots: tuple[Path, ...],
     symbols: tuple[str, ...] | None,
     start: str | None,
     end: str | None,
@@ -198,19 +206,22 @@ def bars(
     """Print bars of INTERVAL (1s, 1m, 5m, 1h, 1d), each with the share of it that was recorded.
 
     A bar is named by its start. Without a trade there is no bar: --fill adds those that were recorded whole.
+
+    Several --root are read as one: what several recorders of one venue have.
     """
     from ingestor.dataset.bars import read_bars
 
     span = options.read_span(start, end, tz)
     try:
         table = read_bars(
-            options.root_from(config, root), interval, symbols, span.start, span.end, str(tz),
+            options.roots_from(config, roots), interval, symbols, span.start, span.end, str(tz),
             session=session, conditions=conditions, fill=fill, engine="arrow",
         )  # fmt: skip
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="INTERVAL") from None
     if not table.num_rows:
-        options.warn_of_nothing(options.root_from(config, root), symbols, tz)
+        for root in options.roots_from(config, roots):
+            options.warn_of_nothing(root, symbols, tz)
     rows = [row | {"start": printing.format_time(row["start"], timespec="seconds")} for row in table.to_pylist()]
     if as_json:
         click.echo(printing.format_json(rows))
@@ -227,20 +238,32 @@ def bars(
 
 
 @click.command(epilog=options.example("ingestor describe --symbols AAPL"))
-@options.reading_options
-@options.tz_option
+@options.merging_options
+@options.span_options
 @options.json_option
 @options.wide_option
 def describe(
-    config: Path | None, root: Path | None, symbols: tuple[str, ...] | None, tz: tzinfo, as_json: bool, wide: bool
+    config: Path | None,
+    roots: tuple[Path, ...],
+    symbols: tuple[str, ...] | None,
+    start: str | None,
+    end: str | None,
+    tz: tzinfo,
+    as_json: bool,
+    wide: bool,
 ) -> None:
     """Print a row per symbol: first and last trade, how many, how well covered, how late they came.
 
     Late is what came more than a minute after its time; delays are from the trade to its receipt.
+
+    Several --root are read as one: what several recorders of one venue have.
     """
     from ingestor.dataset.describe import describe as describe_root
 
-    table = describe_root(options.root_from(config, root), symbols, str(tz), engine="arrow")
+    span = options.read_span(start, end, tz)
+    table = describe_root(
+        options.roots_from(config, roots), symbols, str(tz), start=span.start, end=span.end, engine="arrow"
+    )
     rows = [
         row | {name: row[name] and printing.format_time(row[name]) for name in ("first", "last")}
         for row in table.to_pylist()

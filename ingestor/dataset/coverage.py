@@ -19,7 +19,7 @@ import pyarrow as pa
 from ingestor.closed_days import list_closed_symbols, oldest_and_newest_closed_days, read_closed_coverage
 from ingestor.coverage import IRRELEVANT, Coverage, Interval, clip, find_coverage, state_at
 from ingestor.dataset.arguments import Engine, Names, Roots, check_engine, find_names, find_roots
-from ingestor.dataset.times import EVER, Span, Time, day_start_ms, find_span
+from ingestor.dataset.times import EVER, FOREVER_US, Span, Time, day_start_ms, find_span
 from ingestor.errors import NotARecording
 from ingestor.journal.scan import last_received_us
 from ingestor.layout import Layout, list_segments
@@ -43,7 +43,6 @@ COVERAGE = pa.schema(
         ("source", pa.string()),  # of filled: whose history the trades are from; else null
     ]
 )
-_FOREVER_US = 1 << 60
 _NAMED = 5
 _UNCLAIMED = ""
 _KNOWN_DAYS = 31
@@ -92,29 +91,11 @@ def read_coverage(
     span = find_span(start, end, tz)
     chosen = find_names(symbols)
     layouts = [Layout(one) for one in find_roots(root)]
-    coverage = _load_merged(layouts, chosen, span, load_coverage)
+    coverage = load_merged_coverage(layouts, chosen, span)
     warn_of_unknown(layouts, chosen, coverage.symbols)
-    start_us = (span.start_ms or 0) * 1000
-    end_us = _FOREVER_US if span.end_ms is None else span.end_ms * 1000
-    intervals = [one for symbol in coverage.symbols for one in clip(coverage.intervals(symbol), start_us, end_us)]
+    intervals = [one for symbol in coverage.symbols for one in clip(coverage.intervals(symbol), *span.bounds_us)]
     columns = [list(column) for column in zip(*intervals, strict=True)] or [[] for _ in COVERAGE]
     return as_frame(pa.Table.from_pydict(dict(zip(COVERAGE.names, columns, strict=True)), schema=COVERAGE), engine, tz)
-
-
-def _load_merged(
-    layouts: Sequence[Layout],
-    symbols: Collection[str] | None,
-    span: Span,
-    load: Callable[..., Coverage],
-) -> Coverage:
-    """That of one root, or of those that several recorders of one venue made. Raises as `load` does."""
-    found = [load(layout, symbols, span=span) for layout in layouts]
-    if len(found) == 1:
-        return found[0]
-    from ingestor.dataset.merged import check_one_venue, merge_coverage
-
-    check_one_venue(layouts)
-    return merge_coverage(found)
 
 
 def read_states(layouts: Sequence[Layout], rows: pa.Table) -> pa.Array:
@@ -126,7 +107,7 @@ def read_states(layouts: Sequence[Layout], rows: pa.Table) -> pa.Array:
     bounds = pc.min_max(rows.column("received_at").cast(pa.int64()))
     span = Span(bounds["min"].as_py() // 1000, bounds["max"].as_py() // 1000 + 1)
     symbols = pc.unique(rows.column("symbol").cast(pa.string())).to_pylist()
-    return find_states(rows, _load_merged(layouts, symbols, span, read_known_coverage))
+    return find_states(rows, load_merged_coverage(layouts, symbols, span, read_known_coverage))
 
 
 def find_states(rows: pa.Table, coverage: Coverage) -> pa.Array:
@@ -208,6 +189,22 @@ def read_known_coverage(
         return find_coverage([])
 
 
+def load_merged_coverage(
+    layouts: Sequence[Layout],
+    symbols: Collection[str] | None = None,
+    span: Span = EVER,
+    load: Callable[..., Coverage] = load_coverage,
+) -> Coverage:
+    """That of one root, or of those that several recorders of one venue made. Raises as `load` does."""
+    found = [load(layout, symbols, span=span) for layout in layouts]
+    if len(found) == 1:
+        return found[0]
+    from ingestor.dataset.merged import check_one_venue, merge_coverage
+
+    check_one_venue(layouts)
+    return merge_coverage(found)
+
+
 class SymbolState(NamedTuple):
     """What the silence of a symbol means from now on."""
 
@@ -247,7 +244,7 @@ class CoverageWatch:
         self._facts += news
         self._ledgers = ledgers
         if begun or any(not fact["fact"].startswith("segment.") for fact in news):
-            self._coverage = find_coverage(self._facts, None, _FOREVER_US)
+            self._coverage = find_coverage(self._facts, None, FOREVER_US)
         return self._coverage
 
     def states(self) -> dict[str, SymbolState]:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.coverage import Coverage, sum_shares
+from ingestor.coverage import Coverage, clip, sum_shares
 from ingestor.dataset.arguments import Engine, Names, Roots, check_engine, find_names, find_roots
 from ingestor.dataset.coverage import read_known_coverage, warn_of_unknown
 from ingestor.dataset.merged import check_one_venue, find_id_column, merge_coverage, read_merged_dates
 from ingestor.dataset.rows import Selection, as_frame, plain_texts, read_dates
 from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
-from ingestor.dataset.times import EVER
+from ingestor.dataset.times import Span, Time, find_span
 from ingestor.parquet import count_rows
 from ingestor.schema import ORIGIN, TIMESTAMP
 from ingestor.trade_ids import IdRanges
@@ -49,13 +49,21 @@ _QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 
 
 @overload
-def describe(root: Roots, symbols: Names | None = ..., tz: str = ..., *,
-             engine: Literal["pandas"] = ...) -> "DataFrame": ...  # fmt: skip
+def describe(root: Roots, symbols: Names | None = ..., tz: str = ..., *, start: Time | None = ...,
+             end: Time | None = ..., engine: Literal["pandas"] = ...) -> "DataFrame": ...  # fmt: skip
 @overload
-def describe(root: Roots, symbols: Names | None = ..., tz: str = ..., *,
-             engine: Literal["arrow"]) -> pa.Table: ...  # fmt: skip
-def describe(root: Roots, symbols: Names | None = None, tz: str = "UTC", *, engine: Engine = "pandas") -> Any:
-    """A row for each symbol that was asked for or has trades: when, how many, how well covered, how late.
+def describe(root: Roots, symbols: Names | None = ..., tz: str = ..., *, start: Time | None = ...,
+             end: Time | None = ..., engine: Literal["arrow"]) -> pa.Table: ...  # fmt: skip
+def describe(
+    root: Roots,
+    symbols: Names | None = None,
+    tz: str = "UTC",
+    *,
+    start: Time | None = None,
+    end: Time | None = None,
+    engine: Engine = "pandas",
+) -> Any:
+    """A row for each symbol that was asked for or has trades, in [start, end): when, how many, how covered, how late.
 
     >>> import ingestor
     >>> int(ingestor.describe("data").set_index("symbol").loc["AAPL", "gaps"])
@@ -69,17 +77,19 @@ def describe(root: Roots, symbols: Names | None = None, tz: str = "UTC", *, engi
     recorded where any of them recorded it, and `bytes` is null.
 
     Warns of a symbol that is not recorded, and where newer trades are in CSV alone.
-    Raises NotARecording, FormatTooNew, ConfigError where pandas is missing.
+    Raises NotARecording, FormatTooNew, ValueError for a time that is none, ConfigError where pandas is missing.
     """
     check_engine(engine)
+    span = find_span(start, end, tz)
     chosen = find_names(symbols)
     layouts = [open_recording(one) for one in find_roots(root)]
     id_column = find_id_column(layouts)
 
     def sum_up(coverage: Coverage, facts: dict[str, dict[str, Any]]) -> pa.Table:
         described: list[dict[str, Any]] = []
-        for symbol in sorted({*facts, *coverage.symbols}):
-            intervals = coverage.intervals(symbol)
+        covered = {symbol: clip(coverage.intervals(symbol), *span.bounds_us) for symbol in coverage.symbols}
+        for symbol in sorted({*facts, *(symbol for symbol, own in covered.items() if own)}):
+            intervals = covered.get(symbol, [])
             shares = sum_shares(intervals)
             total_us = sum(shares)
             row: dict[str, Any] = {"symbol": symbol, "gaps": sum(one.state == "blind" for one in intervals)}
@@ -91,15 +101,16 @@ def describe(root: Roots, symbols: Names | None = None, tz: str = "UTC", *, engi
 
     if len(layouts) > 1:
         check_one_venue(layouts)
-        coverages = [read_known_coverage(layout, chosen) for layout in layouts]
-        rows = sum_up(merge_coverage(coverages), _facts(partial(read_merged_dates, layouts), None, chosen, id_column))
+        coverages = [read_known_coverage(layout, chosen, span=span) for layout in layouts]
+        facts = _facts(partial(read_merged_dates, layouts), None, span, chosen, id_column)
+        rows = sum_up(merge_coverage(coverages), facts)
     else:
 
         def read(snapshot: Snapshot) -> pa.Table:
-            coverage = read_known_coverage(layouts[0], chosen, snapshot.journaled_us)
-            return sum_up(coverage, _facts(partial(read_dates, snapshot), snapshot, chosen, id_column))
+            coverage = read_known_coverage(layouts[0], chosen, snapshot.journaled_us, span)
+            return sum_up(coverage, _facts(partial(read_dates, snapshot), snapshot, span, chosen, id_column))
 
-        rows = read_consistently(layouts[0], EVER, read)
+        rows = read_consistently(layouts[0], span, read)
     warn_of_unknown(layouts, chosen, rows.column("symbol"))
     return as_frame(rows, engine, tz)
 
@@ -107,6 +118,7 @@ def describe(root: Roots, symbols: Names | None = None, tz: str = "UTC", *, engi
 def _facts(
     read: Callable[[Selection], Iterator[tuple[date, pa.Table]]],
     snapshot: Snapshot | None,
+    span: Span,
     symbols: tuple[str, ...] | None,
     id_column: str | None,
 ) -> dict[str, dict[str, Any]]:
@@ -114,7 +126,7 @@ def _facts(
     a time.
     """
     own = () if id_column is None else (id_column,)
-    selection = Selection(EVER, ("symbol", "timestamp", "received_at", ORIGIN.name, *own), symbols)
+    selection = Selection(span, ("symbol", "timestamp", "received_at", ORIGIN.name, *own), symbols)
     ids = IdRanges()
     facts: dict[str, dict[str, Any]] = {}
     for day, rows in read(selection):

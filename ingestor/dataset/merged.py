@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.coverage import Closed, Coverage, Interval, State, find_coverage, join_best, state_at
+from ingestor.coverage import Closed, Coverage, Gap, Interval, State, find_coverage, join_best, state_at
 from ingestor.dataset.inventory import count_values, read_id_column
 from ingestor.dataset.rows import (
     TEXTS,
@@ -274,7 +274,13 @@ def merge_coverage(coverages: Sequence[Coverage]) -> Coverage:
         symbol: join_best(symbol, [piece for coverage in coverages for piece in coverage.intervals(symbol)])
         for symbol in symbols
     }
-    return find_coverage([], closed=Closed(intervals, []))
+    gaps = [
+        Gap(symbol, piece.cause or "", piece.start_us, piece.end_us)
+        for symbol, pieces in intervals.items()
+        for piece in pieces
+        if piece.state == "blind"
+    ]
+    return find_coverage([], closed=Closed(intervals, gaps))
 
 
 def disagreements(lacks: Iterable[Lack], coverages: Sequence[Coverage]) -> Iterator[Lack]:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _ROWS_AT_ONCE = 1 << 10
-_FOREVER_US = 1 << 62
 _Number = Annotated[int, Field(ge=0, lt=1 << 62, strict=True)]
 
 
@@ -89,8 +88,7 @@ def read_rejects(
 
 def _batches(path: Path, span: Span) -> Iterator[pa.RecordBatch]:
     """The rejects of a file that were received in the span; few are Python objects at a time."""
-    start_us = 0 if span.start_ms is None else span.start_ms * 1000
-    end_us = _FOREVER_US if span.end_ms is None else span.end_ms * 1000
+    start_us, end_us = span.bounds_us
     lines = (line for line in _lines(path) if start_us <= line["received_at"] < end_us)
     while rows := list(islice(lines, _ROWS_AT_ONCE)):
         yield pa.RecordBatch.from_pylist(rows, schema=REJECTS)

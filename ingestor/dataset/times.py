@@ -24,6 +24,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
 _DAY = timedelta(days=1)
 _DAYS_MAX = 4_000_000
+FOREVER_US = 1 << 62
+"""Later than any time of a recording."""
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(:\d{2}(\.\d{1,6})?)?", re.ASCII)
 
 
@@ -40,6 +42,11 @@ class Span:
         first = date.min.toordinal() if self.start_ms is None else _ordinal(self.start_ms)
         last = date.max.toordinal() if self.end_ms is None else _ordinal(self.end_ms - 1)
         return date.fromordinal(first), date.fromordinal(last)
+
+    @property
+    def bounds_us(self) -> tuple[int, int]:
+        """Start and end in µs; an open one lies beyond all times of a recording."""
+        return (self.start_ms or 0) * 1000, FOREVER_US if self.end_ms is None else self.end_ms * 1000
 
     def holds_all_of(self, day: date) -> bool:
         """Whether every moment of this UTC date is in it."""

@@ -27,7 +27,7 @@ from ingestor.dataset.rows import (
     sort_rows,
     with_columns,
 )
-from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
+from ingestor.dataset.snapshot import open_recording, read_consistently
 from ingestor.dataset.times import Span, Time, find_span, find_time
 from ingestor.errors import NotARecording
 from ingestor.journal.follower import Follower, Rows, find_journal_end
@@ -104,7 +104,7 @@ def read_trades(
     layouts = [open_recording(one) for one in find_roots(root)]
     calendar = read_calendar(layouts[0].holidays)
 
-    def pick(schema: pa.Schema, read_dates: Callable[[Selection], Iterator[tuple[date, pa.Table]]]) -> pa.Table:
+    def pick(schema: pa.Schema, read_dates: _ReadDates) -> pa.Table:
         usual = [name for name in schema.names if name != ORIGIN.name]
         unknown = [name for name in picked or () if name not in (*usual, ORIGIN.name)]
         if unknown:
@@ -131,14 +131,7 @@ def read_trades(
             rows = rows.filter(pc.or_(abroad, moves.high_low))
         return with_columns(rows, asked)
 
-    if len(layouts) > 1:
-        check_one_venue(layouts)
-        schema = pa.unify_schemas([read_consistently(layout, span, known_schema) for layout in layouts])
-        rows = pick(schema, partial(read_merged_dates, layouts))
-    else:
-        rows = read_consistently(
-            layouts[0], span, lambda snapshot: pick(known_schema(snapshot), partial(read_dates, snapshot))
-        )
+    rows = _pick_rows(layouts, span, pick)
     if "symbol" in rows.column_names:
         warn_of_unknown(layouts, chosen, rows.column("symbol"))
     elif not rows.num_rows:
@@ -147,6 +140,20 @@ def read_trades(
         states = _read_states(layouts, rows)
         rows = (rows if picked is None else rows.select(picked)).append_column("coverage", states)
     return as_frame(rows, engine, tz)
+
+
+_ReadDates = Callable[[Selection], Iterator[tuple[date, pa.Table]]]
+
+
+def _pick_rows(layouts: Sequence[Layout], span: Span, pick: Callable[[pa.Schema, _ReadDates], pa.Table]) -> pa.Table:
+    """What `pick` takes of the dates of one recording, or of several recorders' as one."""
+    if len(layouts) == 1:
+        return read_consistently(
+            layouts[0], span, lambda snapshot: pick(known_schema(snapshot), partial(read_dates, snapshot))
+        )
+    check_one_venue(layouts)
+    schema = pa.unify_schemas([read_consistently(layout, span, known_schema) for layout in layouts])
+    return pick(schema, partial(read_merged_dates, layouts))
 
 
 def _read_states(layouts: Sequence[Layout], rows: pa.Table) -> Any:
@@ -169,18 +176,17 @@ def _of_origin(rows: pa.Table, origin: str) -> pa.Table:
     return rows.filter(pc.fill_null(pc.equal(column, origin), False))
 
 
-def first_trades(root: Path, span: Span, symbols: tuple[str, ...] | None, count: int) -> pa.Table:
+def first_trades(root: Roots, span: Span, symbols: tuple[str, ...] | None, count: int) -> pa.Table:
     """The first trades of a span in order of (timestamp, sequence), from no more dates than are needed.
 
-    Raises NotARecording, FormatTooNew, OSError.
+    Raises NotARecording, FormatTooNew, ConfigError for roots of two venues, OSError.
     """
-    layout = open_recording(find_root(root))
+    layouts = [open_recording(one) for one in find_roots(root)]
 
-    def read(snapshot: Snapshot) -> pa.Table:
-        schema = known_schema(snapshot)
+    def pick(schema: pa.Schema, read_dates: _ReadDates) -> pa.Table:
         schema = schema if ORIGIN.name in schema.names else schema.append(ORIGIN)
         found = schema.empty_table()
-        for _, rows in read_dates(snapshot, Selection(span, tuple(schema.names), symbols)):
+        for _, rows in read_dates(Selection(span, tuple(schema.names), symbols)):
             by_time = [("timestamp", "ascending"), ("sequence", "ascending")]
             rest = with_columns(plain_texts(rows), schema).sort_by(by_time)
             found = pa.concat_tables([found, rest.slice(0, count - found.num_rows)])
@@ -189,9 +195,9 @@ def first_trades(root: Path, span: Span, symbols: tuple[str, ...] | None, count:
         filled = found.column(ORIGIN.name).null_count < found.num_rows
         return found if filled else found.drop_columns([ORIGIN.name])
 
-    rows = read_consistently(layout, span, read)
+    rows = _pick_rows(layouts, span, pick)
     if not rows.num_rows:
-        warn_of_unknown([layout], symbols)
+        warn_of_unknown(layouts, symbols)
     return rows
 
 
