@@ -86,6 +86,11 @@ def test_an_interval_that_does_not_divide_a_day(text: str) -> None:
 
 
 def test_an_interval() -> None:
+    assert [parse_interval(text) for text in ("5min", "1H", "1D")] == [
+        300_000,
+        3_600_000,
+        86_400_000,
+    ]  # as pandas has it
     assert [parse_interval(text) for text in ("250ms", "1s", "15m", "1h", "1d")] == [
         250, 1000, 900_000, 3_600_000, 86_400_000,
     ]  # fmt: skip

@@ -17,6 +17,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from recordings import make_sample
+from requirements import of_tier
 
 import ingestor
 from ingestor.cli.main import COMMANDS, WITH_NUMPY, cli
@@ -672,3 +673,22 @@ def test_what_is_logged_goes_to_stderr_in_every_command(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.stdout, "told" in done.stderr) == ("", True), done.stderr
+
+
+def test_values_are_completed(folder: Path) -> None:
+    make_sample(folder / "data")
+    symbols = {"AAPL", "BINANCE:BTCUSDT", "MSFT", "OANDA:EUR_USD"}
+    expected = {
+        "bars 1m --root data --symbols ": symbols,
+        "coverage --root data --symbols AAPL,M": {"AAPL,MSFT"},
+        "tail --root data --symbols A": {"AAPL"},
+        "describe --root nowhere --symbols A": set(),
+        "head --tz america/new_y": {"America/New_York"},
+    }
+    for typed, told in of_tier(list(expected.items()), list(expected.items())[1:2]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ingestor"], check=True, capture_output=True, text=True, cwd=folder,
+            env={**os.environ, "_INGESTOR_COMPLETE": "bash_complete", "COMP_WORDS": f"ingestor {typed}",
+                 "COMP_CWORD": str(len(typed.split(" ")))},
+        )  # fmt: skip
+        assert {line.partition(",")[2] for line in done.stdout.splitlines()} - {""} == told

@@ -101,6 +101,16 @@ def test_a_symbol_and_a_span_are_chosen(server: Server) -> None:
     assert [(row["symbol"], row["price"]) for row in trades] == [("AAPL", 120), ("AAPL", 121)]
 
 
+@pytest.mark.parametrize("path", ["/history", "/bars", "/coverage"])
+def test_an_empty_answer_names_what_is_not_recorded(server: Server, path: str) -> None:
+    nothing = server.get(
+        f"{path}?{urlencode({'symbols': 'aapl,NOPE,AAPL', 'start': '2026-01-01', 'end': '2026-01-02'})}"
+    )
+    assert nothing.json["notes"] == ["'aapl' is not recorded here; AAPL is", "'NOPE' is not recorded here"]
+    quiet = server.get(f"{path}?{urlencode({'symbols': 'AAPL', 'start': '2026-01-01', 'end': '2026-01-02'})}")
+    assert "notes" not in quiet.json
+
+
 def test_a_page_goes_on_behind_its_last_row_whatever_came_meanwhile(tmp_path: Path) -> None:
     recording = Recording(tmp_path / "data", ["A"])
     recording.prove(["A"], "2026-01-05T10:00")

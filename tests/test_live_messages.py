@@ -25,6 +25,7 @@ PRICES, FINNHUB = ClientLanguage.PRICES, ClientLanguage.FINNHUB
     [
         ('{"action":"subscribe","symbol":"AAPL"}', Subscribe(("AAPL",))),
         ('{"action":"subscribe","symbols":["A","B","A"]}', Subscribe(("A", "B"))),
+        ('{"action":"subscribe","symbols":"AAPL"}', Subscribe(("AAPL",))),
         ('{"action":"subscribe","symbol":"A","mode":"all"}', Subscribe(("A",))),
         ('{"action":"subscribe","symbol":"A","mode":"latest"}', Subscribe(("A",), 0.1)),
         ('{"action":"subscribe","symbol":"A","mode":"latest","every":"2s"}', Subscribe(("A",), 2.0)),
@@ -49,7 +50,7 @@ def test_the_price_api(text: str, request_: ClientRequest) -> None:
         ('{"action":"subscribe"}', "either `symbol` or `symbols`"),
         ('{"action":"subscribe","symbol":"A","symbols":["B"]}', "either `symbol` or `symbols`"),
         ('{"action":"subscribe","symbols":[]}', "at least one symbol"),
-        ('{"action":"subscribe","symbols":"AAPL"}', "must be a list"),
+        ('{"action":"subscribe","symbols":5}', "must be a list"),
         ('{"action":"subscribe","symbol":""}', "1 to 128 characters"),
         ('{"action":"subscribe","symbol":7}', "1 to 128 characters"),
         ('{"action":"subscribe","symbol":"A\\u0000"}', "1 to 128 characters"),

@@ -10,13 +10,13 @@ from datetime import UTC, datetime, tzinfo
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import click
 
 from ingestor.cli.printing import fit_table
 from ingestor.dataset import times
-from ingestor.errors import ConfigError
+from ingestor.errors import ConfigError, IngestorError
 from ingestor.texts import parse_duration
 
 if TYPE_CHECKING:
@@ -81,6 +81,26 @@ def _find_zone(_ctx: click.Context, _param: click.Parameter, name: str) -> tzinf
         raise click.BadParameter(f"no time zone {name!r} here: write it like America/New_York") from None
 
 
+def _complete_symbols(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """The last of the symbols that have been typed, by those of the recording that is named so far; none where there is
+    no recording to read.
+    """
+    from ingestor.dataset.coverage import known_symbols
+    from ingestor.layout import Layout
+
+    typed, comma, last = incomplete.rpartition(",")
+    roots = ctx.params.get("roots") or (ctx.params.get("root"),)
+    try:
+        known = known_symbols(Layout(root_from(ctx.params.get("config"), roots[0])))
+    except (IngestorError, OSError):
+        return []
+    return [f"{typed}{comma}{name}" for name in sorted(known) if name.startswith(last)]
+
+
+def _complete_zone(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    return sorted(name for name in available_timezones() if name.lower().startswith(incomplete.lower()))
+
+
 def config_option(command: _Command) -> _Command:
     """`config: Path | None`; None where the flag wasn't given."""
     return click.option(
@@ -116,7 +136,11 @@ def roots_option(command: _Command) -> _Command:
 def symbols_option(command: _Command) -> _Command:
     """`symbols: tuple[str, ...] | None`."""
     return click.option(
-        "--symbols", metavar="A,B", callback=_split_symbols, help="These symbols, separated by commas."
+        "--symbols",
+        metavar="A,B",
+        callback=_split_symbols,
+        shell_complete=_complete_symbols,
+        help="These symbols, separated by commas.",
     )(command)
 
 
@@ -156,6 +180,7 @@ def tz_option(command: _Command) -> _Command:
         "--tz",
         metavar="ZONE",
         callback=_find_zone,
+        shell_complete=_complete_zone,
         default="UTC",
         show_default=True,
         help="Time zone for input and output.",

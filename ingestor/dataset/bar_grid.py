@@ -6,6 +6,7 @@ edges. A bar goes from one edge to the next: so bars never overlap, and a bar ac
 or longer.
 """
 
+import re
 from bisect import bisect_right
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
@@ -28,8 +29,12 @@ class Piece:
 
 
 def parse_interval(text: str) -> int:
-    """Milliseconds from `15s`, `5m`, `1h` or `1d`. Raises ValueError unless it divides a day."""
-    interval_ms = round(parse_duration(text) * 1000)
+    """Milliseconds from `15s`, `5m`, `1h` or `1d`, or as pandas writes them: `5min`, `1D`. Raises ValueError unless it
+    divides a day.
+    """
+    by_pandas = re.fullmatch(r"(\d+)(min|[HD])", text, re.ASCII)
+    plain = f"{by_pandas[1]}{by_pandas[2][0].lower()}" if by_pandas else text
+    interval_ms = round(parse_duration(plain) * 1000)
     if interval_ms < 1 or DAY_MS % interval_ms:
         raise ValueError(f"interval {text!r} doesn't divide a day: write it like 1s, 15s, 1m, 5m, 1h, 4h or 1d")
     return interval_ms

@@ -19,6 +19,7 @@ from starlette.websockets import WebSocket
 
 from ingestor import __version__
 from ingestor.config.addresses import Hosts
+from ingestor.dataset.coverage import describe_unknown
 from ingestor.errors import IngestorError
 from ingestor.layout import Layout
 from ingestor.live import queries
@@ -28,6 +29,7 @@ from ingestor.live.sockets import converse
 from ingestor.live.subscriptions import ClientLanguage
 
 _ARROW = "application/vnd.apache.arrow.stream"
+_NAMED_MAX = 20
 _QUERIES_AT_ONCE = 2
 """Those that read the dataset: the others wait, so that prices don't."""
 _ASSETS = {"": "text/html", "page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
@@ -141,11 +143,18 @@ class _Api:
                 def encode() -> Response:
                     if as_arrow:
                         return Response(queries.as_arrow_stream(page.rows), headers=headers, media_type=_ARROW)
-                    return JSONResponse({name: queries.as_json_rows(page.rows), "next": page.cursor}, headers=headers)
+                    told = {name: queries.as_json_rows(page.rows), "next": page.cursor}
+                    notes = [] if page.rows.num_rows else self._unknown(query.symbols or (), grant)
+                    return JSONResponse(told | ({"notes": notes} if notes else {}), headers=headers)
 
                 return await asyncio.to_thread(encode)
 
         return self.guarded(answer)
+
+    def _unknown(self, symbols: Sequence[str], grant: Grant) -> list[str]:
+        """A sentence for each of these symbols that is not recorded, with the one that may be meant."""
+        known = [symbol for symbol in list(self._hub.board.quotes) if grant.allows(symbol)]
+        return [describe_unknown(symbol, known) for symbol in symbols[:_NAMED_MAX] if symbol not in known]
 
     async def symbols(self, _request: Request, grant: Grant) -> Response:
         """`/symbols`: the quote of each symbol that is granted."""
@@ -258,7 +267,13 @@ def describe_api() -> dict[str, Any]:
 
 
 def _paged(summary: str, query: type[queries.Query], name: str, row: dict[str, Any]) -> dict[str, Any]:
-    page = _object({name: {"type": "array", "items": _object(row)}, "next": {**_TEXT, "description": "a cursor"}})
+    notes = {
+        "type": "array",
+        "items": {"type": "string"},
+        "description": "of an empty answer: what is not recorded here",
+    }
+    rows = {"type": "array", "items": _object(row)}
+    page = _object({name: rows, "next": {**_TEXT, "description": "a cursor"}, "notes": notes})
     answer = {
         "description": "A page; the header `X-Next-Cursor` names the next one, as `next` does.",
         "content": {"application/json": {"schema": page}, _ARROW: {}},

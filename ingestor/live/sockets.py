@@ -250,7 +250,7 @@ def _symbols(message: dict[str, Any]) -> tuple[str, ...]:
         raise BadRequest("name either `symbol` or `symbols`")
     if "symbol" in message:
         return (_check_symbol(message["symbol"]),)
-    symbols = message["symbols"]
+    symbols = [message["symbols"]] if isinstance(message["symbols"], str) else message["symbols"]
     if not isinstance(symbols, list) or not symbols:
         raise BadRequest("`symbols` must be a list of at least one symbol")
     return tuple(dict.fromkeys(map(_check_symbol, symbols)))
