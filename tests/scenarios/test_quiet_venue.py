@@ -20,6 +20,7 @@ VENUE = VenueSettings(keys=frozenset({KEY}), market=MarketSettings(rate=300, see
 WAITS = Backoff(again_s=0.05)
 
 
+@pytest.mark.long
 def test_no_trades_at_all_cost_one_connection_an_hour(tmp_path: Path) -> None:
     """Everything is asked for again, once that helped nothing a new connection is tried, and then the venue is let be:
     nobody can tell its silence from the market's, and so it is unproven.
