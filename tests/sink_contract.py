@@ -271,7 +271,7 @@ class Redis(Destination):
         self.settings = RedisSettings(url=self.server.url, stream_max=1 << 30)
 
     def open(self, layout: Layout, start: Cursor) -> Sink:
-        return RedisStreams(self.settings, None, ROOT)
+        return RedisStreams(self.settings, None, ROOT, layout)
 
     def rows(self) -> pa.Table:
         found = []

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from certificates import make_certificate
 from journals import Writer, make_root, read_events
 from recorders import eventually
+from recordings import Print, Recording, to_us
 from servers import PASSWORD, RedisServer, free_ports
 from sink_contract import EXTRA, ROOT, Redis, fill_journal
 
@@ -77,7 +79,7 @@ class TestStreams:
         layout = make_root(tmp_path / "root")
         fill_journal(layout, 1, 2, 10)
         first, second = rows_of(layout)
-        sink = RedisStreams(place.settings, None, ROOT)
+        sink = RedisStreams(place.settings, None, ROOT, layout)
         sink.write(first)
         sink.tick(0.0)
         sink.write(second)
@@ -85,10 +87,58 @@ class TestStreams:
         with pytest.raises(SinkUnavailable, match="redis"):
             sink.tick(0.0)
         place.server.start()
-        again = RedisStreams(place.settings, None, ROOT)
+        again = RedisStreams(place.settings, None, ROOT, layout)
         assert again.committed() == first.at
         assert sum(client.xlen(stream) for stream in client.scan_iter("trades:*")) == 10
         again.close()
+
+
+class TestCoverage:
+    @pytest.fixture
+    def recording(self, tmp_path: Path) -> Recording:
+        """Of A: from the midnight before last, with a trade in the morning of the day after."""
+        day = datetime.now(UTC).date() - timedelta(2)
+        recording = Recording(tmp_path / "data", ["A"], started=f"{day}T00:00")
+        recording.prove(["A"], f"{day}T00:00")
+        recording.write(Print(f"{day + timedelta(1)}T10:00", "A", 1, 1))
+        return recording
+
+    def test_it_stands_beside_the_streams_and_follows_the_ledger(
+        self, recording: Recording, place: Redis, client: Any
+    ) -> None:
+        first, second = (str(datetime.now(UTC).date() - timedelta(days)) for days in (2, 1))
+        client.hset("coverage:A", str(datetime.now(UTC).date() - timedelta(33)), "[]")
+
+        def told() -> dict[str, list[dict[str, str]]]:
+            sink = RedisStreams(place.settings, None, ROOT, recording.layout)
+            for event in read_events(recording.layout) if sink.committed() == Cursor(0, 0) else ():
+                if isinstance(event, Rows):
+                    sink.write(event)
+            for _ in range(100):  # a date per tick, up to today
+                sink.tick(0.0)
+            sink.close()
+            return {day: json.loads(text) for day, text in client.hgetall("coverage:A").items()}
+
+        whole = told()
+        assert sorted(whole) == [first, second]
+        assert whole[first] == [
+            {"start": f"{first}T00:00:00+00:00", "end": f"{second}T00:00:00+00:00", "state": "recorded"}
+        ]
+        since, until = f"{first}T23:00", f"{second}T01:00"
+        recording.fact("gap.opened", f"{second}T00:30", gap="1", cause="stall", since=to_us(since), symbol=None)
+        recording.fact("gap.closed", until, gap="1", cause="stall", until=to_us(until), symbol=None)
+        states = {day: [(one["state"], one.get("cause")) for one in pieces] for day, pieces in told().items()}
+        assert states[first] == [("recorded", None), ("blind", "stall")]
+        assert states[second][0] == ("blind", "stall")
+
+    def test_where_it_is_refused_trades_still_come(self, recording: Recording, place: Redis, client: Any) -> None:
+        client.acl_setuser(
+            "trades", enabled=True, nopass=True, keys=["ingestor:*", "trades:*"], channels=["*"], commands=["+@all"]
+        )
+        place.settings = RedisSettings(url=place.settings.url.replace("//", "//trades@"), stream_max=1000)
+        place.carry(recording.layout)
+        assert place.rows().num_rows == 1
+        assert not client.exists("coverage:A")
 
 
 class TestKnownErrors:
@@ -100,7 +150,7 @@ class TestKnownErrors:
             client.xadd("trades:AAPL", {"price": 1}, "9000000000000000-0")
         else:
             client.set("trades:AAPL", "text")
-        sink = RedisStreams(place.settings, None, ROOT)
+        sink = RedisStreams(place.settings, None, ROOT, layout)
         sink.write(rows_of(layout)[0])
         with pytest.raises(SinkUnavailable, match=r"trades:AAPL|WRONGTYPE"):
             sink.tick(0.0)
@@ -113,7 +163,7 @@ class TestKnownErrors:
     ) -> None:
         layout = make_root(tmp_path / "root")
         fill_journal(layout, 2, 1, 10)
-        sink = RedisStreams(place.settings, None, ROOT)
+        sink = RedisStreams(place.settings, None, ROOT, layout)
         first, second = rows_of(layout)
         sink.write(first)
         sink.tick(0.0)
@@ -129,12 +179,12 @@ class TestKnownErrors:
                 sink.tick(0.0)
             assert sink.committed() == place_before
             sink.close()
-            sink = RedisStreams(place.settings, None, ROOT)
+            sink = RedisStreams(place.settings, None, ROOT, layout)
             assert sink.committed() == place_before
             sink.write(second)
         client.delete("trades:AAPL")
         sink.close()
-        sink = RedisStreams(place.settings, None, ROOT)
+        sink = RedisStreams(place.settings, None, ROOT, layout)
         sink.write(second)
         sink.tick(0.0)
         sink.close()
@@ -152,7 +202,7 @@ class TestKnownErrors:
         layout = make_root(tmp_path / "root")
         fill_journal(layout, 1, 1, 10)
         client.config_set("maxmemory", "1mb")
-        sink = RedisStreams(place.settings, None, ROOT)
+        sink = RedisStreams(place.settings, None, ROOT, layout)
         sink.write(rows_of(layout)[0])
         with pytest.raises(SinkUnavailable, match="memory"):
             sink.tick(0.0)
@@ -172,7 +222,7 @@ class TestKnownErrors:
             ("PING", "PING", "weak@", "let its user read and write"),
         ):
             client.execute_command(*refused.split())
-            sink = RedisStreams(RedisSettings(url=place.settings.url.replace("//", f"//{user}")), None, ROOT)
+            sink = RedisStreams(RedisSettings(url=place.settings.url.replace("//", f"//{user}")), None, ROOT, layout)
             sink.write(rows_of(layout)[0])
             with pytest.raises(SinkUnavailable, match=advice):
                 sink.tick(0.0)
@@ -181,11 +231,11 @@ class TestKnownErrors:
         place.carry(layout)
         assert place.rows().num_rows == 10
 
-    def test_nobody_there(self) -> None:
+    def test_nobody_there(self, tmp_path: Path) -> None:
         (port,) = free_ports(1)
         settings = RedisSettings(url=f"redis://127.0.0.1:{port}")
         with pytest.raises(SinkUnavailable):
-            RedisStreams(settings, None, ROOT)
+            RedisStreams(settings, None, ROOT, Layout(tmp_path))
         with pytest.raises(SinkUnavailable):
             RedisLive(settings, None)
 
@@ -195,10 +245,10 @@ class TestAccess:
         server = RedisServer(tmp_path, "--requirepass", PASSWORD)
         try:
             settings = RedisSettings(url=server.url)
-            RedisStreams(settings, PASSWORD, ROOT).close()
+            RedisStreams(settings, PASSWORD, ROOT, Layout(tmp_path)).close()
             for wrong in (None, "not " + PASSWORD):
                 with pytest.raises(SinkUnavailable, match="REDIS_PASSWORD") as caught:
-                    RedisStreams(settings, wrong, ROOT)
+                    RedisStreams(settings, wrong, ROOT, Layout(tmp_path))
                 assert PASSWORD not in str(caught.value)
         finally:
             server.close()
@@ -213,10 +263,12 @@ class TestAccess:
         )  # fmt: skip
         try:
             url = f"rediss://127.0.0.1:{port}"
-            RedisStreams(RedisSettings(url=url, ca_file=ours.certificate), None, ROOT).close()
-            RedisStreams(RedisSettings(url=server.url, ca_file=ours.certificate), None, ROOT).close()  # without TLS
+            RedisStreams(RedisSettings(url=url, ca_file=ours.certificate), None, ROOT, Layout(tmp_path)).close()
+            RedisStreams(
+                RedisSettings(url=server.url, ca_file=ours.certificate), None, ROOT, Layout(tmp_path)
+            ).close()  # without TLS
             with pytest.raises(SinkUnavailable, match="certificate"):
-                RedisStreams(RedisSettings(url=url, ca_file=other.certificate), None, ROOT)
+                RedisStreams(RedisSettings(url=url, ca_file=other.certificate), None, ROOT, Layout(tmp_path))
         finally:
             server.close()
 

@@ -88,7 +88,7 @@ def _open(
     if name == "redis" and settings.redis is not None:
         from ingestor.sinks.redis_db import RedisStreams
 
-        return RedisStreams(settings.redis, password, root)
+        return RedisStreams(settings.redis, password, root, layout)
     if name == "redis_live" and settings.redis is not None:
         from ingestor.sinks.redis_db import RedisLive
 

@@ -1,4 +1,5 @@
-"""Trades in Redis: a capped stream a symbol, which is a record; last price and publications, which are a live view.
+"""Trades in Redis: a capped stream a symbol, which is a record, and its coverage beside it; last price and
+publications, which are a live view.
 
 Exactly once, while Redis keeps what it acknowledged: rows and cursor are one transaction (MULTI). Where a Redis comes
 back with an older state, its cursor does too, and the rows between are given again as long as the journal holds them.
@@ -6,18 +7,21 @@ back with an older state, its cursor does too, and the rows between are given ag
 
 import json
 from collections.abc import Iterable
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
 import redis
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from ingestor.config.sections import RedisSettings
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
 from ingestor.journal.segment import Cursor
+from ingestor.layout import Layout
 from ingestor.sinks import advise
+from ingestor.sinks.coverage_days import CoverageDays
 
 _PATIENCE_S = 10.0
 _ROWS_A_TRANSACTION = 5_000
@@ -25,10 +29,13 @@ _LAST_OF_ID = (1 << 64) - 1
 _LOOKED_AT = 1 << 16
 """Entries of a stream, behind our place: more than one transaction has."""
 
+_COVERED = timedelta(31)
+_OURS = "ingestor:*, trades:* and coverage:*"
+
 ADVICE = {  # by its words: see `advise`
     # The server's codes, and the words that the client has for them.
-    "no permissions": "let its user read and write ingestor:* and trades:*, and publish to stock:*",
-    "NOPERM": "let its user read and write ingestor:* and trades:*, and publish to stock:*",
+    "no permissions": f"let its user read and write {_OURS}, and publish to stock:*",
+    "NOPERM": f"let its user read and write {_OURS}, and publish to stock:*",
     "AUTH": "check REDIS_PASSWORD, and the user in sinks.redis.url",
     "WRONGPASS": "check REDIS_PASSWORD, and the user in sinks.redis.url",
     "invalid username-password": "check REDIS_PASSWORD, and the user in sinks.redis.url",
@@ -50,16 +57,20 @@ log = structlog.get_logger()
 
 
 class RedisStreams:
-    """An open link that adds each row to `trades:<SYMBOL>`, under an id that is its sequence number.
+    """An open link that adds each row to `trades:<SYMBOL>`, under an id that is its sequence number, and keeps what is
+    covered in `coverage:<SYMBOL>`: a field per UTC date, of the newest 31.
 
     After an error the link is of no use any more.
     """
 
     name = "redis"
 
-    def __init__(self, settings: RedisSettings, password: str | None, root: str) -> None:
-        """Raises SinkUnavailable."""
+    def __init__(self, settings: RedisSettings, password: str | None, root: str, layout: Layout) -> None:
+        """`layout`: whose coverage it is to have. Raises SinkUnavailable."""
         self._client = connect(settings, password)
+        self._coverage: CoverageDays | None = CoverageDays(layout, datetime.now(UTC) - _COVERED + timedelta(2), None)
+        """None: it is refused."""
+        self._received_us = 0
         self._stream_max = settings.stream_max
         self._cursor_key = f"ingestor:cursor:{root}"
         try:
@@ -86,10 +97,14 @@ class RedisStreams:
 
     def end_segment(self, end: SegmentEnd) -> None:
         self._at = end.at
+        if self._coverage is not None:
+            self._coverage.segment_ended()
 
     def tick(self, now_s: float) -> None:  # noqa: ARG002  the Sink's signature
         if self._at != self._committed:
             self._commit()
+        if self._coverage is not None and (found := self._coverage.take(self._received_us)) is not None:
+            self._put_coverage(*found)
 
     def committed(self) -> Cursor:
         return self._committed
@@ -97,6 +112,24 @@ class RedisStreams:
     def close(self) -> None:
         """Leave what no tick has committed to the next start."""
         self._client.close()
+
+    def _put_coverage(self, day: date, rows: pa.Table) -> None:
+        """Replace what is said of a date. Raises SinkUnavailable, but not where it is refused: trades come first."""
+        told: dict[str, list[dict[str, str]]] = {}
+        for row in rows.to_pylist():
+            spans = {name: row.pop(name).isoformat() for name in ("start", "end")}
+            told.setdefault(row.pop("symbol"), []).append(spans | {k: v for k, v in row.items() if v is not None})
+        pipeline = self._client.pipeline(transaction=True)
+        for symbol, pieces in told.items():
+            pipeline.hset(f"coverage:{symbol}", day.isoformat(), json.dumps(pieces, separators=(",", ":")))
+            pipeline.hdel(f"coverage:{symbol}", (day - _COVERED).isoformat())
+        try:
+            pipeline.execute()
+        except ResponseError as error:
+            log.warning("redis.coverage_refused", error=str(error), hint=f"let its user read and write {_OURS}")
+            self._coverage = None
+        except RedisError as error:
+            raise _unavailable(error) from error
 
     def _commit(self) -> None:
         """Add what waits, and the cursor, in one transaction. Raises SinkUnavailable.
@@ -109,6 +142,8 @@ class RedisStreams:
         for batch in self._waiting:
             self._look_at_streams(batch)
             last = batch.column("sequence")[-1].as_py()
+            received_us = batch.column("received_at")[-1].cast(pa.int64()).as_py()
+            self._received_us = max(self._received_us, received_us)
             for entry in _entries(batch):
                 if not self._is_there(*entry):
                     stream, *told = entry
