@@ -139,6 +139,12 @@ class TradeWatch:
         self._resubscribed_s: float | None = None
         self._may_reconnect_s = float("-inf")
         self._asked_s: dict[str, float] = {}
+        self._phases: Mapping[str, Phase] | None = None
+        self._open: frozenset[Phase] = frozenset()
+        self._listened_s = float("-inf")
+        """The last trade of any symbol that the paces know of."""
+        self._known: dict[str, _Pace] = {}
+        """Those whose usual silence is known, of markets that are not closed."""
 
     def begin(self, now_s: float) -> None:
         """A new connection, or a reader that was paused: what was silent until now says nothing."""
@@ -150,6 +156,8 @@ class TradeWatch:
 
     def skip(self, seconds: float) -> None:
         """Nobody looked for so long, until now: that is no silence."""
+        if not seconds:
+            return
         for pace in (self._all, *self._paces.values()):
             pace.since_s += seconds
         if self._resubscribed_s is not None:
@@ -158,16 +166,33 @@ class TradeWatch:
     def change(self, symbols: Iterable[str], now_s: float) -> None:
         """From now on these; what is known of the others' pace stays."""
         self._paces = {symbol: self._paces.get(symbol) or _Pace(now_s) for symbol in symbols}
+        self._phases = None  # all of them are looked at again
 
     def judge(self, last_trade_s: Mapping[str, float], phases: Mapping[str, Phase], now_s: float) -> Doubt:
-        """What these last trades mean at this moment. `phases` has every symbol."""
-        for symbol, pace in self._paces.items():
-            pace.listen(phases[symbol], last_trade_s.get(symbol, float("-inf")), now_s)
-        last_s = max((last_trade_s.get(symbol, float("-inf")) for symbol in self._paces), default=float("-inf"))
-        self._all.listen(frozenset(phases.values()), last_s, now_s)
-        if set(phases.values()) == {"closed"}:
+        """What these last trades mean at this moment. `phases` has every symbol.
+
+        Without a trade since the last time, and with the same object as `phases`, no symbol is looked at whose usual
+        silence isn't known: of 11,000 symbols, which are judged twice per second, most hardly trade.
+        """
+        last_s = max(list(last_trade_s.values()), default=float("-inf"))  # in one step: the recorder adds to it
+        if phases is not self._phases or last_s > self._listened_s:
+            self._phases, self._listened_s = phases, last_s
+            self._listen(last_trade_s, phases, now_s)
+        if self._open == {"closed"}:
             return Doubt()
-        return self._judge_all(now_s) or Doubt(mute=self._find_mute(phases, now_s))
+        return self._judge_all(now_s) or Doubt(mute=self._find_mute(now_s))
+
+    def _listen(self, last_trade_s: Mapping[str, float], phases: Mapping[str, Phase], now_s: float) -> None:
+        last_s = float("-inf")
+        for symbol, pace in self._paces.items():
+            trade_s = last_trade_s.get(symbol, float("-inf"))
+            pace.listen(phases[symbol], trade_s, now_s)
+            last_s = max(last_s, trade_s)
+        self._open = frozenset(phases.values())
+        self._all.listen(self._open, last_s, now_s)
+        self._known = {
+            symbol: pace for symbol, pace in self._paces.items() if pace.known and phases[symbol] != "closed"
+        }
 
     def _judge_all(self, now_s: float) -> Doubt | None:
         """Ask again for everything; where that helps nothing connect anew, at worst once an hour."""
@@ -183,21 +208,18 @@ class TradeWatch:
         self._may_reconnect_s = now_s + _RECONNECT_S
         return Doubt(drought="reconnect", blind=self._all.known, silence_s=silence_s)
 
-    def _find_mute(self, phases: Mapping[str, Phase], now_s: float) -> tuple[str, ...]:
+    def _find_mute(self, now_s: float) -> tuple[str, ...]:
         """One symbol's silence is its own affair only while most others flow; it is asked for again every ten minutes.
 
         Half of them silent is a market that pauses, or a drought in the making.
         """
-        known = [symbol for symbol, pace in self._paces.items() if pace.known and phases[symbol] != "closed"]
-        least_s = 2 * self._silence_s
-        silent = [
-            symbol for symbol in known if now_s - (pace := self._paces[symbol]).since_s >= pace.longest_s(least_s)
-        ]
+        known, least_s = self._known, 2 * self._silence_s
+        silent = [symbol for symbol, pace in known.items() if now_s - pace.since_s >= pace.longest_s(least_s)]
         self._asked_s = {symbol: at_s for symbol, at_s in self._asked_s.items() if symbol in silent}
         if 2 * len(silent) > len(known):
             return ()
         # Something traded in the later half of its silence: otherwise all of them fell silent together.
-        alone = [symbol for symbol in silent if self._all.since_s > (self._paces[symbol].since_s + now_s) / 2]
+        alone = [symbol for symbol in silent if self._all.since_s > (known[symbol].since_s + now_s) / 2]
         due = [symbol for symbol in alone if now_s - self._asked_s.get(symbol, float("-inf")) >= _ASK_AGAIN_S]
         self._asked_s |= dict.fromkeys(due, now_s)
         return tuple(due)

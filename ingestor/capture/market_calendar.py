@@ -6,10 +6,11 @@ Asked in a short-lived thread of its own: nothing of this can hold up, or end, a
 import json
 import ssl
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, get_args
 from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
@@ -25,6 +26,8 @@ log = structlog.get_logger()
 
 Phase = Literal["closed", "overnight", "extended", "regular"]
 """Of a market's day. Trades come at another pace in each: what is usual in one says nothing of the next."""
+
+Market = Literal["us", "forex", "always"]
 
 NEW_YORK = ZoneInfo("America/New_York")
 _FOREX = frozenset({"OANDA", "FXCM", "FX", "FOREX.COM", "IC MARKETS", "ICM", "FXPRO", "PEPPERSTONE", "SAXO", "FXPIG"})
@@ -43,8 +46,21 @@ def find_phase(symbol: str, now: datetime, calendar: Calendar = _RULES, night: i
     `OANDA:`): Sunday 17:00 to Friday 17:00 New York. A prefix that names a crypto venue, or one that is unknown here,
     and a suffix of another exchange (`7203.T`): always.
     """
-    local = now.astimezone(NEW_YORK)
+    return _find_market_phase(find_market(symbol), now, calendar, night)
+
+
+def find_market(symbol: str) -> Market:
+    """Whose hours this symbol keeps: see find_phase."""
     if is_us_symbol(symbol):
+        return "us"
+    return "forex" if symbol.partition(":")[0] in _FOREX else "always"
+
+
+def _find_market_phase(market: Market, now: datetime, calendar: Calendar, night: int | None) -> Phase:
+    if market == "always":
+        return "regular"
+    local = now.astimezone(NEW_YORK)
+    if market == "us":
         hours, minute = calendar.hours(local.date()), local.hour * 60 + local.minute
         if hours is not None and hours.early <= minute < hours.late:
             return "regular" if hours.opens <= minute < hours.closes else "extended"
@@ -52,8 +68,6 @@ def find_phase(symbol: str, now: datetime, calendar: Calendar = _RULES, night: i
             return "closed"
         coming = local.date() + timedelta(days=minute >= night)
         return "closed" if calendar.hours(coming) is None else "overnight"
-    if symbol.partition(":")[0] not in _FOREX:
-        return "regular"
     friday, saturday, sunday = 4, 5, 6
     day, evening = local.weekday(), local.time() >= time(17, 0)
     weekend = day == saturday or (day == friday and evening) or (day == sunday and not evening)
@@ -132,6 +146,16 @@ def parse_answer(answer: bytes) -> dict[str, str]:
         raise ValueError(f"not a list of holidays: {type(error).__name__}") from None
 
 
+@dataclass(frozen=True, slots=True)
+class _Phases:
+    """What Markets last told of these symbols."""
+
+    symbols: tuple[str, ...]
+    markets: Mapping[str, Market]
+    by_market: Mapping[Market, Phase]
+    by_symbol: Mapping[str, Phase]
+
+
 class Markets:
     """The markets of one venue."""
 
@@ -140,14 +164,33 @@ class Markets:
         self.holidays = holidays
         self._never_close = never_close
         self._night = night
+        self._last = _Phases((), {}, {}, {})
 
     def phase(self, symbol: str, now: datetime) -> Phase:
         """Of this symbol's market, by the holidays that are known so far."""
-        return "regular" if self._never_close else find_phase(symbol, now, self.holidays.calendar, self._night)
+        return self._market_phase(self._market(symbol), now)
+
+    def phases(self, symbols: tuple[str, ...], now: datetime) -> Mapping[str, Phase]:
+        """Of each symbol's market. Until a phase or the symbols change, it is the same object as the last time: it is
+        asked for twice per second, of up to 11,000 symbols.
+        """
+        last = self._last
+        markets = last.markets if last.symbols is symbols else {symbol: self._market(symbol) for symbol in symbols}
+        by_market = {market: self._market_phase(market, now) for market in get_args(Market)}
+        if markets is not last.markets or by_market != last.by_market:
+            by_symbol = {symbol: by_market[market] for symbol, market in markets.items()}
+            self._last = last = _Phases(symbols, markets, by_market, by_symbol)
+        return last.by_symbol
 
     def any_open(self, symbols: Iterable[str], now: datetime) -> bool:
         """Whether trades of one of these are to be expected."""
-        return any(self.phase(symbol, now) != "closed" for symbol in symbols)
+        return any(self._market_phase(market, now) != "closed" for market in {self._market(one) for one in symbols})
+
+    def _market(self, symbol: str) -> Market:
+        return "always" if self._never_close else find_market(symbol)
+
+    def _market_phase(self, market: Market, now: datetime) -> Phase:
+        return _find_market_phase(market, now, self.holidays.calendar, self._night)
 
     def refresh(self, now_s: float) -> None:
         """Have the holidays fetched again where they are due."""

@@ -125,8 +125,7 @@ class ConnectionMonitor:
             return
         if not self._pauses.regained:
             return
-        now = datetime.now(UTC)
-        phases = {symbol: self._markets.phase(symbol, now) for symbol in self._subscriptions.symbols}
+        phases = self._markets.phases(self._subscriptions.symbols, datetime.now(UTC))
         doubt = self._trade_watch.judge(self._observed.last_trade_s, phases, now_s)
         if doubt.drought and doubt.blind:  # the recorder ends it, with the next trade
             self._gaps.open("stall", max(self._observed.last_received_us, life.opened_us))
