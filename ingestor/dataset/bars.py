@@ -49,6 +49,8 @@ class Delays:
 
     def __init__(self) -> None:
         self._tables: list[pa.Table] = []
+        self._runs: dict[str, list[pa.RecordBatch]] = {}
+        """What there is of each symbol, made when it is first asked for."""
         self._known: dict[str, tuple[list[int], list[int]]] = {}
         """Of each symbol the receipts, ascending, and the delays then."""
 
@@ -72,16 +74,7 @@ class Delays:
 
     def shift(self, symbol: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Spans (µs) of receipt as spans of when trades happened."""
-        if symbol not in self._known:  # a symbol without trades is judged by the delays of all
-            own = [table.filter(pc.equal(table.column("symbol"), symbol)) for table in self._tables]
-            found = pa.concat_tables(own if any(one.num_rows for one in own) else self._tables) if own else None
-            received, delays = [], []
-            if found is not None:
-                found = found.sort_by("received_max")
-                received = found.column("received_max").to_pylist()
-                delays = pc.subtract(found.column("received_max"), found.column("sent_max")).to_pylist()
-            self._known[symbol] = received, delays
-        received_us, delays_us = self._known[symbol]
+        received_us, delays_us = self._find(symbol)
         shifted = []
         for start_us, end_us in spans:
             first, last = bisect_left(received_us, start_us), bisect_right(received_us, end_us)
@@ -100,6 +93,23 @@ class Delays:
             late_us = late_us if abs(late_us) > _LATE_US else 0
             shifted.append((start_us - begin_us, end_us - late_us))
         return [(start_us, end_us) for start_us, end_us in shifted if start_us < end_us]
+
+    def _find(self, symbol: str) -> tuple[list[int], list[int]]:
+        if not self._runs:
+            for table in self._tables:
+                for name, run in _by_symbol(table):
+                    self._runs.setdefault(name, []).append(run)
+        name = symbol if symbol in self._runs else ""  # a symbol without trades is judged by the delays of all
+        if name not in self._known:
+            own = self._runs[name] if name else [batch for table in self._tables for batch in table.to_batches()]
+            received: list[int] = []
+            delays: list[int] = []
+            if own:
+                found = pa.Table.from_batches(own).sort_by("received_max")
+                received = found.column("received_max").to_pylist()
+                delays = pc.subtract(found.column("received_max"), found.column("sent_max")).to_pylist()
+            self._known[name] = received, delays
+        return self._known[name]
 
 
 def recorded_spans(intervals: list[Interval], state: State = "recorded") -> list[tuple[int, int]]:
@@ -314,16 +324,16 @@ def _with_filled_share(bars: pa.Table, delays: Delays, intervals: Callable[[str]
     return _with_shares(bars, "filled", lambda symbol: delays.shift(symbol, filled[symbol]))
 
 
-def _by_symbol(bars: pa.Table) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """The bars of each symbol, of bars sorted by it."""
-    if not bars.num_rows:
+def _by_symbol(rows: pa.Table) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """The rows of each symbol, of rows sorted by it."""
+    if not rows.num_rows:
         return
-    bars = bars.combine_chunks()
-    runs = pc.run_end_encode(bars.column("symbol").chunk(0))
+    rows = rows.combine_chunks()
+    runs = pc.run_end_encode(rows.column("symbol").chunk(0))
     at = 0
     symbols, ends = runs.values.to_pylist(), runs.run_ends.to_pylist()  # noqa: PD011  Arrow's values
     for symbol, end in zip(symbols, ends, strict=True):
-        yield symbol, bars.slice(at, end - at).to_batches()[0]
+        yield symbol, rows.slice(at, end - at).to_batches()[0]
         at = end
 
 
