@@ -63,7 +63,7 @@ def main() -> None:
     first = write_parts(days, make_day(random, options.day_trades, DAY), 1, _PARTS)
     large = write_parts(days, make_day(random, options.large_trades, LARGE_DAY, first.rows), _PARTS + 1, _LARGE_PARTS)
     both = Truth(first.rows + large.rows, first.volume + large.volume)
-    write_ledger(days, DAY)
+    write_ledger(days, DAY, 2)
     print(json.dumps({"year": year._asdict(), "days": both._asdict(), "day": first._asdict()}))
 
 
@@ -152,7 +152,7 @@ def write_year(root: Path, random: np.random.Generator, days: int, trades_a_day:
     """The same session on so many weekdays, a compacted file each."""
     layout = Layout(root)
     layout.create()
-    write_ledger(layout, YEAR_START)
+    write_ledger(layout, YEAR_START, 365)
     session = sort_rows(make_day(random, trades_a_day, YEAR_START))
     for number, day in enumerate(weekdays(days)):
         later_ms = (day - YEAR_START).days * _DAY_MS
@@ -201,8 +201,8 @@ def write_file(path: Path, rows: pa.Table, origin: SegmentId) -> None:
     write_parquet(path, plain_texts(rows).cast(TRADES), str(origin))
 
 
-def write_ledger(layout: Layout, since: date) -> None:
-    """What the run asked for, and heard at once."""
+def write_ledger(layout: Layout, since: date, days: int) -> None:
+    """What a run of so many days asked for, and heard at once."""
     started = datetime(since.year, since.month, since.day, tzinfo=UTC)
     at = round(started.timestamp() * 1e6)
     facts = [
@@ -214,7 +214,7 @@ def write_ledger(layout: Layout, since: date) -> None:
     ]  # fmt: skip
     ledger = Ledger(layout, 1, started.date())
     ledger.record_all([{"at": at, **fact} for fact in facts])
-    ledger.record("run.stopped", at=at + 365 * _DAY_MS * 1000, error=None)
+    ledger.record("run.stopped", at=at + days * _DAY_MS * 1000, error=None)
     ledger.close()
 
 
