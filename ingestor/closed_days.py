@@ -18,7 +18,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
-from itertools import chain, groupby, islice, pairwise, takewhile
+from itertools import accumulate, chain, groupby, islice, pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -68,6 +68,8 @@ _SINCE_ADDED = ("proof", "source")
 """Columns that files of earlier versions lack."""
 _FEW_DAYS = 32
 """Up to here it is cheaper to look for each day than to list what may be years."""
+_FIRST = 8
+"""Facts of a file, among which is whatever step of the clock began it."""
 _ROW_GROUP = 1 << 14
 _MANIFEST_BYTES = 1 << 24
 _REPAIRS = ("gap.filled", "gap.unfilled")
@@ -248,19 +250,19 @@ def close_days(layout: Layout, before: date) -> Iterator[date]:
     done: list[Path] = []
     stays: _Chunk | None = None
     for file in files[len(closable) :][:1]:
-        stays = _Chunk(file, list(islice(read_facts(file.path), 1)), file.run, is_last=False)
+        stays = _Chunk(file, list(islice(read_facts(file.path), _FIRST)), file.run, is_last=False)
+    begins = {file: fact["at"] for file in files for fact in islice(read_facts(file.path), 1)}
     for chunk, after in pairwise(chain(chunks, [stays])):
         if chunk is None:
             break
         if not chunk.facts:  # of a file that a crash left empty
             chunk.file.path.unlink()
             continue
-        same_run = after is not None and after.run == chunk.run and after.facts
-        # A run that ended is told up to its last word, which the next one's gap begins behind.
-        horizon_us = after.facts[0]["at"] if after is not None and same_run else chunk.facts[-1]["at"] + 1
+        set_back_us = min((at_us for file, at_us in begins.items() if file > chunk.file), default=None)
+        horizon_us = _find_end(chunk, after)
         # Data first, then the facts that are no data; only when both are on the disk may the day's file go.
         horizon: Fact = {"at": horizon_us, "fact": "ledger.copied"}
-        close_coverage(layout, find_coverage([*chunk.facts, horizon]))
+        close_coverage(layout, find_coverage([*chunk.facts, horizon], set_back_us=set_back_us))
         close_accounts(layout, chunk.facts)
         _keep_facts(layout, chunk.facts)
         if chunk.is_last:
@@ -276,13 +278,29 @@ def close_days(layout: Layout, before: date) -> Iterator[date]:
         yield day_of(chunk.facts[-1]["at"])
 
 
+def _find_end(chunk: _Chunk, after: _Chunk | None) -> int:
+    """Up to when these facts tell (µs)."""
+    if after is None or not after.facts or after.run != chunk.run:
+        return int(chunk.facts[-1]["at"]) + 1  # its last word, which the next run's gap begins behind
+    # What the clock skipped at the beginning of the next file is told by that one.
+    steps = (fact for fact in after.facts[:_FIRST] if fact["fact"] == "clock.stepped" and fact["by_us"] > 0)
+    return int(min([after.facts[0]["at"], *(fact["since"] + 1 for fact in steps if "since" in fact)]))
+
+
 def _list_closable(files: list[LedgerFile], before: date) -> Iterator[LedgerFile]:
     """The oldest files, up to the first that is still needed: the newest of all says where the next run begins. One of
     format 1 can't say that alone.
+
+    A file is over with the day that it is named after, or with that of a later file: it may have been named by a clock
+    that was years ahead.
     """
     if not files or not files[-1].checked:
-        return iter(())
-    return takewhile(lambda file: not file.checked or file.day < before.isoformat(), files[:-1])
+        return
+    over = list(accumulate((file.day for file in reversed(files)), min))[::-1]
+    for file, day in zip(files[:-1], over, strict=False):
+        if file.checked and day >= before.isoformat():
+            return
+        yield file
 
 
 def _read_chunks(files: Iterable[LedgerFile]) -> Iterator[_Chunk]:

@@ -19,6 +19,10 @@ around them, of cause `lost`.
 
 Where a clock that was set back has shown a moment twice, it is in the state that promises least, in the order above;
 but it is unproven where it was recorded once and blind once: nobody knows which of both times was the right one.
+
+What a clock skipped is a claim of its own: nobody watched. Where it is set back later, before anything showed that it
+was right, only what it had skipped up to there has passed. Where it had been set back and returns, as that of a machine
+without a battery does at each boot, it has skipped nothing but the time since it was set back.
 """
 
 from bisect import bisect_right
@@ -29,10 +33,13 @@ from itertools import groupby, zip_longest
 from operator import attrgetter, itemgetter
 from typing import Literal, NamedTuple, TypeVar
 
-from ingestor.facts import DAMAGED, Fact, id_proofs, proofs
+from ingestor.facts import DAMAGED, FAR_US, Fact, id_proofs, proofs
 
 State = Literal["recorded", "filled", "blind", "unproven"]
 Proof = Literal["ids"]
+
+_ENDLESS_US = 1000 * 86_400_000_000
+"""What skips so much, and is not known to be right, is a clock at its factory's date: nothing was asked for."""
 
 IRRELEVANT = '"fact":"segment.'
 """Lines of the ledger that hold this say nothing of coverage: nine tenths of its bytes need not be read."""
@@ -150,16 +157,21 @@ def find_coverage(
     symbols: Collection[str] | None = None,
     journaled_us: int = 0,
     closed: Closed = Closed({}, []),  # noqa: B008  it can't be changed
+    *,
+    set_back_us: int | None = None,
 ) -> Coverage:
     """The coverage of `symbols` (None: of all that were ever requested), from the facts of days that are not closed, in
     order, and from what was said of those that are.
 
     `journaled_us` is the receive time of the newest frame in the journal: in a live recording that is the last word,
-    unless the frame may be from before the clock was set back.
+    unless the frame may be from before the clock was set back. `set_back_us`: facts that are not among these say that
+    the clock was set back to it, behind these.
     """
     story = _Story(symbols)
     for fact in facts:
         story.tell(fact)
+    if set_back_us is not None:
+        story.set_back(set_back_us)
     horizon_us = story.last_us if story.has_shown(journaled_us) else max(story.last_us, journaled_us)
     if not horizon_us:  # no facts are left
         horizon_us = max((one.end_us for pieces in closed.intervals.values() for one in pieces), default=0)
@@ -308,6 +320,25 @@ class _Request:
     """`ids` where the venue counts the trades."""
     era: int = 0
     """How often the clock had been set back."""
+    until_us: int | None = None
+    """Where it ends before the next one begins."""
+
+
+@dataclass(slots=True)
+class _Skip:
+    """What a clock has skipped: set forward, asleep, or from one run to the next."""
+
+    era: int
+    """See _Request."""
+    start_us: int
+    end_us: int
+    cause: str
+    request: _Request
+    """By which the symbols were asked for meanwhile."""
+    from_right: bool
+    """It was known to be right before."""
+    sure: bool = False
+    """And a connection has shown that it was afterwards."""
 
 
 @dataclass(slots=True)
@@ -347,10 +378,11 @@ class _Story:
     """Between two trades, ids never came."""
     _proven: "dict[str, list[_Stretch]]" = field(default_factory=dict)
     """Between two trades, ids go on."""
-    _skipped: "list[tuple[int, _Stretch]]" = field(default_factory=list)
-    """In which era, and what, by a clock that went forward: nobody can have seen anything then, unless it shows that
-    time once more.
-    """
+    _skips: list[_Skip] = field(default_factory=list)
+    """Nobody can have seen anything then, unless the clock shows that time once more."""
+    _right_us: int = 0
+    """The last that a clock has shown which was known to be right; 0: none was so far."""
+    _is_right: bool = False
 
     filled: "dict[str, list[_Stretch]]" = field(default_factory=dict)
     """From whose history."""
@@ -416,6 +448,10 @@ class _Story:
                 self._step_clock(at_us, by_us, fact.get("slept_us", 0), since_us)
             case "clock.doubted":
                 self._doubted_us = fact["since"]
+                if self._is_right:
+                    self._is_right, self._right_us = False, min(self._right_us, fact["since"])
+                if self._skips:
+                    self._skips[-1].sure = False
             case "clock.trusted":
                 self._end_doubt(fact["at"])
             case _ if fact["fact"] == DAMAGED:
@@ -424,6 +460,8 @@ class _Story:
                 for symbol, connection in list(self._asked.items()):
                     self._begin([symbol], connection, _Request(fact["at"]))
         self.last_us = fact["at"] or self.last_us
+        if self._is_right:
+            self._right_us = self.last_us
 
     @property
     def _gaps(self) -> "dict[str | None, list[_Stretch]]":
@@ -441,14 +479,8 @@ class _Story:
             self._close_gap(symbol, horizon_us)
         self._end_doubt(horizon_us)
         self._live_until(horizon_us, horizon_us)
-        lived = sorted(self._lived)
-        for era, (skipped_us, at_us, cause) in self._skipped:
-            begin_us = skipped_us
-            for start_us, end_us in [*lived, (at_us, at_us)]:
-                if begin_us < min(start_us, at_us):
-                    self._eras[era].setdefault(None, []).append((begin_us, min(start_us, at_us), cause))
-                begin_us = max(begin_us, end_us)
-        skipped = _settle(stretch for _, stretch in self._skipped)
+        self._tell_skips()
+        skipped = _settle((skip.start_us, skip.end_us, skip.cause) for skip in self._skips)
         proven = {symbol: _without(_settle(proofs), skipped) for symbol, proofs in self._proven.items()}
         lost, self._lost = self._lost, {}
         for symbol, stretches in lost.items():
@@ -460,7 +492,19 @@ class _Story:
         for gaps in [*self._eras, self._lost]:
             for of, stretches in gaps.items():
                 blind.setdefault(of, []).extend(stretches)
-        return {symbol: _settle(stretches) for symbol, stretches in blind.items()}, proven
+        return {symbol: _join(_settle(stretches)) for symbol, stretches in blind.items()}, proven
+
+    def _tell_skips(self) -> None:
+        """What was skipped, and shown at no other time, becomes gaps."""
+        lived = sorted(self._lived)
+        for skip in self._skips:
+            if skip.end_us - skip.start_us >= _ENDLESS_US and not skip.sure:
+                skip.end_us = skip.request.until_us = skip.start_us
+            begin_us = skip.start_us
+            for start_us, end_us in [*lived, (skip.end_us, skip.end_us)]:
+                if begin_us < min(start_us, skip.end_us):
+                    self._eras[skip.era].setdefault(None, []).append((begin_us, min(start_us, skip.end_us), skip.cause))
+                begin_us = max(begin_us, end_us)
 
     def seen(self, horizon_us: int) -> "dict[str, list[_Stretch]]":
         """After the end: what was recorded of each symbol between two times that the clock was set back; empty where
@@ -483,6 +527,8 @@ class _Story:
         elif connection != self._connection:
             self._requested = symbols
         self._connection = connection
+        if self._doubted_us is None:  # the venue's clock was seen, and agreed
+            self._trust()
         whole = self._open.get(None)
         if whole is not None and whole.implied:
             self._close_gap(None, at_us)
@@ -553,6 +599,8 @@ class _Story:
         for gap in fact["open_gaps"]:
             self._open[gap["symbol"]] = _OpenGap(gap["cause"], max(gap["since"] + 1, at_us))
         self._doubted_us = max(fact["doubted"], at_us) if fact.get("doubted") else None
+        self._is_right = "right" not in fact
+        self._right_us = int(fact.get("right", at_us) or 0)
         if fact["unconnected"] is not None:
             self._open_gap(None, _OpenGap("connection", max(fact["unconnected"], at_us), implied=True))
 
@@ -562,7 +610,7 @@ class _Story:
             # The facts of the run before are closed: this one says what that asked for, and up to when it is heard of.
             ended_us, whole = fact["ended"], [gap["since"] for gap in fact["open_gaps"] if gap["symbol"] is None]
             request = _Request(min([ended_us, *whole]) + 1)
-            self.told_from_us, self.last_us = ended_us + 1, ended_us
+            self.told_from_us, self.last_us = min(ended_us + 1, fact["at"]), ended_us
             self._begin([one for one in fact["asked"] if self.only is None or one in self.only], 0, request)
         at_us = fact["at"]
         for told in fact["open_gaps"]:
@@ -576,9 +624,10 @@ class _Story:
             ended_us = max(self.last_us, self._open[None].since_us)
             for symbol in self.requests.keys() - set(fact.get("tickers", ())):  # asked for until the run before ended
                 self._drop(symbol, ended_us)
+            self._end_doubt(self.last_us)
+            self._is_right, self._right_us = False, fact.get("right", ended_us)
             # Between two runs nobody watched the clock: what it skipped is blind.
-            self._step_clock(at_us, min(at_us - ended_us, 0), 0, ended_us)
-        self._end_doubt(self.last_us)
+            self._step_clock(at_us, at_us - ended_us, 0, ended_us)
         self._on.clear()
         self._asked.clear()
         self._run, self._damaged = fact.get("run"), False
@@ -598,26 +647,68 @@ class _Story:
 
     def _step_clock(self, at_us: int, by_us: int, slept_us: int, showed_us: int) -> None:
         """A clock that is set back splits what is under way in two. What it skipped since it showed `showed_us`, set
-        forward or over a sleep, nobody saw: all symbols are blind for it, but for what it shows at another time, having
-        been set back. A doubt about what it showed before ends here.
+        forward, over a sleep or between two runs, nobody saw: all symbols are blind for it, but for what it shows at
+        another time, having been set back. A doubt about what it showed before ends here.
         """
         self._live_until(showed_us, at_us)
+        doubted = self._doubted_us is not None
+        if self._is_right:
+            self._right_us = showed_us
         if by_us:
             self._end_doubt(showed_us)
         if by_us > 0:
-            cause = "sleep" if 2 * slept_us > by_us else "clock"
-            self._skipped.append((len(self._eras) - 1, (showed_us, at_us, cause)))
-        if by_us >= 0:
-            return
-        for symbol, gap in list(self._open.items()):
-            self._close_gap(symbol, showed_us)
-            self._open[symbol] = _OpenGap(gap.cause, at_us, gap.implied)
-        era = len(self._eras) - 1
-        self._eras.append({})
-        for symbol, connection in list(self._asked.items()):
-            proven = symbol in (self.requests[symbol][-1].proven_us or ())
-            self.requests[symbol].append(_Request(showed_us, None, era=era))
-            self._begin([symbol], connection, _Request(at_us, {symbol: at_us} if proven else {}))
+            whole = self._open.get(None)
+            self._skip(showed_us, at_us, whole.cause if whole else "sleep" if 2 * slept_us > by_us else "clock")
+        elif by_us < 0:
+            self.set_back(at_us)
+            self.told_from_us = min(self.told_from_us, at_us)
+            self._split(showed_us, at_us, None, list(self._open))
+        if doubted:  # it is set right
+            self._trust()
+        elif abs(by_us) >= FAR_US:
+            self._is_right = False
+
+    def _trust(self) -> None:
+        """The clock is known to be right."""
+        self._is_right = True
+        for skip in self._skips:
+            skip.sure = skip.from_right
+
+    def _skip(self, showed_us: int, at_us: int, cause: str) -> None:
+        returns = showed_us < self._right_us <= at_us
+        start_us = self._right_us if returns else showed_us
+        request = _Request(start_us, era=len(self._eras) - 1)
+        from_right = self._is_right or self._right_us >= showed_us
+        self._skips.append(_Skip(request.era, start_us, at_us, cause, request, from_right))
+        if returns or at_us - showed_us >= FAR_US:
+            self._split(showed_us, at_us, request, [None, *(self._open if returns else ())])
+
+    def set_back(self, at_us: int) -> None:
+        """The clock was set back to this: what it had skipped beyond has not passed, if it was the clock that erred."""
+        for skip in self._skips:
+            if not skip.sure and skip.end_us > at_us:
+                skip.end_us = skip.request.until_us = max(skip.start_us, at_us)
+
+    def _split(self, showed_us: int, at_us: int, meanwhile: _Request | None, gaps: Collection[str | None]) -> None:
+        """What is under way, with these gaps, ends at what the clock showed, and begins anew at what it shows."""
+        era, goes_on = len(self._eras) - 1, {}
+        for symbol in self._open.keys() & set(gaps):
+            gap = self._open[symbol]
+            goes_on[symbol] = _OpenGap(gap.cause, at_us, gap.implied)
+            if at_us < showed_us or gap.since_us < showed_us:
+                self._close_gap(symbol, showed_us)
+        self._open |= goes_on
+        if at_us < showed_us:
+            self._eras.append({})
+        end = _Request(showed_us, None, era=era)
+        for symbol, requests in self.requests.items():
+            if requests[-1].proven_us is None:
+                continue
+            proven = {symbol: at_us} if symbol in requests[-1].proven_us else {}
+            request = _Request(at_us, proven, self._proof, len(self._eras) - 1)
+            requests.extend([end, request] if meanwhile is None else [end, meanwhile, request])
+            if symbol in self._asked:
+                self._on[symbol, self._asked[symbol]] = request
 
     def _live_until(self, showed_us: int, goes_on_us: int) -> None:
         """A run saw all that the clock showed until then; the clock, or the next run, goes on elsewhere."""
@@ -644,12 +735,17 @@ def _asked_spans(requests: Sequence[_Request], horizon_us: int) -> list[_Stretch
 
 def _union(stretches: Iterable[_Stretch]) -> list[_Stretch]:
     """What any of these covers, joined where one follows on another; without their causes."""
+    return _join((start, end, "") for start, end, _ in _settle(stretches))
+
+
+def _join(stretches: Iterable[_Stretch]) -> list[_Stretch]:
+    """Settled stretches; those that touch and say the same are one."""
     joined: list[_Stretch] = []
-    for start, end, _ in _settle(stretches):
-        if joined and joined[-1][1] == start:
-            joined[-1] = (joined[-1][0], end, "")
+    for start, end, cause in stretches:
+        if joined and joined[-1][1:] == (start, cause):
+            joined[-1] = (joined[-1][0], end, cause)
         else:
-            joined.append((start, end, ""))
+            joined.append((start, end, cause))
     return joined
 
 
@@ -658,6 +754,8 @@ def _spans(symbol: str, requests: Sequence[_Request], horizon_us: int) -> Iterat
     for request, following in zip_longest(requests, requests[1:]):
         if request.proven_us is not None:
             ended_us = horizon_us if following is None else min(following.requested_us, horizon_us)
+            if request.until_us is not None:
+                ended_us = min(ended_us, request.until_us)
             proven_us = min(request.proven_us.get(symbol, ended_us), ended_us)
             yield request.requested_us, proven_us, ended_us, request.proof
 

@@ -123,7 +123,8 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("gap", "cause", "sink", "source", "why"), _is_text),
     **dict.fromkeys(
         ("run", "format", "first_segment", "closed", "connection", "since", "until", "by_us", "base", "ended", "rows",
-         "first_received", "last_received", "aside", "began", "heard", "slept_us", "first", "last", "count"),
+         "first_received", "last_received", "aside", "began", "heard", "slept_us", "first", "last", "count",
+         "right"),
         _is_whole,
     ),
     **dict.fromkeys(("tickers", "formats", "columns", "requested"), _is_texts),
@@ -178,6 +179,10 @@ class _Asked:
     proven_us: int | None = None
 
 
+FAR_US = 600_000_000
+"""A clock that goes this far, forward or back, may have gone wrong."""
+
+
 @dataclass(slots=True)
 class RunState:
     """The facts of a run, folded. The next day's file, and the next run, begin with it.
@@ -212,6 +217,10 @@ class RunState:
     """Since when no connection is open; None while one is."""
     doubted_us: int | None = None
     """Since when the wall clock is known to be wrong; None while it isn't."""
+    right_us: int = 0
+    """The last that a clock has shown which was known to be right; 0: none was so far."""
+    is_right: bool = False
+    """Whether this run's is known to be right now: the venue's was seen since it was set, and agreed."""
     asked: dict[str, _Asked] = field(default_factory=dict)
     _connection: int = 0
     _recorder_ended_us: int = 0
@@ -249,9 +258,11 @@ class RunState:
             case "connection.lost" | "connection.closed":
                 self.unconnected_us = fact["at"] if self.unconnected_us is None else self.unconnected_us
             case "clock.stepped":
-                self._step_clock(fact["at"], fact["by_us"])
+                self._step_clock(fact)
             case "clock.doubted":
                 self.doubted_us = fact["since"]
+                if self.is_right:
+                    self.is_right, self.right_us = False, min(self.right_us, fact["since"])
             case "clock.trusted":
                 self.doubted_us = None
             case "run.started":
@@ -263,6 +274,8 @@ class RunState:
             case _ if fact["fact"] == DAMAGED:
                 self.damaged = True
         self.last_us = fact["at"] or self.last_us
+        if self.is_right:
+            self.right_us = self.last_us
 
     def restate(self, at_us: int) -> Fact:
         """The `day.started` with which a file of this run can be understood without those before it."""
@@ -291,6 +304,7 @@ class RunState:
             "doubted": self.doubted_us,
             "asked": list(requests.values()),
             **({"ended": self._recorder_ended_us} if self._recorder_ended_us else {}),
+            **({} if self.is_right else {"right": self.right_us}),
         }
 
     def _start(self, fact: Fact) -> None:
@@ -303,9 +317,11 @@ class RunState:
         self.closed = max(self.closed, fact.get("closed", 0))
         self.last_received_us, self.stopped, self.error = 0, False, None
         self.gaps = {gap["gap"]: gap for gap in fact["open_gaps"]}
+        self._move_gaps(fact["at"])
         self.asked = {symbol: _Asked(0, ended_us) for symbol in fact.get("asked", ()) if symbol in tickers}
         self.requested, self._connection, self.doubted_us = [], 0, None
-        self.unconnected_us = ended_us if self.asked else None
+        whole = [gap["since"] + 1 for gap in fact["open_gaps"] if gap["symbol"] is None]
+        self.is_right, self.right_us = False, fact.get("right", max([ended_us, *whole]))
 
     def _resume(self, fact: Fact) -> None:
         self.run, self.began_us = fact["run"], int(fact.get("began") or fact["at"])
@@ -316,6 +332,7 @@ class RunState:
         self.gaps = {gap["gap"]: gap for gap in fact["open_gaps"]}
         self.requested, self.unconnected_us = fact["requested"], fact["unconnected"]
         self.doubted_us = fact.get("doubted")
+        self.is_right, self.right_us = "right" not in fact, int(fact.get("right", fact["at"]) or 0)
         self.asked = {}
         for request in fact["asked"]:
             since: dict[str, int | None] = {**request["proven"], **dict.fromkeys(request["unproven"])}
@@ -331,18 +348,30 @@ class RunState:
             self.requested = list(symbols)
         self._connection = connection
         self.unconnected_us = None
+        self.is_right = self.is_right or self.doubted_us is None
         for symbol in symbols:
             if symbol not in self.asked or self.asked[symbol].connection != connection:
                 self.asked[symbol] = _Asked(connection, fact["at"])
 
-    def _step_clock(self, at_us: int, by_us: int) -> None:
+    def _step_clock(self, fact: Fact) -> None:
         """Set back, the clock begins everything anew: what was proven is so from what it shows now."""
+        at_us, by_us = fact["at"], fact["by_us"]
+        if self.is_right:
+            self.right_us = fact["since"] + 1 if "since" in fact else at_us - by_us
         if by_us:
+            self.is_right = self.doubted_us is not None or (self.is_right and abs(by_us) < FAR_US)
             self.doubted_us = None
         if by_us < 0:
+            self._move_gaps(at_us)
             for one in self.asked.values():
                 one.since_us = at_us
                 one.proven_us = None if one.proven_us is None else at_us
+
+    def _move_gaps(self, at_us: int) -> None:
+        """Where the clock was set back, a gap begins anew at what it shows."""
+        self.gaps = {
+            gap: told if told["since"] <= at_us else {**told, "since": at_us} for gap, told in self.gaps.items()
+        }
 
 
 def id_proofs(fact: Fact) -> Iterator[tuple[str, int, int]]:

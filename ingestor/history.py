@@ -55,6 +55,8 @@ class History:
     """Symbols that it still asked for when it ended."""
     ended: int = 0
     """The end of its coverage, at most."""
+    right: int | None = None
+    """The last that a clock has shown which was known to be right; None: all up to the end was."""
     feed: str | None = None
     venue: str | None = None
     """None: not told."""
@@ -89,6 +91,7 @@ def read_history(layout: Layout) -> History:
         last_received=max(told.last_received_us, kept.last_received) if lost else told.last_received_us,
         open_gaps=tuple(gaps.values()),
         asked=tuple(sorted(told.asked)),
+        right=None if told.is_right or not told.run else told.right_us,
         feed=told.started.get("feed") or kept.feed,
         venue=told.started.get("venue"),
     )

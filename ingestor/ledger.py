@@ -10,7 +10,8 @@ checksums, in `coverage/`.
                         id_column: in which the venue counts each symbol's trades (null: it doesn't),
                         closed: the last segment that has an account, raw: true where frames are kept as they came,
                         open_gaps: those that earlier runs left open, told again (gap, cause, since, symbol),
-                        asked: the symbols that the run before still asked for, ended: when it was last heard of;
+                        asked: the symbols that the run before still asked for, ended: when it was last heard of,
+                        right: the last that a clock known to be right has shown, where that is not `ended`;
                         merged, redecoded: of which roots a root was made that no recorder made;
                         backfill: true of a run that fills gaps, and hears nothing
     day.started         the same of the run that goes on, and where it stands: segment, last_received, began;
@@ -319,7 +320,8 @@ class Ledger:
             if any(fact["fact"] in _CHECKPOINTS for fact in written):
                 self._save_state()
             if any(fact["fact"] == "clock.stepped" and fact.get("by_us", 0) <= -DAY_US for fact in written):
-                self._day = date.min  # its file is of a day that is still to come: the next fact begins another
+                self._day = date.min  # its file is of a day that is still to come: here begins another
+                self._begin_day(self._state.last_us)
 
     @property
     def waiting(self) -> int:

@@ -286,6 +286,7 @@ def _begin_ledger(
         ],
         asked=list(history.asked),
         ended=history.ended,
+        **({} if history.right is None else {"right": history.right}),
     )
     return ledger
 

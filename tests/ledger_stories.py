@@ -31,6 +31,9 @@ class Story:
     def at(self, hour: float | None = None) -> int:
         return FIRST + round((self.hour if hour is None else hour) * HOUR_US)
 
+    def hour_of(self, at_us: int) -> float:
+        return round((at_us - FIRST) / HOUR_US, 6)
+
     def tell(self, fact: str, **fields: Any) -> None:
         assert self.ledger is not None
         self.ledger.record(fact, at=self.at(), **fields)
@@ -46,6 +49,7 @@ class Story:
         self.tell(
             "run.started", format=FORMAT_VERSION, run=self.run, feed="finnhub", tickers=list(tickers), first_segment=1,
             formats=["parquet"], open_gaps=gaps, asked=list(history.asked), ended=history.ended, closed=history.closed,
+            **({} if history.right is None else {"right": history.right}),
         )  # fmt: skip
 
     def connect(self) -> None:

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -61,6 +61,125 @@ def test_closed_days_say_what_the_ledger_said(tmp_path: Path) -> None:
     assert [step for step in Verification(layout).run() if step] == []
     assert not has_days_to_close(layout, LAST_DAY)
     assert close_all(layout) == []
+
+
+YEAR_H = 8766.0
+
+
+class Run(NamedTuple):
+    """A run, in hours of the time that really passes."""
+
+    begins: float
+    ends: float
+    wrong: float = 0.0
+    """So far ahead is its clock when it begins; the venue's clock shows it, once there is a connection."""
+    set_right: float | None = None
+    connects: float | None = None
+    """When, if not at once."""
+
+
+def live(story: Story, run: Run) -> list[tuple[float, float]]:
+    """Facts of this run; when it heard the venue by a clock that was right."""
+    wrong, heard = run.wrong, []
+    right_from = run.begins if not wrong else run.ends if run.set_right is None else run.set_right
+    story.hour = run.begins + wrong
+    story.start(("A", "B"))
+    connects = run.begins if run.connects is None else run.connects
+    for hour in sorted({connects, right_from}):
+        if hour == right_from and wrong and run.set_right is not None:
+            showed_us, story.hour = story.at(hour + wrong), hour
+            story.tell("clock.stepped", by_us=round(-wrong * HOUR_US), since=showed_us)
+            wrong = 0.0
+        if hour == connects < run.ends:
+            story.hour = hour + wrong
+            if wrong:
+                story.tell("clock.doubted", by_us=round(wrong * HOUR_US), since=story.at())
+            story.connect()
+            story.prove("A", "B")
+    story.hour = run.ends + wrong
+    story.stop()
+    if max(right_from, connects) < run.ends:
+        heard.append((max(right_from, connects), run.ends))
+    return heard
+
+
+CLOCKS = {
+    "ahead by years, then a restart": [Run(8, 10), Run(20, 22, YEAR_H * 2), Run(30, 32), Run(56, 58)],
+    "ahead by decades": [Run(8, 10), Run(20, 22, YEAR_H * 60), Run(30, 32), Run(56, 58)],
+    "local time taken for UTC": [Run(8, 10), Run(20, 21, 9), Run(22, 40), Run(56, 58)],
+    "no battery: 1970, set before the connection": [
+        Run(8, 10), Run(30, 34, -20_000 * 24, set_right=30.1, connects=30.2), Run(56, 58)],
+    "no battery: 1970, set on the connection": [
+        Run(8, 10), Run(30, 34, -20_000 * 24, set_right=31), Run(56, 58), Run(80, 82)],
+    "no battery: a factory's date, in the run before as well": [
+        Run(8, 10), Run(20, 21, -YEAR_H, connects=99), Run(30, 34, -YEAR_H - 5, set_right=30.1), Run(56, 58)],
+    "no battery at the first start": [Run(8, 34, -20_000 * 24, set_right=9), Run(56, 58)],
+    "wrong for more than a day": [Run(8, 10), Run(20, 50, YEAR_H, set_right=49), Run(60, 62)],
+    "an hour behind, in a run that goes on": [Run(8, 10), Run(20, 50, -1, set_right=49), Run(60, 62)],
+    "off for years, by a clock that is right": [Run(8, 10), Run(8 + 3 * YEAR_H, 34 + 3 * YEAR_H)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLOCKS)
+def test_a_wrong_clock_takes_nothing_from_what_was_recorded_by_a_right_one(tmp_path: Path, name: str) -> None:
+    check_runs(tmp_path, CLOCKS[name])
+
+
+@st.composite
+def runs_of_two_clocks(draw: st.DrawFn) -> list[Run]:
+    """Some by a clock that is right, each of the others between two of these."""
+    runs, ended = [], 0.0
+    for number in range(draw(st.integers(1, 3)) * 2 + 1):
+        begins = ended + draw(st.sampled_from([0.5, 3, 10, 30]))
+        lasts = draw(st.sampled_from([0.5, 2, 15, 40]))
+        ended = begins + lasts
+        wrong = draw(st.sampled_from([9, -5, 30, -30, YEAR_H, -YEAR_H, 20 * YEAR_H, -20_000 * 24])) if number % 2 else 0
+        set_right = draw(st.sampled_from([None, begins + lasts / 2, begins + 0.1])) if wrong else None
+        connects = draw(st.sampled_from([begins, begins + 0.2, begins + lasts * 0.6]))
+        runs.append(Run(begins, ended, wrong, set_right, connects))
+    return runs
+
+
+@settings(max_examples=of_tier(100, 10), deadline=None)
+@given(runs_of_two_clocks())
+def test_runs_by_wrong_clocks_take_nothing_from_those_by_right_ones(
+    tmp_path_factory: pytest.TempPathFactory, runs: list[Run]
+) -> None:
+    check_runs(tmp_path_factory.mktemp("runs"), runs)
+
+
+def check_runs(folder: Path, runs: list[Run]) -> None:
+    """Told by the ledger, and by what is closed day by day; and what no clock has lived fills no files."""
+    story, whole, heard = Story(folder / "closed"), Story(folder / "whole"), set[int]()
+    for run in runs:
+        close_all(story.layout, day_of(story.at(run.begins)))
+        heard |= {minute for span in live(story, run) for minute in minutes(*span)}
+        live(whole, run)
+    # What a wrong clock has shown as well is in doubt, or not: both may be said.
+    shown = {
+        minute
+        for run in runs
+        if run.wrong
+        for minute in minutes(run.begins + run.wrong, (run.set_right or run.ends) + run.wrong)
+    }
+    first, last = min(runs[0].begins, min(heard, default=0) / 60), runs[-1].ends
+    for layout in (whole.layout, story.layout):
+        for symbol in ("A", "B"):
+            told = clip(load_coverage(layout).intervals(symbol), story.at(first), story.at(last))
+            recorded = {
+                minute
+                for one in told
+                if one.state == "recorded"
+                for minute in minutes(story.hour_of(one.start_us), story.hour_of(one.end_us))
+            }
+            assert heard - shown <= recorded <= heard
+            assert sum(one.end_us - one.start_us for one in told) <= story.at(last) - story.at(first)
+    years = sum(366 for run in runs if abs(run.wrong) == YEAR_H)
+    assert len(list_closed_days(story.layout)) <= (last - runs[0].begins) / 24 + 6 * len(runs) + years
+
+
+def minutes(from_hour: float, to_hour: float) -> range:
+    return range(round(from_hour * 60), round(to_hour * 60))
 
 
 def test_each_date_has_its_file_and_a_span_reads_no_other(tmp_path: Path) -> None:

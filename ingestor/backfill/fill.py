@@ -542,6 +542,7 @@ class _Run:
             ],
             asked=list(history.asked),
             ended=history.ended,
+            **({} if history.right is None else {"right": history.right}),
             backfill=True,
         )
         segments = Segments(layout, self._number, first_segment, history.feed or "", self._schema)
