@@ -76,6 +76,8 @@ class Run(NamedTuple):
     set_right: float | None = None
     connects: float | None = None
     """When, if not at once."""
+    killed: bool = False
+    """It ends without a word."""
 
 
 def live(story: Story, run: Run) -> list[tuple[float, float]]:
@@ -97,7 +99,11 @@ def live(story: Story, run: Run) -> list[tuple[float, float]]:
             story.connect()
             story.prove("A", "B")
     story.hour = run.ends + wrong
-    story.stop()
+    if run.killed:
+        story.tell("disk.low", free=1, floor=2)
+        story.kill()
+    else:
+        story.stop()
     if max(right_from, connects) < run.ends:
         heard.append((max(right_from, connects), run.ends))
     return heard
@@ -136,7 +142,7 @@ def runs_of_two_clocks(draw: st.DrawFn) -> list[Run]:
         wrong = draw(st.sampled_from([9, -5, 30, -30, YEAR_H, -YEAR_H, 20 * YEAR_H, -20_000 * 24])) if number % 2 else 0
         set_right = draw(st.sampled_from([None, begins + lasts / 2, begins + 0.1])) if wrong else None
         connects = draw(st.sampled_from([begins, begins + 0.2, begins + lasts * 0.6]))
-        runs.append(Run(begins, ended, wrong, set_right, connects))
+        runs.append(Run(begins, ended, wrong, set_right, connects, draw(st.booleans())))
     return runs
 
 
