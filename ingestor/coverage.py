@@ -333,8 +333,8 @@ class _Skip:
     start_us: int
     end_us: int
     cause: str
-    request: _Request
-    """By which the symbols were asked for meanwhile."""
+    request: _Request | None
+    """By which the symbols were asked for meanwhile; None where that is not told apart, and the whole is blind."""
     from_right: bool
     """It was known to be right before."""
     sure: bool = False
@@ -498,7 +498,7 @@ class _Story:
         """What was skipped, and shown at no other time, becomes gaps."""
         lived = sorted(self._lived)
         for skip in self._skips:
-            if skip.end_us - skip.start_us >= _ENDLESS_US and not skip.sure:
+            if skip.request and skip.end_us - skip.start_us >= _ENDLESS_US and not skip.sure:
                 skip.end_us = skip.request.until_us = skip.start_us
             begin_us = skip.start_us
             for start_us, end_us in [*lived, (skip.end_us, skip.end_us)]:
@@ -677,16 +677,17 @@ class _Story:
     def _skip(self, showed_us: int, at_us: int, cause: str) -> None:
         returns = showed_us < self._right_us <= at_us
         start_us = self._right_us if returns else showed_us
-        request = _Request(start_us, era=len(self._eras) - 1)
         from_right = self._is_right or self._right_us >= showed_us
-        self._skips.append(_Skip(request.era, start_us, at_us, cause, request, from_right))
+        skip = _Skip(len(self._eras) - 1, start_us, at_us, cause, None, from_right)
         if returns or at_us - showed_us >= FAR_US:
-            self._split(showed_us, at_us, request, [None, *(self._open if returns else ())])
+            skip.request = _Request(start_us, era=skip.era)
+            self._split(showed_us, at_us, skip.request, [None, *(self._open if returns else ())])
+        self._skips.append(skip)
 
     def set_back(self, at_us: int) -> None:
         """The clock was set back to this: what it had skipped beyond has not passed, if it was the clock that erred."""
         for skip in self._skips:
-            if not skip.sure and skip.end_us > at_us:
+            if skip.request and not skip.sure and skip.end_us > at_us:
                 skip.end_us = skip.request.until_us = max(skip.start_us, at_us)
 
     def _split(self, showed_us: int, at_us: int, meanwhile: _Request | None, gaps: Collection[str | None]) -> None:
