@@ -1,11 +1,15 @@
 """Several recorders, one truth: what any of them has is there once, and coverage is what any of them can vouch for."""
 
 import json
+import sqlite3
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
@@ -238,12 +242,37 @@ def test_commands_take_several_roots_as_one(tmp_path: Path, command: str) -> Non
     assert told[0] == told[1]
 
 
+@pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl", "sqlite"])
+def test_several_roots_are_exported_as_one(tmp_path: Path, ending: str) -> None:
+    one = recorder(tmp_path / "a", PRINTS, ("12:02:00", "12:04:00"))
+    other = recorder(tmp_path / "b", PRINTS, ("12:03:00", "12:05:00"))
+    assert merge(one, other, "--into", tmp_path / "all").exit_code == 0
+    found = []
+    for number, roots in enumerate([[one, other], [tmp_path / "all"]]):
+        file, named = tmp_path / f"{number}.{ending}", [part for root in roots for part in ("--root", str(root))]
+        done = CliRunner().invoke(cli, ["export", str(file), *named])
+        assert done.exit_code == 0, done.output
+        if ending == "sqlite":
+            with closing(sqlite3.connect(file)) as database:
+                rows = pd.read_sql("SELECT * FROM trades ORDER BY symbol, timestamp, received_at", database)
+        else:
+            read: dict[str, Any] = {
+                "csv": pd.read_csv,
+                "parquet": pd.read_parquet,
+                "jsonl": partial(pd.read_json, lines=True),
+            }
+            rows = read[ending](file)
+        found.append(rows.drop(columns="sequence"))
+    pd.testing.assert_frame_equal(found[0], found[1])
+    assert len(found[0]) == ingestor.read_trades([one, other], engine="arrow").num_rows
+
+
 def test_commands_refuse_recorders_of_two_venues(tmp_path: Path) -> None:
     one = recorder(tmp_path / "a", PRINTS[:10])
     with running(tmp_path / "b") as run:
         run.connect()
         run.hear(SYMBOLS[0], 1)
-    for command in ("head", "bars 1m", "describe", "coverage"):
+    for command in ("head", "bars 1m", "describe", "coverage", f"export {tmp_path / 'x.csv'}"):
         refused = CliRunner().invoke(cli, [*command.split(), "--root", str(one), "--root", str(tmp_path / "b")])
         assert "several venues (binance, finnhub)" in str(refused.exception)
 

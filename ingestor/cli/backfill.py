@@ -111,7 +111,7 @@ def backfill(
         work = Backfill(layout, source, min_agreement=min_agreement, dry_run=dry_run)
         holes = work.find_holes(symbols, *bounds)
         outcomes = list(_shown(work.fill(holes), len(holes)))
-    warn_of_unknown_symbols(layout.root, symbols, [hole.symbol for hole in holes])
+    warn_of_unknown_symbols([layout.root], symbols, [hole.symbol for hole in holes])
     rows = [_as_row(one, source.name, tz, dry_run=dry_run) for one in outcomes]
     if as_json:
         filled = sum(one.rows for one in outcomes)
@@ -153,7 +153,7 @@ def audit(
     open_recording(layout.root)
     source = _find_source(layout, settings, config, name, url)
     work = Audit(layout, source, parse_time(day, UTC, "--day").date(), symbols)
-    warn_of_unknown_symbols(layout.root, symbols, work.symbols)
+    warn_of_unknown_symbols([layout.root], symbols, work.symbols)
     found = list(_shown(work.run(), len(work.symbols)))
     rows = [_as_audited(one) for one in found]
     if as_json:

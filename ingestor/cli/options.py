@@ -284,14 +284,14 @@ def root_from(config: Path | None, root: Path | None) -> Path:
     return load_settings(config or DEFAULT_PATH).storage.root
 
 
-def warn_of_unknown_symbols(root: Path, symbols: tuple[str, ...] | None, found: Iterable[str] = ()) -> None:
+def warn_of_unknown_symbols(roots: Sequence[Path], symbols: tuple[str, ...] | None, found: Iterable[str] = ()) -> None:
     """Name on stderr the symbols that are not recorded; of those in `found` it is known."""
     if not set(symbols or ()) - set(found):
         return
     from ingestor.dataset.coverage import warn_of_unknown
     from ingestor.layout import Layout
 
-    warn_of_unknown([Layout(root)], symbols, found)
+    warn_of_unknown([Layout(root) for root in roots], symbols, found)
 
 
 def warn_of_nothing(root: Path, symbols: tuple[str, ...] | None, tz: tzinfo) -> None:

@@ -278,7 +278,9 @@ def describe(
 
 @click.command(epilog=options.example("ingestor export aapl.csv --symbols AAPL --start 2026-11-20 --end 2026-11-21"))
 @click.argument("file", type=click.Path(path_type=Path))
-@options.query_options
+@options.merging_options
+@options.span_options
+@options.json_option
 @click.option(
     "--format",
     "kind",
@@ -288,7 +290,7 @@ def describe(
 def export(
     file: Path,
     config: Path | None,
-    root: Path | None,
+    roots: tuple[Path, ...],
     symbols: tuple[str, ...] | None,
     start: str | None,
     end: str | None,
@@ -300,6 +302,8 @@ def export(
 
     Any size in bounded memory. UTC date by date, within a date by symbol and time; times are in UTC. FILE must not
     exist, and has its name only once it is whole. Prints how many trades went into it.
+
+    Several --root are read as one: what several recorders of one venue have.
     """
     from ingestor.dataset.export import export_trades
     from ingestor.dataset.times import to_span
@@ -309,7 +313,7 @@ def export(
         raise click.BadParameter("say what to write: --format csv, parquet, jsonl or sqlite", param_hint="FILE")
     span = to_span(options.read_span(start, end, tz))
     rows, shown_s = 0, 0.0
-    for progress in export_trades(options.root_from(config, root), file, chosen, span, symbols):
+    for progress in export_trades(options.roots_from(config, roots), file, chosen, span, symbols):
         rows = progress.rows
         if sys.stderr.isatty() and time.monotonic() - shown_s >= _PROGRESS_S:
             shown_s = time.monotonic()
@@ -317,8 +321,9 @@ def export(
     if shown_s:
         click.echo("\r\x1b[2K", err=True, nl=False)
     if not rows:
-        options.warn_of_unknown_symbols(options.root_from(config, root), symbols)
-        options.warn_of_nothing(options.root_from(config, root), symbols, tz)
+        options.warn_of_unknown_symbols(options.roots_from(config, roots), symbols)
+        for root in options.roots_from(config, roots):
+            options.warn_of_nothing(root, symbols, tz)
     size = file.stat().st_size
     if as_json:
         click.echo(printing.format_json({"file": str(file), "format": chosen, "trades": rows, "bytes": size}))

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sqlite3
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -13,7 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from ingestor.dataset.arguments import Roots, find_roots
 from ingestor.dataset.inventory import has_fills
+from ingestor.dataset.merged import check_one_venue, find_id_column, read_merged
 from ingestor.dataset.rows import Selection, known_schema, with_columns
 from ingestor.dataset.snapshot import open_recording, take_snapshot
 from ingestor.dataset.stream import stream_rows
@@ -84,10 +86,11 @@ class JsonLinesFile:
 
 
 class SqliteFile:
-    """A database with one table, `trades`, by `sequence`, indexed by (symbol, timestamp); times as ISO text in UTC."""
+    """A database with one table, `trades`, indexed by (symbol, timestamp); times as ISO text in UTC."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        columns = ", ".join(f'"{field.name}" {_sqlite_type(field)}' for field in schema)
+    def __init__(self, path: Path, schema: pa.Schema, *, numbered: bool = True) -> None:
+        """`numbered`: no two rows have one `sequence`."""
+        columns = ", ".join(f'"{field.name}" {_sqlite_type(field, numbered=numbered)}' for field in schema)
         self._database = sqlite3.connect(path, isolation_level=None)
         try:
             self._database.execute("PRAGMA journal_mode = OFF")  # a file that isn't whole is thrown away
@@ -119,8 +122,8 @@ def with_iso_times(table: pa.Table) -> pa.Table:
     return table
 
 
-def _sqlite_type(field: pa.Field) -> str:
-    if field.name == "sequence":
+def _sqlite_type(field: pa.Field, *, numbered: bool) -> str:
+    if field.name == "sequence" and numbered:
         return "INTEGER PRIMARY KEY"
     if pa.types.is_floating(field.type):
         return "REAL"
@@ -131,8 +134,11 @@ _FILES: dict[Kind, Callable[[Path, pa.Schema], ExportFile]] = {
     "csv": CsvFile,
     "parquet": ParquetFile,
     "jsonl": JsonLinesFile,
-    "sqlite": SqliteFile,
 }
+
+
+def _open(kind: Kind, path: Path, schema: pa.Schema, *, numbered: bool) -> ExportFile:
+    return SqliteFile(path, schema, numbered=numbered) if kind == "sqlite" else _FILES[kind](path, schema)
 
 
 class Progress(NamedTuple):
@@ -144,26 +150,36 @@ class Progress(NamedTuple):
 
 
 def export_trades(
-    root: Path, path: Path, kind: Kind, span: Span, symbols: tuple[str, ...] | None = None
+    root: Roots, path: Path, kind: Kind, span: Span, symbols: tuple[str, ...] | None = None
 ) -> Generator[Progress, None, None]:
     """Write the trades of a span to a file that doesn't exist yet; yields its progress after each piece.
 
-    Date by date, within a date by (symbol, timestamp, sequence). Under its name the file is whole.
+    Date by date, within a date by (symbol, timestamp, sequence). Under its name the file is whole. `root` may be a list
+    of recordings that several recorders of one venue made: each trade that any of them has is there once, within a date
+    by (symbol, timestamp, received_at); a `sequence` is that of its recorder, and may be there twice.
 
-    Raises NotARecording, FormatTooNew, ConfigError where there is such a file already, IngestorError where it can't be
-    written.
+    Raises NotARecording, FormatTooNew, ConfigError where there is such a file already or the recordings are of several
+    venues, IngestorError where it can't be written.
     """
-    layout = open_recording(root)
+    layouts = [open_recording(one) for one in find_roots(root)]
     if path.exists():
         raise ConfigError(f"{path} exists already: remove it, or choose another name")
-    schema = known_schema(take_snapshot(layout, span))
-    schema = schema.append(ORIGIN) if ORIGIN.name not in schema.names and has_fills(layout) else schema
+    schema = pa.unify_schemas([known_schema(take_snapshot(layout, span)) for layout in layouts])
+    if ORIGIN.name not in schema.names and any(map(has_fills, layouts)):
+        schema = schema.append(ORIGIN)
+    selection = Selection(span, tuple(schema.names), symbols)
+    pieces: Iterator[tuple[date, pa.Table]]
+    if len(layouts) == 1:
+        pieces = stream_rows(layouts[0], selection)
+    else:
+        check_one_venue(layouts)
+        pieces = ((one.day, one.rows) for one in read_merged(layouts, selection, find_id_column(layouts)))
     part = path.with_name(f"{path.name}.part")
     part.unlink(missing_ok=True)
     try:
-        with contextlib.closing(_FILES[kind](part, schema)) as file:
+        with contextlib.closing(_open(kind, part, schema, numbered=len(layouts) == 1)) as file:
             rows = 0
-            for day, table in stream_rows(layout, Selection(span, tuple(schema.names), symbols)):
+            for day, table in pieces:
                 file.write(with_columns(table, schema))
                 rows += table.num_rows
                 yield Progress(rows, day)
