@@ -206,6 +206,34 @@ def test_several_recorders_share_a_table(tmp_path: Path, recording: Recording, t
     assert sorted(found["root"].to_pylist()) == ["one"] * expected + ["two"] * expected
 
 
+def test_a_compaction_of_another_recorder_at_the_same_moment_delays_nothing(
+    tmp_path: Path, recording: Recording, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both remove files: of two such commits that began at one version, Delta refuses the second."""
+    other = record(tmp_path / "other")
+    mirrors = [
+        ObjectStore(str(there), one.layout, root, shared=True, table="delta")
+        for one, root in ((recording, "one"), (other, "two"))
+    ]
+    for mirror, own in zip(mirrors, (recording, other), strict=True):
+        mirror.tick(0.0)
+        list(compact_days(own.layout, date.max))
+    opened = delta_table.DeltaTable._open
+    waiting = [mirrors[1]]
+
+    def open_while_another_commits(table: delta_table.DeltaTable, footers: Mapping[str, pq.FileMetaData]) -> DeltaTable:
+        found = opened(table, footers)
+        if waiting:
+            waiting.pop().tick(GRACE_S)
+        return found
+
+    monkeypatch.setattr(delta_table.DeltaTable, "_open", open_while_another_commits)
+    mirrors[0].tick(GRACE_S)
+    assert not waiting
+    assert DeltaTable(there).to_pyarrow_dataset().count_rows() == 2 * 61
+    assert len(DeltaTable(there).file_uris()) == 4
+
+
 @pytest.mark.long
 def test_a_column_of_one_feed_alone_comes_into_the_table(tmp_path: Path, there: Path) -> None:
     for root, schema in (("one", TRADES), ("two", EXTRA)):

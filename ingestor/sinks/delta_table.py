@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random
 
 from ingestor.errors import SinkUnavailable
 from ingestor.store import hide_query
@@ -33,6 +34,7 @@ _CONFIGURATION: Mapping[str, str | None] = {
 }
 _PARTITIONS = {"root": pa.string(), "date": pa.date32()}
 _WITH_STATISTICS = ("timestamp", "symbol", "sequence")
+_ATTEMPTS = 5
 _MILLISECOND = timedelta(milliseconds=1)
 
 
@@ -58,12 +60,20 @@ class DeltaTable:
         """Make these, by their names in the table's folder (`…date=2026-11-20/…`), the files of this recorder in the
         table, in one commit; how many were added or removed. Raises SinkUnavailable, OSError.
         """
-        from deltalake.exceptions import DeltaError
+        from deltalake.exceptions import CommitFailedError, DeltaError
 
         if not files and not self._there and self._there is not None:
             return 0
+        # Another recorder has removed files of its own meanwhile: the table is read again, and the same said of it.
+        attempts = Retrying(
+            retry=retry_if_exception_type(CommitFailedError),
+            stop=stop_after_attempt(_ATTEMPTS),
+            wait=wait_random(0, 0.2),
+            before_sleep=self._forget,
+            reraise=True,
+        )
         try:
-            return self._commit(files, read_footer)
+            return attempts(self._commit, files, read_footer)
         except (DeltaError, OSError) as error:
             self._there = None
             raise SinkUnavailable(f"{hide_query(self._uri)}: {error}") from error
@@ -87,6 +97,9 @@ class DeltaTable:
         table.create_write_transaction(actions, "append", table.schema(), [*self._partitions, "date"])
         self._there = dict(files)
         return len(actions)
+
+    def _forget(self, _: RetryCallState) -> None:
+        self._there = None
 
     def _is_made(self) -> bool:
         from deltalake import DeltaTable as Opened
