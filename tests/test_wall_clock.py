@@ -102,3 +102,13 @@ def test_trades_that_are_all_ahead(story: str) -> None:
     for one in newest_us:
         venue.saw_trades(one)
     assert [venue.saw_ahead(block) for block in blocks] == believed
+
+
+@pytest.mark.parametrize(
+    ("by_us", "believed"), [(0, 3 * DAY_US), (DAY_US, 2 * DAY_US), (-DAY_US, 4 * DAY_US), (3 * DAY_US, 0)]
+)
+def test_trades_ahead_are_known_after_a_sleep_and_a_step_that_leaves_the_clock_wrong(by_us: int, believed: int) -> None:
+    venue = VenueTime()
+    venue.saw_ahead([-3 * DAY_US] * 2)
+    venue.step(by_us)
+    assert venue.saw_ahead([-3 * DAY_US + by_us]) == believed

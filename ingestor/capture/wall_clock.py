@@ -130,11 +130,12 @@ class VenueTime:
         return told_us if alike and len(self._ahead_us) == _TRADES and not fits else 0
 
     def step(self, by_us: int) -> None:
-        """Our clock was set by so much."""
+        """Our clock was set by so much. Trades that are too far ahead even so count on: else each sleep costs two."""
         if self._by_date_us is not None:
             self._by_date_us += by_us
         self._newest_us.clear()
-        self._ahead_us.clear()
+        still_us = [moved_us for ahead_us in self._ahead_us if (moved_us := ahead_us + by_us) <= -_DAY_US]
+        self._ahead_us = deque(still_us, maxlen=_TRADES)
 
     @property
     def wrong_us(self) -> int:
