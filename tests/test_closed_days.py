@@ -146,7 +146,7 @@ def runs_of_two_clocks(draw: st.DrawFn) -> list[Run]:
     return runs
 
 
-@settings(max_examples=of_tier(30, 10), deadline=None)
+@settings(max_examples=of_tier(50, 10), deadline=None)
 @given(runs_of_two_clocks())
 def test_runs_by_wrong_clocks_take_nothing_from_those_by_right_ones(
     tmp_path_factory: pytest.TempPathFactory, runs: list[Run]
