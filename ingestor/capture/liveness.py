@@ -140,7 +140,8 @@ class TradeWatch:
         self._may_reconnect_s = float("-inf")
         self._asked_s: dict[str, float] = {}
         self._phases: Mapping[str, Phase] | None = None
-        self._open: frozenset[Phase] = frozenset()
+        self._kinds: frozenset[Phase] = frozenset()
+        """The phases among them, each once."""
         self._listened_s = float("-inf")
         """The last trade of any symbol that the paces know of."""
         self._known: dict[str, _Pace] = {}
@@ -178,7 +179,7 @@ class TradeWatch:
         if phases is not self._phases or last_s > self._listened_s:
             self._phases, self._listened_s = phases, last_s
             self._listen(last_trade_s, phases, now_s)
-        if self._open == {"closed"}:
+        if self._kinds == {"closed"}:
             return Doubt()
         return self._judge_all(now_s) or Doubt(mute=self._find_mute(now_s))
 
@@ -188,8 +189,8 @@ class TradeWatch:
             trade_s = last_trade_s.get(symbol, float("-inf"))
             pace.listen(phases[symbol], trade_s, now_s)
             last_s = max(last_s, trade_s)
-        self._open = frozenset(phases.values())
-        self._all.listen(self._open, last_s, now_s)
+        self._kinds = frozenset(phases.values())
+        self._all.listen(self._kinds, last_s, now_s)
         self._known = {
             symbol: pace for symbol, pace in self._paces.items() if pace.known and phases[symbol] != "closed"
         }

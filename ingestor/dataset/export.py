@@ -130,15 +130,12 @@ def _sqlite_type(field: pa.Field, *, numbered: bool) -> str:
     return "INTEGER" if pa.types.is_integer(field.type) or pa.types.is_boolean(field.type) else "TEXT"
 
 
-_FILES: dict[Kind, Callable[[Path, pa.Schema], ExportFile]] = {
+_FILES: dict[Kind, Callable[..., ExportFile]] = {
     "csv": CsvFile,
     "parquet": ParquetFile,
     "jsonl": JsonLinesFile,
+    "sqlite": SqliteFile,
 }
-
-
-def _open(kind: Kind, path: Path, schema: pa.Schema, *, numbered: bool) -> ExportFile:
-    return SqliteFile(path, schema, numbered=numbered) if kind == "sqlite" else _FILES[kind](path, schema)
 
 
 class Progress(NamedTuple):
@@ -177,7 +174,8 @@ def export_trades(
     part = path.with_name(f"{path.name}.part")
     part.unlink(missing_ok=True)
     try:
-        with contextlib.closing(_open(kind, part, schema, numbered=len(layouts) == 1)) as file:
+        options = {"numbered": len(layouts) == 1} if kind == "sqlite" else {}
+        with contextlib.closing(_FILES[kind](part, schema, **options)) as file:
             rows = 0
             for day, table in pieces:
                 file.write(with_columns(table, schema))
