@@ -5,6 +5,7 @@ Recording needs Linux; reading needs none of it.
 
 import ctypes
 import os
+import selectors
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
@@ -52,6 +53,16 @@ def pread(fd: int, size: int, offset: int) -> bytes:
         return os.pread(fd, size, offset)
     os.lseek(fd, offset, os.SEEK_SET)
     return os.read(fd, size)
+
+
+def is_readable(fd: int, patience_s: float | None) -> bool:
+    """Whether there is something to read, or the end of it, within this time (None: however long it takes).
+
+    By `poll`: `select` refuses descriptors above 1023, and `epoll` what is no pipe, socket or terminal.
+    """
+    with getattr(selectors, "PollSelector", selectors.DefaultSelector)() as selector:
+        selector.register(fd, selectors.EVENT_READ)
+        return bool(selector.select(patience_s))
 
 
 def sync_data(fd: int) -> None:

@@ -1,9 +1,15 @@
 """A process that refuses what it never uses works on columns as before, and holds no memory that it does not need."""
 
+import fcntl
+import os
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from ingestor.system import is_readable
 
 WORK = """
 import sys
@@ -57,3 +63,24 @@ print(pa.default_memory_pool().backend_name, full - before > 50_000, freed - bef
 def test_what_is_freed_goes_back_to_the_system() -> None:
     done = subprocess.run([sys.executable, "-c", FREED], check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["system", "True", "True", "True"]
+
+
+def test_any_descriptor_is_waited_for() -> None:
+    """One above 1023, which `select` refuses, and `/dev/null`, which `epoll` refuses."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ours, theirs = os.pipe()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, hard), hard))
+    try:
+        high = fcntl.fcntl(ours, fcntl.F_DUPFD, min(1500, hard - 1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with (
+        os.fdopen(ours),
+        os.fdopen(high),
+        os.fdopen(theirs, "wb", buffering=0) as writer,
+        Path(os.devnull).open() as nothing,
+    ):
+        assert not is_readable(high, 0)
+        writer.write(b"x")
+        assert is_readable(high, None)
+        assert is_readable(nothing.fileno(), 0)

@@ -2,7 +2,6 @@
 
 import os
 import pty
-import select
 import sys
 import termios
 from datetime import UTC, datetime
@@ -26,6 +25,7 @@ from ingestor.cli.top import (
 )
 from ingestor.coverage import find_coverage
 from ingestor.schema import TRADES
+from ingestor.system import is_readable
 
 NOW = 1_795_200_000.0
 SECOND_US = 1_000_000
@@ -208,7 +208,7 @@ def test_keys_come_at_once_and_the_terminal_is_given_back(monkeypatch: pytest.Mo
         before = termios.tcgetattr(terminal)
         with pressed_keys() as keys:
             os.write(ours, b"rq")
-            select.select([terminal], [], [], 10)
+            assert is_readable(terminal.fileno(), 10)
             assert keys() == "rq"
             assert keys() == ""
         assert termios.tcgetattr(terminal) == before

@@ -1,7 +1,6 @@
 """`ingestor top`: a row per symbol, live. It follows the journal as any process can, unnoticed by the recorder."""
 
 import os
-import select
 import sys
 import time
 from collections import deque
@@ -24,6 +23,7 @@ from ingestor.dataset.trades import follow
 from ingestor.layout import Layout, read_holder
 from ingestor.operations.recorder_status import RecorderStatus, find_problems
 from ingestor.operations.status import ask_status
+from ingestor.system import is_readable
 from ingestor.texts import describe_blindness, escape
 
 try:
@@ -283,7 +283,7 @@ def pressed_keys() -> Iterator[Callable[[], str]]:
     mode[3] &= ~(termios.ICANON | termios.ECHO)  # signals, such as that of Ctrl-C, stay
     termios.tcsetattr(fd, termios.TCSADRAIN, mode)
     try:
-        yield lambda: os.read(fd, 64).decode(errors="replace") if select.select([fd], [], [], 0)[0] else ""
+        yield lambda: os.read(fd, 64).decode(errors="replace") if is_readable(fd, 0) else ""
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
 

@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -36,6 +35,7 @@ from ingestor.layout import Layout, read_holder
 from ingestor.logs import configure_logs
 from ingestor.operations.recorder_status import Disk, Link, RecorderStatus, find_problems
 from ingestor.operations.status import ask_status, measure_growth
+from ingestor.system import is_readable
 from ingestor.texts import describe_blindness
 
 VARIABLE = "ALERT_URLS"
@@ -295,7 +295,7 @@ class _Pipe:
     def take(self, patience_s: float | None) -> bytes | None:
         """The next line; None if none has come in this time (None: wait for ever), empty at the end."""
         while b"\n" not in self._held:
-            if not select.select([self._fd], [], [], patience_s)[0]:
+            if not is_readable(self._fd, patience_s):
                 return None
             piece = os.read(self._fd, _PIECE)
             if not piece:

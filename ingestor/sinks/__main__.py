@@ -2,7 +2,6 @@
 
 import json
 import os
-import select
 import signal
 import sys
 import threading
@@ -16,7 +15,7 @@ from ingestor.layout import Layout, open_own, try_lock
 from ingestor.logs import configure_logs
 from ingestor.sinks.destinations import make_external_workers
 from ingestor.sinks.process import SinkSetup
-from ingestor.system import FreeMemory, refuse_unused
+from ingestor.system import FreeMemory, is_readable, refuse_unused
 
 _NICE = 10
 _LOOK_S = 0.2
@@ -77,8 +76,7 @@ def _lock(layout: Layout, pipe: BinaryIO) -> bool:
 
 
 def _has_ended(pipe: BinaryIO, patience_s: float) -> bool:
-    readable, _, _ = select.select([pipe], [], [], patience_s)
-    return bool(readable) and not os.read(pipe.fileno(), _PIECE)
+    return is_readable(pipe.fileno(), patience_s) and not os.read(pipe.fileno(), _PIECE)
 
 
 if __name__ == "__main__":
