@@ -18,7 +18,7 @@ from live_journal import FIRST, begin, block_of_now, make_block
 from trade_load import SYMBOLS
 
 from ingestor.charts.bokeh_app import BARS, Dashboard, View
-from ingestor.charts.theme import LIGHT
+from ingestor.charts.series import LIGHT
 from ingestor.journal.writer import Journal
 
 _SHOWN = SYMBOLS[:4]

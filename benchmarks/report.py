@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from scenarios import EverySink, Overload, Paced, Salvage, journal_per_day
 from throughput import Run
 
-from ingestor.charts.theme import LIGHT
+from ingestor.charts.series import LIGHT
 
 RECORDER, SCRIPT, CRYPTOFEED, BOTH = "ingestor, Parquet", "usual script", "cryptofeed", "ingestor, Parquet and CSV"
 KEEPING = "ingestor, Parquet, raw"

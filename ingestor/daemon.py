@@ -24,8 +24,7 @@ from ingestor.operations.collector import Watch
 from ingestor.operations.health import HealthServer, open_health
 from ingestor.operations.key_lock import locked_key
 from ingestor.operations.reload import LiveSettings
-from ingestor.operations.signals import Signals
-from ingestor.operations.systemd import Notifier, Service
+from ingestor.operations.systemd import Notifier, Service, Signals
 from ingestor.recording import Recording, make_sink_process, prepare
 from ingestor.sinks.process import SinkProcess
 from ingestor.system import FreeMemory

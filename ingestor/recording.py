@@ -37,9 +37,8 @@ from ingestor.ledger import Ledger, day_of, now_us, take_over_format_1
 from ingestor.schema import FORMAT_VERSION, recorded
 from ingestor.sinks.csv_files import CsvFiles
 from ingestor.sinks.destinations import SECRETS, check_options, configured_sinks, sinks_with_slots
-from ingestor.sinks.parquet_files import ParquetFiles
+from ingestor.sinks.parquet_files import ParquetFiles, RawFiles
 from ingestor.sinks.process import SinkProcess, SinkSetup
-from ingestor.sinks.raw_files import RawFiles
 from ingestor.sinks.retention_slots import RetentionSlots
 from ingestor.sinks.runner import Runner
 from ingestor.sinks.segment_accounts import SegmentAccounts

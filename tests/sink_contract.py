@@ -43,7 +43,7 @@ from ingestor.layout import Layout
 from ingestor.schema import TRADES
 from ingestor.sinks import Sink
 from ingestor.sinks.csv_files import CsvFiles
-from ingestor.sinks.external_worker import ExternalWorker, deliver
+from ingestor.sinks.destinations import ExternalWorker, deliver
 from ingestor.sinks.kafka_topic import KafkaTopic
 from ingestor.sinks.object_store import ObjectStore
 from ingestor.sinks.parquet_files import ParquetFiles

@@ -7,7 +7,7 @@ from bokeh.models import MultiChoice
 from recordings import Recording
 
 from ingestor.charts.bokeh_app import Dashboard, View
-from ingestor.charts.theme import LIGHT
+from ingestor.charts.series import LIGHT
 
 
 def test_a_symbol_is_no_markup(tmp_path: Path) -> None:

@@ -18,8 +18,7 @@ from ingestor.charts.bokeh_chart import (
     merge_bars,
 )
 from ingestor.charts.indicators import sma
-from ingestor.charts.series import Blind, Series
-from ingestor.charts.theme import LIGHT
+from ingestor.charts.series import LIGHT, Blind, Series
 
 SECOND_MS = 1000
 ALL = Cut(0, 1e15, 1)

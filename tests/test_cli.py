@@ -35,7 +35,8 @@ from ingestor.cli.setup import list_venues
 from ingestor.config import Flags
 from ingestor.config.addresses import Proxy, choose_proxy, find_proxy_variable, parse_proxy
 from ingestor.config.feeds import check_binance_tickers
-from ingestor.dataset import times
+from ingestor.dataset.arguments import find_span
+from ingestor.dataset.arguments import parse_time as parse_local_time
 from ingestor.errors import ConfigError
 from ingestor.layout import Layout
 
@@ -596,7 +597,7 @@ def test_a_time_that_no_calendar_has(text: str) -> None:
 )
 def test_a_time_against_the_present(text: str, expected: str) -> None:
     now = datetime(2026, 11, 20, 2, tzinfo=UTC)
-    assert times.parse_time(text, NEW_YORK, now) == datetime.fromisoformat(expected)
+    assert parse_local_time(text, NEW_YORK, now) == datetime.fromisoformat(expected)
 
 
 def test_the_present_is_read_by_commands_and_functions() -> None:
@@ -604,7 +605,7 @@ def test_the_present_is_read_by_commands_and_functions() -> None:
     span = read_span("-1h", "now", UTC)
     assert span.start is not None
     assert before <= span.start + timedelta(hours=1) <= datetime.now(UTC)
-    assert times.find_span("yesterday", "today", "America/New_York").end_ms is not None
+    assert find_span("yesterday", "today", "America/New_York").end_ms is not None
 
 
 def test_every_command_that_takes_times_reads_them_alike() -> None:

@@ -27,8 +27,8 @@ from ingestor.closed_days import (
     read_day,
 )
 from ingestor.coverage import Coverage, Interval, clip, sum_shares
+from ingestor.dataset.arguments import Span, day_start_ms
 from ingestor.dataset.coverage import load_coverage
-from ingestor.dataset.times import Span, day_start_ms
 from ingestor.dataset.verify import Verification
 from ingestor.errors import DamagedFile
 from ingestor.facts import Fact

@@ -24,8 +24,8 @@ from ingestor.errors import IngestorError, KeyInUse, RootDeleted, RootLocked
 from ingestor.layout import Layout, locked_root, read_holder
 from ingestor.ledger import list_ledgers, read_facts
 from ingestor.metrics import Conservation, Counts
-from ingestor.operations.signals import Signals, catch_signals
-from ingestor.operations.status import read_status
+from ingestor.operations.recorder_status import read_status
+from ingestor.operations.systemd import Signals, catch_signals
 
 PATIENCE_S = 30.0
 

@@ -19,7 +19,7 @@ from dashboards import BARS, CAUSES, MODELS, PANES, RANGE, array, running_dashbo
 from recordings import Print, Recording, to_us
 
 from ingestor.charts.bokeh_app import INTERVALS
-from ingestor.charts.theme import DARK, LIGHT
+from ingestor.charts.series import DARK, LIGHT
 from ingestor.cli.charts import dashboard
 from ingestor.cli.main import cli
 

@@ -14,9 +14,9 @@ from recordings import Print, Recording, add_trade_ids
 
 import ingestor
 from ingestor.cli.main import cli
+from ingestor.dataset.arguments import Span, to_span
 from ingestor.dataset.compact import compact_days
 from ingestor.dataset.export import Kind, Progress, SqliteFile, export_trades
-from ingestor.dataset.times import Span, to_span
 from ingestor.dataset.trades import first_trades
 from ingestor.errors import ConfigError, IngestorError, NotARecording
 from ingestor.schema import TRADES

@@ -14,7 +14,7 @@ from ingestor.journal.follower import Event, Rows, SegmentEnd, find_journal_end
 from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout
 from ingestor.sinks import Sink
-from ingestor.sinks.external_worker import ExternalWorker
+from ingestor.sinks.destinations import ExternalWorker
 from ingestor.sinks.retention_slots import Lags, read_fault, read_losses, read_place, write_fault, write_place
 
 

@@ -8,8 +8,7 @@ from numpy.testing import assert_array_equal
 from recordings import Print, Recording
 from requirements import of_tier
 
-from ingestor.charts.live_bars import LiveBars
-from ingestor.charts.series import Series, load_series
+from ingestor.charts.series import LiveBars, Series, load_series
 
 NOW = datetime(2026, 11, 20, 15, 0, tzinfo=UTC)
 NOW_MS = int(NOW.timestamp() * 1000)

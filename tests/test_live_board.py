@@ -3,8 +3,7 @@
 import pytest
 from test_live_updates import only
 
-from ingestor.live.board import DAY_MS, NOBODY, POINTS, UNASKED_MAX, UNKNOWN, Board, Quote, State
-from ingestor.live.updates import Price, SymbolTrades
+from ingestor.live.board import DAY_MS, NOBODY, POINTS, UNASKED_MAX, UNKNOWN, Board, Price, Quote, State, SymbolTrades
 
 NOW = 1_000_000.0
 

@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from numpy.testing import assert_allclose, assert_array_equal
 
 from ingestor.charts.live_chart import LiveChart, Rolling
-from ingestor.charts.series import Blind
-from ingestor.charts.theme import LIGHT
+from ingestor.charts.series import LIGHT, Blind
 from ingestor.schema import TRADES
 
 BEGAN_MS = int(datetime(2026, 11, 20, 14, 30, tzinfo=UTC).timestamp() * 1000)

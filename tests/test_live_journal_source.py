@@ -11,11 +11,10 @@ from recordings import Print, Recording, to_us
 from test_live_updates import unframed
 
 from ingestor.layout import locked_root
-from ingestor.live.board import State
+from ingestor.live.board import Price, State
 from ingestor.live.hub import Hub, TradeBlock
-from ingestor.live.journal_source import JournalSource, read_quotes
+from ingestor.live.sources import JournalSource, read_quotes
 from ingestor.live.subscriptions import ClientLanguage, Limits, Subscriber
-from ingestor.live.updates import Price
 
 NOON = datetime(2026, 1, 6, 12, tzinfo=UTC)
 

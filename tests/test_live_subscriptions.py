@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from journals import trades
 from test_live_updates import unframed
 
+from ingestor.live.board import SymbolTrades, frame, split_by_symbol
 from ingestor.live.subscriptions import ClientLanguage, Limits, Subscriber, TooMany
-from ingestor.live.updates import SymbolTrades, frame, split_by_symbol
 
 
 def client(language: ClientLanguage = ClientLanguage.PRICES, **limits: int) -> Subscriber:

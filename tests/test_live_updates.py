@@ -9,7 +9,7 @@ from websockets.frames import Frame, Opcode
 
 from ingestor.feeds import Frames
 from ingestor.feeds.finnhub import Finnhub
-from ingestor.live.updates import Price, SymbolTrades, frame, price_frame, split_by_symbol
+from ingestor.live.board import Price, SymbolTrades, frame, price_frame, split_by_symbol
 from ingestor.schema import TRADES
 
 

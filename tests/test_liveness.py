@@ -2,7 +2,7 @@
 
 import pytest
 
-from ingestor.capture.liveness import Counters, Liveness
+from ingestor.capture.monitor import Counters, Liveness
 
 SILENCE_S, PING_S = 150.0, 20.0
 TRICKLE = "bytes came, but never a whole frame for 150 s"

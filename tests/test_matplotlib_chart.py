@@ -16,8 +16,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from ingestor.charts.indicators import bollinger, ema, macd, rsi, sma
 from ingestor.charts.matplotlib_chart import DAY_MS, draw_picture, format_length, save_picture
-from ingestor.charts.series import Blind, Series
-from ingestor.charts.theme import DARK, LIGHT
+from ingestor.charts.series import DARK, LIGHT, Blind, Series
 
 NEW_YORK = ZoneInfo("America/New_York")
 MINUTE_MS = 60_000

@@ -17,7 +17,7 @@ from requirements import require
 from servers import free_ports, wait_until
 
 from ingestor.operations.collector import Watch
-from ingestor.operations.prometheus import StatusMetrics, expose
+from ingestor.operations.health import StatusMetrics, expose
 
 MONITORING = Path(__file__).parents[1] / "config/monitoring"
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}

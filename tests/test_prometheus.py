@@ -11,7 +11,7 @@ from requirements import require
 
 from ingestor.ledger import now_us
 from ingestor.operations.collector import Watch
-from ingestor.operations.prometheus import StatusMetrics
+from ingestor.operations.health import StatusMetrics
 
 HOSTILE = 'A"\\\n{}'
 

@@ -23,10 +23,10 @@ from ingestor.feeds.binance import BINANCE_TRADES
 from ingestor.ledger import now_us
 from ingestor.live.api import HubCollector, describe_api
 from ingestor.live.hub import Hub
-from ingestor.live.journal_source import JournalSource
+from ingestor.live.sources import JournalSource
 from ingestor.live.subscriptions import Limits
 from ingestor.operations.collector import Watch
-from ingestor.operations.prometheus import StatusMetrics
+from ingestor.operations.health import StatusMetrics
 from ingestor.schema import FORMAT_VERSION, ORIGIN, TRADES, recorded
 
 GOLDEN = Path(__file__).with_name("public_api.txt")

@@ -17,9 +17,9 @@ from recorders import Rig, make_rig
 from structlog.testing import capture_logs
 
 from ingestor.config import Settings
+from ingestor.dataset.arguments import Span
 from ingestor.dataset.maintenance import delete_expired_frames
 from ingestor.dataset.raw import list_raw_days, read_frames
-from ingestor.dataset.times import Span
 from ingestor.dataset.verify import Verification
 from ingestor.journal.follower import Rows
 from ingestor.journal.segment import Kind, encode_record, expand_frames, read_record, split_raw
@@ -27,8 +27,7 @@ from ingestor.layout import Layout
 from ingestor.ledger import Ledger
 from ingestor.parquet import add_checksums
 from ingestor.schema import FORMAT_VERSION, FRAMES
-from ingestor.sinks.parquet_files import ParquetFiles
-from ingestor.sinks.raw_files import RawFiles
+from ingestor.sinks.parquet_files import ParquetFiles, RawFiles
 from ingestor.sinks.segment_accounts import SegmentAccounts
 
 _DAY_US = 86_400_000_000

@@ -12,8 +12,8 @@ from recordings import Print, Recording, make_sample
 from sink_contract import ROOT
 
 import ingestor
+from ingestor.dataset.arguments import Span
 from ingestor.dataset.export import export_trades
-from ingestor.dataset.times import Span
 from ingestor.sinks.object_store import ObjectStore
 
 SNIPPETS = {guide: found for guide in GUIDES if (found := blocks(read(guide), "python"))}

@@ -21,7 +21,7 @@ from ingestor.errors import FeedRefused
 from ingestor.facts import Fact
 from ingestor.layout import Layout
 from ingestor.metrics import Conservation
-from ingestor.operations.signals import Signals
+from ingestor.operations.systemd import Signals
 from ingestor.schema import RUN_SHIFT
 from ingestor.simulator.market import MarketSettings
 from ingestor.simulator.venue import VenueSettings

@@ -17,8 +17,8 @@ from test_raw import HOSTILE, Put, differences, feed, stop
 import ingestor
 from ingestor.cli.main import cli
 from ingestor.cli.raw import Report, compare_again
+from ingestor.dataset.arguments import EVER
 from ingestor.dataset.raw import compare_trades
-from ingestor.dataset.times import EVER
 from ingestor.feeds import Decoded, Frames
 from ingestor.feeds.finnhub import Finnhub
 from ingestor.layout import Layout

@@ -20,7 +20,7 @@ from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Rows
 from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout
-from ingestor.sinks.external_worker import ExternalWorker
+from ingestor.sinks.destinations import ExternalWorker
 from ingestor.sinks.redis_db import RedisLive, RedisStreams
 
 pytestmark = pytest.mark.needs("redis-server")

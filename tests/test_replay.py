@@ -14,8 +14,7 @@ import pytest
 
 from ingestor.errors import ConfigError
 from ingestor.schema import TRADES
-from ingestor.simulator.market import Batch, Trade
-from ingestor.simulator.replay import Replay
+from ingestor.simulator.market import Batch, Replay, Trade
 
 START = datetime(2026, 11, 20, 14, 30, tzinfo=UTC)
 START_MS = int(START.timestamp() * 1000)

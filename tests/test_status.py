@@ -20,8 +20,7 @@ from ingestor.layout import Layout, RootLock, locked_root
 from ingestor.ledger import now_us
 from ingestor.operations.collector import Watch
 from ingestor.operations.health import HealthServer
-from ingestor.operations.recorder_status import RecorderStatus, SinkLag
-from ingestor.operations.status import Status, measure_growth, read_status
+from ingestor.operations.recorder_status import RecorderStatus, SinkLag, Status, measure_growth, read_status
 from ingestor.operations.systemd import summarize
 from ingestor.recording import Recording
 

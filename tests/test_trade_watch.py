@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from ingestor.capture.liveness import Doubt, TradeWatch
 from ingestor.capture.market_calendar import Phase
+from ingestor.capture.monitor import Doubt, TradeWatch
 
 SILENCE_S = 150.0
 HOUR_S = 3600.0

@@ -15,8 +15,8 @@ from recordings import Print, Recording, to_us
 
 import ingestor
 from ingestor.cli.main import cli
+from ingestor.dataset.arguments import Span
 from ingestor.dataset.compact import compact_days
-from ingestor.dataset.times import Span
 from ingestor.dataset.trades import first_trades
 from ingestor.errors import DamagedFile, FormatTooNew, NotARecording
 from ingestor.layout import locked_root

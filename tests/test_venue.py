@@ -50,7 +50,7 @@ from ingestor.simulator.faults import (
 )
 from ingestor.simulator.market import MarketSettings
 from ingestor.simulator.venue import VenueSettings, open_venue
-from ingestor.sinks.raw_files import publish_frames
+from ingestor.sinks.parquet_files import publish_frames
 
 FAST = VenueSettings(market=MarketSettings(rate=10_000, seed=7))
 WAIT_S = 10.0

@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 
 from ingestor.backfill.sources import HISTORY, Ask, Source, SourceRefused
 from ingestor.coverage import Coverage, Interval, clip
+from ingestor.dataset.arguments import Span, day_start_ms
 from ingestor.dataset.coverage import load_coverage
 from ingestor.dataset.inventory import read_id_column
 from ingestor.dataset.rows import Selection, concat_rows, plain_texts, read_dates
 from ingestor.dataset.snapshot import read_consistently
-from ingestor.dataset.times import Span, day_start_ms
 from ingestor.layout import Layout
 from ingestor.ledger import read_all_facts
 from ingestor.operations.preflight import VenueUnreachable

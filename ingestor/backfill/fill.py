@@ -27,10 +27,10 @@ from ingestor import __version__
 from ingestor.backfill.sources import HISTORY, Ask, Source, SourceRefused
 from ingestor.capture.gaps import find_inherited_gaps
 from ingestor.coverage import Coverage, Interval
+from ingestor.dataset.arguments import EVER, Span
 from ingestor.dataset.coverage import load_coverage
 from ingestor.dataset.rows import Selection, concat_rows, known_schema, plain_texts, read_dates
 from ingestor.dataset.snapshot import read_consistently
-from ingestor.dataset.times import EVER, Span
 from ingestor.errors import DamagedFile
 from ingestor.facts import Fact
 from ingestor.history import next_segment, read_history

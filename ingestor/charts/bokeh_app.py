@@ -29,14 +29,12 @@ from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets
 
 from ingestor.charts.bokeh_chart import Chart
-from ingestor.charts.live_bars import LiveBars
-from ingestor.charts.series import Blind, BlindTimes
-from ingestor.charts.theme import DARK, LIGHT, Theme
+from ingestor.charts.series import DARK, LIGHT, Blind, BlindTimes, LiveBars, Theme
 from ingestor.config.addresses import is_loopback
+from ingestor.dataset.arguments import Span
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.coverage import load_coverage
 from ingestor.dataset.snapshot import open_recording
-from ingestor.dataset.times import Span
 from ingestor.errors import ConfigError, Lagged
 from ingestor.journal.follower import Follower, Rows, find_journal_end
 from ingestor.layout import read_holder

@@ -11,9 +11,7 @@ from bokeh.plotting import figure
 from numpy.typing import NDArray
 
 from ingestor.charts.indicators import MACD_BARS, RSI_BARS, bollinger, describe_lack, ema, macd, rsi, sma
-from ingestor.charts.live_bars import LiveBars
-from ingestor.charts.series import Series
-from ingestor.charts.theme import Theme
+from ingestor.charts.series import LiveBars, Series, Theme
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.texts import describe_blindness
 

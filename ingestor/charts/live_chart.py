@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from ingestor.charts.indicators import Closes, Floats, sma
 from ingestor.charts.matplotlib_chart import DAY_MS, set_time_axis, shade_blind, show_plain_numbers, style_axes
-from ingestor.charts.series import Blind, find_blind_before
-from ingestor.charts.theme import Theme
+from ingestor.charts.series import Blind, Theme, find_blind_before
 from ingestor.texts import describe_blindness
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
 from numpy.typing import NDArray
 
 from ingestor.charts.indicators import MACD_BARS, RSI_BARS, Floats, bollinger, describe_lack, ema, macd, rsi, sma
-from ingestor.charts.series import Blind, Series
-from ingestor.charts.theme import Theme
+from ingestor.charts.series import Blind, Series, Theme
 from ingestor.layout import FILE_MODE, set_mode
 from ingestor.texts import CAUSES, describe_blindness
 

@@ -23,7 +23,7 @@ from ingestor.cli.printing import format_address, format_bytes, format_json
 from ingestor.errors import ConfigError, IngestorError
 
 if TYPE_CHECKING:
-    from ingestor.charts.theme import Theme
+    from ingestor.charts.series import Theme
 
 _MAX_SYMBOLS = 6
 _WINDOW = (10.0, 7.0), (15.0, 7.0)
@@ -73,7 +73,7 @@ def plot(
     down; close it to end.
     """
     require_extra("charts", "matplotlib", "talib")
-    from ingestor.charts.theme import DARK, LIGHT
+    from ingestor.charts.series import DARK, LIGHT
 
     if not symbols or len(symbols) > _MAX_SYMBOLS:
         raise click.UsageError(f"name the symbols to draw, up to {_MAX_SYMBOLS}: --symbols AAPL")
@@ -123,7 +123,7 @@ def _show_window(
     from ingestor.charts.live_chart import LiveChart
     from ingestor.charts.series import BlindTimes
     from ingestor.dataset.trades import follow
-    from ingestor.operations.signals import catch_signals
+    from ingestor.operations.systemd import catch_signals
 
     figure = plt.figure("ingestor plot", figsize=_WINDOW[len(symbols) > 3])
     if figure.canvas.required_interactive_framework is None:
@@ -183,7 +183,7 @@ def dashboard(
     """
     require_extra("charts", "bokeh", "talib")
     from ingestor.charts.bokeh_app import MAX_SYMBOLS, View, run_dashboard
-    from ingestor.charts.theme import DARK, LIGHT
+    from ingestor.charts.series import DARK, LIGHT
     from ingestor.dataset.snapshot import open_recording
 
     if symbols is not None and len(symbols) > MAX_SYMBOLS:

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 import click
 
 from ingestor.cli.printing import fit_table
-from ingestor.dataset import times
+from ingestor.dataset import arguments
 from ingestor.errors import ConfigError, IngestorError
 from ingestor.texts import parse_duration
 
@@ -242,9 +242,9 @@ def read_span(start: str | None, end: str | None, tz: tzinfo) -> TimeRange:
 
 
 def parse_time(text: str, tz: tzinfo, flag: str) -> datetime:
-    """As `dataset.times.parse_time` reads it, in UTC; `tz` where it names no zone. Raises click.BadParameter."""
+    """As `dataset.arguments.parse_time` reads it, in UTC; `tz` where it names no zone. Raises click.BadParameter."""
     try:
-        return times.parse_time(text, tz, datetime.now(UTC)).astimezone(UTC)
+        return arguments.parse_time(text, tz, datetime.now(UTC)).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise click.BadParameter(str(error), param_hint=flag) from None
 

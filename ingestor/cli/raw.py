@@ -26,10 +26,10 @@ from ingestor.cli.merge import ROTATION, begin_root, finish_root
 from ingestor.config import DEFAULT_PATH, load_settings
 from ingestor.config.feeds import FeedSettings, FinnhubSettings
 from ingestor.coverage import Closed, Coverage, Interval, clip, find_coverage, join_best
+from ingestor.dataset.arguments import Span, to_span
 from ingestor.dataset.coverage import load_coverage
 from ingestor.dataset.raw import Difference, are_received_in, compare_trades, read_frames, read_recorded
 from ingestor.dataset.snapshot import open_recording
-from ingestor.dataset.times import Span, to_span
 from ingestor.errors import ConfigError, NotARecording
 from ingestor.feeds import Feed, Frames, make_feed
 from ingestor.history import read_history

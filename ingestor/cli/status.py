@@ -11,8 +11,7 @@ import click
 from ingestor.cli.options import example, json_option, recording_options, root_from
 from ingestor.cli.printing import format_bytes, format_json, format_seconds, format_time
 from ingestor.layout import Layout
-from ingestor.operations.recorder_status import BackfillState, Disk, Flow
-from ingestor.operations.status import Status, read_status
+from ingestor.operations.recorder_status import BackfillState, Disk, Flow, Status, read_status
 from ingestor.texts import CAUSES, escape
 
 _QUANTILE = 0.99

@@ -17,12 +17,11 @@ import click
 from ingestor.cli.options import example, reading_options, root_from
 from ingestor.cli.printing import fit_table, format_seconds
 from ingestor.coverage import Coverage, state_at
+from ingestor.dataset.arguments import Span, day_start_ms, utc_date
 from ingestor.dataset.coverage import load_coverage
-from ingestor.dataset.times import Span, day_start_ms, utc_date
 from ingestor.dataset.trades import follow
 from ingestor.layout import Layout, read_holder
-from ingestor.operations.recorder_status import RecorderStatus, find_problems
-from ingestor.operations.status import ask_status
+from ingestor.operations.recorder_status import RecorderStatus, ask_status, find_problems
 from ingestor.system import is_readable
 from ingestor.texts import describe_blindness, escape
 

@@ -7,10 +7,10 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ingestor.dataset.arguments import day_start_ms
 from ingestor.dataset.bar_grid import DAY_MS, BarGrid, find_pieces
 from ingestor.dataset.market_rules import AUCTION_MS, CLOSING, MovesColumns, Session, are_abroad, in_session, judge_rows
 from ingestor.dataset.rows import concat_rows, sort_rows
-from ingestor.dataset.times import day_start_ms
 from ingestor.schema import TIMESTAMP
 from ingestor.us_market import Calendar
 

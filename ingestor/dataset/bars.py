@@ -19,7 +19,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.coverage import Coverage, Interval, State
-from ingestor.dataset.arguments import Engine, Names, Roots, check_engine, check_word, find_names, find_roots
+from ingestor.dataset.arguments import (
+    EVER,
+    Engine,
+    Names,
+    Roots,
+    Span,
+    Time,
+    check_engine,
+    check_word,
+    find_names,
+    find_roots,
+    find_span,
+    find_zone,
+)
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.bar_maker import BARS, COLUMNS, Recipe, make_bars
 from ingestor.dataset.coverage import read_known_coverage, warn_of_unknown
@@ -27,7 +40,6 @@ from ingestor.dataset.market_rules import Session, in_session
 from ingestor.dataset.merged import check_one_venue, merge_coverage, read_merged_dates
 from ingestor.dataset.rows import Selection, as_frame, read_dates, sort_rows, split_journaled
 from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
-from ingestor.dataset.times import EVER, Span, Time, find_span, find_zone
 from ingestor.schema import ORIGIN, RECEIVED_AT, TIMESTAMP, TRADES
 from ingestor.us_market import is_us_symbol, read_calendar
 

@@ -18,8 +18,20 @@ import pyarrow as pa
 
 from ingestor.closed_days import list_closed_symbols, oldest_and_newest_closed_days, read_closed_coverage
 from ingestor.coverage import IRRELEVANT, Coverage, Interval, clip, find_coverage, state_at
-from ingestor.dataset.arguments import Engine, Names, Roots, check_engine, find_names, find_roots
-from ingestor.dataset.times import EVER, FOREVER_US, Span, Time, day_start_ms, find_span
+from ingestor.dataset.arguments import (
+    EVER,
+    FOREVER_US,
+    Engine,
+    Names,
+    Roots,
+    Span,
+    Time,
+    check_engine,
+    day_start_ms,
+    find_names,
+    find_roots,
+    find_span,
+)
 from ingestor.errors import NotARecording
 from ingestor.journal.scan import last_received_us
 from ingestor.layout import Layout, list_segments

@@ -13,12 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.coverage import Coverage, clip, sum_shares
-from ingestor.dataset.arguments import Engine, Names, Roots, check_engine, find_names, find_roots
+from ingestor.dataset.arguments import Engine, Names, Roots, Span, Time, check_engine, find_names, find_roots, find_span
 from ingestor.dataset.coverage import read_known_coverage, warn_of_unknown
 from ingestor.dataset.merged import check_one_venue, find_id_column, merge_coverage, read_merged_dates
 from ingestor.dataset.rows import Selection, as_frame, plain_texts, read_dates
 from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
-from ingestor.dataset.times import Span, Time, find_span
 from ingestor.parquet import count_rows
 from ingestor.schema import ORIGIN, TIMESTAMP
 from ingestor.trade_ids import IdRanges

@@ -13,13 +13,12 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from ingestor.dataset.arguments import Roots, find_roots
+from ingestor.dataset.arguments import Roots, Span, find_roots
 from ingestor.dataset.inventory import has_fills
 from ingestor.dataset.merged import check_one_venue, find_id_column, read_merged
 from ingestor.dataset.rows import Selection, known_schema, with_columns
 from ingestor.dataset.snapshot import open_recording, take_snapshot
 from ingestor.dataset.stream import stream_rows
-from ingestor.dataset.times import Span
 from ingestor.errors import ConfigError, IngestorError
 from ingestor.layout import FILE_MODE, set_mode
 from ingestor.parquet import ROW_GROUP, writer_options

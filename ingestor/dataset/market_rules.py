@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ingestor.dataset.arguments import find_zone
 from ingestor.dataset.bar_grid import Zone, find_pieces
-from ingestor.dataset.times import find_zone
 from ingestor.us_market import OVERNIGHT, Calendar, Hours, is_us_symbol
 
 NEVER_PRICE = frozenset({"3", "5", "10", "11", "12", "16", "17", "20", "22", "24", "25", "26", "37"})

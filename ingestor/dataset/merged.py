@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.coverage import Closed, Coverage, Gap, Interval, State, find_coverage, join_best, state_at
+from ingestor.dataset.arguments import EVER, Span, day_start_ms, utc_date
 from ingestor.dataset.inventory import count_values, read_id_column
 from ingestor.dataset.rows import (
     TEXTS,
@@ -32,7 +33,6 @@ from ingestor.dataset.rows import (
     with_columns,
 )
 from ingestor.dataset.snapshot import Snapshot, list_days, read_consistently, take_snapshot
-from ingestor.dataset.times import EVER, Span, day_start_ms, utc_date
 from ingestor.errors import ConfigError, NotARecording
 from ingestor.history import read_history
 from ingestor.layout import Layout

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ingestor.dataset.arguments import EVER, Span, day_start_ms
 from ingestor.dataset.rows import with_columns
 from ingestor.dataset.snapshot import Snapshot, check_format, list_names, parse_days, read_consistently
-from ingestor.dataset.times import EVER, Span, day_start_ms
 from ingestor.errors import DamagedFile, Lagged
 from ingestor.journal.follower import Follower, Rows
 from ingestor.journal.segment import Cursor, RawHead, expand_frames, split_raw

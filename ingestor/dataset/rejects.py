@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 import pyarrow as pa
 from pydantic import BaseModel, Field, ValidationError
 
-from ingestor.dataset.arguments import Engine, check_engine, find_root
+from ingestor.dataset.arguments import Engine, Span, Time, check_engine, find_root, find_span
 from ingestor.dataset.rows import as_frame
-from ingestor.dataset.times import Span, Time, find_span
 from ingestor.errors import NotARecording
 from ingestor.layout import Layout, read_lines
 from ingestor.schema import RECEIVED_AT

@@ -13,9 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ingestor.dataset.arguments import Engine
+from ingestor.dataset.arguments import EVER, Engine, Span, utc_date
 from ingestor.dataset.snapshot import Snapshot, check_format
-from ingestor.dataset.times import EVER, Span, utc_date
 from ingestor.parquet import check_columns, check_rows, named_errors, open_parquet
 from ingestor.schema import TIMESTAMP, TRADES
 

@@ -22,7 +22,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from ingestor.dataset.times import EVER, Span
+from ingestor.dataset.arguments import EVER, Span
 from ingestor.errors import DamagedFile, FormatTooNew, Lagged, NotARecording
 from ingestor.facts import Fact
 from ingestor.history import read_state

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor import system
+from ingestor.dataset.arguments import Span, day_start_ms
 from ingestor.dataset.rows import (
     TEXTS,
     Selection,
@@ -27,7 +28,6 @@ from ingestor.dataset.rows import (
     useful_groups,
 )
 from ingestor.dataset.snapshot import Snapshot, check_format, read_consistently, take_snapshot
-from ingestor.dataset.times import Span, day_start_ms
 from ingestor.layout import Layout
 from ingestor.parquet import check_columns, check_rows, named_errors, open_parquet
 from ingestor.store import StorePath

@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.dataset.arguments import Engine, Names, Roots, check_engine, check_word, find_names, find_root, find_roots
+from ingestor.dataset.arguments import (
+    Engine,
+    Names,
+    Roots,
+    Span,
+    Time,
+    check_engine,
+    check_word,
+    find_names,
+    find_root,
+    find_roots,
+    find_span,
+    find_time,
+)
 from ingestor.dataset.coverage import CoverageWatch, SymbolState, read_states, warn_of_unknown
 from ingestor.dataset.market_rules import are_abroad, in_session, judge_rows
 from ingestor.dataset.merged import check_one_venue, read_merged_dates
@@ -28,7 +41,6 @@ from ingestor.dataset.rows import (
     with_columns,
 )
 from ingestor.dataset.snapshot import open_recording, read_consistently
-from ingestor.dataset.times import Span, Time, find_span, find_time
 from ingestor.errors import NotARecording
 from ingestor.journal.follower import Follower, Rows, find_journal_end
 from ingestor.layout import Layout, read_holder

@@ -19,18 +19,7 @@ import pyarrow.compute as pc
 from ingestor.config.feeds import Compression, JsonLogin, JsonSettings, JsonSymbolList, find_list
 from ingestor.config.types import KEY_PLACE
 from ingestor.feeds import Decoded, Frames, Heartbeat, Login, Notice, Terms, json_columns
-from ingestor.feeds.json_frames import (
-    JsonObject,
-    Reading,
-    RefusedError,
-    decode_blocks,
-    deflate,
-    inflate,
-    notice_text,
-    read_json,
-    take_text,
-)
-from ingestor.feeds.json_layout import (
+from ingestor.feeds.json_columns import (
     EPOCH,
     MS,
     PER_MS,
@@ -43,6 +32,17 @@ from ingestor.feeds.json_layout import (
     take_amount,
     to_path,
     to_place,
+)
+from ingestor.feeds.json_frames import (
+    JsonObject,
+    Reading,
+    RefusedError,
+    decode_blocks,
+    deflate,
+    inflate,
+    notice_text,
+    read_json,
+    take_text,
 )
 from ingestor.schema import VENUE_TRADES
 

@@ -6,9 +6,8 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
-from ingestor.live.board import UNKNOWN, Board, Quote, State
+from ingestor.live.board import UNKNOWN, Board, Quote, State, SymbolTrades, json_frame, price_frame
 from ingestor.live.subscriptions import ClientLanguage, Limits, Subscriber, TooMany
-from ingestor.live.updates import SymbolTrades, json_frame, price_frame
 
 _STATE_S = 0.5
 """A change is known half a second after it is written down, and so within a second."""

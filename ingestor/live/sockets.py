@@ -12,9 +12,9 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ingestor.live.access import EVERYTHING, Grant, Unauthorized, Verifier, bearer_token
+from ingestor.live.board import frame, json_frame
 from ingestor.live.hub import Hub
 from ingestor.live.subscriptions import ClientLanguage, Subscriber, TooMany
-from ingestor.live.updates import frame, json_frame
 from ingestor.texts import parse_duration
 
 _POLICY_VIOLATION = 1008

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum
 
-from ingestor.live.updates import SymbolTrades
+from ingestor.live.board import SymbolTrades
 
 _WRITE_BYTES = 64 << 10
 """About what is given to the socket at once: small beside the bound, large beside a frame."""

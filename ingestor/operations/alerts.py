@@ -33,8 +33,7 @@ from ingestor.config.sections import AlertSettings, LoggingSettings
 from ingestor.errors import ConfigError, FeedRefused
 from ingestor.layout import Layout, read_holder
 from ingestor.logs import configure_logs
-from ingestor.operations.recorder_status import Disk, Link, RecorderStatus, find_problems
-from ingestor.operations.status import ask_status, measure_growth
+from ingestor.operations.recorder_status import Disk, Link, RecorderStatus, ask_status, find_problems, measure_growth
 from ingestor.system import is_readable
 from ingestor.texts import describe_blindness
 

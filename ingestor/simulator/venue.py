@@ -31,7 +31,16 @@ from ingestor.simulator.connection import (
 )
 from ingestor.simulator.faults import FaultInjector, Schedule
 from ingestor.simulator.history import History, HistorySettings
-from ingestor.simulator.market import Batch, Intervals, Market, MarketSettings, Source
+from ingestor.simulator.market import (
+    Batch,
+    FrameReplay,
+    Intervals,
+    Market,
+    MarketSettings,
+    Replay,
+    Source,
+    holds_frames,
+)
 from ingestor.simulator.protocols import (
     BINANCE_STREAMS,
     PING,
@@ -46,7 +55,6 @@ from ingestor.simulator.protocols import (
     make_language,
     text_frame,
 )
-from ingestor.simulator.replay import FrameReplay, Replay, holds_frames
 
 log = structlog.get_logger("ingestor.simulator")
 

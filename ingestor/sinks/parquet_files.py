@@ -1,22 +1,30 @@
-"""Seals segments into the dataset: one Parquet file per segment and UTC date. Exactly once: a file's name is its
-segment's id.
+"""Seals segments into the dataset: one Parquet file per segment and UTC date, of trades; and, with `storage.raw`, one
+of the frames as they came, by date of receipt. Exactly once: a file's name is its segment's id, and it is published
+before the segment is committed.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from datetime import date, timedelta
+from itertools import chain, groupby
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import structlog
 
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
-from ingestor.journal.segment import Cursor
+from ingestor.journal.segment import Cursor, decompress, pack_frames, split_raw, unpack_frames
 from ingestor.layout import Layout, SegmentId, list_segments, locked_date, publish, sync_directory
-from ingestor.ledger import Ledger
-from ingestor.parquet import sort_trades, write_parquet
-from ingestor.schema import TIMESTAMP
+from ingestor.ledger import DAY_US, Ledger
+from ingestor.parquet import add_checksums, file_schema, sort_trades, write_parquet
+from ingestor.schema import PACKED_FRAMES, TIMESTAMP
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _DAY_MS = 86_400_000
 _EPOCH = date(1970, 1, 1)
@@ -103,3 +111,138 @@ def split_by_date(rows: pa.Table) -> Iterator[tuple[date, pa.Table]]:
     for day in found:
         part = rows if len(found) == 1 else rows.filter(pc.equal(days, day))
         yield _EPOCH + timedelta(days=day), part
+
+
+_GROUP_BYTES = 8 << 20
+"""Blocks of so many bytes become a row group."""
+_SMALL_BYTES = 1 << 15
+"""A block below this is compressed together with its neighbours, since alone it hardly gets smaller; no other is
+compressed again.
+"""
+_OPTIONS: dict[str, Any] = {
+    "compression": "zstd",
+    "compression_level": 1,
+    "use_dictionary": False,
+    "write_statistics": [name for name in PACKED_FRAMES.names if name != "data"],
+    "write_page_checksum": True,
+}
+
+
+class RawFiles:
+    """Holds a segment's frames, compressed as the journal has them, until it ends; then publishes its files."""
+
+    name = "raw"
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._blocks: list[bytes] = []
+        segments = list_segments(layout)
+        behind = Cursor(segments[-1].id.number + 1, 0) if segments else Cursor(0, 0)
+        # The oldest segment that is not committed: its frames are published again, under the same names.
+        self._committed = next((Cursor(file.id.number, 0) for file in segments if not file.sealed), behind)
+        self.frames: Counter[int] = Counter()
+        """Published by this process, by the run that received them."""
+
+    def write(self, rows: Rows) -> None:
+        if rows.raw is not None:
+            self._blocks.append(rows.raw)
+
+    def set_aside(self, damage: Damage) -> None:
+        """Nothing: what is no record holds no frame."""
+
+    def end_segment(self, end: SegmentEnd) -> None:
+        try:
+            publish_frames(self._layout, end.segment, self._blocks)
+        except OSError as error:
+            raise SinkUnavailable(f"can't keep the frames of {end.segment}: {error.strerror or error}") from None
+        self.frames[end.segment.run] += sum(split_raw(body)[0].frames for body in self._blocks)
+        self._blocks = []
+        self._committed = end.at
+
+    def tick(self, now_s: float) -> None:
+        """Nothing: the frames are sealed when their segment ends."""
+
+    def committed(self) -> Cursor:
+        return self._committed
+
+    def close(self) -> None:
+        """Nothing: the frames of a segment that has not ended are in the journal."""
+
+
+def publish_frames(layout: Layout, segment: SegmentId, blocks: Iterable[bytes]) -> None:
+    """Publish the frames in these bodies of records, a file per UTC date of receipt, in order. Raises OSError.
+
+    The same frames give the same files under the same names, however often it is done.
+    """
+    staged: dict[date, Path] = {}
+    with ExitStack() as stack:
+        groups: dict[date, _Group] = {}
+        for day, row in chain.from_iterable(_split_by_receipt(body, segment.run) for body in blocks):
+            if day not in groups:
+                staged[day] = layout.staging / f"{segment}.{day.isoformat()}.raw.parquet"
+                schema = file_schema(PACKED_FRAMES, str(segment))
+                groups[day] = _Group(stack.enter_context(pq.ParquetWriter(staged[day], schema, **_OPTIONS)))
+            groups[day].add(row)
+        for group in groups.values():
+            group.write()
+    for day, path in staged.items():
+        add_checksums(path)
+        with locked_date(layout, day):
+            publish(path, layout.raw_file(segment, day))
+
+
+_Row = tuple[Any, ...]
+"""Of PACKED_FRAMES."""
+
+
+class _Group:
+    """Rows that are not in their file yet."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self._writer = writer
+        self._rows: list[_Row] = []
+        self._bytes = 0
+
+    def add(self, row: _Row) -> None:
+        self._rows.append(row)
+        self._bytes += len(row[-1])
+        if self._bytes >= _GROUP_BYTES:
+            self.write()
+
+    def write(self) -> None:
+        if self._rows:
+            columns = zip(zip(*self._rows, strict=True), self._writer.schema, strict=True)
+            arrays = [pa.array(values, field.type) for values, field in columns]
+            self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._writer.schema), len(self._rows))
+            self._rows, self._bytes = [], 0
+
+
+def _split_by_receipt(body: bytes, run: int) -> Iterator[tuple[date, _Row]]:
+    """The frames in this body of a record: one row, or one for each part that was received on another UTC date."""
+    head, data = split_raw(body)
+    if head.first_received_us // DAY_US == head.last_received_us // DAY_US:
+        small = head.size < _SMALL_BYTES
+        yield (
+            _date_of(head.first_received_us),
+            (run, head.first_frame, *head, decompress(data, head) if small else data),
+        )
+        return
+    received_at, payloads = unpack_frames(data, head)
+    frames = zip(received_at.cast(pa.int64()).to_pylist(), payloads.to_pylist(), strict=True)
+    first = head.first_frame
+    for day, part in groupby(frames, key=lambda frame: _date_of(frame[0])):
+        times, texts = zip(*part, strict=True)
+        packed = pack_frames(times, texts)
+        own = head._replace(
+            frames=len(times),
+            first_frame=first,
+            size=len(packed),
+            first_received_us=min(times),
+            last_received_us=max(times),
+        )
+        yield day, (run, head.first_frame, *own, packed)
+        first += len(times)
+
+
+def _date_of(received_us: int) -> date:
+    return _EPOCH + timedelta(days=received_us // DAY_US)

@@ -20,8 +20,8 @@ from typing import Any
 import ingestor
 from ingestor.cli.main import main
 from ingestor.daemon import record  # noqa: F401  imported before the first fork, as all of these
+from ingestor.dataset.arguments import EVER
 from ingestor.dataset.export import export_trades
-from ingestor.dataset.times import EVER
 from ingestor.dataset.verify import Verification
 from ingestor.errors import DamagedFile, IngestorError
 from ingestor.layout import Layout, list_segments

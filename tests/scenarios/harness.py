@@ -30,8 +30,8 @@ from simulated_venues import read_truth
 import ingestor
 from ingestor.cli.raw import Report, compare_again
 from ingestor.coverage import state_at
+from ingestor.dataset.arguments import EVER
 from ingestor.dataset.coverage import load_coverage
-from ingestor.dataset.times import EVER
 from ingestor.feeds.finnhub import Finnhub
 from ingestor.journal.follower import Follower, Rows
 from ingestor.layout import Layout, list_segments

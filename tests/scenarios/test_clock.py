@@ -26,7 +26,7 @@ from harness import (
 import ingestor
 from ingestor.dataset.coverage import load_coverage
 from ingestor.layout import Layout, SegmentId, list_segments
-from ingestor.operations.status import read_status
+from ingestor.operations.recorder_status import read_status
 
 pytestmark = pytest.mark.alone
 

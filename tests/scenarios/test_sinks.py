@@ -17,7 +17,7 @@ from sink_contract import Destination, Kafka, Postgres, Redis, Sqlite, check, re
 
 from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout, list_segments
-from ingestor.operations.status import read_status
+from ingestor.operations.recorder_status import read_status
 from ingestor.sinks.retention_slots import Lags, read_place
 
 pytestmark = pytest.mark.alone
