@@ -177,8 +177,9 @@ def find_coverage(
         horizon_us = max((one.end_us for pieces in closed.intervals.values() for one in pieces), default=0)
     blind, id_proofs = story.end(horizon_us)
     seen = story.seen(horizon_us)
-    asked: dict[str | None, list[_Stretch]] = {
-        symbol: _asked_spans(requests, horizon_us) for symbol, requests in story.requests.items()
+    asked: dict[str | None, list[_Stretch]] = {  # a symbol's requests, joined where one follows on another
+        symbol: _union((start, end, "") for start, _, end, _ in _spans("", requests, horizon_us))
+        for symbol, requests in story.requests.items()
     }
     asked[None] = _settle(span for spans in asked.values() for span in spans)
     gaps = [
@@ -463,10 +464,6 @@ class _Story:
         if self._is_right:
             self._right_us = self.last_us
 
-    @property
-    def _gaps(self) -> "dict[str | None, list[_Stretch]]":
-        return self._eras[-1]
-
     def has_shown(self, at_us: int) -> bool:
         """Whether the clock showed this time before it was set elsewhere."""
         return any(start_us <= at_us <= end_us for start_us, end_us in self._lived)
@@ -561,7 +558,7 @@ class _Story:
             # Ends before the receipt that it began behind: the clock was set back, who knows how far. None is promised.
             back = until_us < gap.since_us - 1
             start_us, end_us = (until_us, gap.since_us) if back else (gap.since_us, until_us)
-            self._gaps.setdefault(symbol, []).append((start_us, end_us, gap.cause))
+            self._eras[-1].setdefault(symbol, []).append((start_us, end_us, gap.cause))
 
     def _stop(self, at_us: int) -> None:
         whole = self._open.get(None)
@@ -658,7 +655,15 @@ class _Story:
             self._end_doubt(showed_us)
         if by_us > 0:
             whole = self._open.get(None)
-            self._skip(showed_us, at_us, whole.cause if whole else "sleep" if 2 * slept_us > by_us else "clock")
+            cause = whole.cause if whole else "sleep" if 2 * slept_us > by_us else "clock"
+            returns = showed_us < self._right_us <= at_us
+            start_us = self._right_us if returns else showed_us
+            from_right = self._is_right or self._right_us >= showed_us
+            skip = _Skip(len(self._eras) - 1, start_us, at_us, cause, None, from_right)
+            if returns or at_us - showed_us >= FAR_US:
+                skip.request = _Request(start_us, era=skip.era)
+                self._split(showed_us, at_us, skip.request, [None, *(self._open if returns else ())])
+            self._skips.append(skip)
         elif by_us < 0:
             self.set_back(at_us)
             self.told_from_us = min(self.told_from_us, at_us)
@@ -673,16 +678,6 @@ class _Story:
         self._is_right = True
         for skip in self._skips:
             skip.sure = skip.from_right
-
-    def _skip(self, showed_us: int, at_us: int, cause: str) -> None:
-        returns = showed_us < self._right_us <= at_us
-        start_us = self._right_us if returns else showed_us
-        from_right = self._is_right or self._right_us >= showed_us
-        skip = _Skip(len(self._eras) - 1, start_us, at_us, cause, None, from_right)
-        if returns or at_us - showed_us >= FAR_US:
-            skip.request = _Request(start_us, era=skip.era)
-            self._split(showed_us, at_us, skip.request, [None, *(self._open if returns else ())])
-        self._skips.append(skip)
 
     def set_back(self, at_us: int) -> None:
         """The clock was set back to this: what it had skipped beyond has not passed, if it was the clock that erred."""
@@ -727,11 +722,6 @@ _Stretch = tuple[int, int, str]
 """Start, end, cause (of what is recorded: proof; of what is filled: source). A list of them is *settled* where it is
 sorted, without overlap.
 """
-
-
-def _asked_spans(requests: Sequence[_Request], horizon_us: int) -> list[_Stretch]:
-    """The spans over which a symbol is asked for: its requests, joined where one follows on another."""
-    return _union((start, end, "") for start, _, end, _ in _spans("", requests, horizon_us))
 
 
 def _union(stretches: Iterable[_Stretch]) -> list[_Stretch]:

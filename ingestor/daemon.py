@@ -84,7 +84,17 @@ class Report:
         """Say what is due."""
         if not self._begun and self._observed.last_trade_s:
             self._begun = True
-            self._say_begun()
+            # Where it goes, and what to type next.
+            root = self._layout.root
+            named = "" if root == DEFAULT_ROOT.absolute() else f" --root {shlex.quote(str(root))}"
+            places = {"parquet": self._layout.trades, "csv": self._layout.csv}
+            log.info(
+                "recording.begun",
+                symbol=next(iter(list(self._observed.last_trade_s))),
+                files=", ".join(str(places[kind]) for kind in self._formats),
+                watch=f"ingestor tail{named}",
+                stop=f"ingestor stop{named}",
+            )
         if self._welcome_at_s is not None and now_s >= self._welcome_at_s:
             self._welcome_at_s = None
             log.info("recording.summarized", summary=self.summary(datetime.now(UTC)))
@@ -106,19 +116,6 @@ class Report:
                 lag_ms=round(self._buffer.lag_s() * 1000),
                 pauses=self._buffer.pauses,
             )
-
-    def _say_begun(self) -> None:
-        """At the first trade: where it goes, and what to type next."""
-        root = self._layout.root
-        named = "" if root == DEFAULT_ROOT.absolute() else f" --root {shlex.quote(str(root))}"
-        places = {"parquet": self._layout.trades, "csv": self._layout.csv}
-        log.info(
-            "recording.begun",
-            symbol=next(iter(list(self._observed.last_trade_s))),
-            files=", ".join(str(places[kind]) for kind in self._formats),
-            watch=f"ingestor tail{named}",
-            stop=f"ingestor stop{named}",
-        )
 
     def summary(self, now: datetime) -> str:
         """One sentence for a newcomer: `connected; 2 of 4 ticking; AAPL, MSFT silent: the US market is closed`."""

@@ -143,7 +143,13 @@ def _formatter(stream: TextIO, format: str) -> logging.Formatter:  # noqa: A002 
     if format == "auto" and terminal:
         renderer = [structlog.processors.format_exc_info, partial(_as_sentence, colors=colors)]
     elif format == "console":
-        renderer = [_escape_values, structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=_plain_traceback)]
+        # A venue's text is no command for the terminal; what else there is shows as `repr`, which escapes by itself.
+        renderer = [
+            lambda _logger, _method, event: {
+                name: escape(value) if isinstance(value, str) else value for name, value in event.items()
+            },
+            structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=_plain_traceback),
+        ]
     else:
         renderer = [
             structlog.processors.format_exc_info,
@@ -189,11 +195,6 @@ def _plain_traceback(stream: TextIO, exc_info: ExcInfo) -> None:
     text = io.StringIO()
     structlog.dev.plain_traceback(text, exc_info)
     stream.write(escape(text.getvalue(), keep="\n"))
-
-
-def _escape_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """A venue's text is no command for the terminal; what else there is shows as `repr`, which escapes by itself."""
-    return {key: escape(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
 def _bound_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

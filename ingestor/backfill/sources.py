@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, urlencode, urlsplit
@@ -252,7 +252,13 @@ class Kraken:
             moment_ms = int(Decimal(at_s) * 1000)
             return moment_ms, float(price), float(volume), None, int(number), sides[side], types[order_type]
 
-        pair, since = self._find_pair(ask.symbol), str(ask.start_ms * 1_000_000 - 1)
+        if self._pairs is None:
+            told = self._get("/0/public/AssetPairs", assetVersion=1)
+            self._pairs = told if isinstance(told, dict) else {}
+        known = self._pairs.get(ask.symbol)
+        name = known.get("altname") if isinstance(known, dict) else None
+        pair = name if isinstance(name, str) else ask.symbol.replace("/", "")  # `XBTUSD` for `BTC/USD`
+        since = str(ask.start_ms * 1_000_000 - 1)
         while True:
             told = self._get("/0/public/Trades", pair=pair, since=since, count=1000)
             try:
@@ -268,15 +274,6 @@ class Kraken:
             if beyond or last == since or not last.isdecimal():
                 return
             since = last
-
-    def _find_pair(self, symbol: str) -> str:
-        """Its name for a symbol of the feed: `XBTUSD` for `BTC/USD`."""
-        if self._pairs is None:
-            told = self._get("/0/public/AssetPairs", assetVersion=1)
-            self._pairs = told if isinstance(told, dict) else {}
-        known = self._pairs.get(symbol)
-        name = known.get("altname") if isinstance(known, dict) else None
-        return name if isinstance(name, str) else symbol.replace("/", "")
 
     def _get(self, path: str, **query: Any) -> Any:
         """The `result` of an answer; Kraken says with 200 that it is busy."""
@@ -307,21 +304,18 @@ class Finnhub:
         start, end = (_EPOCH + at_ms * _MS for at_ms in (ask.start_ms, ask.end_ms - 1))
         first, last = start.astimezone(NEW_YORK).date(), end.date()
         for number in range((last - first).days + 1):
-            yield from self._read_day(ask, first + timedelta(number))
-
-    def _read_day(self, ask: Ask, day: date) -> Iterator[pa.Table]:
-        skip = 0
-        while True:
-            told = self._client.get(
-                "/api/v1/stock/tick", symbol=ask.symbol, date=day.isoformat(), limit=25_000, skip=skip
-            )
-            page = _page(_finnhub_ticks(told), lambda row: row)
-            if not page.num_rows:
-                return
-            yield page
-            skip += page.num_rows
-            if page.column("timestamp").cast(pa.int64())[-1].as_py() >= ask.end_ms or page.num_rows < 25_000:
-                return
+            day, skip = first + timedelta(number), 0
+            while True:
+                told = self._client.get(
+                    "/api/v1/stock/tick", symbol=ask.symbol, date=day.isoformat(), limit=25_000, skip=skip
+                )
+                page = _page(_finnhub_ticks(told), lambda row: row)
+                if not page.num_rows:
+                    break
+                yield page
+                skip += page.num_rows
+                if page.column("timestamp").cast(pa.int64())[-1].as_py() >= ask.end_ms or page.num_rows < 25_000:
+                    break
 
 
 def _finnhub_ticks(told: Any) -> Iterator[_Row]:

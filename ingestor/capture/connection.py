@@ -109,7 +109,8 @@ class Connection:
         except (WebSocketException, OSError) as error:
             raise self._lost(explain(error)) from None
         if opcode == ABNF.OPCODE_CLOSE:
-            raise self._closed(payloads[0])
+            self.close_code, reason = read_close(payloads[0], self._secrets)
+            raise ConnectionLost(f"the venue closed it: {describe_close(self.close_code, reason)}")
         if opcode == ABNF.OPCODE_PONG:
             self.pongs += 1
         return payloads if opcode in (ABNF.OPCODE_TEXT, ABNF.OPCODE_BINARY) else []
@@ -150,10 +151,6 @@ class Connection:
     def _lost(self, what: str) -> ConnectionLost:
         self.close_code = _NO_CLOSE_FRAME
         return ConnectionLost(what)
-
-    def _closed(self, body: bytes) -> ConnectionLost:
-        self.close_code, reason = read_close(body, self._secrets)
-        return ConnectionLost(f"the venue closed it: {describe_close(self.close_code, reason)}")
 
 
 def connect(

@@ -71,7 +71,12 @@ class Liveness:
 
     def judge(self, counters: Counters, now_s: float) -> Verdict:
         """What these counters mean at this moment."""
-        self._note(counters, now_s)
+        if counters.frames != self._seen.frames:  # pongs don't count: a proxy may answer for a venue that stalls
+            self._frame_at_s = now_s
+        if counters.bytes != self._seen.bytes:
+            self._bytes_at_s = now_s
+            self._pinged_at_s = None
+        self._seen = counters
         if now_s - self._frame_at_s >= self._silence_s:
             trickles = self._bytes_at_s > self._frame_at_s
             what = "bytes came, but never a whole frame" if trickles else "nothing came"
@@ -91,14 +96,6 @@ class Liveness:
         self._frame_at_s = self._bytes_at_s = now_s
         self._pinged_at_s = None
         self._next_ping_s = now_s + self._ping_interval_s
-
-    def _note(self, counters: Counters, now_s: float) -> None:
-        if counters.frames != self._seen.frames:  # pongs don't count: a proxy may answer for a venue that stalls
-            self._frame_at_s = now_s
-        if counters.bytes != self._seen.bytes:
-            self._bytes_at_s = now_s
-            self._pinged_at_s = None
-        self._seen = counters
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +195,18 @@ class TradeWatch:
             self._listen(last_trade_s, phases, now_s)
         if self._kinds == {"closed"}:
             return Doubt()
-        return self._judge_all(now_s) or Doubt(mute=self._find_mute(now_s))
+        silence_s = now_s - self._all.since_s
+        if silence_s < self._all.longest_s(2 * self._silence_s):
+            self._resubscribed_s = None
+            return Doubt(mute=self._find_mute(now_s))
+        # Ask again for everything; where that helps nothing connect anew, at worst once an hour.
+        if self._resubscribed_s is None:
+            self._resubscribed_s = now_s
+            return Doubt(drought="resubscribe", blind=self._all.known, silence_s=silence_s)
+        if now_s - self._resubscribed_s < self._silence_s or now_s < self._may_reconnect_s:
+            return Doubt(silence_s=silence_s)
+        self._may_reconnect_s = now_s + _RECONNECT_S
+        return Doubt(drought="reconnect", blind=self._all.known, silence_s=silence_s)
 
     def _listen(self, last_trade_s: Mapping[str, float], phases: Mapping[str, Phase], now_s: float) -> None:
         last_s = float("-inf")
@@ -211,20 +219,6 @@ class TradeWatch:
         self._known = {
             symbol: pace for symbol, pace in self._paces.items() if pace.known and phases[symbol] != "closed"
         }
-
-    def _judge_all(self, now_s: float) -> Doubt | None:
-        """Ask again for everything; where that helps nothing connect anew, at worst once an hour."""
-        silence_s = now_s - self._all.since_s
-        if silence_s < self._all.longest_s(2 * self._silence_s):
-            self._resubscribed_s = None
-            return None
-        if self._resubscribed_s is None:
-            self._resubscribed_s = now_s
-            return Doubt(drought="resubscribe", blind=self._all.known, silence_s=silence_s)
-        if now_s - self._resubscribed_s < self._silence_s or now_s < self._may_reconnect_s:
-            return Doubt(silence_s=silence_s)
-        self._may_reconnect_s = now_s + _RECONNECT_S
-        return Doubt(drought="reconnect", blind=self._all.known, silence_s=silence_s)
 
     def _find_mute(self, now_s: float) -> tuple[str, ...]:
         """One symbol's silence is its own affair only while most others flow; it is asked for again every ten minutes.

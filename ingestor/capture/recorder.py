@@ -133,21 +133,14 @@ class BlockDecoder:
         now_us = block.frames.received_us[-1]
         validated = validate(trades, now_us, signed_prices=self._feed.terms.signed_prices)
         if any(reason == "bad_time" for _, reason in validated.rejected):
-            validated = self._validate_times(trades, now_us) or validated
+            times_ms: Any = trades["timestamp"].view(pa.int64()).drop_null()
+            if len(times_ms) and pc.min(times_ms).as_py() * 1000 > now_us + AHEAD_US:
+                # Every trade is ahead of our clock. Perhaps that is behind, as far as the venue's times tell.
+                behind_us = self._venue.saw_ahead([now_us - at_ms * 1000 for at_ms in times_ms.slice(0, 3).to_pylist()])
+                if behind_us:
+                    validated = validate(trades, now_us + behind_us, signed_prices=self._feed.terms.signed_prices)
         repeated = self._deduplicator.find(block.connection, trades)
         return validated if repeated is None else validated.without(repeated, "repeated_id")
-
-    def _validate_times(self, trades: pa.RecordBatch, now_us: int) -> Validated | None:
-        """The verdict where every trade is ahead of our clock because that is behind; None: it isn't, as far as the
-        venue's times tell.
-        """
-        times_ms: Any = trades["timestamp"].view(pa.int64()).drop_null()
-        if not len(times_ms) or pc.min(times_ms).as_py() * 1000 <= now_us + AHEAD_US:
-            return None
-        behind_us = self._venue.saw_ahead([now_us - at_ms * 1000 for at_ms in times_ms.slice(0, 3).to_pylist()])
-        if not behind_us:
-            return None
-        return validate(trades, now_us + behind_us, signed_prices=self._feed.terms.signed_prices)
 
     def _with_recorder_columns(self, rows: pa.RecordBatch, frame_of: pa.Array, block: FrameBlock) -> pa.RecordBatch:
         """The venue's columns and ours, in the order of the root's schema."""

@@ -75,20 +75,16 @@ class Handover(threading.Thread):
                 self._take(payloads)
         finally:
             self._connection.close()
-            self._end()
+            with self._lock:
+                self._ended = True
+                if self._ends_s == math.inf:  # without a successor that hears, this is where blindness begins
+                    self._gaps.open("shutdown" if self._stop_reading.is_set() else "connection", self.last_frame_us)
+            log.info("connection.replaced", connection=self._number, seen=self._ends_s != math.inf)
 
     def _take(self, payloads: list[bytes]) -> None:
         received_us = self._clock.now_us()
         if payloads and self._buffer.put(self._number, payloads, received_us):
             self.last_frame_us = received_us
-
-    def _end(self) -> None:
-        """Without a successor that hears, this is where blindness begins."""
-        with self._lock:
-            self._ended = True
-            if self._ends_s == math.inf:
-                self._gaps.open("shutdown" if self._stop_reading.is_set() else "connection", self.last_frame_us)
-        log.info("connection.replaced", connection=self._number, seen=self._ends_s != math.inf)
 
 
 class Session:
@@ -173,7 +169,13 @@ class Session:
             if not aged:
                 connection.close()
         if aged:
-            self._retire(connection, life)
+            # It is read on, elsewhere, while the next one is opened: the venue would end it soon, at a time of its own.
+            self._connection_log.retire(life)
+            self._retiring = Handover(
+                connection, life.number, life.last_frame_us, self._buffer, self._gaps, self._clock, self._stop,
+                self._terms.overlap_s,
+            )  # fmt: skip
+            self._retiring.start()
         elif lost is None:
             if self._retiring:
                 self._retiring.join()  # what it still reads is not within the gap
@@ -193,7 +195,13 @@ class Session:
 
     def _listen(self, connection: Connection, life: ConnectionRecord) -> bool:
         """Ask for the symbols, and read: see `_read`."""
-        self._connector.log_in(connection, lambda payloads: self._take_login(life, payloads))
+
+        def take_login(payloads: list[bytes]) -> None:
+            self.turned_at_s = time.monotonic()
+            if payloads:  # what comes before anything was asked for ends no gap
+                self._buffer.put(life.number, payloads, self._clock.now_us())
+
+        self._connector.log_in(connection, take_login)
         self._monitor.begin(connection, life)
         self.turned_at_s = time.monotonic()
         self._connection = connection
@@ -225,12 +233,6 @@ class Session:
                 self._take(life, payloads)
         return False
 
-    def _take_login(self, life: ConnectionRecord, payloads: list[bytes]) -> None:
-        """What comes before anything was asked for ends no gap."""
-        self.turned_at_s = time.monotonic()
-        if payloads:
-            self._buffer.put(life.number, payloads, self._clock.now_us())
-
     def _take(self, life: ConnectionRecord, payloads: list[bytes]) -> None:
         received_us = self._clock.now_us()
         if not life.frames:
@@ -244,18 +246,3 @@ class Session:
         if self._buffer.pauses != pauses and life.paused_s is None:
             life.paused_s, life.paused_us = before_s, received_us
         life.last_frame_us = self.last_frame_us = received_us
-
-    def _retire(self, connection: Connection, life: ConnectionRecord) -> None:
-        """It is read on, elsewhere, while the next one is opened: the venue would end it soon, at a time of its own."""
-        self._connection_log.retire(life)
-        self._retiring = Handover(
-            connection,
-            life.number,
-            life.last_frame_us,
-            self._buffer,
-            self._gaps,
-            self._clock,
-            self._stop,
-            self._terms.overlap_s,
-        )
-        self._retiring.start()

@@ -205,7 +205,11 @@ class Observer:
         self._observed.saw_trades(ticking, block.frames.received_us[-1])
         fresh = ticking.keys() - self._proven if block.connection == self._proven_on else set()
         if proven := fresh & self._observed.asked:  # what nobody asked for is not claimed, and fills no ledger
-            self._prove(block.connection, rows, proven)
+            # The first trade of a symbol on this connection proves its subscription.
+            self._proven |= proven
+            base_us = rows.column("received_at")[0].value
+            since_us = {symbol: _first_received_us(rows, symbol) - base_us for symbol in sorted(proven)}
+            self._ledger.record("symbols.proven", connection=block.connection, base=base_us, symbols=since_us)
         if ticking:
             self._hear(rows, ticking, block.frames.received_us[-1])
             if self._replay and self._replay.finds(block, rows):
@@ -226,13 +230,6 @@ class Observer:
             return None if not len(later) else int(later[0].as_py())
 
         self._gaps.hear(symbols, last_us, partial(_first_received_us, rows), first_after)
-
-    def _prove(self, connection: int, rows: pa.RecordBatch, symbols: set[str]) -> None:
-        """The first trade of a symbol on this connection proves its subscription."""
-        self._proven |= symbols
-        base_us = rows.column("received_at")[0].value
-        since_us = {symbol: _first_received_us(rows, symbol) - base_us for symbol in sorted(symbols)}
-        self._ledger.record("symbols.proven", connection=connection, base=base_us, symbols=since_us)
 
     def _observe_notice(self, notice: Notice, frames: Frames) -> None:
         if notice.refuses:

@@ -174,7 +174,10 @@ def _draw_series(pane: Pane, series: Series, theme: Theme) -> None:
     pane.rsi.plot(middle, strength, color=theme.average, linewidth=1.1)
     for axes, values, needed in ((pane.rsi, strength, RSI_BARS), (pane.macd, difference.line, MACD_BARS)):
         if np.isnan(values).all():
-            _write_lack(axes, describe_lack(closes, needed) or "the price stood still", theme)
+            lack = describe_lack(closes, needed) or "the price stood still"
+            axes.text(
+                0.5, 0.5, lack, transform=axes.transAxes, ha="center", va="center", fontsize=9, color=theme.quiet
+            )  # fmt: skip
     for level in (30, 70):
         pane.rsi.axhline(level, color=theme.quiet, linewidth=0.7, linestyle=(0, (4, 4)))
     histogram = np.nan_to_num(difference.histogram)
@@ -238,11 +241,6 @@ def _name_last_price(axes: Axes, series: Series, theme: Theme) -> None:
             va="center", fontsize=8.5, fontweight="bold", color=theme.ground, annotation_clip=False,
             bbox={"boxstyle": "square,pad=0.25", "facecolor": colour, "edgecolor": "none"},
         )  # fmt: skip
-
-
-def _write_lack(axes: Axes, text: str, theme: Theme) -> None:
-    """Why the pane is empty, in its middle."""
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=9, color=theme.quiet)
 
 
 def _add_legend(axes: Axes, handles: Sequence[Artist], names: list[str], above: float, theme: Theme) -> None:

@@ -119,7 +119,8 @@ def backfill(
     elif not rows:
         click.echo("No gap is left to fill.")
     else:
-        click.echo(format_table([*rows[0]], [[*row.values()] for row in map(_for_people, rows)]))
+        texts = [{**row, "ours": percent(row["ours"]), "theirs": percent(row["theirs"])} for row in rows]
+        click.echo(format_table([*texts[0]], [[*row.values()] for row in texts]))
 
 
 @click.command(epilog=example("ingestor audit --config kraken.yaml --day yesterday"))
@@ -240,10 +241,6 @@ def _as_row(one: "Outcome", source: str, tz: tzinfo, *, dry_run: bool) -> dict[s
         "trades": one.rows,
         "result": one.why or ("could be filled" if dry_run else "filled"),
     }
-
-
-def _for_people(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: percent(value) if name in {"ours", "theirs"} else value for name, value in row.items()}
 
 
 def _read_settings(config: Path | None, root: Path | None) -> Settings | None:

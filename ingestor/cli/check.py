@@ -93,7 +93,12 @@ def check(
     else:
         if settings is not None:
             _print_settings(settings, every=all_settings)
-        _print_findings(findings)
+        # Last, where they stay in sight, and in a terminal with colour.
+        coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        for finding in findings:
+            text = wrap_text(f"{finding.verdict:<7}  {finding.subject:<10}  ", escape(finding.text))
+            verdict = click.style(finding.verdict, _COLOURS[finding.verdict], bold=finding.verdict != "ok")
+            click.echo(verdict + text[len(finding.verdict) :], color=coloured)
     sys.exit(2 if any(finding.verdict == "error" for finding in findings) else 0)
 
 
@@ -108,15 +113,6 @@ def _print_settings(settings: Settings, *, every: bool) -> None:
     if len(shown) < len(rows):
         click.echo(f"\n{len(rows) - len(shown)} more settings have their defaults: --all shows them")
     click.echo()
-
-
-def _print_findings(findings: Sequence[Finding]) -> None:
-    """In a terminal with colour, and last, where they stay in sight."""
-    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    for finding in findings:
-        text = wrap_text(f"{finding.verdict:<7}  {finding.subject:<10}  ", escape(finding.text))
-        verdict = click.style(finding.verdict, _COLOURS[finding.verdict], bold=finding.verdict != "ok")
-        click.echo(verdict + text[len(finding.verdict) :], color=coloured)
 
 
 def _guess_feed(config: Path | None) -> FeedSettings | None:

@@ -97,10 +97,6 @@ def _complete_symbols(ctx: click.Context, _param: click.Parameter, incomplete: s
     return [f"{typed}{comma}{name}" for name in sorted(known) if name.startswith(last)]
 
 
-def _complete_zone(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    return sorted(name for name in available_timezones() if name.lower().startswith(incomplete.lower()))
-
-
 def config_option(command: _Command) -> _Command:
     """`config: Path | None`; None where the flag wasn't given."""
     return click.option(
@@ -180,7 +176,9 @@ def tz_option(command: _Command) -> _Command:
         "--tz",
         metavar="ZONE",
         callback=_find_zone,
-        shell_complete=_complete_zone,
+        shell_complete=lambda _ctx, _param, incomplete: sorted(
+            name for name in available_timezones() if name.lower().startswith(incomplete.lower())
+        ),
         default="UTC",
         show_default=True,
         help="Time zone for input and output.",

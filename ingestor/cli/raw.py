@@ -25,7 +25,7 @@ from ingestor.cli import options, printing
 from ingestor.cli.merge import ROTATION, begin_root, finish_root
 from ingestor.config import DEFAULT_PATH, load_settings
 from ingestor.config.feeds import FeedSettings, FinnhubSettings
-from ingestor.coverage import Closed, Coverage, Interval, clip, find_coverage, join_best
+from ingestor.coverage import Closed, Interval, clip, find_coverage, join_best
 from ingestor.dataset.arguments import Span, to_span
 from ingestor.dataset.coverage import load_coverage
 from ingestor.dataset.raw import Difference, are_received_in, compare_trades, read_frames, read_recorded
@@ -316,14 +316,11 @@ def redecode_into(layout: Layout, into: Layout, feed: Feed, venue: str, span: Sp
                 raise journal.failed
         rejects.close()
         journal.close()
-        finish_root(into, ledger, column, _cut_coverage(load_coverage(layout), report.kept_us))
-
-
-def _cut_coverage(coverage: Coverage, kept_us: list[tuple[int, int]]) -> Coverage:
-    """What is said of the times whose frames are all there. Ids prove nothing: they may be read otherwise now."""
-    intervals: dict[str, list[Interval]] = {}
-    for symbol in coverage.symbols:
-        told = coverage.intervals(symbol)
-        pieces = [one for first_us, last_us in kept_us for one in clip(told, first_us, last_us + 1)]
-        intervals[symbol] = join_best(symbol, (one._replace(proof=None) for one in pieces))
-    return find_coverage([], closed=Closed(intervals, []))
+        # Coverage tells of the times whose frames are all there. Ids prove nothing: they may be read otherwise now.
+        coverage = load_coverage(layout)
+        intervals: dict[str, list[Interval]] = {}
+        for symbol in coverage.symbols:
+            told = coverage.intervals(symbol)
+            pieces = [one for first_us, last_us in report.kept_us for one in clip(told, first_us, last_us + 1)]
+            intervals[symbol] = join_best(symbol, (one._replace(proof=None) for one in pieces))
+        finish_root(into, ledger, column, find_coverage([], closed=Closed(intervals, [])))

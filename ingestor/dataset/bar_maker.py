@@ -74,7 +74,10 @@ def bars_of(rows: pa.Table, grid: BarGrid, recipe: Recipe) -> pa.Table:
     rows = _session_rows(rows.combine_chunks(), recipe)
     if not rows.num_rows:
         return BARS.empty_table()
-    symbols, times_ms, price, volume, conditions = _columns(rows)
+    symbols, times, price, volume, conditions = (
+        rows.column(name).chunk(0) for name in ("symbol", "timestamp", "price", "volume", "conditions")
+    )
+    times_ms = times.cast(pa.int64())
     starts_ms = grid.starts(times_ms)
     firsts = _run_starts(symbols.indices, starts_ms)
     run_ends = pa.concat_arrays([firsts.slice(1), pa.array([rows.num_rows], pa.int64())])
@@ -113,12 +116,6 @@ def _session_rows(rows: pa.Table, recipe: Recipe) -> pa.Table:
     symbols = rows.column("symbol").chunk(0)
     inside = pc.or_(inside, are_abroad(symbols.dictionary).take(symbols.indices))
     return rows.filter(inside).combine_chunks()
-
-
-def _columns(rows: pa.Table) -> tuple[pa.DictionaryArray, pa.Array, pa.Array, pa.Array, pa.DictionaryArray]:
-    symbols, times, price, volume, conditions = (rows.column(name).chunk(0) for name in
-                                                 ("symbol", "timestamp", "price", "volume", "conditions"))  # fmt: skip
-    return symbols, times.cast(pa.int64()), price, volume, conditions
 
 
 def _run_starts(*keys: pa.Array) -> pa.Array:

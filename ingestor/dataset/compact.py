@@ -107,17 +107,14 @@ class Tally:
         if table is not None:
             weight = pc.bit_wise_or(_mixed(table.column("sequence")), 1)
             for name in table.column_names:
-                product = pc.multiply(_mixed(_bits(table.column(name))), weight)  # wraps around, as is meant
+                bits = pa.chunked_array([_chunk_bits(chunk) for chunk in table.column(name).chunks], pa.int64())
+                product = pc.multiply(_mixed(bits), weight)  # wraps around, as is meant
                 if (counted := pc.sum(product).as_py()) is not None:
                     self._sums[name] = (self._sums.get(name, 0) + counted) % (1 << 64)
 
 
-def _bits(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """An integer for each value; the same for the same value."""
-    return pa.chunked_array([_chunk_bits(chunk) for chunk in column.chunks], pa.int64())
-
-
 def _chunk_bits(chunk: pa.Array) -> pa.Array:
+    """An integer for each value; the same for the same value."""
     if pa.types.is_floating(chunk.type):
         return chunk.cast(pa.float64()).view(pa.int64())
     if pa.types.is_dictionary(chunk.type):

@@ -134,15 +134,18 @@ def recount_csv(path: Path, columns: list[str]) -> Recount:
         if heading not in {",".join(columns), ",".join([*columns, ORIGIN.name])}:
             recount.faults.append((f"columns {heading[:200]!r}", f"{','.join(columns)}"))
             return recount
-        for batch in _csv_batches(path, heading.split(",")):
-            sequences = pa.concat_arrays([pa.array([last]), batch.column("sequence")])
-            rises = pc.less(sequences.slice(0, len(sequences) - 1), sequences.slice(1))
-            if pc.all(pc.fill_null(rises, False)).as_py() is False:  # null where there is no row
-                recount.faults.append(("sequence falls or repeats", "rising from row to row"))
-                return recount
-            last = sequences[-1].as_py()
-            recount.add(batch)
-            recount.digest(batch, [WHOLE])
+        names = heading.split(",")
+        types = {name: TRADES.field(name).type if name in TRADES.names else pa.string() for name in names}
+        with pacsv.open_csv(path, convert_options=pacsv.ConvertOptions(column_types=types)) as reader:
+            for batch in reader:
+                sequences = pa.concat_arrays([pa.array([last]), batch.column("sequence")])
+                rises = pc.less(sequences.slice(0, len(sequences) - 1), sequences.slice(1))
+                if pc.all(pc.fill_null(rises, False)).as_py() is False:  # null where there is no row
+                    recount.faults.append(("sequence falls or repeats", "rising from row to row"))
+                    return recount
+                last = sequences[-1].as_py()
+                recount.add(batch)
+                recount.digest(batch, [WHOLE])
     except FileNotFoundError:
         raise
     except DamagedFile as error:
@@ -228,12 +231,6 @@ def _faults_of_schema(schema: pa.Schema, columns: list[str]) -> list[tuple[str, 
         for name in TRADES.names
         if schema.field(name).type != TRADES.field(name).type
     ]
-
-
-def _csv_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    types = {name: TRADES.field(name).type if name in TRADES.names else pa.string() for name in columns}
-    with pacsv.open_csv(path, convert_options=pacsv.ConvertOptions(column_types=types)) as reader:
-        yield from reader
 
 
 @dataclass(slots=True)

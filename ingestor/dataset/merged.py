@@ -175,7 +175,12 @@ def read_merged(layouts: Sequence[Layout], selection: Selection, id_column: str 
     `schema.TRADES` by which they are told apart. Raises FormatTooNew, DamagedFile, OSError.
     """
     columns = tuple(dict.fromkeys([*selection.columns, *_LOOKED_AT, *([id_column] if id_column else [])]))
-    days = {day for layout in layouts for day in [*list_days(layout, selection.span), *_journaled_days(layout)]}
+    days: set[date] = set()
+    for layout in layouts:
+        days.update(list_days(layout, selection.span))
+        journaled = (batch.column("timestamp").cast(pa.int64()) for batch in take_snapshot(layout, EVER).journaled)
+        numbers = (number for times in journaled for number in pc.unique(pc.divide(times, _DAY_MS)).to_pylist())
+        days.update(utc_date(number * _DAY_MS) for number in numbers)
     for day in sorted(days):
         day_ms, asked = day_start_ms(day), selection.span
         start_ms = day_ms if asked.start_ms is None else max(day_ms, asked.start_ms)
@@ -221,14 +226,6 @@ def check_one_venue(layouts: Sequence[Layout]) -> None:
         known = sorted(filter(None, names))  # what an earlier version did not tell may be any
         if len(known) > 1:
             raise ConfigError(f"these roots are of several venues ({', '.join(known)}), not of recorders of one")
-
-
-def _journaled_days(layout: Layout) -> set[date]:
-    days: set[date] = set()
-    for batch in take_snapshot(layout, EVER).journaled:
-        numbers = pc.divide(batch.column("timestamp").cast(pa.int64()), _DAY_MS)
-        days.update(utc_date(number * _DAY_MS) for number in pc.unique(numbers).to_pylist())
-    return days
 
 
 def _read(layout: Layout, selection: Selection) -> pa.Table | None:

@@ -81,7 +81,9 @@ def read_rejects(
     layout = Layout(find_root(root))
     if not layout.rejects.is_dir():
         raise NotARecording(f"{layout.root} holds no recording: there is no `rejects` in it")
-    batches = [batch for path in _files(layout, span) for batch in _batches(path, span)]
+    first, last = (f"date={day}.jsonl" for day in span.days)  # the UTC dates that the span touches
+    paths = sorted(path for path in layout.rejects.glob("date=*.jsonl") if first <= path.name <= last)
+    batches = [batch for path in paths for batch in _batches(path, span)]
     return as_frame(pa.Table.from_batches(batches, REJECTS).sort_by("received_at"), engine, tz)
 
 
@@ -91,12 +93,6 @@ def _batches(path: Path, span: Span) -> Iterator[pa.RecordBatch]:
     lines = (line for line in _lines(path) if start_us <= line["received_at"] < end_us)
     while rows := list(islice(lines, _ROWS_AT_ONCE)):
         yield pa.RecordBatch.from_pylist(rows, schema=REJECTS)
-
-
-def _files(layout: Layout, span: Span) -> list[Path]:
-    """The files of the UTC dates that the span touches, oldest first."""
-    first, last = (f"date={day}.jsonl" for day in span.days)
-    return sorted(path for path in layout.rejects.glob("date=*.jsonl") if first <= path.name <= last)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

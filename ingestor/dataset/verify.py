@@ -265,10 +265,13 @@ class Verification:
             self._deleted.add(day)
             return
         found = list(compare_files(manifest, _list_files(self._layout, day, manifest), path.name))
-        if found and isinstance(self._layout.root, StorePath):  # perhaps it was compacted meanwhile
+        if not found:
+            return
+        if isinstance(self._layout.root, StorePath):  # perhaps it was compacted meanwhile
             self._layout.root.store.forget()
-        if found and _is_still(path, manifest):
-            yield from found
+        with contextlib.suppress(FileNotFoundError):
+            if read_manifest(path) == manifest:  # still the one that was read
+                yield from found
 
     def _check_side_files(self) -> Iterator[Difference]:
         """Small files that a start or a sink reads: they hold no trades, and one that can't be read is made anew."""
@@ -676,14 +679,6 @@ def _list_files(layout: Layout, day: date, manifest: Manifest) -> dict[str, Path
     files = {_place(layout, path): path for path in _list_trades(layout, day)} | list_day_files(layout, day)
     is_mirror = any(one.path.startswith(("date=", f"{MIRROR}/")) for one in manifest.files)
     return {mirrored_name(name) if is_mirror else name: path for name, path in files.items()}
-
-
-def _is_still(path: Path, manifest: Manifest) -> bool:
-    """Whether a manifest is the one that was read."""
-    try:
-        return read_manifest(path) == manifest
-    except FileNotFoundError:
-        return False
 
 
 def _place(layout: Layout, path: Path) -> str:

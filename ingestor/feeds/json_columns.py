@@ -84,7 +84,10 @@ class Column:
         if self.type == "integer":
             return _whole(value, reason)
         if self.type == "codes":
-            return _codes(value, reason)
+            codes = [take_text(as_text(code), reason) for code in (value if isinstance(value, list) else [value])]
+            if any(not code or "," in code for code in codes):
+                raise RefusedError(reason)
+            return ",".join(codes)
         text = take_text(as_text(value), reason)
         return self.values.get(text, text)
 
@@ -104,14 +107,6 @@ def _whole(value: Any, reason: str) -> int:
             raise RefusedError(reason)
         return int(value)
     return take_integer(value, reason)
-
-
-def _codes(value: Any, reason: str) -> str:
-    """The codes of a list, joined by commas."""
-    codes = [take_text(as_text(code), reason) for code in (value if isinstance(value, list) else [value])]
-    if any(not code or "," in code for code in codes):
-        raise RefusedError(reason)
-    return ",".join(codes)
 
 
 @dataclass(frozen=True, slots=True)

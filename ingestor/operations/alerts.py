@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -33,7 +33,7 @@ from ingestor.config.sections import AlertSettings, LoggingSettings
 from ingestor.errors import ConfigError, FeedRefused
 from ingestor.layout import Layout, read_holder
 from ingestor.logs import configure_logs
-from ingestor.operations.recorder_status import Disk, Link, RecorderStatus, ask_status, find_problems, measure_growth
+from ingestor.operations.recorder_status import RecorderStatus, ask_status, find_problems, measure_growth
 from ingestor.system import is_readable
 from ingestor.texts import describe_blindness
 
@@ -69,39 +69,33 @@ class Condition:
 
 def find_conditions(status: RecorderStatus, days_left: float | None, settings: AlertSettings) -> dict[str, Condition]:
     """What is wrong, by kind: one incident may be open for each."""
-    found = dict(_find_link_conditions(status.link, settings))
-    found |= _find_disk_conditions(status.disk, days_left, settings)
+    link, disk = status.link, status.disk
+    found = {}
+    if link.gap == "refused":
+        found["key"] = Condition("the venue refuses the API key", 0.0, link.gap_s)
+    elif link.gap is not None or not link.connected:
+        found["blind"] = Condition(describe_blindness(link.gap or "connection"), settings.blind, link.gap_s)
+    if link.blind_symbols:
+        more = len(link.blind_symbols) - _NAMED
+        named = ", ".join(link.blind_symbols[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+        found["symbols"] = Condition(f"{named}: blind, while others trade", settings.symbol)
+    if disk.failing:
+        found["disk"] = Condition("the disk refuses the journal")
+    elif disk.free_bytes < disk.floor_bytes:
+        found["disk"] = Condition(f"the disk is full up to storage.min_free: {disk.free_bytes >> 20} MB free")
+    elif days_left is not None and days_left < settings.disk_days:
+        found["disk"] = Condition(f"the disk lasts for {days_left:.1f} days")
+    found |= {
+        f"sink {sink.name}": Condition(f"{sink.name} is far behind: {sink.rows:,} rows")
+        for sink in disk.sinks
+        if sink.seconds > disk.sink_patience_s
+    }
     if status.flow.rejects_flood:
         found["rejects"] = Condition("rejects are flooding: much of what comes can't be read")
     others = [text for text in find_problems(status) if text.startswith(("not writing", "not reading", "conservation"))]
     if others and "disk" not in found:
         found["recorder"] = Condition(others[0], settings.blind)
     return found
-
-
-def _find_link_conditions(link: Link, settings: AlertSettings) -> Iterator[tuple[str, Condition]]:
-    if link.gap == "refused":
-        yield "key", Condition("the venue refuses the API key", 0.0, link.gap_s)
-    elif link.gap is not None or not link.connected:
-        yield "blind", Condition(describe_blindness(link.gap or "connection"), settings.blind, link.gap_s)
-    if link.blind_symbols:
-        more = len(link.blind_symbols) - _NAMED
-        named = ", ".join(link.blind_symbols[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-        yield "symbols", Condition(f"{named}: blind, while others trade", settings.symbol)
-
-
-def _find_disk_conditions(
-    disk: Disk, days_left: float | None, settings: AlertSettings
-) -> Iterator[tuple[str, Condition]]:
-    if disk.failing:
-        yield "disk", Condition("the disk refuses the journal")
-    elif disk.free_bytes < disk.floor_bytes:
-        yield "disk", Condition(f"the disk is full up to storage.min_free: {disk.free_bytes >> 20} MB free")
-    elif days_left is not None and days_left < settings.disk_days:
-        yield "disk", Condition(f"the disk lasts for {days_left:.1f} days")
-    for sink in disk.sinks:
-        if sink.seconds > disk.sink_patience_s:
-            yield f"sink {sink.name}", Condition(f"{sink.name} is far behind: {sink.rows:,} rows")
 
 
 class Incidents:
@@ -129,7 +123,8 @@ class Incidents:
                 del self._since_s[kind]
             elif now_s - self._seen_s[kind] >= self._settings.settle:
                 lasted_s = self._seen_s[kind] - self._since_s.pop(kind)
-                self._ended.append(f"{self._told.pop(kind)} ({_length(lasted_s)})")
+                lasted = f"{lasted_s:.0f} s" if lasted_s < 120 else f"{lasted_s / 60:.0f} min"
+                self._ended.append(f"{self._told.pop(kind)} ({lasted})")
         if self._ended and not self._told:
             news.append(f"all well again: {'; '.join(self._ended)}")
             self._ended = []
@@ -146,10 +141,6 @@ class Incidents:
         begin, end = self._settings.quiet
         local = at.astimezone(UTC if self._settings.time_zone == "UTC" else ZoneInfo(self._settings.time_zone)).time()
         return begin <= local < end if begin < end else local >= begin or local < end
-
-
-def _length(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 # The process

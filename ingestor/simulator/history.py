@@ -95,14 +95,11 @@ def _response(status: int, told: Any, headers: Mapping[str, str] | None = None) 
     return Response(status, "Answer", Headers({**usual, **(headers or {})}), body)
 
 
-def _from_number(trades: list[Trade], first: int) -> list[Trade]:
-    return trades[bisect_left(trades, first, key=attrgetter("number")) :]
-
-
 def _serve_binance(names: Mapping[str, str]) -> "Callable[[History, str, Mapping[str, str]], Response]":
     def serve(history: History, symbol: str, query: Mapping[str, str]) -> Response:
         limit = min(int(query.get("limit", 500)), history.settings.page)
-        rows = _from_number(history.settled(symbol), int(query.get("fromId", 0)))[:limit]
+        trades = history.settled(symbol)
+        first = bisect_left(trades, int(query.get("fromId", 0)), key=attrgetter("number"))
         return _response(
             200,
             [
@@ -113,7 +110,7 @@ def _serve_binance(names: Mapping[str, str]) -> "Callable[[History, str, Mapping
                     names["time"]: trade.time_ms,
                     names["maker"]: trade.number % 2 == 0,
                 }
-                for trade in rows
+                for trade in trades[first:][:limit]
             ],
         )
 

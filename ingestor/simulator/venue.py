@@ -17,7 +17,7 @@ import structlog
 from websockets.frames import CloseCode
 from websockets.http11 import Request
 
-from ingestor.config.feeds import JsonHeartbeat, JsonSettings
+from ingestor.config.feeds import JsonSettings
 from ingestor.errors import ConfigError
 from ingestor.simulator.connection import (
     READ_BYTES,
@@ -366,18 +366,14 @@ class Venue:
             client.close(CloseCode.POLICY_VIOLATION, "")
         return request
 
-    async def _await_heartbeats(self, client: VenueConnection, heartbeat: JsonHeartbeat) -> None:
-        """Hang up on who is silent for half as long again as it may be."""
-        while client.open:
-            await asyncio.sleep(heartbeat.every / 4)
-            if self._injector.now_s - client.told_s > 1.5 * heartbeat.every:
-                log.warning("client.silent", connection=client.number)
-                client.close(CloseCode.NORMAL_CLOSURE, "No heartbeat")
-
     async def _ping(self, client: VenueConnection) -> None:
         """Finnhub's pings are messages, Binance's are the protocol's own; the others have none, but may want some."""
         if isinstance(self._language, JsonVenue) and (heartbeat := self._language.settings.heartbeat):
-            await self._await_heartbeats(client, heartbeat)
+            while client.open:  # hang up on who is silent for half as long again as it may be
+                await asyncio.sleep(heartbeat.every / 4)
+                if self._injector.now_s - client.told_s > 1.5 * heartbeat.every:
+                    log.warning("client.silent", connection=client.number)
+                    client.close(CloseCode.NORMAL_CLOSURE, "No heartbeat")
         while self._settings.protocol in {"finnhub", "binance"}:
             await asyncio.sleep(self._settings.ping_interval_s)
             if self._injector.active(client).silent():
@@ -430,8 +426,13 @@ class Venue:
                 await self._wanted.wait()
                 self._pacer.rest(clock())
             batches = self._pacer.due_batches(self._universe, clock())
-            if self._history is not None:
-                self._remember(self._history, batches)
+            if self._history is not None:  # these trades have happened, whoever hears of them
+                for trades in (batch.trades for batch in batches):
+                    self._history.add(trades)
+                    if self._truth is not None:
+                        messages = self._language.say(trades, combined=False)
+                        said = [text for message in messages for text in message.trades]
+                        self._truth.add(time.time_ns() // 1000, 0, 0, said)
             for client in self._clients.values():
                 self._deliver(client, batches)
             for client in list(self._clients.values()):
@@ -440,14 +441,6 @@ class Venue:
             if pause_s < math.inf:
                 await asyncio.sleep(max(pause_s, TICK_S) if pause_s > 0 else 0)
         log.info("replay.finished", trades=self.trades_sent)
-
-    def _remember(self, history: History, batches: list[Batch]) -> None:
-        """These trades have happened, whoever hears of them."""
-        for trades in (batch.trades for batch in batches):
-            history.add(trades)
-            if self._truth is not None:
-                said = [text for message in self._language.say(trades, combined=False) for text in message.trades]
-                self._truth.add(time.time_ns() // 1000, 0, 0, said)
 
     def _deliver(self, client: VenueConnection, batches: list[Batch]) -> None:
         """To one client what it asked for, as its faults let it through; frames as they came, whatever they hold."""

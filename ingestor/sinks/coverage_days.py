@@ -53,8 +53,10 @@ class CoverageDays:
             return None
         try:
             today = datetime.now(UTC).date()
-            if self._next is None:
-                self._next = self._first(today)
+            if self._next is None:  # the date on which the recording began
+                closed, _ = oldest_and_newest_closed_days(self._layout, 1)
+                began = [date.fromisoformat(file.day) for file in list_ledger_files(self._layout) if file.day]
+                self._next = min([today, *closed, *began])
             if self._next > today:
                 self._next, self._looked = today - _DAY, True
                 return None
@@ -81,9 +83,3 @@ class CoverageDays:
         ]
         columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in ROWS]
         return pa.table(dict(zip(ROWS.names, columns, strict=True)), ROWS)
-
-    def _first(self, today: date) -> date:
-        """The date on which the recording began."""
-        closed, _ = oldest_and_newest_closed_days(self._layout, 1)
-        began = [date.fromisoformat(file.day) for file in list_ledger_files(self._layout) if file.day]
-        return min([today, *closed, *began])

@@ -24,7 +24,6 @@ from ingestor.store import hide_query
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable as Opened
-    from deltalake.transaction import AddAction
 
 LOG = "_delta_log"
 _CONFIGURATION: Mapping[str, str | None] = {
@@ -79,7 +78,7 @@ class DeltaTable:
             raise SinkUnavailable(f"{hide_query(self._uri)}: {error}") from error
 
     def _commit(self, files: Mapping[str, TableFile], read_footer: Callable[[str], pq.FileMetaData]) -> int:
-        from deltalake.transaction import RemoveAction
+        from deltalake.transaction import AddAction, RemoveAction
 
         if self._there is None:
             self._there = self._list()
@@ -90,9 +89,12 @@ class DeltaTable:
             return 0
         table = self._open(new)  # anew for each commit: one that is kept grows with every commit
         now_ms = time.time_ns() // 1_000_000
-        actions: list[AddAction | RemoveAction] = [
-            self._add(name, files[name], footer, now_ms) for name, footer in sorted(new.items())
-        ]
+        actions: list[AddAction | RemoveAction] = []
+        for name, footer in sorted(new.items()):
+            told = files[name]
+            modified_ms = now_ms if told.modified_ms is None else told.modified_ms
+            statistics = json.dumps(_statistics(footer))
+            actions.append(AddAction(name, told.size, self._values(name), modified_ms, True, statistics))
         actions += [RemoveAction(name, True, now_ms, there[name].size, self._values(name)) for name in sorted(gone)]
         table.create_write_transaction(actions, "append", table.schema(), [*self._partitions, "date"])
         self._there = dict(files)
@@ -142,12 +144,6 @@ class DeltaTable:
             table.alter.add_columns(Schema.from_arrow(pa.schema(list(missing.items()))).fields)
             table = Opened(self._uri, storage_options=self._options)
         return table
-
-    def _add(self, name: str, file: TableFile, footer: pq.FileMetaData, now_ms: int) -> "AddAction":
-        from deltalake.transaction import AddAction
-
-        modified_ms = now_ms if file.modified_ms is None else file.modified_ms
-        return AddAction(name, file.size, self._values(name), modified_ms, True, json.dumps(_statistics(footer)))
 
     def _values(self, name: str) -> dict[str, str | None]:
         return {**self._partitions, "date": name.rpartition("date=")[2][:10]}

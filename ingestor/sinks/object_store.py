@@ -167,7 +167,11 @@ class ObjectStore:
                 self._mirror_trades(here, now_s)
             self._mirror_proof(here, open_before, now_s)
             self._register()
-            self._remove_left(now_s)
+            # At a stop, whose time is infinite, nothing goes: the next start finds it.
+            for name in [name for name, due_s in self._leaving.items() if due_s <= now_s < math.inf]:
+                self._remove(name)
+                del self._leaving[name]
+                self._proved = None  # the day may get its manifest now
         first_unsealed = min((number for number in unsealed if number < self._ended.segment), default=None)
         self._committed = self._ended if first_unsealed is None else Cursor(first_unsealed, 0)
 
@@ -194,7 +198,11 @@ class ObjectStore:
         if self._retention == "disk" and lost:
             expired |= lost & _read_deleted(self._layout)
         for day in sorted(expired):
-            self._note_deleted(day)
+            # The manifest says that the trades of this day are gone on purpose.
+            self._reopen(day)
+            manifest = Manifest(day.isoformat(), self._root, (), 0, "", trades_deleted=True)
+            self._put(_manifest_name(day), manifest.encode())
+            self._others[_manifest_name(day)] = 0, 0
         for name in missing:
             if _day_of(name) in replaced:
                 self._reopen(_day_of(name))
@@ -205,13 +213,6 @@ class ObjectStore:
                 else:
                     self._leaving[name] = now_s + _GRACE_S
         self._mirrored, self._registered = here, False
-
-    def _remove_left(self, now_s: float) -> None:
-        """At a stop, whose time is infinite, nothing goes: the next start finds it."""
-        for name in [name for name, due_s in self._leaving.items() if due_s <= now_s < math.inf]:
-            self._remove(name)
-            del self._leaving[name]
-            self._proved = None  # the day may get its manifest now
 
     def _remove(self, name: str) -> None:
         self._files.delete_file(f"{self._base}/{name}")
@@ -271,8 +272,11 @@ class ObjectStore:
             self._remove_expired_frames({_day_of(name) for name in here})
             for path in [*sorted(layout.rejects.glob("date=*.jsonl")), *list_closed_facts(layout), layout.holidays]:
                 self._bring_file(path)
-            for name, content in copies.items():
-                self._put_changed(mirrored_name(f"ledger/{name}"), content)
+            for file_name, content in copies.items():
+                name, known = mirrored_name(f"ledger/{file_name}"), (len(content), zlib.crc32(content))
+                if self._others.get(name) != known:
+                    self._put(name, content)
+                    self._others[name] = known
             self._remove_closed({file.path.name for file in ledgers})
             self._proved = state
             open_from = min((segment.started.date() for segment in unsealed), default=date.max)
@@ -309,12 +313,6 @@ class ObjectStore:
             )
             self._registered = False
         log.info("mirror.brought", file=name, bytes=sent)
-
-    def _put_changed(self, name: str, content: bytes) -> None:
-        checksum = zlib.crc32(content)
-        if self._others.get(name) != (len(content), checksum):
-            self._put(name, content)
-            self._others[name] = len(content), checksum
 
     def _remove_gathered(self, kind: Path, paths: list[Path]) -> None:
         """Files of a date that are no more here, where other files of that date are."""
@@ -357,7 +355,7 @@ class ObjectStore:
             file = parse_ledger_name(Path(name))
             if file is None or file.path.name in here or not file.checked:
                 continue
-            if _coverage_name(date.fromisoformat(file.day)) in self._others:
+            if mirrored_name(f"coverage/date={file.day}/coverage.parquet") in self._others:
                 self._files.delete_file(f"{self._base}/{name}")
                 del self._others[name]
 
@@ -399,13 +397,6 @@ class ObjectStore:
         make_folder(path.parent)
         write_whole(path, manifest.encode().decode(), layout.staging)
         log.info("mirror.verified", day=day.isoformat(), files=len(manifest.files), rows=manifest.rows)
-
-    def _note_deleted(self, day: date) -> None:
-        """The manifest says that the trades of this day are gone on purpose."""
-        self._reopen(day)
-        manifest = Manifest(day.isoformat(), self._root, (), 0, "", trades_deleted=True)
-        self._put(_manifest_name(day), manifest.encode())
-        self._others[_manifest_name(day)] = 0, 0
 
     # Files
 
@@ -509,10 +500,6 @@ def _to_ms(at_ns: int | None) -> int:
 
 def _manifest_name(day: date) -> str:
     return f"{MIRROR}/manifests/date={day.isoformat()}.json"
-
-
-def _coverage_name(day: date) -> str:
-    return mirrored_name(f"coverage/date={day.isoformat()}/coverage.parquet")
 
 
 ADVICE = {  # by its words: see `advise`

@@ -143,7 +143,10 @@ class PostgresDatabase:
         with self._translated(), self._link.cursor() as cursor:
             if self._waiting:
                 self._fit_table(cursor, self._waiting[0].schema)
-            self._lock_place(cursor)
+            # Nobody else has carried this root's rows on since: a process that hung, say, and came back.
+            cursor.execute('SELECT segment, "offset" FROM cursor WHERE root = $1 FOR UPDATE', (self._root,))
+            if [Cursor(*place) for place in cursor.fetchall()] != [self._committed]:
+                raise SinkUnavailable(f"{self._settings.url} is being written by another process of this root")
             if self._waiting:
                 batches = [self._without_nul(batch) for batch in self._waiting]
                 reader = pa.RecordBatchReader.from_batches(batches[0].schema, batches)
@@ -162,12 +165,6 @@ class PostgresDatabase:
             cursor.adbc_ingest("coverage", rows, mode="append", db_schema_name=self._settings.schema_name)
             self._link.commit()
 
-    def _lock_place(self, cursor: Any) -> None:
-        """Nobody else has carried this root's rows on since: a process that hung, say, and came back."""
-        cursor.execute('SELECT segment, "offset" FROM cursor WHERE root = $1 FOR UPDATE', (self._root,))
-        if [Cursor(*place) for place in cursor.fetchall()] != [self._committed]:
-            raise SinkUnavailable(f"{self._settings.url} is being written by another process of this root")
-
     def _fit_table(self, cursor: Any, schema: pa.Schema) -> None:
         """Make the table, the partitions, and the columns of a feed's own that it hasn't yet."""
         by_day = self._settings.partition == "day"
@@ -182,7 +179,8 @@ class PostgresDatabase:
             cursor.execute("CREATE INDEX IF NOT EXISTS trades_by_time ON trades (symbol, timestamp)")
             self._columns = schema.names
         if by_day:
-            days = {day for batch in self._waiting for day in _days_of(batch)} - self._days
+            dates = (pc.unique(batch.column("timestamp").cast(pa.date32())) for batch in self._waiting)
+            days = {day for found in dates for day in found.to_pylist()} - self._days
             for day in sorted(days):
                 cursor.execute(
                     f'CREATE TABLE IF NOT EXISTS "trades_{day:%Y%m%d}" PARTITION OF trades'
@@ -282,10 +280,6 @@ def _address(url: str, password: str | None) -> str:
 
 def _quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-def _days_of(batch: pa.RecordBatch) -> list[date]:
-    return pc.unique(batch.column("timestamp").cast(pa.date32())).to_pylist()  # type: ignore[no-any-return]
 
 
 def _sql_type(type_: pa.DataType) -> str:

@@ -195,7 +195,15 @@ class RetentionSlots:
         if now_s < self._look_due_s:
             return []
         self._look_due_s = now_s + _LOOK_S
-        self._record_losses()
+        # Tell what sinks found gone although its slot kept it: they had not been asked for, or were given back an older
+        # state.
+        for sink in self._sinks:
+            for loss in read_losses(self._layout, sink):
+                rows = _rows_of_segments(self._layout, sink, range(loss.start.segment, loss.end.segment))
+                if rows:
+                    reason = "gone when it came for them: it was switched off, or set back to an older state"
+                    self._record_skipped(sink, rows, loss.start, loss.end, reason)
+                loss.note.unlink()
         return self._free(passed) if passed else []
 
     def _free(self, passed: Sequence[SegmentFile]) -> list[SegmentFile]:
@@ -219,18 +227,6 @@ class RetentionSlots:
                 self._record_skipped(sink, rows, start, following, reason)
             freed.append(oldest)
         return freed
-
-    def _record_losses(self) -> None:
-        """Tell what sinks found gone although its slot kept it: they had not been asked for, or were given back
-        an older state. Raises OSError.
-        """
-        for sink in self._sinks:
-            for loss in read_losses(self._layout, sink):
-                rows = _rows_of_segments(self._layout, sink, range(loss.start.segment, loss.end.segment))
-                if rows:
-                    reason = "gone when it came for them: it was switched off, or set back to an older state"
-                    self._record_skipped(sink, rows, loss.start, loss.end, reason)
-                loss.note.unlink()
 
     def _record_skipped(self, sink: str, rows: int, start: Cursor, end: Cursor, reason: str) -> None:
         self.skipped[sink] += rows
