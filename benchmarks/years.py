@@ -1,10 +1,10 @@
 """What a root costs that has recorded for a day, a year, ten years: `make bench-years`.
 
 500 symbols, 20 reconnects a day, a segment each quarter of an hour, as a recorder leaves them: closed days as data, its
-last day in the ledger. Then each thing that a user does is timed as a whole
-process, the best of three, and its CPU and peak memory read from the kernel. Prints seconds, of which CPU, MB, and
-bytes on disk; the targets beside them. Ages are compared by CPU: what else the machine does counts less there. Where
-the machine's hour is slow, what has a target in seconds may instead cost what it does of a root without a past.
+last day in the ledger. Then each thing that a user does is timed as a whole process, with one root after the other in
+each round, the best of five rounds, and its CPU and peak memory read from the kernel. Prints seconds, of which CPU, MB,
+and bytes on disk; the targets beside them. Ages are compared by CPU: what else the machine does counts less there.
+Where the machine's hour is slow, what has a target in seconds may instead cost what it does of a root without a past.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -191,14 +191,8 @@ def make_format_1(root: Path, days: int, reconnects: int = 10) -> Layout:
     return layout
 
 
-def measure(command: Sequence[str], until: str | None = None, rounds: int = 3) -> Cost:
-    """Of a whole process, the least of so many; with `until`, up to the line on stderr that holds it, and then it is
-    stopped.
-    """
-    return min((_measure(command, until) for _ in range(rounds)), key=lambda cost: cost.seconds)
-
-
-def _measure(command: Sequence[str], until: str | None) -> Cost:
+def measure(command: Sequence[str], until: str | None = None) -> Cost:
+    """Of a whole process; with `until`, up to the line on stderr that holds it, and then it is stopped."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     began_s = time.monotonic()
     pipe = subprocess.PIPE if until else subprocess.DEVNULL
@@ -262,7 +256,10 @@ def start_command(root: Path) -> list[str]:
     return [sys.executable, "-m", "ingestor", "run", "--config", str(config)]
 
 
-def measure_root(layout: Layout) -> dict[str, Cost]:
+STARTED = "connection.retried"
+
+
+def commands_of(layout: Layout) -> dict[str, list[str]]:
     """What a user does with a root."""
     ours = [sys.executable, "-m", "ingestor"]
     day = (TODAY - timedelta(1)).isoformat()
@@ -272,14 +269,29 @@ def measure_root(layout: Layout) -> dict[str, Cost]:
         "ingestor.read_coverage(sys.argv[1], ['S00007'], sys.argv[2], sys.argv[3], engine='arrow')"
     )
     return {
-        "coverage": measure([*ours, "coverage", "--root", str(layout.root), "--symbols", "S00007", "--start", day,
-                             "--end", end]),
-        "read_coverage": measure([sys.executable, "-c", read, str(layout.root), day, end]),
-        "status": measure([*ours, "status", "--root", str(layout.root)]),
-        "bars": measure([*ours, "bars", "1m", "--root", str(layout.root), "--symbols", "S00007", "--start", day,
-                         "--end", end]),
-        "start": measure(start_command(layout.root), until="connection.retried"),
+        "coverage": [*ours, "coverage", "--root", str(layout.root), "--symbols", "S00007", "--start", day,
+                     "--end", end],
+        "read_coverage": [sys.executable, "-c", read, str(layout.root), day, end],
+        "status": [*ours, "status", "--root", str(layout.root)],
+        "bars": [*ours, "bars", "1m", "--root", str(layout.root), "--symbols", "S00007", "--start", day,
+                 "--end", end],
+        "start": start_command(layout.root),
     }  # fmt: skip
+
+
+def measure_roots(roots: Mapping[int, Layout], rounds: int) -> dict[int, dict[str, Cost]]:
+    """Each command with each root, in turn: what else the machine does in these minutes concerns them alike. By the
+    days of the root; of one without a past (0) the start alone.
+    """
+    commands = {days: commands_of(layout) for days, layout in roots.items()}
+    commands[0] = {"start": commands[0]["start"]}
+    costs: dict[int, dict[str, Cost]] = {days: {} for days in roots}
+    for name in commands[max(roots)]:
+        for _ in range(rounds):
+            for days in (days for days in roots if name in commands[days]):
+                cost = measure(commands[days][name], until=STARTED if name == "start" else None)
+                costs[days][name] = min(cost, costs[days].get(name, cost), key=lambda cost: cost.cpu_s)
+    return costs
 
 
 def disk_mb(layout: Layout, *names: str) -> float:
@@ -291,27 +303,28 @@ def disk_mb(layout: Layout, *names: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--days", type=int, nargs="+", default=[1, 365, 3650])
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--format-1-days", type=int, default=365)
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     folder = Path(tempfile.mkdtemp(prefix="bench-years-"))
     missed = []
     try:
-        costs = {}
-        for days in options.days:
-            layout = make_root(folder / str(days), days)
-            sizes = {name: disk_mb(layout, name) for name in ("ledger", "coverage", "accounts")}
-            costs[days] = measure_root(layout)
-            print(f"{days} days: " + ", ".join(f"{name} {size:.1f} MB" for name, size in sizes.items()))
+        roots = {0: Layout(folder / "empty")} | {days: make_root(folder / str(days), days) for days in options.days}
+        sizes = {
+            days: ", ".join(f"{name} {disk_mb(layout, name):.1f} MB" for name in ("ledger", "coverage", "accounts"))
+            for days, layout in roots.items()
+        }
+        costs = measure_roots(roots, options.rounds)
+        for days in roots:
+            print(f"{days} days: {sizes[days]}")
             for name, cost in costs[days].items():
                 print(
                     f"  {name:<14} {cost.seconds:6.2f} s {cost.cpu_s:6.2f} s of CPU {cost.megabytes:6.0f} MB",
                     flush=True,
                 )
-            shutil.rmtree(layout.root)
-        last, first = costs[options.days[-1]], costs[options.days[0]]
-        empty = measure(start_command(folder / "empty"), until="connection.retried")
-        print(f"an empty root:\n  {'start':<14} {empty.seconds:6.2f} s {empty.cpu_s:6.2f} s of CPU")
+            shutil.rmtree(roots[days].root, ignore_errors=True)
+        last, first, empty = costs[options.days[-1]], costs[options.days[0]], costs[0]["start"]
         targets = [
             ("start <= 1 s, or what it is of an empty root and a tenth",
              last["start"].seconds <= max(1, 1.1 * empty.seconds)),
@@ -324,13 +337,13 @@ def main() -> None:
         if options.format_1_days:
             layout = make_format_1(folder / "format-1", options.format_1_days)
             size = disk_mb(layout, "coverage")
-            taken = measure(start_command(layout.root), until="connection.retried", rounds=1)
+            taken = measure(start_command(layout.root), until=STARTED)
             print(
                 f"format 1, {options.format_1_days} days, {size:.0f} MB of ledger: first start {taken.seconds:.2f} s,"
                 f" {taken.cpu_s:.2f} s of CPU, {taken.megabytes:.0f} MB"
             )
             began_s = time.monotonic()
-            measure([sys.executable, "-m", "ingestor", "compact", "--root", str(layout.root)], rounds=1)
+            measure([sys.executable, "-m", "ingestor", "compact", "--root", str(layout.root)])
             print(f"  taken over in the background in {time.monotonic() - began_s:.0f} s")
             targets.append(("format 1 starts in <= 3 s, or in three starts on an empty root",
                             taken.seconds <= max(3, 3 * empty.seconds)))  # fmt: skip
