@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,20 @@ import pyarrow as pa
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
 from journals import make_root, read_events, trades
+from recordings import Print, Recording, to_us
 from servers import KafkaCluster
 from sink_contract import EXTRA, ROOT, TOPIC, TopicReader, fill_journal
+from structlog.testing import capture_logs
 
 from ingestor.config.sections import KafkaSettings
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Rows
 from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout
-from ingestor.sinks.kafka_topic import KafkaTopic, encode_arrow, encode_json, patience_s
+from ingestor.sinks.kafka_topic import CoverageTopic, KafkaTopic, encode_arrow, encode_json, patience_s
 
 QUICK = {"message.timeout.ms": "2000", "socket.timeout.ms": "1000", "reconnect.backoff.max.ms": "100"}
+COVERAGE = "coverage.test"
 FIRST = 1 << 40
 START = Cursor(0, 0)
 
@@ -43,6 +47,12 @@ def rows_of(layout: Layout) -> list[Rows]:
 
 
 def read_messages(cluster: KafkaCluster) -> list[Message]:
+    """Of the trades, in their order."""
+    return sorted(read_topic(cluster, TOPIC), key=lambda message: int(headers_of(message)["sequence"]))
+
+
+def read_topic(cluster: KafkaCluster, topic: str) -> list[Message]:
+    """In the order of each partition."""
     consumer = Consumer(
         {
             "bootstrap.servers": cluster.brokers,
@@ -52,12 +62,12 @@ def read_messages(cluster: KafkaCluster) -> list[Message]:
         }
     )
     found = []
-    for number in consumer.list_topics(TOPIC, 30).topics[TOPIC].partitions:
-        consumer.assign([TopicPartition(TOPIC, number, OFFSET_BEGINNING)])
+    for number in consumer.list_topics(topic, 30).topics[topic].partitions:
+        consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING)])
         while (message := consumer.poll(30)) is not None and not message.error():
             found.append(message)
     consumer.close()
-    return sorted(found, key=lambda message: int(headers_of(message)["sequence"]))
+    return found
 
 
 def headers_of(message: Message) -> dict[str, str]:
@@ -223,6 +233,76 @@ class TestPatience:
     )
     def test_how_long(self, options: dict[str, str], expected_s: float) -> None:
         assert patience_s(options) == expected_s
+
+
+class TestCoverage:
+    """In a topic of its own, by date and symbol."""
+
+    @pytest.fixture
+    def recording(self, tmp_path: Path) -> Recording:
+        """Of A: from the midnight before last, with a trade in the morning of the day after."""
+        day = datetime.now(UTC).date() - timedelta(2)
+        recording = Recording(tmp_path / "data", ["A"], started=f"{day}T00:00")
+        recording.prove(["A"], f"{day}T00:00")
+        recording.write(Print(f"{day + timedelta(1)}T10:00", "A", 1, 1))
+        return recording
+
+    def open(self, cluster: KafkaCluster, recording: Recording) -> KafkaTopic:
+        settings = KafkaSettings.model_validate({"brokers": cluster.brokers, "options": {**QUICK, "linger.ms": "1"}})
+        coverage = CoverageTopic(settings, COVERAGE, None, ROOT, recording.layout)
+        return KafkaTopic(settings, TOPIC, None, ROOT, START, coverage)
+
+    def told(self, cluster: KafkaCluster) -> dict[str, Any]:
+        """The last value of each key, as a compacted topic keeps it."""
+        return {(one.key() or b"").decode(): json.loads(one.value() or b"") for one in read_topic(cluster, COVERAGE)}
+
+    def test_it_stands_beside_the_trades_and_follows_the_ledger(
+        self, recording: Recording, cluster: KafkaCluster
+    ) -> None:
+        cluster.create(COVERAGE)
+        first, second = (str(datetime.now(UTC).date() - timedelta(days)) for days in (2, 1))
+        with closing(self.open(cluster, recording)) as sink:
+            for rows in rows_of(recording.layout):
+                sink.write(rows)
+            tick_until(sink, lambda: len(self.told(cluster)) == 2)
+            assert self.told(cluster)[f"{ROOT}|{first}|A"] == {
+                "root": ROOT, "symbol": "A", "date": first,
+                "intervals": [{"state": "recorded", "start": to_us(f"{first}T00:00"), "end": to_us(f"{second}T00:00")}],
+            }  # fmt: skip
+            since, until = to_us(f"{first}T23:00"), to_us(f"{second}T01:00")
+            recording.fact("gap.opened", f"{second}T00:30", gap="1", cause="stall", since=since, symbol=None)
+            recording.fact("gap.closed", f"{second}T01:00", gap="1", cause="stall", until=until, symbol=None)
+        with closing(self.open(cluster, recording)) as sink:  # the next start
+            for rows in rows_of(recording.layout):
+                sink.write(rows)
+            tick_until(sink, lambda: "stall" in json.dumps(self.told(cluster)[f"{ROOT}|{second}|A"]))
+        pieces = self.told(cluster)[f"{ROOT}|{first}|A"]["intervals"]
+        assert [(one["state"], one.get("cause")) for one in pieces] == [("recorded", None), ("blind", "stall")]
+
+    def test_what_brokers_refuse_of_it_hinders_no_trade_and_is_sent_again(
+        self, recording: Recording, cluster: KafkaCluster
+    ) -> None:
+        cluster.create(COVERAGE)
+        with closing(self.open(cluster, recording)) as sink, capture_logs() as logs:
+            (rows,) = rows_of(recording.layout)
+            sink.write(rows)
+            sink.tick(0.0)
+            cluster.refuse(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+            tick_until(sink, lambda: bool(logs))
+            assert [(one["event"], one["topic"]) for one in logs] == [("kafka.coverage_refused", COVERAGE)]
+            assert "let its user write to the topic" in logs[0]["error"]
+            assert sink.committed() == rows.at
+            assert not self.told(cluster)
+            tick_until(sink, lambda: len(self.told(cluster)) == 2, now_s=61.0)
+        assert len(logs) == 1
+
+
+def tick_until(sink: KafkaTopic, done: Callable[[], bool], now_s: float = 0.0) -> None:
+    """As a worker would that has nothing else to do."""
+    deadline_s = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < deadline_s
+        sink.tick(now_s)
 
 
 class TestOptions:

@@ -423,6 +423,9 @@ class KafkaSettings(Section):
     topic: Annotated[str | None, BeforeValidator(null_as_none)] = Field(
         default=None, description="null is trades.<feed>, such as trades.finnhub"
     )
+    coverage_topic: Annotated[str | None, BeforeValidator(null_as_none)] = Field(
+        default=None, description="when each symbol was recorded; null is coverage.<feed>, none sends no coverage"
+    )
     values: Literal["json", "arrow"] = Field(
         default="json", description="a trade as JSON, or the trades of a symbol as an Arrow IPC stream"
     )

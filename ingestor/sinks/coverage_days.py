@@ -21,8 +21,10 @@ ROWS = pa.schema(
     ]
 )  # fmt: skip
 """As `read_coverage` has them."""
-_EPOCH = date(1970, 1, 1)
+NEWEST = timedelta(29)
+"""How far back a destination starts that can't say what it has: with the day before, and today, 31 dates."""
 
+_EPOCH = date(1970, 1, 1)
 _DAY = timedelta(1)
 
 

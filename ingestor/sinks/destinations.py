@@ -280,10 +280,12 @@ def _open(
 
         return RedisLive(settings.redis, password)
     if name == "kafka" and settings.kafka is not None:
-        from ingestor.sinks.kafka_topic import KafkaTopic
+        from ingestor.sinks.kafka_topic import CoverageTopic, KafkaTopic
 
-        topic = settings.kafka.topic or f"trades.{feed}"
-        return KafkaTopic(settings.kafka, topic, password, root, start)
+        kafka, coverage = settings.kafka, None
+        if kafka.coverage_topic != "none":
+            coverage = CoverageTopic(kafka, kafka.coverage_topic or f"coverage.{feed}", password, root, layout)
+        return KafkaTopic(kafka, kafka.topic or f"trades.{feed}", password, root, start, coverage)
     if name == "object_store" and settings.object_store is not None:
         from ingestor.sinks.object_store import ObjectStore
 

@@ -6,16 +6,22 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from datetime import UTC, date, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from ingestor.config.sections import KafkaSettings
 from ingestor.errors import ConfigError, SinkUnavailable
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
 from ingestor.journal.segment import Cursor
+from ingestor.layout import Layout
 from ingestor.sinks import advise
+from ingestor.sinks.coverage_days import NEWEST, CoverageDays
+
+log = structlog.get_logger()
 
 _ROOM_S = 0.1
 _PATIENCE_MS = 30_000
@@ -33,6 +39,9 @@ _DEFAULTS = {
     "queue.buffering.max.kbytes": "65536",  # what waits is in the journal
     "log_level": "2",  # what hinders it is told as the sink's failure
 }
+
+_COVERAGE_PAUSE_S = 60.0
+_FAREWELL_S = 1.0
 
 Headers = list[tuple[str, str | bytes | None]]
 
@@ -87,7 +96,15 @@ class KafkaTopic:
 
     name = "kafka"
 
-    def __init__(self, settings: KafkaSettings, topic: str, password: str | None, root: str, start: Cursor) -> None:
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        topic: str,
+        password: str | None,
+        root: str,
+        start: Cursor,
+        coverage: "CoverageTopic | None" = None,
+    ) -> None:
         """Raises SinkUnavailable where librdkafka refuses the options."""
         options = _producer_options(settings, password)
         self._patience_s = patience_s(options)
@@ -101,6 +118,8 @@ class KafkaTopic:
         self._encode = encode_json if settings.values == "json" else encode_arrow
         self._topic = topic
         self._root = root.encode()
+        self._coverage = coverage
+        self._received_us = 0
         self._unconfirmed = 0
         self._waiting = 0
         """Messages of which the brokers have said nothing yet: librdkafka's own count holds its events, too."""
@@ -112,6 +131,7 @@ class KafkaTopic:
         for key, value, headers in self._encode(rows.batch):
             self._produce(key, value, [*headers, ("root", self._root)])
         self._unconfirmed += rows.batch.num_rows
+        self._received_us = max(self._received_us, rows.batch.column("received_at")[-1].cast(pa.int64()).as_py())
         self._at = rows.at
         if self._unconfirmed >= _ROWS_A_BARRIER:
             self._confirm()
@@ -121,16 +141,22 @@ class KafkaTopic:
 
     def end_segment(self, end: SegmentEnd) -> None:
         self._at = end.at
+        if self._coverage is not None:
+            self._coverage.segment_ended()
 
-    def tick(self, now_s: float) -> None:  # noqa: ARG002  the Sink's signature
+    def tick(self, now_s: float) -> None:
         if self._at != self._committed:
             self._confirm()
+        if self._coverage is not None:
+            self._coverage.tick(now_s, self._received_us)
 
     def committed(self) -> Cursor:
         return self._committed
 
     def close(self) -> None:
         """Give up what the brokers have not acknowledged: the next producer sends it again."""
+        if self._coverage is not None:
+            self._coverage.close()
         self._producer.purge()
         with suppress(SinkUnavailable):
             self._hear(self._producer.flush, 0.0)
@@ -175,6 +201,93 @@ class KafkaTopic:
 
     def _note_error(self, error: KafkaError) -> None:
         self._fault = error.str()
+
+
+class CoverageTopic:
+    """The coverage beside the trades: a message per symbol and UTC date, which replaces the one before it where the
+    topic is compacted. It has a producer of its own, and nobody waits for it: what brokers refuse of it, or keep
+    waiting, hinders no trade, and is sent again a minute later.
+    """
+
+    def __init__(self, settings: KafkaSettings, topic: str, password: str | None, root: str, layout: Layout) -> None:
+        """`layout`: whose coverage it is."""
+        options = _producer_options(settings, password)
+        # Without the guarantee of the trades, a message that is refused is no end of all others.
+        self._options: dict[str, object] = {**options, "enable.gapless.guarantee": "false"}
+        self._topic = topic
+        self._root = root
+        self._days = CoverageDays(layout, datetime.now(UTC) - NEWEST, None)
+        self._producer: Producer | None = None
+        self._pending: tuple[date, pa.Table] | None = None
+        """The date that is on its way, until all of its messages are acknowledged."""
+        self._waiting = 0
+        self._fault: KafkaError | None = None
+        self._told = ""
+        self._next_s = 0.0
+
+    def segment_ended(self) -> None:
+        """There is news, as of every segment."""
+        self._days.segment_ended()
+
+    def tick(self, now_s: float, received_us: int) -> None:
+        """Send the next date, if there is one. `received_us`: the receipt of the newest trade that was acknowledged."""
+        if self._producer is not None:
+            self._producer.poll(0)
+        if self._waiting or now_s < self._next_s:
+            return
+        if self._fault is not None:
+            self._give_up(self._fault, now_s)
+            return
+        if self._producer is None:
+            self._producer = Producer(self._options, logger=logging.getLogger("librdkafka"))
+        elif self._pending is not None:
+            self._pending = None  # all of it was acknowledged
+            self._told = ""
+        self._pending = self._pending or self._days.take(received_us)
+        if self._pending is None:
+            return
+        try:
+            for key, value in encode_coverage(self._root, *self._pending):
+                self._producer.produce(self._topic, value, key, on_delivery=self._note_delivery)
+                self._waiting += 1
+        except BufferError:
+            self._fault = KafkaError(KafkaError._QUEUE_FULL)  # noqa: SLF001  the code's public name
+        except KafkaException as error:
+            self._fault = error.args[0]
+
+    def close(self) -> None:
+        """Wait for what is on its way, for a second; the next start sends the newest dates again."""
+        if self._producer is not None:
+            with suppress(KafkaException):
+                self._producer.flush(_FAREWELL_S)
+            self._producer.purge()
+
+    def _give_up(self, fault: KafkaError, now_s: float) -> None:
+        """After a refusal: once for each that is new, say so; a new producer sends the same date in a minute."""
+        if self._producer is not None:
+            self._producer.purge()
+        if fault.str() != self._told:
+            self._told = fault.str()
+            log.warning("kafka.coverage_refused", error=advise(f"kafka: {self._told}", ADVICE), topic=self._topic)
+        self._producer, self._fault, self._next_s = None, None, now_s + _COVERAGE_PAUSE_S
+
+    def _note_delivery(self, error: KafkaError | None, message: Message) -> None:  # noqa: ARG002  librdkafka's signature
+        self._waiting -= 1
+        self._fault = self._fault or error
+
+
+def encode_coverage(root: str, day: date, rows: pa.Table) -> Iterable[tuple[bytes, bytes]]:
+    """A message per symbol: (key, value). Times are numbers: µs since 1970."""
+    told: dict[str, list[dict[str, object]]] = {}
+    times = {name: rows.column(name).cast(pa.int64()) for name in ("start", "end")}
+    for name, column in times.items():
+        rows = rows.set_column(rows.column_names.index(name), name, column)
+    for row in rows.to_pylist():
+        told.setdefault(row.pop("symbol"), []).append({k: v for k, v in row.items() if v is not None})
+    for symbol, intervals in told.items():
+        value = {"root": root, "symbol": symbol, "date": day.isoformat(), "intervals": intervals}
+        key = f"{root}|{day.isoformat()}|{symbol}"
+        yield key.encode(), json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def encode_json(batch: pa.RecordBatch) -> Iterable[tuple[bytes, bytes, Headers]]:

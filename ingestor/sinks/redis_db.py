@@ -21,7 +21,7 @@ from ingestor.journal.follower import Damage, Rows, SegmentEnd
 from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout
 from ingestor.sinks import advise
-from ingestor.sinks.coverage_days import CoverageDays
+from ingestor.sinks.coverage_days import NEWEST, CoverageDays
 
 _PATIENCE_S = 10.0
 _ROWS_A_TRANSACTION = 5_000
@@ -68,7 +68,7 @@ class RedisStreams:
     def __init__(self, settings: RedisSettings, password: str | None, root: str, layout: Layout) -> None:
         """`layout`: whose coverage it is to have. Raises SinkUnavailable."""
         self._client = connect(settings, password)
-        self._coverage: CoverageDays | None = CoverageDays(layout, datetime.now(UTC) - _COVERED + timedelta(2), None)
+        self._coverage: CoverageDays | None = CoverageDays(layout, datetime.now(UTC) - NEWEST, None)
         """None: it is refused."""
         self._received_us = 0
         self._stream_max = settings.stream_max
