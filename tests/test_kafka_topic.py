@@ -1,6 +1,7 @@
 """Kafka: what the contract of all sinks doesn't say. librdkafka's mock cluster speaks the protocol."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -19,9 +20,9 @@ from structlog.testing import capture_logs
 
 from ingestor.config.sections import KafkaSettings
 from ingestor.errors import SinkUnavailable
-from ingestor.journal.follower import Rows
+from ingestor.journal.follower import Rows, SegmentEnd
 from ingestor.journal.segment import Cursor
-from ingestor.layout import Layout
+from ingestor.layout import Layout, list_segments
 from ingestor.sinks.kafka_topic import CoverageTopic, KafkaTopic, encode_arrow, encode_json, patience_s
 
 QUICK = {"message.timeout.ms": "2000", "socket.timeout.ms": "1000", "reconnect.backoff.max.ms": "100"}
@@ -278,6 +279,21 @@ class TestCoverage:
             tick_until(sink, lambda: "stall" in json.dumps(self.told(cluster)[f"{ROOT}|{second}|A"]))
         pieces = self.told(cluster)[f"{ROOT}|{first}|A"]["intervals"]
         assert [(one["state"], one.get("cause")) for one in pieces] == [("recorded", None), ("blind", "stall")]
+
+    def test_the_last_tick_before_a_stop_sends_the_newest_date_too(
+        self, recording: Recording, cluster: KafkaCluster
+    ) -> None:
+        cluster.create(COVERAGE)
+        with closing(self.open(cluster, recording)) as sink:
+            for rows in rows_of(recording.layout):
+                sink.write(rows)
+            tick_until(sink, lambda: len(self.told(cluster)) == 2)
+            recording.write(Print(f"{datetime.now(UTC).date()}T00:00", "A", 1, 1))
+            *_, rows = rows_of(recording.layout)
+            sink.write(rows)
+            sink.end_segment(SegmentEnd(list_segments(recording.layout)[-1].id, rows.at))
+            sink.tick(math.inf)
+        assert len(self.told(cluster)) == 3
 
     def test_what_brokers_refuse_of_it_hinders_no_trade_and_is_sent_again(
         self, recording: Recording, cluster: KafkaCluster

@@ -1,7 +1,9 @@
 """SQLite: what the contract of all sinks doesn't say."""
 
+import math
 import sqlite3
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,20 @@ def test_the_coverage_beside_the_trades_follows_the_ledger(tmp_path: Path) -> No
         assert [(state, cause) for state, cause, *_ in told(sink)] == [
             ("recorded", None), ("blind", "stall"), ("blind", "stall"), ("recorded", None),
         ]  # fmt: skip
+
+
+def test_the_last_tick_before_a_stop_tells_the_newest_date_too(tmp_path: Path) -> None:
+    """One per tick is told otherwise; a recorder that starts again a week later would leave it untold as long."""
+    today = datetime.now(UTC).date()
+    recording = Recording(tmp_path / "data", ["A"], started=f"{today - timedelta(1)}T00:00")
+    recording.prove(["A"], f"{today - timedelta(1)}T00:00")
+    recording.write(Print(f"{today}T00:00", "A", 1, 1))
+    [rows] = (event for event in read_events(recording.layout) if isinstance(event, Rows))
+    with closing(SqliteDatabase(tmp_path / "t.sqlite", ROOT, recording.layout)) as sink:
+        sink.write(rows)
+        sink.tick(math.inf)
+    told = query(tmp_path / "t.sqlite", 'SELECT state, substr("end", 1, 19) FROM coverage ORDER BY start')
+    assert told == [("recorded", f"{today}T00:00:00")] * 2
 
 
 class TestKnownErrors:

@@ -1,5 +1,7 @@
 """The coverage of a recording, one UTC date after the other, for a database that keeps it beside the trades."""
 
+import math
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 
 import pyarrow as pa
@@ -36,7 +38,9 @@ class CoverageDays:
     def __init__(self, layout: Layout, start: datetime | None, end: datetime | None) -> None:
         """`start` and `end`: the newest that the table has."""
         self._layout = layout
-        self._next = None if start is None else start.astimezone(UTC).date() - _DAY
+        self._next = _EPOCH if start is None else start.astimezone(UTC).date() - _DAY
+        self._begun = False
+        """Whether the next date is one of the recording."""
         self._until_us = 0 if end is None else (end - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) - 1
         """What was said up to here holds: the database had the trades."""
         self._looked = False
@@ -45,20 +49,28 @@ class CoverageDays:
         """There is news, as of every segment."""
         self._looked = False
 
-    def take(self, received_us: int) -> tuple[date, pa.Table] | None:
-        """The next date and its rows, which replace those of the table; None: it is as the ledger is.
+    def due(self, received_us: int, now_s: float) -> Iterator[tuple[date, pa.Table]]:
+        """What is to be said at this tick: a date and its rows, which replace those of the table; at the last one,
+        before a stop (`now_s` is infinite), the newest date, too. Nothing where the table is as the ledger is.
 
         `received_us`: the receipt of the newest trade that the database has. A date that can't be read is logged and
         passed over.
         """
+        while (found := self._take(received_us)) is not None:
+            yield found
+            if now_s < math.inf or self._next < datetime.now(UTC).date():
+                return  # one per tick: trades come first
+
+    def _take(self, received_us: int) -> tuple[date, pa.Table] | None:
         if self._looked:
             return None
         try:
             today = datetime.now(UTC).date()
-            if self._next is None:  # the date on which the recording began
+            if not self._begun:
                 closed, _ = oldest_and_newest_closed_days(self._layout, 1)
-                began = [date.fromisoformat(file.day) for file in list_ledger_files(self._layout) if file.day]
-                self._next = min([today, *closed, *began])
+                opened = [date.fromisoformat(file.day) for file in list_ledger_files(self._layout) if file.day]
+                began = min([today, *closed, *opened])  # before it there is nothing to say
+                self._next, self._begun = max(began, self._next), True
             if self._next > today:
                 self._next, self._looked = today - _DAY, True
                 return None
@@ -70,7 +82,8 @@ class CoverageDays:
             return None
         except (IngestorError, OSError) as error:
             log.warning("coverage.unreadable", error=str(error))
-            self._next = None if self._next is None else self._next + _DAY
+            if self._begun:
+                self._next += _DAY
             return None
         return day, rows
 

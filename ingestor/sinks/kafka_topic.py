@@ -4,6 +4,7 @@ and every message names its root and its sequence number.
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, date, datetime
@@ -218,8 +219,8 @@ class CoverageTopic:
         self._root = root
         self._days = CoverageDays(layout, datetime.now(UTC) - NEWEST, None)
         self._producer: Producer | None = None
-        self._pending: tuple[date, pa.Table] | None = None
-        """The date that is on its way, until all of its messages are acknowledged."""
+        self._pending: list[tuple[date, pa.Table]] = []
+        """The dates that are on their way, until all of their messages are acknowledged."""
         self._waiting = 0
         self._fault: KafkaError | None = None
         self._told = ""
@@ -230,9 +231,9 @@ class CoverageTopic:
         self._days.segment_ended()
 
     def tick(self, now_s: float, received_us: int) -> None:
-        """Send the next date, if there is one. `received_us`: the receipt of the newest trade that was acknowledged."""
+        """Send what is due. `received_us`: the receipt of the newest trade that was acknowledged."""
         if self._producer is not None:
-            self._producer.poll(0)
+            self._producer.flush(_FAREWELL_S) if math.isinf(now_s) else self._producer.poll(0)
         if self._waiting or now_s < self._next_s:
             return
         if self._fault is not None:
@@ -240,14 +241,12 @@ class CoverageTopic:
             return
         if self._producer is None:
             self._producer = Producer(self._options, logger=logging.getLogger("librdkafka"))
-        elif self._pending is not None:
-            self._pending = None  # all of it was acknowledged
+        elif self._pending:
+            self._pending = []  # all of it was acknowledged
             self._told = ""
-        self._pending = self._pending or self._days.take(received_us)
-        if self._pending is None:
-            return
+        self._pending = self._pending or list(self._days.due(received_us, now_s))
         try:
-            for key, value in encode_coverage(self._root, *self._pending):
+            for key, value in (message for one in self._pending for message in encode_coverage(self._root, *one)):
                 self._producer.produce(self._topic, value, key, on_delivery=self._note_delivery)
                 self._waiting += 1
         except BufferError:

@@ -100,11 +100,13 @@ class RedisStreams:
         if self._coverage is not None:
             self._coverage.segment_ended()
 
-    def tick(self, now_s: float) -> None:  # noqa: ARG002  the Sink's signature
+    def tick(self, now_s: float) -> None:
         if self._at != self._committed:
             self._commit()
-        if self._coverage is not None and (found := self._coverage.take(self._received_us)) is not None:
-            self._put_coverage(*found)
+        for day, rows in self._coverage.due(self._received_us, now_s) if self._coverage is not None else ():
+            if not self._put_coverage(day, rows):
+                self._coverage = None
+                return
 
     def committed(self) -> Cursor:
         return self._committed
@@ -113,8 +115,8 @@ class RedisStreams:
         """Leave what no tick has committed to the next start."""
         self._client.close()
 
-    def _put_coverage(self, day: date, rows: pa.Table) -> None:
-        """Replace what is said of a date. Raises SinkUnavailable, but not where it is refused: trades come first."""
+    def _put_coverage(self, day: date, rows: pa.Table) -> bool:
+        """Replace what is said of a date; False where it is refused: trades come first. Raises SinkUnavailable."""
         told: dict[str, list[dict[str, str]]] = {}
         for row in rows.to_pylist():
             spans = {name: row.pop(name).isoformat() for name in ("start", "end")}
@@ -127,9 +129,10 @@ class RedisStreams:
             pipeline.execute()
         except ResponseError as error:
             log.warning("redis.coverage_refused", error=str(error), hint=f"let its user read and write {_OURS}")
-            self._coverage = None
+            return False
         except RedisError as error:
             raise _unavailable(error) from error
+        return True
 
     def _commit(self) -> None:
         """Add what waits, and the cursor, in one transaction. Raises SinkUnavailable.

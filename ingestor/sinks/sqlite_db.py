@@ -92,11 +92,11 @@ class SqliteDatabase:
         self._at = end.at
         self._coverage.segment_ended()
 
-    def tick(self, now_s: float) -> None:  # noqa: ARG002  the Sink's signature
+    def tick(self, now_s: float) -> None:
         if self._at != self._committed:
             self._commit()
-        if (found := self._coverage.take(self._received_us)) is not None:
-            self._replace_coverage(*found)
+        for day, rows in self._coverage.due(self._received_us, now_s):
+            self._replace_coverage(day, rows)
 
     def committed(self) -> Cursor:
         return self._committed

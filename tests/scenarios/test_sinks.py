@@ -2,6 +2,7 @@
 its guarantee, and the recorder notices nothing.
 """
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from harness import Recorder, Site, Tally, compare, read_facts, read_gaps, read_parquet, running_venue, wait_for
 from servers import KafkaCluster, PostgresServer, RedisServer, S3Server
-from sink_contract import Destination, Kafka, Postgres, Redis, Sqlite, check, read_store
+from sink_contract import Destination, Kafka, Postgres, Redis, Sqlite, TopicReader, check, read_store
 
 from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout, list_segments
@@ -122,6 +123,9 @@ def test_a_recorder_that_is_killed_leaves_no_process_behind(tmp_path: Path, else
     tally.rows = rows.num_rows
     for destination in elsewhere.destinations.values():
         check(destination, rows)
+    with closing(TopicReader(elsewhere.kafka.settings.brokers, "coverage.finnhub")) as reader:
+        covered = {json.loads(message.value())["symbol"] for message in reader.read_to_end()}
+    assert covered == set(rows["symbol"].to_pylist())
     tally.assert_clean()
 
 
