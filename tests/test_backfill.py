@@ -29,7 +29,7 @@ from structlog.testing import capture_logs
 
 import ingestor
 from ingestor.backfill.audit import Audit, SymbolAudit
-from ingestor.backfill.fill import Backfill
+from ingestor.backfill.fill import Backfill, Hole, _Around
 from ingestor.backfill.sources import SOURCES, Ask, Source, SourceRefused, _read_sip, make_source
 from ingestor.cli.main import cli
 from ingestor.closed_days import close_days
@@ -46,6 +46,7 @@ from ingestor.layout import Layout, locked_root
 from ingestor.ledger import read_all_facts
 from ingestor.operations.backfill_process import BackfillProcess, make_backfill_process
 from ingestor.recording import Recording, prepare
+from ingestor.schema import ORIGIN, TIMESTAMP
 from ingestor.simulator.history import History, HistoryFault, HistorySettings
 from ingestor.simulator.market import MarketSettings, Trade
 from ingestor.simulator.protocols import PLAIN_JSON
@@ -384,6 +385,19 @@ def test_a_source_that_does_not_agree_fills_nothing(
     told = facts(tmp_path, "gap.filled", "gap.unfilled")
     assert {(one["fact"], one["why"]) for one in told} == {("gap.unfilled", outcome.why)}
     assert outcome.rows == (16 if options else 0)
+
+
+def test_of_trades_that_are_alike_so_many_are_missing_as_are_not_recorded() -> None:
+    """They have no ids, and one of them was recorded: where the hole begins no clock says to the millisecond."""
+    at_ms, price = 1_795_000_000_000, [1.0] * 3
+    times = pa.array([at_ms] * 3, TIMESTAMP)
+    history = pa.table({"timestamp": times, "price": price, "volume": price})
+    received = pa.array([at_ms * 1000] * 3, pa.timestamp("us", "UTC"))
+    rows = history.append_column("symbol", pa.array(["A"] * 3)).append_column("received_at", received)
+    rows = rows.append_column(ORIGIN, pa.nulls(3, ORIGIN.type)).slice(0, 1)
+    around = _Around(rows, Hole("A", at_ms * 1000 + 1, at_ms * 1000 + 9, "connection"), [], 60_000_000, None)
+    missing, absent = around.find_missing(history)
+    assert (missing.num_rows, absent) == (2, 0)
 
 
 @pytest.mark.long

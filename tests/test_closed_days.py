@@ -428,6 +428,19 @@ def test_format_1_is_read_taken_over_and_says_the_same(tmp_path: Path) -> None:
     assert all_intervals(load_coverage(layout)) == more
 
 
+def test_wherever_a_crash_falls_while_format_1_becomes_data_the_same_is_said(tmp_path: Path) -> None:
+    story = write_story(tmp_path / "data")
+    as_format_1(story.layout)
+    take_over_format_1(story.layout)
+    story.hour += 1
+    story.start(("A", "B"))
+    intervals = all_intervals(load_coverage(story.layout))
+    for one in struck_versions(story.layout, tmp_path):
+        assert all_intervals(load_coverage(one)) == intervals, "between two steps"
+        close_all(one)
+        assert all_intervals(load_coverage(one)) == intervals
+
+
 PIECES = st.lists(
     st.tuples(
         st.sampled_from("AB"), st.sampled_from(("recorded", "blind", "unproven")), st.sampled_from(("x", "y")),

@@ -160,6 +160,7 @@ def test_a_frame_of_every_form_of_length_is_taken_whole(size: int) -> None:
         frame(TEXT, b"x", fin=False),
         frame(TEXT, b"x", rsv=4),
         frame(TEXT, b"x", mask=b"mask"),
+        frame(TEXT, b"", mask=bytes(4)) + bytes(8),
         b"\x81",
         b"",
     ],

@@ -11,7 +11,7 @@ from test_ledger import started
 
 from ingestor.accounts import write_account
 from ingestor.errors import FormatTooNew
-from ingestor.facts import encode_line
+from ingestor.facts import FAR_US, encode_line
 from ingestor.history import History, next_segment, read_history
 from ingestor.layout import Layout, SegmentId
 from ingestor.ledger import list_ledgers, read_all_facts
@@ -56,6 +56,17 @@ def test_a_segment_that_two_crashes_left_is_accounted_for_by_the_third_run(tmp_p
     closed = [fact["segment"][:12] for fact in read_all_facts(layout) if fact["fact"] == "segment.closed"]
     assert closed == ["000000000001", "000000000002", "000000000003"]
     assert read_history(layout).closed == 3
+
+
+@pytest.mark.parametrize(("by_us", "right"), [(FAR_US - 1, None), (FAR_US, 31), (-FAR_US, 31)])
+def test_a_clock_that_goes_far_is_right_no_more(tmp_path: Path, by_us: int, right: int | None) -> None:
+    layout = make_root(tmp_path)
+    ledger = make_ledger(layout)
+    started(ledger)
+    ledger.record("symbols.requested", at=20, connection=1, symbols=["A"])
+    ledger.record("clock.stepped", at=40 + by_us, by_us=by_us, since=30)
+    assert ledger.close()
+    assert read_history(layout).right == right
 
 
 # Numbers that are never given twice

@@ -19,6 +19,16 @@ def test_a_start_soon_after_a_stop_is_a_restart(tmp_path: Path, age_s: int, caus
         assert second.gaps.whole.cause == cause
 
 
+def test_it_begins_behind_what_was_heard_of_its_time(tmp_path: Path) -> None:
+    heard_us = now_us()
+    with prepared_recording(tmp_path) as first:
+        first.gaps.open("stall", heard_us - 10, heard_us=heard_us)
+        first.ledger.record("run.stopped", error=None)
+    with prepared_recording(tmp_path) as second:
+        assert second.gaps.whole is not None
+        assert second.gaps.whole.since_us == heard_us
+
+
 def test_a_run_that_never_said_goodbye_crashed(tmp_path: Path) -> None:
     with prepared_recording(tmp_path) as first:
         (ledger,) = list_ledgers(first.layout)

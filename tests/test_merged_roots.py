@@ -84,6 +84,13 @@ def test_by_id_each_is_there_once(roots: list[list[tuple[str, int]]]) -> None:
     assert sum(lack.trades for lack in lacks) == sum(len(everything - set(own)) for own in roots)
 
 
+def test_what_has_no_id_is_there_as_often_as_the_root_has_it_that_has_most() -> None:
+    trade = ("A", 1, 1.0, 1.0)
+    merged, lacks = merge_rows_of([table([trade] * 3, [7, None, None]), table([trade] * 2, [7, None])], "trade_id")
+    assert sorted(merged["trade_id"].to_pylist(), key=str) == [7, None, None]
+    assert lacks == [Lack(1, "A", 0, 1)]
+
+
 INTERVALS = st.lists(
     st.tuples(st.integers(0, 20), st.integers(1, 8), st.sampled_from(["ids", "recorded", "unproven", "blind"])),
     max_size=6,

@@ -49,6 +49,15 @@ def test_a_symbols_gap_ends_with_its_next_trade_whenever_it_was_opened(rig: Rig)
     assert second["until"] == AT_US + 7
 
 
+def test_what_was_received_before_a_gap_does_not_end_it(rig: Rig) -> None:
+    """The last frame before it may be recorded after it was opened."""
+    rig.gaps.open("connection", AT_US)
+    rig.buffer.put(1, [frame({"s": "MSFT"})], AT_US)
+    rig.buffer.close()
+    rig.recorder.run()
+    assert rig.gaps.whole is not None
+
+
 def test_the_venues_words_are_heard(rig: Rig) -> None:
     frames = [
         b'{"msg":"Invalid symbol X","type":"error"}',

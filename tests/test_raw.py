@@ -214,6 +214,19 @@ def test_a_record_that_the_disk_changed_breaks_the_equation(tmp_path: Path) -> N
     ]
 
 
+def test_frames_whose_block_the_disk_changed_are_not_those_of_the_next(tmp_path: Path) -> None:
+    rig = start(tmp_path)
+    feed(rig, PUTS)
+    path = rig.layout.open_segment(rig.journal.segment)
+    at = _places_of_frames(path)[1]
+    with path.open("r+b") as file:  # from the end of the first block into the frames of the second
+        file.seek(at - 20)
+        file.write(b"\xff" * 120)
+    rig.ledger.close()
+    stop(start(tmp_path, run=2))
+    assert kept(rig.layout) == PUTS[2:]
+
+
 def _write_as_earlier(layout: Layout) -> None:
     """The segments of this root as recorders wrote them before frames were packed: as Arrow has them, in lz4."""
     for path in layout.journal.glob("*.journal"):

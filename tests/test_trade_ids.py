@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ingestor.trade_ids import IdRanges, Seen, find_seen, format_missing
@@ -38,6 +38,7 @@ def test_what_is_seen_is_what_is_there(rows: list[tuple[str, int | None]]) -> No
 
 
 @given(st.lists(ROWS, max_size=5))
+@example([[("A", 2)], [("A", 1)]])
 def test_ranges_hold_each_id_once_in_whatever_order_it_came(blocks: list[list[tuple[str, int | None]]]) -> None:
     ranges = IdRanges()
     for rows in blocks:
@@ -48,6 +49,7 @@ def test_ranges_hold_each_id_once_in_whatever_order_it_came(blocks: list[list[tu
     assert by_symbol((symbol, number) for symbol, low, high in ranges.holes() for number in range(low, high + 1)) == {
         symbol: numbers for symbol, numbers in missing.items() if numbers
     }
+    assert all(low <= high for _, low, high in ranges.holes()), "between two ranges there is a hole"
     again = IdRanges()
     again.add_all(reversed(list(ranges)))
     assert list(again) == list(ranges)

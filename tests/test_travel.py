@@ -210,6 +210,15 @@ def test_a_manifest_is_written_anew_when_its_day_is_compacted(copied: Path) -> N
     assert invoke(copied / "there", "verify")[0] == 0
 
 
+def test_so_it_is_when_a_file_beside_the_trades_changes(copied: Path) -> None:
+    layout = Layout(copied / "data")
+    with layout.rejects_file(DAY).open("a") as file:
+        file.write(json.dumps(REJECT | {"frame": (1 << 30) + 1}) + "\n")
+    mirror(layout, copied / "there")
+    assert is_mirrored(layout, DAY)
+    assert invoke(copied / "there", "verify")[0] == 0
+
+
 def test_a_copy_that_is_not_as_it_was_sent_is_sent_again(copied: Path) -> None:
     layout = Layout(copied / "data")
     shutil.rmtree(layout.cursors / "mirrored")

@@ -1,5 +1,6 @@
 """The journal's writing end: no row is lost or doubled, whatever its disk does."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from journals import (
     writing_descriptors,
 )
 
+from ingestor import system
 from ingestor.errors import RowsUnsaved
 from ingestor.journal.follower import Rows
 from ingestor.journal.scan import read_identity
@@ -256,6 +258,18 @@ class TestRecovery:
 
 
 class TestInvariants:
+    def test_what_a_run_left_is_synced_before_anything_follows_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """From then on it is read as synced: a power cut may not take what a sink has got."""
+        layout = make_root(tmp_path)
+        killed = Writer(layout)
+        killed.append()
+        left, synced = killed.path.stat().st_ino, list[int]()
+        monkeypatch.setattr(system, "sync_whole", lambda fd: synced.append(os.fstat(fd).st_ino))
+        following = Writer(layout, run=2, segment=2)
+        assert synced[:2] == [left, following.path.stat().st_ino]
+
     def test_numbers_given_up_are_not_taken_again(self, tmp_path: Path) -> None:
         layout = make_root(tmp_path)
         writer = Writer(layout)
