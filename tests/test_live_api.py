@@ -19,7 +19,7 @@ from requirements import of_tier
 import ingestor
 from ingestor.dataset.stream import AT_ONCE
 from ingestor.live.api import HistoryQuery, find_trades
-from ingestor.live.sources import read_quotes
+from ingestor.live.journal_source import read_quotes
 
 ARROW = "application/vnd.apache.arrow.stream"
 SPAN = {"start": "2026-01-05", "end": "2026-01-08"}

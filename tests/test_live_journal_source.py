@@ -1,6 +1,8 @@
 """What a server takes from a recording: the prices it ended with, how it stands, and its trades as they come."""
 
 import json
+import subprocess
+import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +15,7 @@ from test_live_updates import unframed
 from ingestor.layout import locked_root
 from ingestor.live.board import Price, State
 from ingestor.live.hub import Hub, TradeBlock
-from ingestor.live.sources import JournalSource, read_quotes
+from ingestor.live.journal_source import JournalSource, read_quotes
 from ingestor.live.subscriptions import ClientLanguage, Limits, Subscriber
 
 NOON = datetime(2026, 1, 6, 12, tzinfo=UTC)
@@ -138,3 +140,11 @@ def test_who_asked_is_told_of_a_gap_and_of_its_end(recording: Recording) -> None
     hub.subscribe(listener, ["A"], None)  # anew, and without
     look(recording=True)
     assert [message.get("event") for message in [*heard(listener), *heard(other)]] == [None]
+
+
+def test_a_recording_is_served_where_redis_is_not_installed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.modules['redis'] = None; import ingestor.live.journal_source"],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")

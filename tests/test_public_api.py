@@ -23,7 +23,7 @@ from ingestor.feeds.binance import BINANCE_TRADES
 from ingestor.ledger import now_us
 from ingestor.live.api import HubCollector, describe_api
 from ingestor.live.hub import Hub
-from ingestor.live.sources import JournalSource
+from ingestor.live.journal_source import JournalSource
 from ingestor.live.subscriptions import Limits
 from ingestor.operations.collector import Watch
 from ingestor.operations.health import StatusMetrics

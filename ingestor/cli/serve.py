@@ -107,14 +107,14 @@ def serve(config: Path | None, root: Path | None, as_json: bool, **options: Any)
 def _open_source(config: Path | None, root: Path | None, redis: str | None) -> "tuple[PriceSource, Layout | None]":
     """The source of prices, and the recording if it is on this machine. Raises IngestorError, OSError."""
     if redis is None:
-        from ingestor.live.sources import JournalSource
+        from ingestor.live.journal_source import JournalSource
 
         layout = Layout(root_from(config, root))
         return JournalSource(layout), layout
     if root is not None:
         raise ConfigError("--root or --redis: the prices come from one of them")
     require_extra("live,redis", "redis")
-    from ingestor.live.sources import RedisSource
+    from ingestor.live.redis_source import RedisSource
 
     try:
         settings = RedisSettings(url=redis)
