@@ -498,17 +498,17 @@ def test_intervals_are_sorted_apart_and_end_at_the_horizon(facts: list[Fact]) ->
 
 @given(stories(), st.data())
 def test_a_moment_in_a_gap_is_never_recorded(facts: list[Fact], data: st.DataObject) -> None:
-    """Nor is it anything but blind, unless the clock was set back and showed the moment twice: one of them may have
-    been recorded, and then it is unproven.
+    """It is blind; only where a clock was set back, which may have shown it twice, and only where a trade proved the
+    symbol, it may be unproven: recorded once and blind once.
     """
     coverage = find_coverage(facts)
-    shown = [fact["at"] - fact.get("by_us", 0) for fact in facts]
+    set_back = any(after["at"] < before["at"] or after.get("by_us", 0) < 0 for before, after in pairwise(facts))
     for gap in coverage.gaps:
         at = data.draw(st.integers(gap.start_us, gap.end_us - 1))
         for symbol in coverage.symbols if gap.symbol is None else [gap.symbol]:
             found = state_at(coverage.intervals(symbol), at)
-            twice = any(fact["at"] <= at < max(shown[:index]) for index, fact in enumerate(facts) if index)
-            assert found is None or found.state in (("blind", "unproven") if twice else ("blind",))
+            proven = any(fact["fact"] == "symbol.proven" and fact["symbol"] == symbol for fact in facts)
+            assert found is None or found.state == "blind" or (found.state == "unproven" and set_back and proven)
 
 
 def test_a_gap_of_all_is_one_of_those_that_nothing_filled() -> None:
