@@ -1,7 +1,7 @@
 """A recording made to order: rows that a test states go through the real journal and the real Parquet sink."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,6 +122,15 @@ def add_trade_ids(path: Path) -> None:
     rows = pq.read_table(path, partitioning=None)
     told = rows.append_column("trade_id", pa.array(range(rows.num_rows), pa.int64()))
     pq.write_table(told.replace_schema_metadata(rows.schema.metadata), path)
+
+
+def make_recent(root: Path) -> Recording:
+    """A recording of A: from the midnight before last, with a trade in the morning of the day after."""
+    day = datetime.now(UTC).date() - timedelta(2)
+    recording = Recording(root, ["A"], started=f"{day}T00:00")
+    recording.prove(["A"], f"{day}T00:00")
+    recording.write(Print(f"{day + timedelta(1)}T10:00", "A", 1, 1))
+    return recording
 
 
 def make_sample(root: Path) -> Recording:

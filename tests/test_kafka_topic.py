@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
 from journals import make_root, read_events, trades
-from recordings import Print, Recording, to_us
+from recordings import Print, Recording, make_recent, to_us
 from servers import KafkaCluster
 from sink_contract import EXTRA, ROOT, TOPIC, TopicReader, fill_journal
 from structlog.testing import capture_logs
@@ -241,12 +241,7 @@ class TestCoverage:
 
     @pytest.fixture
     def recording(self, tmp_path: Path) -> Recording:
-        """Of A: from the midnight before last, with a trade in the morning of the day after."""
-        day = datetime.now(UTC).date() - timedelta(2)
-        recording = Recording(tmp_path / "data", ["A"], started=f"{day}T00:00")
-        recording.prove(["A"], f"{day}T00:00")
-        recording.write(Print(f"{day + timedelta(1)}T10:00", "A", 1, 1))
-        return recording
+        return make_recent(tmp_path / "data")
 
     def open(self, cluster: KafkaCluster, recording: Recording) -> KafkaTopic:
         settings = KafkaSettings.model_validate({"brokers": cluster.brokers, "options": {**QUICK, "linger.ms": "1"}})

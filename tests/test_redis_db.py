@@ -11,7 +11,7 @@ import pytest
 from certificates import make_certificate
 from journals import Writer, make_root, read_events
 from recorders import eventually
-from recordings import Print, Recording, to_us
+from recordings import Recording, make_recent, to_us
 from servers import PASSWORD, RedisServer, free_ports
 from sink_contract import EXTRA, ROOT, Redis, fill_journal
 
@@ -96,12 +96,7 @@ class TestStreams:
 class TestCoverage:
     @pytest.fixture
     def recording(self, tmp_path: Path) -> Recording:
-        """Of A: from the midnight before last, with a trade in the morning of the day after."""
-        day = datetime.now(UTC).date() - timedelta(2)
-        recording = Recording(tmp_path / "data", ["A"], started=f"{day}T00:00")
-        recording.prove(["A"], f"{day}T00:00")
-        recording.write(Print(f"{day + timedelta(1)}T10:00", "A", 1, 1))
-        return recording
+        return make_recent(tmp_path / "data")
 
     def test_it_stands_beside_the_streams_and_follows_the_ledger(
         self, recording: Recording, place: Redis, client: Any
