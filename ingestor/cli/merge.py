@@ -266,7 +266,7 @@ def publish(
     for folder in (target.journal, target.cursors, target.staging, target.rejects):
         shutil.rmtree(folder)
     venue = read_history(source).venue or read_history(source).feed or "a venue"
-    rows, size = _describe(target, venue, terms)
+    rows, size = _write_card(target, venue, terms)
     if not rows:
         shutil.rmtree(into)
         warn_of_nothing(source.root, symbols, tz)
@@ -278,7 +278,7 @@ def publish(
     click.echo(f"\n{_TERMS.format(venue=venue)}", nl=False)
 
 
-def _describe(target: Layout, venue: str, terms: str | None) -> tuple[int, int]:
+def _write_card(target: Layout, venue: str, terms: str | None) -> tuple[int, int]:
     """Write manifests, data card and README; the rows and the bytes of the data set."""
     kinds = [kind for kind in (target.trades, target.coverage, target.accounts) if kind.is_dir()]
     days = sorted({day for kind in kinds for day in parse_days(list_folder(kind))})
@@ -304,7 +304,7 @@ def _describe(target: Layout, venue: str, terms: str | None) -> tuple[int, int]:
         "licenses": [{"name": terms}] if terms else [],
         "sources": [{"title": venue}],
         "resources": [
-            {"name": kind, "path": files, "format": "parquet", "schema": {"fields": _fields(schemas[kind])}}
+            {"name": kind, "path": files, "format": "parquet", "schema": {"fields": _describe_columns(schemas[kind])}}
             for kind, files in paths.items()
             if files
         ],
@@ -325,6 +325,6 @@ def _name_of(target: Layout) -> str:
     return target.root.absolute().name
 
 
-def _fields(schema: pa.Schema) -> list[dict[str, str]]:
+def _describe_columns(schema: pa.Schema) -> list[dict[str, str]]:
     kinds = {"timestamp": "datetime", "double": "number", "int64": "integer", "bool": "boolean"}
     return [{"name": one.name, "type": kinds.get(str(one.type).partition("[")[0], "string")} for one in schema]

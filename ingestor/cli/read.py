@@ -379,12 +379,12 @@ def coverage(
     if len(layouts) == 1 and any(piece.proof for own in pieces.values() for piece in own):
         ids = read_ids(layouts[0], symbols, *span.days).counts()
     if as_json:
-        click.echo(_as_json(found, pieces, ids, bounds, tz))
+        click.echo(_coverage_as_json(found, pieces, ids, bounds, tz))
     else:
-        _print_text(found, pieces, ids, bounds, tz, wide=wide)
+        _print_coverage(found, pieces, ids, bounds, tz, wide=wide)
 
 
-def _as_json(
+def _coverage_as_json(
     found: Coverage,
     pieces: dict[str, list[Interval]],
     ids: Mapping[str, tuple[int, int]],
@@ -394,14 +394,14 @@ def _as_json(
     """For programs: times in ISO 8601, durations in seconds, shares of the claimed time from 0 to 1."""
     gaps = clip(found.gaps, *bounds)
     report = {
-        "horizon": _time(found.horizon_us, tz),
+        "horizon": _format_us(found.horizon_us, tz),
         "symbols": [
             _summary(symbol, pieces[symbol], tz) | _id_summary(symbol, pieces[symbol], ids) for symbol in pieces
         ],
-        "gaps": [_as_row(gap, tz) for gap in gaps],
+        "gaps": [_interval_as_row(gap, tz) for gap in gaps],
         "blind_by_cause": {cause: us / 1e6 for cause, us in blind_by_cause(gaps).items()},
         "intervals": [
-            {"state": piece.state, **_as_row(piece, tz), "proof": piece.proof, "source": piece.source}
+            {"state": piece.state, **_interval_as_row(piece, tz), "proof": piece.proof, "source": piece.source}
             for own in pieces.values()
             for piece in own
         ],
@@ -409,7 +409,7 @@ def _as_json(
     return printing.format_json(report)
 
 
-def _print_text(
+def _print_coverage(
     found: Coverage,
     pieces: dict[str, list[Interval]],
     ids: Mapping[str, tuple[int, int]],
@@ -429,12 +429,12 @@ def _print_text(
         symbols = [one | _id_summary(one["symbol"], pieces[one["symbol"]], ids) for one in symbols]
         heading += ["proved by ids %", "ids", "missing"]
     spare = ("start", "ids", "filled %", "end", "proved by ids %", "unproven %", "gaps", "missing", "blind %")
-    options.print_table(heading, [_shown(summary) for summary in symbols], spare, wide=wide)
-    click.echo(f"\nKnown up to {_time(found.horizon_us, tz)}.")
+    options.print_table(heading, [_summary_as_row(summary) for summary in symbols], spare, wide=wide)
+    click.echo(f"\nKnown up to {_format_us(found.horizon_us, tz)}.")
     if ids:
         click.echo(f"\n{format_missing(*map(sum, zip(*ids.values(), strict=True)))}.")
     if gaps:
-        rows = [_shown({**_as_row(gap, tz), "symbol": gap.symbol or "all"}) for gap in gaps]
+        rows = [_summary_as_row({**_interval_as_row(gap, tz), "symbol": gap.symbol or "all"}) for gap in gaps]
         click.echo()
         options.print_table(("start", "end", "seconds", "cause", "symbol"), rows, ("end",), wide=wide)
         blind = [(cause, printing.to_milliseconds(us / 1e6)) for cause, us in blind_by_cause(gaps).items()]
@@ -447,8 +447,8 @@ def _summary(symbol: str, pieces: list[Interval], tz: tzinfo) -> dict[str, Any]:
     claimed_us = sum(shares)
     return {
         "symbol": symbol,
-        "start": _time(pieces[0].start_us, tz) if pieces else None,
-        "end": _time(pieces[-1].end_us, tz) if pieces else None,
+        "start": _format_us(pieces[0].start_us, tz) if pieces else None,
+        "end": _format_us(pieces[-1].end_us, tz) if pieces else None,
         "recorded": shares.recorded_us / claimed_us if claimed_us else None,
         "blind": shares.blind_us / claimed_us if claimed_us else None,
         "unproven": shares.unproven_us / claimed_us if claimed_us else None,
@@ -464,17 +464,17 @@ def _id_summary(symbol: str, pieces: list[Interval], ids: Mapping[str, tuple[int
     return {"proved_by_ids": sum_proved(pieces) / claimed_us if claimed_us else None, "ids": seen, "missing": missing}
 
 
-def _as_row(piece: Interval | Gap, tz: tzinfo) -> dict[str, Any]:
+def _interval_as_row(piece: Interval | Gap, tz: tzinfo) -> dict[str, Any]:
     return {
-        "start": _time(piece.start_us, tz),
-        "end": _time(piece.end_us, tz),
+        "start": _format_us(piece.start_us, tz),
+        "end": _format_us(piece.end_us, tz),
         "seconds": (piece.end_us - piece.start_us) / 1e6,
         "cause": piece.cause,
         "symbol": piece.symbol,
     }
 
 
-def _shown(row: dict[str, Any]) -> list[Any]:
+def _summary_as_row(row: dict[str, Any]) -> list[Any]:
     """A row for the table: seconds to the millisecond, shares in printing.percent."""
     seconds, share = printing.to_milliseconds, printing.percent
     return [
@@ -483,5 +483,5 @@ def _shown(row: dict[str, Any]) -> list[Any]:
     ]
 
 
-def _time(at_us: int, tz: tzinfo) -> str:
+def _format_us(at_us: int, tz: tzinfo) -> str:
     return printing.format_time(_EPOCH + timedelta(microseconds=at_us), tz)

@@ -113,13 +113,13 @@ def split_by_date(rows: pa.Table) -> Iterator[tuple[date, pa.Table]]:
         yield _EPOCH + timedelta(days=day), part
 
 
-_GROUP_BYTES = 8 << 20
+_FRAME_GROUP_BYTES = 8 << 20
 """Blocks of so many bytes become a row group."""
 _SMALL_BYTES = 1 << 15
 """A block below this is compressed together with its neighbours, since alone it hardly gets smaller; no other is
 compressed again.
 """
-_OPTIONS: dict[str, Any] = {
+_FRAME_OPTIONS: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 1,
     "use_dictionary": False,
@@ -176,12 +176,12 @@ def publish_frames(layout: Layout, segment: SegmentId, blocks: Iterable[bytes]) 
     """
     staged: dict[date, Path] = {}
     with ExitStack() as stack:
-        groups: dict[date, _Group] = {}
+        groups: dict[date, _FrameGroup] = {}
         for day, row in chain.from_iterable(_split_by_receipt(body, segment.run) for body in blocks):
             if day not in groups:
                 staged[day] = layout.staging / f"{segment}.{day.isoformat()}.raw.parquet"
                 schema = file_schema(PACKED_FRAMES, str(segment))
-                groups[day] = _Group(stack.enter_context(pq.ParquetWriter(staged[day], schema, **_OPTIONS)))
+                groups[day] = _FrameGroup(stack.enter_context(pq.ParquetWriter(staged[day], schema, **_FRAME_OPTIONS)))
             groups[day].add(row)
         for group in groups.values():
             group.write()
@@ -191,22 +191,22 @@ def publish_frames(layout: Layout, segment: SegmentId, blocks: Iterable[bytes]) 
             publish(path, layout.raw_file(segment, day))
 
 
-_Row = tuple[Any, ...]
+_FrameRow = tuple[Any, ...]
 """Of PACKED_FRAMES."""
 
 
-class _Group:
+class _FrameGroup:
     """Rows that are not in their file yet."""
 
     def __init__(self, writer: pq.ParquetWriter) -> None:
         self._writer = writer
-        self._rows: list[_Row] = []
+        self._rows: list[_FrameRow] = []
         self._bytes = 0
 
-    def add(self, row: _Row) -> None:
+    def add(self, row: _FrameRow) -> None:
         self._rows.append(row)
         self._bytes += len(row[-1])
-        if self._bytes >= _GROUP_BYTES:
+        if self._bytes >= _FRAME_GROUP_BYTES:
             self.write()
 
     def write(self) -> None:
@@ -217,7 +217,7 @@ class _Group:
             self._rows, self._bytes = [], 0
 
 
-def _split_by_receipt(body: bytes, run: int) -> Iterator[tuple[date, _Row]]:
+def _split_by_receipt(body: bytes, run: int) -> Iterator[tuple[date, _FrameRow]]:
     """The frames in this body of a record: one row, or one for each part that was received on another UTC date."""
     head, data = split_raw(body)
     if head.first_received_us // DAY_US == head.last_received_us // DAY_US:
