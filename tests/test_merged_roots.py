@@ -3,7 +3,7 @@
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -52,15 +52,33 @@ def table(trades: Sequence[Trade], ids: Sequence[int | None] | None = None) -> p
     return pa.table(columns | ({} if ids is None else {"trade_id": pa.array(ids, pa.int64())}))
 
 
+def recorded(trades: Sequence[Trade], ids: Sequence[int | None] | None = None) -> pa.Table:
+    """The same in the order in which a root gives it: by symbol and time."""
+    order = sorted(range(len(trades)), key=lambda at: trades[at][:2])
+    return table([trades[at] for at in order], None if ids is None else [ids[at] for at in order])
+
+
 def trades_of(rows: pa.Table) -> Counter[Trade]:
     names = ("symbol", "timestamp", "price", "volume")
     columns = [rows.column(name).cast(pa.int64()) if name == "timestamp" else rows.column(name) for name in names]
     return Counter(zip(*(column.to_pylist() for column in columns), strict=True))
 
 
-@given(st.lists(TRADES_OF_A_ROOT, min_size=1, max_size=4))
-def test_each_trade_is_there_as_often_as_the_root_has_it_that_has_most(roots: list[list[Trade]]) -> None:
-    merged, lacks = merge_rows_of([table(own) for own in roots], None)
+ROOTS = st.one_of(
+    st.lists(TRADES_OF_A_ROOT, min_size=1, max_size=4),
+    # Recorders that agree about most moments.
+    st.builds(
+        lambda own, lost: [[one for at, one in enumerate(own) if at not in gone] for gone in lost],
+        TRADES_OF_A_ROOT, st.lists(st.sets(st.integers(0, 19), max_size=3), min_size=1, max_size=4),
+    ),
+)  # fmt: skip
+
+
+@given(ROOTS, st.sampled_from([table, recorded]))
+def test_each_trade_is_there_as_often_as_the_root_has_it_that_has_most(
+    roots: list[list[Trade]], make: Callable[[Sequence[Trade]], pa.Table]
+) -> None:
+    merged, lacks = merge_rows_of([make(own) for own in roots], None)
     expected: Counter[Trade] = Counter()
     for own in roots:
         expected |= Counter(own)
@@ -74,9 +92,19 @@ def test_each_trade_is_there_as_often_as_the_root_has_it_that_has_most(roots: li
     assert order == sorted(order)
 
 
-@given(st.lists(st.lists(st.tuples(st.sampled_from("AB"), st.integers(0, 9)), max_size=15), min_size=1, max_size=3))
-def test_by_id_each_is_there_once(roots: list[list[tuple[str, int]]]) -> None:
-    tables = [table([(symbol, number, 1.0, 1.0) for symbol, number in own], [one[1] for one in own]) for own in roots]
+IDS_OF_A_ROOT = st.lists(st.tuples(st.sampled_from("AB"), st.integers(-1, 9), st.integers(0, 1)), max_size=15)
+
+
+@given(st.lists(IDS_OF_A_ROOT, min_size=1, max_size=3), st.sampled_from([table, recorded]))
+def test_by_id_each_is_there_once(
+    told: list[list[tuple[str, int, int]]], make: Callable[[Sequence[Trade], Sequence[int]], pa.Table]
+) -> None:
+    """Also where a recorder has one twice, or two of them at two moments."""
+    roots = [[(symbol, number) for symbol, number, _ in own] for own in told]
+    tables = [
+        make([(symbol, number + late, 1.0, 1.0) for symbol, number, late in own], [one[1] for one in own])
+        for own in told
+    ]
     merged, lacks = merge_rows_of(tables, "trade_id")
     found = list(zip(merged["symbol"].to_pylist(), merged["trade_id"].to_pylist(), strict=True))
     everything = {one for own in roots for one in own}
@@ -89,6 +117,17 @@ def test_what_has_no_id_is_there_as_often_as_the_root_has_it_that_has_most() -> 
     merged, lacks = merge_rows_of([table([trade] * 3, [7, None, None]), table([trade] * 2, [7, None])], "trade_id")
     assert sorted(merged["trade_id"].to_pylist(), key=str) == [7, None, None]
     assert lacks == [Lack(1, "A", 0, 1)]
+
+
+def test_where_all_agree_the_first_root_is_taken_as_it_is() -> None:
+    """But a trade whose volume one of them doesn't know is another."""
+    one = recorded([("A", 1, 1.0, 5.0), ("A", 1, 2.0, 5.0), ("B", 7, 1.0, None)], [3, 4, None])
+    other = one.set_column(5, "sequence", pa.array([70, 80, 90]))
+    assert merge_rows_of([one, other, other], "trade_id") == (one, [])
+    unknown = other.set_column(3, "volume", pa.array([5.0, None, None]))
+    merged, lacks = merge_rows_of([one.drop_columns("trade_id"), unknown.drop_columns("trade_id")], None)
+    assert merged["volume"].to_pylist() == [5.0, 5.0, None, None]
+    assert lacks == [Lack(0, "A", 0, 1), Lack(1, "A", 0, 1)]
 
 
 INTERVALS = st.lists(

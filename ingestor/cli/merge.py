@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date, tzinfo
 from pathlib import Path
@@ -143,17 +144,19 @@ def merge_roots(
         coverages = [_clipped(load_coverage(layout, symbols, span=span), span) for layout in roots]
         journal = Journal(into, Segments(into, 1, 1, feed, schema), ROTATION)
         sequence = 1 << RUN_SHIFT
-        for merged in read_merged(roots, Selection(span, tuple(schema.names), symbols), id_column):
-            sequence = _append(journal, with_columns(merged.rows, schema), sequence)
-            report.merged += merged.rows.num_rows
-            report.rows = [
-                before + merged.rows.num_rows - sum(lack.trades for lack in merged.lacks if lack.root == number)
-                for number, before in enumerate(report.rows)
-            ]
-            report.differences += disagreements(merged.lacks, coverages)
-            yield merged.day, report
-        journal.close()
-        finish_root(into, ledger, id_column, merge_coverage(coverages))
+        with sealing(into, ledger, id_column):
+            for merged in read_merged(roots, Selection(span, tuple(schema.names), symbols), id_column):
+                sequence = _append(journal, with_columns(merged.rows, schema), sequence)
+                report.merged += merged.rows.num_rows
+                report.rows = [
+                    before + merged.rows.num_rows - sum(lack.trades for lack in merged.lacks if lack.root == number)
+                    for number, before in enumerate(report.rows)
+                ]
+                report.differences += disagreements(merged.lacks, coverages)
+                yield merged.day, report
+            journal.close()
+        close_coverage(into, merge_coverage(coverages))
+        ledger.record("run.stopped", error=None)
 
 
 def begin_root(into: Layout, feed: str, venue: str, schema: pa.Schema, id_column: str | None, **made_of: Any) -> Ledger:
@@ -183,16 +186,26 @@ def begin_root(into: Layout, feed: str, venue: str, schema: pa.Schema, id_column
     return ledger
 
 
-def finish_root(into: Layout, ledger: Ledger, id_column: str | None, coverage: Coverage) -> None:
-    """Seal what the journal of such a root holds, and write its coverage. Raises DamagedFile, OSError."""
-    stop = threading.Event()
-    stop.set()
+@contextlib.contextmanager
+def sealing(into: Layout, ledger: Ledger, id_column: str | None) -> Iterator[None]:
+    """While such a root is written, seal what its journal holds, in a thread beside. At the end of the block, which has
+    closed the journal, the rest. Raises DamagedFile, OSError.
+    """
+    written = threading.Event()
     accounts = SegmentAccounts(into, ledger, 0, id_column)
-    Runner(into, [accounts, ParquetFiles(into, ledger)], stop).run()
+    runner = Runner(into, [accounts, ParquetFiles(into, ledger)], written)
+    with ThreadPoolExecutor(1, "sealing") as pool:
+        sealed = pool.submit(runner.run)
+        try:
+            yield
+        except BaseException:
+            runner.hurried.set()  # such a root is of no use
+            raise
+        finally:
+            written.set()
+        sealed.result()
     if accounts.violations:
         raise DamagedFile(f"{into.root}: what was written is not what was read")
-    close_coverage(into, coverage)
-    ledger.record("run.stopped", error=None)
 
 
 def _clipped(coverage: Coverage, span: Span) -> Coverage:

@@ -22,7 +22,8 @@ from ingestor.capture.rejects import Rejects
 from ingestor.capture.stream_state import Delays
 from ingestor.capture.wall_clock import VenueTime
 from ingestor.cli import options, printing
-from ingestor.cli.merge import ROTATION, begin_root, finish_root
+from ingestor.cli.merge import ROTATION, begin_root, sealing
+from ingestor.closed_days import close_coverage
 from ingestor.config import DEFAULT_PATH, load_settings
 from ingestor.config.feeds import FeedSettings, FinnhubSettings
 from ingestor.coverage import Closed, Interval, clip, find_coverage, join_best
@@ -305,17 +306,18 @@ def redecode_into(layout: Layout, into: Layout, feed: Feed, venue: str, span: Sp
     with contextlib.closing(begin_root(into, feed.name, venue, schema, column, redecoded=str(layout.root))) as ledger:
         journal = Journal(into, Segments(into, 1, 1, feed.name, schema), ROTATION)
         rejects = Rejects(into, 1, _REJECTS_BYTES)
-        for block in compare_again(layout, feed, span, report):
-            if block.refused:
-                rejects.write(block.refused)
-            journal.append(Block(block.header, block.batch, dict(Counter(one.reason for one in block.refused))))
-            if journal.unsynced.full:
-                journal.sync()
-                journal.rotate_if_due()
-            if journal.failed:
-                raise journal.failed
-        rejects.close()
-        journal.close()
+        with sealing(into, ledger, column):
+            for block in compare_again(layout, feed, span, report):
+                if block.refused:
+                    rejects.write(block.refused)
+                journal.append(Block(block.header, block.batch, dict(Counter(one.reason for one in block.refused))))
+                if journal.unsynced.full:
+                    journal.sync()
+                    journal.rotate_if_due()
+                if journal.failed:
+                    raise journal.failed
+            rejects.close()
+            journal.close()
         # Coverage tells of the times whose frames are all there. Ids prove nothing: they may be read otherwise now.
         coverage = load_coverage(layout)
         intervals: dict[str, list[Interval]] = {}
@@ -323,4 +325,5 @@ def redecode_into(layout: Layout, into: Layout, feed: Feed, venue: str, span: Sp
             told = coverage.intervals(symbol)
             pieces = [one for first_us, last_us in report.kept_us for one in clip(told, first_us, last_us + 1)]
             intervals[symbol] = join_best(symbol, (one._replace(proof=None) for one in pieces))
-        finish_root(into, ledger, column, find_coverage([], closed=Closed(intervals, [])))
+        close_coverage(into, find_coverage([], closed=Closed(intervals, [])))
+        ledger.record("run.stopped", error=None)

@@ -86,25 +86,100 @@ def merge_rows_of(tables: Sequence[pa.Table], id_column: str | None) -> tuple[pa
     ranks = pc.sort_indices(pc.sort_indices(encoded.dictionary)).cast(pa.int64()).take(encoded.indices)
     times = rows.column("timestamp").combine_chunks().cast(pa.int64())
     rows = rows.append_column(_RANK, ranks).append_column(_PLACE, pc.add(pc.shift_left(ranks, TIME_BITS), times))
-    if id_column in rows.column_names:
+    rows = rows.combine_chunks()
+    id_column = id_column if id_column in rows.column_names else None
+    alike, apart = _split_alike(rows, [one.num_rows for one in tables], id_column)
+    chosen, heard = _choose_rows(apart, id_column)
+    if id_column and not _are_unique(pa.concat_tables([alike, chosen]), id_column):
+        alike, (chosen, heard) = rows.slice(0, 0), _choose_rows(rows, id_column)
+    lacks = _find_lacks(chosen, heard, len(tables))  # of what is alike nobody lacks any
+    merged = pa.concat_tables([_in_order(alike), _in_order(chosen)])
+    if alike.num_rows and chosen.num_rows:  # no moment has rows of both
+        merged = merged.take(pc.array_sort_indices(merged.column(_PLACE).combine_chunks()))  # stable
+    return merged.drop_columns([_ROOT, _RANK, _PLACE]), lacks
+
+
+def _split_alike(rows: pa.Table, sizes: Sequence[int], id_column: str | None) -> tuple[pa.Table, pa.Table]:
+    """The first root's rows of each moment of a symbol of which all roots have the same trades in the same order; and
+    all rows of all other moments. Two recorders agree about most moments: these need no sorting. `sizes`: how many
+    rows each root has, one after the other.
+    """
+    names = ("price", "volume", *([id_column] if id_column else []))
+    looked_at = rows.select([_PLACE, _ROOT, *names])
+    of_roots = [looked_at.slice(sum(sizes[:number]), size) for number, size in enumerate(sizes)]
+    moments = [moment for one in of_roots if (moment := _count_runs(one)) is not None]
+    if len(sizes) < 2 or len(moments) < len(sizes):
+        return rows.slice(0, 0), rows
+    first, *others = moments
+    alike: Any = pa.repeat(True, first.num_rows)
+    for own in others:
+        counts = own.column("rows").take(pc.index_in(first.column("place"), own.column("place")))
+        alike = pc.and_(alike, pc.fill_null(pc.equal(first.column("rows"), counts), False))
+    common = first.column("place").filter(alike)
+    sides = [one.filter(pc.is_in(one.column(_PLACE), common)) for one in of_roots]
+    differs: Any = pa.repeat(False, sides[0].num_rows)
+    for name in names:
+        mine, *theirs = (side.column(name) for side in sides)
+        for column in theirs:
+            one_is_null = pc.xor(pc.is_null(mine), pc.is_null(column))
+            differs = pc.or_(differs, pc.or_(one_is_null, pc.fill_null(pc.not_equal(mine, column), False)))
+    common = common.filter(pc.invert(pc.is_in(common, sides[0].column(_PLACE).filter(differs))))
+    in_common = pc.is_in(rows.column(_PLACE), common)
+    return rows.slice(0, sizes[0]).filter(in_common.slice(0, sizes[0])), rows.filter(pc.invert(in_common))
+
+
+def _count_runs(rows: pa.Table) -> pa.Table | None:
+    """The places of one root's rows, and how many rows stand at each; None without rows, or if not in order."""
+    places = rows.column(_PLACE).combine_chunks()
+    size = len(places)
+    if not size or not pc.all(pc.less_equal(places.slice(0, size - 1), places.slice(1)), min_count=0).as_py():
+        return None
+    starts = pc.indices_nonzero(_changes(rows, [_PLACE])).cast(pa.int64())
+    ends = pa.concat_arrays([starts.slice(1), pa.array([size], pa.int64())])
+    return pa.table({"place": places.take(starts), "rows": pc.subtract(ends, starts)})
+
+
+def _are_unique(rows: pa.Table, id_column: str) -> bool:
+    """Whether no id is there twice; not so either where that can't be told at once."""
+    ids = rows.column(id_column)
+    bounds = pc.min_max(ids).as_py()
+    if bounds["min"] is None:
+        return True
+    if bounds["min"] < 0 or bounds["max"] >= 1 << TIME_BITS:
+        return False
+    keys = pc.add(pc.shift_left(rows.column(_RANK), TIME_BITS), ids)
+    return bool(pc.count_distinct(keys, mode="only_valid").as_py() == len(ids) - ids.null_count)
+
+
+def _in_order(rows: pa.Table) -> pa.Table:
+    """By symbol, timestamp and receipt."""
+    if rows.num_rows < 2:
+        return rows
+    names = (_PLACE, "received_at", "sequence")
+    in_place: Any = pa.repeat(True, rows.num_rows - 1)  # so far as the later columns tell
+    for name in reversed(names):
+        column = rows.column(name).combine_chunks()
+        before, after = column.slice(0, rows.num_rows - 1), column.slice(1)
+        in_place = pc.or_(pc.less(before, after), pc.and_(pc.equal(before, after), in_place))
+    if pc.all(in_place).as_py():
+        return rows
+    return rows.take(pc.sort_indices(rows, [(name, "ascending") for name in names]))
+
+
+def _choose_rows(rows: pa.Table, id_column: str | None) -> tuple[pa.Table, pa.Table]:
+    """The rows to keep: of each id one, of each other trade those of the root that has most of it; and what each root
+    heard, counted the same way.
+    """
+    parts: list[tuple[pa.Table, Sequence[str], bool]] = [(rows, _KEY, False)]
+    if id_column:
         counted = pc.is_valid(rows.column(id_column))
         parts = [
-            (rows.filter(counted), (_RANK, str(id_column)), True),
+            (rows.filter(counted), (_RANK, id_column), True),
             (rows.filter(pc.invert(counted)), _KEY, False),
         ]
-    else:
-        parts = [(rows, _KEY, False)]
-    kept: list[pa.Table] = []
-    found: list[pa.Table] = []
-    for part, key, once in parts:
-        if part.num_rows:
-            chosen, heard = _choose(part, key, once=once)
-            kept.append(chosen)
-            found.append(heard)
-    merged = pa.concat_tables(kept)
-    lacks = _find_lacks(merged, pa.concat_tables(found), len(tables))
-    order = pc.sort_indices(merged, [(name, "ascending") for name in (_PLACE, "received_at", "sequence")])
-    return merged.take(order).drop_columns([_ROOT, _RANK, _PLACE]), lacks
+    chosen = [_choose(part, key, once=once) for part, key, once in parts if part.num_rows]
+    kept, heard = zip(*chosen, strict=True) if chosen else ([rows], [rows])
+    return pa.concat_tables(kept), pa.concat_tables(heard)
 
 
 def _choose(rows: pa.Table, key: Sequence[str], *, once: bool) -> tuple[pa.Table, pa.Table]:
@@ -194,6 +269,8 @@ def read_merged(layouts: Sequence[Layout], selection: Selection, id_column: str 
             rows, lacks = merge_rows_of(
                 [schema.empty_table() if one is None else with_columns(one, schema) for one in tables], id_column
             )
+            del tables
+            pa.default_memory_pool().release_unused()  # merging takes some times what its rows take
             yield Merged(day, rows, lacks)
 
 
