@@ -84,11 +84,13 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return isinstance(value, list) and {str}.issuperset(map(type, value))
 
 
 def _is_numbers(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_whole, value.values()))
+    if not isinstance(value, dict) or not {int}.issuperset(map(type, value.values())):
+        return False
+    return not value or (min(value.values()) > -_LIMIT and max(value.values()) < _LIMIT)
 
 
 def _parses(parse: Callable[[str], Any], value: Any) -> bool:

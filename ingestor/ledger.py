@@ -62,7 +62,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,6 +165,22 @@ def read_facts(path: Path, skip: str | None = None, *, tell_damage: bool = False
         raise
     except OSError as error:
         raise DamagedFile(f"{path}: can't be read: {error.strerror}") from None
+
+
+def read_first_fact(path: Path) -> Fact:
+    """The first fact of one file, not to be changed; empty where there is none. Raises as `read_facts`.
+
+    It names what a run was asked for, up to thousands of symbols, and every question begins by reading it: one that was
+    read before is known by its text.
+    """
+    check_is_file(path)
+    first = ""
+    with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        first = file.readline(_LINE_CHARACTERS)
+    return _decode_known(first) or next(read_facts(path), {})  # which names the file where it can't be read
+
+
+_decode_known = lru_cache(maxsize=8)(decode_line)
 
 
 def _bounded(lines: Iterable[str]) -> Iterator[str]:

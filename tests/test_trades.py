@@ -19,9 +19,10 @@ from ingestor.dataset.arguments import Span
 from ingestor.dataset.compact import compact_days
 from ingestor.dataset.trades import first_trades
 from ingestor.errors import DamagedFile, FormatTooNew, NotARecording
+from ingestor.facts import decode_line, encode_line
 from ingestor.layout import locked_root
-from ingestor.ledger import Ledger
-from ingestor.schema import TRADES
+from ingestor.ledger import Ledger, list_ledgers
+from ingestor.schema import FORMAT_VERSION, TRADES
 
 
 @pytest.fixture
@@ -188,6 +189,26 @@ def test_a_column_that_a_feed_appended(recording: Recording) -> None:
     found = ingestor.read_trades(recording.layout.root, engine="arrow")
     assert found.column_names == [*TRADES.names, "side"]
     assert found["side"].null_count == found.num_rows - table.num_rows - later.num_rows
+
+
+def test_what_is_known_of_a_root_is_read_anew_where_it_has_changed(recording: Recording) -> None:
+    """Under the same names: a column in the newest file, and what the newest run began with."""
+    recording.seal()
+    recording.journal.close()
+    for left in recording.layout.journal.glob("*.journal"):
+        left.unlink()
+    assert ingestor.read_trades(recording.layout.root).columns.tolist() == TRADES.names
+    newest = max(recording.layout.trades.glob("date=*/*.parquet"))
+    table = pq.read_table(newest, partitioning=None)
+    pq.write_table(table.append_column("side", pa.array(["buy"] * table.num_rows)), newest)
+    assert ingestor.read_trades(recording.layout.root).columns.tolist() == [*TRADES.names, "side"]
+    ledger = list_ledgers(recording.layout)[-1]
+    first, *others = ledger.read_text().splitlines(keepends=True)
+    started = decode_line(first)
+    assert started is not None
+    ledger.write_text("".join([encode_line(started | {"format": FORMAT_VERSION + 1}), *others]))
+    with pytest.raises(FormatTooNew):
+        ingestor.read_trades(recording.layout.root)
 
 
 def test_the_first_trades_by_time(recording: Recording) -> None:

@@ -6,6 +6,7 @@ Inside, `symbol` and `conditions` are dictionaries: one integer per row, and eac
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -187,9 +188,19 @@ def known_schema(snapshot: Snapshot) -> pa.Schema:
         return snapshot.journaled[-1].schema.remove_metadata()
     if snapshot.files:
         newest = snapshot.files[max(snapshot.files)][-1]
-        with open_parquet(newest) as file, named_errors(newest):
-            return file.schema_arrow.remove_metadata()
+        with named_errors(newest):
+            found = newest.stat()
+        return _read_schema(newest, found.st_ino, found.st_size, found.st_mtime_ns)
     return TRADES
+
+
+@lru_cache(maxsize=8)
+def _read_schema(path: Path, *_as_it_is: int) -> pa.Schema:
+    """The columns of a file, once as long as it is the one that these numbers tell. In a store a name is never used
+    again.
+    """
+    with open_parquet(path) as file, named_errors(path):
+        return file.schema_arrow.remove_metadata()
 
 
 def as_frame(table: pa.Table, engine: Engine, tz: str) -> Any:

@@ -29,7 +29,7 @@ from ingestor.history import read_state
 from ingestor.journal.follower import Follower, Rows
 from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout, SegmentId, list_segments
-from ingestor.ledger import list_ledgers, read_facts
+from ingestor.ledger import list_ledgers, read_first_fact
 from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY, named_errors, open_parquet
 from ingestor.schema import FORMAT_VERSION
 from ingestor.store import StorePath, list_folder, locate_root
@@ -298,7 +298,7 @@ def _last_start(layout: Layout) -> Fact:
     """The `run.started` or `day.started` of the newest run that has one; empty in a root without a ledger."""
     with contextlib.suppress(FileNotFoundError):  # its day was closed: a later file is there now
         for path in reversed(list_ledgers(layout)):
-            first = next(read_facts(path), {})
+            first = read_first_fact(path)
             if first.get("fact") in {"run.started", "day.started"}:
                 return first
     return read_state(layout)
