@@ -511,6 +511,14 @@ def test_check_finds_options_that_a_destination_refuses(folder: Path, sinks: str
     assert says in done.output
 
 
+@pytest.mark.parametrize("kafka", ["{coverage_topic: trades.finnhub}", "{topic: coverage.finnhub}"])
+def test_check_refuses_one_topic_for_trades_and_coverage(folder: Path, kafka: str) -> None:
+    (folder / "ingestor.yaml").write_text(f"tickers: [A]\nsinks:\n  kafka: {kafka}\n")
+    done = call("check", "--config", "ingestor.yaml")
+    assert done.exit_code == 2
+    assert "`sinks.kafka.coverage_topic` is the topic of the trades" in done.output
+
+
 def test_check_looks_at_the_disk(folder: Path) -> None:
     (folder / "file").write_text("")
     (folder / "my.yaml").write_text("tickers: [A]\nstorage: {min_free: 1024TB}\nconnection: {ca_file: no.pem}\n")

@@ -7,22 +7,25 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
 from journals import make_root, read_events, trades
 from recordings import Print, Recording, make_recent, to_us
 from servers import KafkaCluster
 from sink_contract import EXTRA, ROOT, TOPIC, TopicReader, fill_journal
 from structlog.testing import capture_logs
 
-from ingestor.config.sections import KafkaSettings
+from ingestor.config.sections import KafkaSettings, SinkSettings
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Rows, SegmentEnd
 from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout, list_segments
+from ingestor.sinks.destinations import make_external_workers
 from ingestor.sinks.kafka_topic import CoverageTopic, KafkaTopic, encode_arrow, encode_json, patience_s
 
 QUICK = {"message.timeout.ms": "2000", "socket.timeout.ms": "1000", "reconnect.backoff.max.ms": "100"}
@@ -243,9 +246,9 @@ class TestCoverage:
     def recording(self, tmp_path: Path) -> Recording:
         return make_recent(tmp_path / "data")
 
-    def open(self, cluster: KafkaCluster, recording: Recording) -> KafkaTopic:
+    def open(self, cluster: KafkaCluster, recording: Recording, coverage: CoverageTopic | None = None) -> KafkaTopic:
         settings = KafkaSettings.model_validate({"brokers": cluster.brokers, "options": {**QUICK, "linger.ms": "1"}})
-        coverage = CoverageTopic(settings, COVERAGE, None, ROOT, recording.layout)
+        coverage = coverage or CoverageTopic(settings, COVERAGE, None, ROOT, recording.layout)
         return KafkaTopic(settings, TOPIC, None, ROOT, START, coverage)
 
     def told(self, cluster: KafkaCluster) -> dict[str, Any]:
@@ -306,6 +309,51 @@ class TestCoverage:
             assert not self.told(cluster)
             tick_until(sink, lambda: len(self.told(cluster)) == 2, now_s=61.0)
         assert len(logs) == 1
+
+    def test_a_lost_connection_is_no_reason_to_send_it_all_again(
+        self, recording: Recording, cluster: KafkaCluster
+    ) -> None:
+        cluster.create(COVERAGE)
+        recording.write(Print(f"{datetime.now(UTC).date()}T00:00", "A", 1, 1))
+        first, second = rows_of(recording.layout)
+        settings = KafkaSettings.model_validate({"brokers": cluster.brokers, "options": {**QUICK, "linger.ms": "1"}})
+        coverage = CoverageTopic(settings, COVERAGE, None, ROOT, recording.layout)
+        with closing(self.open(cluster, recording, coverage)) as sink:
+            sink.write(first)
+            tick_until(sink, lambda: len(read_topic(cluster, COVERAGE)) == 2)
+        with closing(self.open(cluster, recording, coverage)) as sink:
+            for _ in range(40):  # a date per tick
+                sink.tick(0.0)
+            cluster.kill()
+            coverage.segment_ended()  # news of the date that the trades have reached, of which no broker hears
+            sink.tick(0.0)
+            sink.write(second)
+            with pytest.raises(SinkUnavailable):
+                sink.tick(0.0)
+        cluster.start()
+        assert len(read_topic(cluster, COVERAGE)) == 2
+        with closing(self.open(cluster, recording, coverage)) as sink:
+            tick_until(sink, lambda: len(read_topic(cluster, COVERAGE)) == 3)
+
+    @pytest.mark.parametrize(
+        ("named", "topics"),
+        [
+            ("null", {"trades.finnhub", "coverage.finnhub"}),
+            ("mine", {"trades.finnhub", "mine"}),
+            ("none", {"trades.finnhub"}),
+        ],
+    )
+    def test_the_topic_that_the_settings_name(
+        self, recording: Recording, cluster: KafkaCluster, named: str, topics: set[str]
+    ) -> None:
+        kafka = {"brokers": cluster.brokers, "options": QUICK, "coverage_topic": named}
+        stop = Event()
+        stop.set()
+        settings = SinkSettings.model_validate({"kafka": kafka})
+        (worker,) = make_external_workers(settings, recording.layout, "finnhub", {}, stop)
+        worker.run()
+        assert set(AdminClient({"bootstrap.servers": cluster.brokers}).list_topics(timeout=30).topics) == topics
+        assert {name: bool(read_topic(cluster, name)) for name in topics} == dict.fromkeys(topics, True)
 
 
 def tick_until(sink: KafkaTopic, done: Callable[[], bool], now_s: float = 0.0) -> None:

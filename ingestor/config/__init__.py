@@ -106,6 +106,13 @@ class Settings(Section):
             raise ValueError("`alerts` need `health.listen`: they ask there how the recorder is")
         if self.backfill and self.history is None:
             raise ValueError(f"`backfill` needs `source`: no history of {self.feed.venue} is known")
+        if self.sinks.kafka is not None:
+            trades, coverage = self.sinks.kafka.topics(self.feed.type)
+            if trades == coverage:
+                raise ValueError(
+                    f"`sinks.kafka.coverage_topic` is the topic of the trades, {trades}: a compacted topic would lose"
+                    " trades; name another, or `none`"
+                )
         if not self.symbols:
             raise ValueError("this shard gets none of the tickers: there are too few of them for so many shards")
         if isinstance(self.feed, BinanceSettings):

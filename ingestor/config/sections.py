@@ -438,6 +438,11 @@ class KafkaSettings(Section):
             raise ValueError(f"{secret} is a secret: the password of SASL belongs into KAFKA_PASSWORD")
         return options
 
+    def topics(self, feed: str) -> tuple[str, str | None]:
+        """The topic of the trades of this type of feed, and that of their coverage: None where it is not sent."""
+        coverage = None if self.coverage_topic == "none" else self.coverage_topic or f"coverage.{feed}"
+        return self.topic or f"trades.{feed}", coverage
+
 
 def _parse_mirror_retention(value: object) -> object:
     """A duration of a day or more, or one of two words."""

@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from threading import Event as Flag
+from typing import TYPE_CHECKING
 
 import structlog
 from tenacity import (
@@ -32,6 +33,9 @@ from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.sinks import Sink
 from ingestor.sinks.retention_slots import name_root, note_loss, read_fault, read_place, write_fault, write_place
+
+if TYPE_CHECKING:
+    from ingestor.sinks.kafka_topic import CoverageTopic
 
 log = structlog.get_logger()
 
@@ -240,26 +244,47 @@ def make_external_workers(
 ) -> list[ExternalWorker]:
     """One for each sink that is asked for; Redis has two, a record and a view. Nothing is open yet. Raises OSError."""
     root = name_root(layout)
+    coverage = _make_coverage_topic(settings, layout, feed, secrets.get("kafka"), root)
     workers = [
         ExternalWorker(
             layout,
             name,
-            partial(_open, name, settings, layout, feed, secrets.get(name), root),
+            partial(_open, name, settings, layout, feed, secrets.get(name), root, coverage),
             stop,
             keeps_slot=name in _RECORDS,
         )
         for name in configured_sinks(settings)
     ]
     if settings.redis is not None:
-        live = partial(_open, "redis_live", settings, layout, feed, secrets.get("redis"), root)
+        live = partial(_open, "redis_live", settings, layout, feed, secrets.get("redis"), root, None)
         workers.append(ExternalWorker(layout, "redis_live", live, stop, view=True))
     return workers
 
 
+def _make_coverage_topic(
+    settings: SinkSettings, layout: Layout, feed: str, password: str | None, root: str
+) -> "CoverageTopic | None":
+    """One for all lives of Kafka's sink: it knows what was sent. None where it is not asked for."""
+    kafka = settings.kafka
+    if kafka is None or (topic := kafka.topics(feed)[1]) is None:
+        return None
+    from ingestor.sinks.kafka_topic import CoverageTopic
+
+    return CoverageTopic(kafka, topic, password, root, layout)
+
+
 def _open(
-    name: str, settings: SinkSettings, layout: Layout, feed: str, password: str | None, root: str, start: Cursor
+    name: str,
+    settings: SinkSettings,
+    layout: Layout,
+    feed: str,
+    password: str | None,
+    root: str,
+    coverage: "CoverageTopic | None",
+    start: Cursor,
 ) -> Sink:
-    """The sink of this name, ready. `start` is for those that can't keep their cursor at the destination.
+    """The sink of this name, ready. `coverage` is for Kafka's; `start` for those that can't keep their cursor at the
+    destination.
 
     Raises SinkUnavailable.
     """
@@ -280,12 +305,9 @@ def _open(
 
         return RedisLive(settings.redis, password)
     if name == "kafka" and settings.kafka is not None:
-        from ingestor.sinks.kafka_topic import CoverageTopic, KafkaTopic
+        from ingestor.sinks.kafka_topic import KafkaTopic
 
-        kafka, coverage = settings.kafka, None
-        if kafka.coverage_topic != "none":
-            coverage = CoverageTopic(kafka, kafka.coverage_topic or f"coverage.{feed}", password, root, layout)
-        return KafkaTopic(kafka, kafka.topic or f"trades.{feed}", password, root, start, coverage)
+        return KafkaTopic(settings.kafka, settings.kafka.topics(feed)[0], password, root, start, coverage)
     if name == "object_store" and settings.object_store is not None:
         from ingestor.sinks.object_store import ObjectStore
 

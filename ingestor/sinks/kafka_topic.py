@@ -208,6 +208,9 @@ class CoverageTopic:
     """The coverage beside the trades: a message per symbol and UTC date, which replaces the one before it where the
     topic is compacted. It has a producer of its own, and nobody waits for it: what brokers refuse of it, or keep
     waiting, hinders no trade, and is sent again a minute later.
+
+    It outlives the `KafkaTopic` that it stands beside: after a lost connection the next one is told only what is new,
+    and what was not acknowledged.
     """
 
     def __init__(self, settings: KafkaSettings, topic: str, password: str | None, root: str, layout: Layout) -> None:
@@ -218,6 +221,7 @@ class CoverageTopic:
         self._topic = topic
         self._root = root
         self._days = CoverageDays(layout, datetime.now(UTC) - NEWEST, None)
+        self._received_us = 0
         self._producer: Producer | None = None
         self._pending: list[tuple[date, pa.Table]] = []
         """The dates that are on their way, until all of their messages are acknowledged."""
@@ -232,6 +236,7 @@ class CoverageTopic:
 
     def tick(self, now_s: float, received_us: int) -> None:
         """Send what is due. `received_us`: the receipt of the newest trade that was acknowledged."""
+        self._received_us = max(self._received_us, received_us)
         if self._producer is not None:
             self._producer.flush(_FAREWELL_S) if math.isinf(now_s) else self._producer.poll(0)
         if self._waiting or now_s < self._next_s:
@@ -244,7 +249,7 @@ class CoverageTopic:
         elif self._pending:
             self._pending = []  # all of it was acknowledged
             self._told = ""
-        self._pending = self._pending or list(self._days.due(received_us, now_s))
+        self._pending = self._pending or list(self._days.due(self._received_us, now_s))
         try:
             for key, value in (message for one in self._pending for message in encode_coverage(self._root, *one)):
                 self._producer.produce(self._topic, value, key, on_delivery=self._note_delivery)
@@ -255,11 +260,17 @@ class CoverageTopic:
             self._fault = error.args[0]
 
     def close(self) -> None:
-        """Wait for what is on its way, for a second; the next start sends the newest dates again."""
-        if self._producer is not None:
-            with suppress(KafkaException):
-                self._producer.flush(_FAREWELL_S)
-            self._producer.purge()
+        """Wait for what is on its way, for a second; what is not acknowledged then is sent again by the next tick."""
+        if self._producer is None:
+            return
+        with suppress(KafkaException):
+            self._producer.flush(_FAREWELL_S)
+        if not self._waiting and self._fault is None:
+            self._pending = []
+        self._producer.purge()
+        with suppress(KafkaException):
+            self._producer.flush(0)  # what was purged is told: nothing waits any more
+        self._producer, self._fault = None, None
 
     def _give_up(self, fault: KafkaError, now_s: float) -> None:
         """After a refusal: once for each that is new, say so; a new producer sends the same date in a minute."""
