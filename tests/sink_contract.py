@@ -34,7 +34,7 @@ from journals import (
     trades,
 )
 from pyarrow import fs as pafs
-from servers import KafkaCluster, PostgresServer, RedisServer, S3Server, wait_until
+from servers import KafkaCluster, LossyKafka, PostgresServer, RedisServer, S3Server, wait_until
 
 from ingestor.config.sections import KafkaSettings, PostgresSettings, RedisSettings
 from ingestor.journal.follower import Follower
@@ -296,16 +296,26 @@ class Kafka(Destination):
     name = "kafka"
     exactly_once = False
 
-    def __init__(self, values: Literal["json", "arrow"] = "json") -> None:
+    def __init__(
+        self,
+        values: Literal["json", "arrow"] = "json",
+        cluster: KafkaCluster | LossyKafka | None = None,
+        **options: str,
+    ) -> None:
         with ExitStack() as started:
-            self.cluster = started.enter_context(closing(KafkaCluster()))
+            self.cluster = started.enter_context(closing(cluster or KafkaCluster()))
             self.cluster.create(TOPIC)
             self._reader = started.enter_context(closing(TopicReader(self.cluster.brokers, TOPIC)))
             self._running = started.pop_all()
         self.settings = KafkaSettings(
             brokers=self.cluster.brokers,
             values=values,
-            options={"message.timeout.ms": "2000", "socket.timeout.ms": "1000", "reconnect.backoff.max.ms": "200"},
+            options={
+                "message.timeout.ms": "2000",
+                "socket.timeout.ms": "1000",
+                "reconnect.backoff.max.ms": "200",
+                **options,
+            },
         )
 
     def open(self, layout: Layout, start: Cursor) -> Sink:
@@ -521,6 +531,8 @@ def destination_of(kind: str, folder: Path) -> Iterator[tuple[Destination, Layou
             made = Kafka()
         case "kafka, arrow":
             made = Kafka("arrow")
+        case "tansu":
+            made = Kafka(cluster=LossyKafka())
         case "directory":
             made = Mirror(layout, place)
         case _:

@@ -17,12 +17,16 @@ ROWS = int(os.environ.get("SINK_ROWS", str(of_tier(20_000, 2000))))
 """SINK_ROWS=1000000 is the long form."""
 
 
-SERVERS = {"postgres": "postgres", "redis": "redis-server", "s3": "weed"}
+SERVERS = {"postgres": "postgres", "redis": "redis-server", "tansu": "tansu", "s3": "weed"}
 """What a kind needs of the machine."""
+EVERY_KIND = (*KINDS, "tansu")
+"""With a Kafka broker that is not librdkafka's."""
 
 
 @pytest.fixture(
-    params=[pytest.param(kind, marks=pytest.mark.needs(SERVERS[kind])) if kind in SERVERS else kind for kind in KINDS]
+    params=[
+        pytest.param(kind, marks=pytest.mark.needs(SERVERS[kind])) if kind in SERVERS else kind for kind in EVERY_KIND
+    ]
 )
 def place(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

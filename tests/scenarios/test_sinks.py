@@ -1,24 +1,53 @@
 """Every sink at once, with its real server, at full speed, all of them killed twice: each ends with the truth under
-its guarantee, and the recorder notices nothing.
+its guarantee, and the recorder notices nothing. And Kafka's with a broker whose answers are lost: no row is there
+twice.
 """
 
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Recorder, Site, Tally, compare, read_facts, read_gaps, read_parquet, running_venue, wait_for
-from servers import KafkaCluster, PostgresServer, RedisServer, S3Server
-from sink_contract import Destination, Kafka, Postgres, Redis, Sqlite, TopicReader, check, read_store
+from harness import (
+    Recorder,
+    Site,
+    Tally,
+    compare,
+    read_facts,
+    read_gaps,
+    read_parquet,
+    rounds,
+    running_venue,
+    wait_for,
+)
+from journals import make_root
+from recordings import Recording, to_us
+from servers import KafkaCluster, LossyKafka, PostgresServer, RedisServer, S3Server
+from sink_contract import (
+    ROOT,
+    Destination,
+    Kafka,
+    Postgres,
+    Redis,
+    Sqlite,
+    TopicReader,
+    check,
+    fill_journal,
+    read_store,
+)
 
+from ingestor.config.sections import KafkaSettings
 from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.operations.recorder_status import read_status
+from ingestor.sinks.kafka_topic import CoverageTopic
 from ingestor.sinks.retention_slots import Lags, read_place
 
 pytestmark = pytest.mark.alone
@@ -46,7 +75,7 @@ class Elsewhere:
         self.destinations: dict[str, Destination] = {
             "sqlite": Sqlite(folder), "postgres": postgres, "redis": redis, "kafka": kafka,
         }  # fmt: skip
-        self.servers: list[RedisServer | PostgresServer | KafkaCluster | S3Server] = [
+        self.servers: list[RedisServer | PostgresServer | KafkaCluster | LossyKafka | S3Server] = [
             redis.server, postgres.server, kafka.cluster, self.s3,
         ]  # fmt: skip
         self.settings = {
@@ -182,6 +211,77 @@ def test_one_that_is_down_while_many_segments_are_sealed(tmp_path: Path, elsewhe
         check(destination, rows)
     tally.assert_clean()
     assert _skipped(site.layout) == []
+
+
+# A Kafka broker that keeps what it is sent, and whose word of that is lost
+
+WITHOUT_IDEMPOTENCE = {"enable.idempotence": "false", "enable.gapless.guarantee": "false"}
+AT_ONCE = {
+    "linger.ms": "1", "retry.backoff.ms": "10", "retry.backoff.max.ms": "20",
+    "reconnect.backoff.ms": "10", "reconnect.backoff.max.ms": "20",
+}  # fmt: skip
+"""What the client waits for after a lost answer would be most of the time."""
+LOSS = 0.1
+
+
+def _open_over(cluster: LossyKafka, **options: str) -> Kafka:
+    """With few messages to a request, so that there are many answers, and with a patience that doesn't end."""
+    patience = {"message.timeout.ms": "60000", "socket.timeout.ms": "10000", "batch.num.messages": "50"}
+    return Kafka("json", cluster, **AT_ONCE, **patience, **options)
+
+
+@pytest.mark.needs("tansu")
+def test_answers_of_a_kafka_broker_that_are_lost_repeat_nothing(tmp_path: Path, tally: Tally) -> None:
+    layout = make_root(tmp_path / "data")
+    truth = fill_journal(layout, segments=2, records=rounds(), rows=1000)
+    cluster = LossyKafka(LOSS)
+    with closing(_open_over(cluster)) as kafka:
+        kafka.carry(layout)
+        tally.rounds, tally.rows, tally.duplicated = cluster.lost, truth.num_rows, check(kafka, truth)
+    assert tally.rounds >= rounds()
+    tally.assert_clean()
+
+
+@pytest.mark.needs("tansu")
+def test_without_idempotence_they_do(tmp_path: Path) -> None:
+    """The negative control of the one above."""
+    layout = make_root(tmp_path / "data")
+    fill_journal(layout, segments=1, records=4, rows=1000)
+    with closing(_open_over(LossyKafka(LOSS), **WITHOUT_IDEMPOTENCE)) as kafka:
+        kafka.carry(layout)
+        sequences = kafka.rows()["sequence"].to_pylist()
+    assert len(set(sequences)) == 4000 < len(sequences)
+
+
+@pytest.mark.long
+@pytest.mark.needs("tansu")
+@pytest.mark.parametrize(("options", "repeated"), [({}, False), (WITHOUT_IDEMPOTENCE, True)])
+def test_neither_do_they_of_the_coverage(tmp_path: Path, options: dict[str, str], repeated: bool) -> None:
+    """With the same control. All dates that a start sends, of three symbols."""
+    symbols, newest = ("A", "B", "C"), datetime.now(UTC) - timedelta(1)
+    since = f"{(newest - timedelta(40)).date()}T00:00"
+    recording = Recording(tmp_path / "data", symbols, started=since)
+    recording.prove(symbols, since)
+    last = {f"{ROOT}|{newest.date()}|{symbol}" for symbol in symbols}
+    with closing(LossyKafka(3 * LOSS)) as cluster:
+        cluster.create("coverage.test")
+        settings = KafkaSettings(brokers=cluster.brokers, options={**AT_ONCE, **options})
+        with (
+            closing(TopicReader(cluster.brokers, "coverage.test")) as reader,
+            closing(CoverageTopic(settings, "coverage.test", None, ROOT, recording.layout)) as topic,
+        ):
+
+            def told() -> list[str]:
+                for _ in range(100):  # a date per acknowledgement
+                    topic.tick(0.0, to_us(newest))
+                    time.sleep(0.005)
+                return [message.key().decode() for message in reader.read_to_end()]
+
+            wait_for(lambda: last <= set(told()) or None, "the newest date")
+            keys = told()
+        assert cluster.lost
+    assert len(set(keys)) >= 29 * len(symbols)
+    assert (len(keys) > len(set(keys))) == repeated
 
 
 @pytest.mark.long
