@@ -5,6 +5,7 @@ twice.
 
 import json
 import os
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -213,6 +214,49 @@ def test_one_that_is_down_while_many_segments_are_sealed(tmp_path: Path, elsewhe
     assert _skipped(site.layout) == []
 
 
+# A database whose carrier is killed, and whose server
+
+
+@pytest.mark.long
+@pytest.mark.needs("postgres")
+def test_kills_of_the_process_that_fills_postgres_and_of_its_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Tally
+) -> None:
+    """At random moments of its work under load. The recorder, too, is killed after five of them: the pause before it
+    starts the process again has grown by then.
+    """
+    monkeypatch.setenv("POSTGRES_PASSWORD", PostgresServer.password)
+    moment, servers = random.Random(16), 0
+    with closing(Postgres()) as postgres, running_venue(tmp_path, "--rate", "10000") as venue:
+        settings = {"sinks": {"postgres": {"url": postgres.server.url}}, "storage": {"formats": ["parquet"]}}
+        site = Site(tmp_path, tmp_path / "data", venue.url, settings=settings)
+        for _ in range(max(1, rounds() // 20)):
+            with site.running() as recorder:
+                for number in range(5):
+                    old = set(postgres.server.backends)
+                    recorder.wait_for(partial(_new_links, postgres.server, old), "a link of its own")
+                    time.sleep(moment.uniform(0, 0.5))  # the fault's own moment: nothing is waited for
+                    if number == 2:
+                        postgres.kill()
+                        postgres.start()
+                        recorder.wait_for(lambda: postgres.server.backends, "a link to the new server")
+                        servers += 1
+                    os.kill(recorder.wait_for(lambda: _child(recorder) or None, "its process"), signal.SIGKILL)
+                    tally.rounds += 1
+                recorder.kill()
+        with site.running() as recorder:
+            recorder.wait_for_rows()
+            venue.stop()
+            recorder.wait_for_end_of_stream()
+            recorder.wait_for(lambda: Lags(site.layout, ["postgres"]).look()["postgres"].rows == 0, "all of it carried")
+            assert recorder.end() == 0
+        rows = read_parquet(site.layout)
+        tally.rows, tally.duplicated = rows.num_rows, check(postgres, rows)
+    tally.note = f"{servers} of them with the server killed, too"
+    tally.assert_clean()
+    assert _skipped(site.layout) == []
+
+
 # A Kafka broker that keeps what it is sent, and whose word of that is lost
 
 WITHOUT_IDEMPOTENCE = {"enable.idempotence": "false", "enable.gapless.guarantee": "false"}
@@ -308,6 +352,10 @@ def test_what_one_misses_while_it_is_switched_off_is_in_the_ledger(tmp_path: Pat
     assert database.rows().num_rows + skipped["rows"] == rows.num_rows
     assert skipped["rows"] > 0
     tally.assert_clean()
+
+
+def _new_links(server: PostgresServer, old: set[int]) -> set[int]:
+    return set(server.backends) - old
 
 
 def _skipped(layout: Layout) -> list[dict[str, Any]]:
