@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from journals import make_ledger
+from journals import Holder, drain, make_ledger
 from recordings import Print, Recording, to_us
 from sink_contract import ROOT
 from structlog.testing import capture_logs
@@ -22,6 +22,7 @@ from ingestor.dataset.maintenance import delete_expired
 from ingestor.dataset.snapshot import open_recording
 from ingestor.errors import ConfigError, NotARecording
 from ingestor.layout import Layout
+from ingestor.sinks.csv_files import CsvFiles
 from ingestor.sinks.object_store import ObjectStore, Retention
 from ingestor.store import Store, locate_root
 
@@ -122,6 +123,20 @@ def test_an_export_is_the_same(stopped: Path, tmp_path: Path) -> None:
 def test_a_reader_of_plain_parquet_finds_trades_alone(stopped: Path) -> None:
     found = {path.relative_to(stopped / "there").parts[0] for path in (stopped / "there").rglob("*.parquet")}
     assert found == {"date=2026-11-19", "date=2026-11-20"}
+
+
+def test_csv_files_stay_on_the_disk(tmp_path: Path) -> None:
+    """Their rows are in the mirror, as Parquet; `verify` of it counts them once."""
+    recording = record(tmp_path / "data")
+    recording.end_segment()
+    drain(recording.layout, [Holder(), CsvFiles(recording.layout)])
+    recording.stop("2026-11-21T00:00:01")
+    mirror(recording.layout, tmp_path / "there")
+    assert list((tmp_path / "data").rglob("*.csv"))
+    assert not list((tmp_path / "there").rglob("*csv*"))
+    codes, answers = zip(*(invoke(tmp_path / name, "verify") for name in ("data", "there")), strict=True)
+    assert codes == (0, 0)
+    assert answers[0].replace(", 120 rows in csv", "") == answers[1] != answers[0]
 
 
 # What it vouches for
