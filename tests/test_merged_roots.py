@@ -323,6 +323,69 @@ def test_commands_refuse_recorders_of_two_venues(tmp_path: Path) -> None:
         assert "several venues (binance, finnhub)" in str(refused.exception)
 
 
+def verify(*roots: Path, json_too: bool = True) -> tuple[int, Any, str]:
+    """The exit code, what is on stdout, and what is on stderr."""
+    named = [part for root in roots for part in ("--root", str(root))]
+    done = CliRunner().invoke(cli, ["verify", *named, *(["--json"] if json_too else [])])
+    return done.exit_code, json.loads(done.stdout) if json_too else done.stdout, done.stderr
+
+
+def test_several_roots_are_verified_each_and_together(tmp_path: Path) -> None:
+    for name, numbers in (("a", (1, 2, 6)), ("b", (2, 3, 6)), ("c", (6, 7, 8))):
+        with running(tmp_path / name) as run:
+            run.connect()
+            run.hear(SYMBOLS[0], *numbers)
+    roots = [tmp_path / name for name in "abc"]
+    code, told, _ = verify(*roots)
+    assert (code, [one["root"] for one in told["roots"]]) == (0, [str(root) for root in roots])
+    assert [(one["differences"], one["account"]["missing_ids"]) for one in told["roots"]] == [([], 3), ([], 2), ([], 0)]
+    assert told["together"] == {
+        "recordings": 3, "refused": None, "ids": 6, "missing_ids": 2,
+        "holes": [{"symbol": SYMBOLS[0], "first": 4, "last": 5}],
+    }  # fmt: skip
+    code, shown, _ = verify(*roots, json_too=False)
+    assert shown.splitlines()[-2:] == [
+        f"ids of {SYMBOLS[0]}: 4 to 5 missing (2)",
+        "Together: 3 recordings of one venue; 2 of 8 ids missing in all of them.",
+    ]
+
+
+def test_the_worst_of_several_roots_is_the_exit_code(tmp_path: Path) -> None:
+    good, damaged = (recorder(tmp_path / name, PRINTS[:60]) for name in "ab")
+    next((damaged / "trades").rglob("*.parquet")).unlink()
+    code, told, _ = verify(damaged, good)
+    assert (code, [len(one["differences"]) for one in told["roots"]]) == (1, [1, 0])
+    code, told, said = verify(tmp_path / "nowhere", damaged, good)
+    assert code == 2
+    assert "holds no recording" in told["roots"][0]["error"]
+    assert f"error: {tmp_path / 'nowhere'} was not verified: " in said
+    assert [len(one["differences"]) for one in told["roots"][1:]] == [1, 0]
+    done = CliRunner().invoke(cli, ["verify", "--root", str(good), "--root", str(damaged), "--against", str(good)])
+    assert (done.exit_code, "give --root once" in done.stderr) == (2, True)
+
+
+def test_a_root_that_is_named_twice_is_verified_once(tmp_path: Path) -> None:
+    one = recorder(tmp_path / "a", PRINTS[:60])
+    (tmp_path / "link").symlink_to(one)
+    code, told, said = verify(one, tmp_path / "link")
+    assert (code, told["together"]["recordings"]) == (0, 1)
+    assert told["roots"][1] == {"root": str(tmp_path / "link"), "same_as": str(one)}
+    assert "verified once" in said
+
+
+def test_recordings_of_two_venues_are_verified_and_told_apart(tmp_path: Path) -> None:
+    one = recorder(tmp_path / "a", PRINTS[:10])
+    with running(tmp_path / "b") as run:
+        run.connect()
+        run.hear(SYMBOLS[0], 1)
+    code, shown, _ = verify(one, tmp_path / "b", json_too=False)
+    assert code == 0
+    assert shown.count("Everything is there, once.") == 2
+    assert shown.splitlines()[-1].startswith("Together: these roots are of several venues (binance, finnhub)")
+    _, told, _ = verify(one, tmp_path / "b")
+    assert told["together"]["ids"] is None
+
+
 def test_recorders_of_two_venues_are_not_read_as_one(tmp_path: Path) -> None:
     one = recorder(tmp_path / "a", PRINTS[:10])
     with running(tmp_path / "b") as run:

@@ -2,21 +2,26 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 import structlog
 
-from ingestor.cli.options import example, json_option, recording_options, root_from
+from ingestor.cli.options import config_option, example, json_option, recording_options, root_from, roots_option
 from ingestor.cli.printing import format_bytes, format_json
-from ingestor.errors import ConfigError
+from ingestor.errors import ConfigError, IngestorError
 from ingestor.layout import Layout
 from ingestor.logs import configure_logs
 from ingestor.store import StorePath, locate_root
 from ingestor.texts import escape
 
+if TYPE_CHECKING:
+    from ingestor.dataset.verify import Difference, Hole, Verification
+    from ingestor.trade_ids import IdRanges
 _HOLES_SHOWN = 20
 _LOWEST = 19
 """The priority of what the recorder starts in the background."""
@@ -24,8 +29,9 @@ _LOWEST = 19
 log = structlog.get_logger()
 
 
-@click.command(epilog=example("ingestor verify --root data"))
-@recording_options
+@click.command(epilog=example("ingestor verify --root data", "ingestor verify --root data-a --root s3://bucket/data-b"))
+@config_option
+@roots_option
 @json_option
 @click.option(
     "--against",
@@ -33,7 +39,7 @@ log = structlog.get_logger()
     metavar="COPY",
     help="Compare the recording with this copy instead: a mirror, s3://bucket/path, or another directory.",
 )
-def verify(config: Path | None, root: Path | None, as_json: bool, against: Path | None) -> None:
+def verify(config: Path | None, roots: tuple[Path, ...], as_json: bool, against: Path | None) -> None:
     """Recount every file of a recording against its ledger, and name each difference.
 
     Rows, page checksums, schema, order, dates, sequence numbers and rejects; the values of CSV files against Parquet;
@@ -43,38 +49,98 @@ def verify(config: Path | None, root: Path | None, as_json: bool, against: Path 
 
     Of a copy (a mirror, what `ingestor publish` made), the manifest of each closed day is checked as well: the size
     and the SHA-256 of each file.
+
+    With --root several times each is verified, and the worst exit code is that of all. At the end stands whether
+    they are of one venue, and which ids none of them has.
     """
+    if len(roots) > 1 and against is not None:
+        raise click.UsageError("--against compares one recording: give --root once")
+    if against is not None:
+        _compare(Layout(root_from(config, roots[0] if roots else None)), Layout(locate_root(against)), as_json=as_json)
+    if len(roots) > 1:
+        _verify_each(roots, as_json=as_json)
+    verification, differences = _verify(root_from(config, roots[0] if roots else None))
+    if as_json:
+        click.echo(format_json(_as_report(verification, differences)))
+    else:
+        _print_verified(verification, differences)
+    sys.exit(1 if differences else 0)
+
+
+def _verify(root: Path) -> "tuple[Verification, list[Difference]]":
+    """One recording; on a terminal with a bar."""
     from ingestor.dataset.verify import Verification  # pyarrow is heavy
 
-    if against is not None:
-        _compare(Layout(root_from(config, root)), Layout(locate_root(against)), as_json=as_json)
-    verification = Verification(Layout(root_from(config, root)))
+    verification = Verification(Layout(root))
     steps = verification.run()
-    if sys.stderr.isatty():
-        with click.progressbar(steps, length=verification.files, file=sys.stderr) as shown:
-            differences = [difference for step in shown for difference in step]
-    else:
-        differences = [difference for step in steps for difference in step]
-    account = verification.account
+    if not sys.stderr.isatty():
+        return verification, [difference for step in steps for difference in step]
+    with click.progressbar(steps, length=verification.files, file=sys.stderr) as shown:
+        return verification, [difference for step in shown for difference in step]
+
+
+def _verify_each(roots: Sequence[Path], *, as_json: bool) -> None:
+    """Print what is found of each, one that can't be read included, and of all together; exit with the worst code."""
+    from ingestor.dataset.verify import compare_recordings
+
+    reports: list[dict[str, Any]] = []
+    found: list[tuple[Layout, IdRanges]] = []
+    seen: dict[str, Path] = {}
+    code = 0
+    for root in roots:
+        try:
+            place = locate_root(root)
+            same = seen.setdefault(str(place if isinstance(place, StorePath) else place.resolve()), root)
+            if same is not root:
+                reports.append({"root": str(root), "same_as": str(same)})
+                click.echo(escape(f"{root} is {same}: verified once"), err=True)
+                continue
+            verification, differences = _verify(place)
+        except (IngestorError, OSError) as error:
+            reports.append({"root": str(root), "error": str(error)})
+            click.echo(escape(f"error: {root} was not verified: {error}"), err=True)
+            code = max(code, error.exit_code if isinstance(error, IngestorError) else 1)
+            continue
+        found.append((Layout(place), verification.ids))
+        reports.append({"root": str(root), **_as_report(verification, differences)})
+        code = max(code, 1 if differences else 0)
+        if not as_json:
+            click.echo(escape(f"{root}:"))
+            _print_verified(verification, differences)
+            click.echo()
+    together = compare_recordings(found)
     if as_json:
-        report = {"differences": [asdict(one) for one in differences], "account": asdict(account)}
-        click.echo(format_json(report))
+        click.echo(format_json({"roots": reports, "together": asdict(together)}))
+    elif len(found) > 1:
+        _print_holes(together.holes)
+        click.echo(escape(str(together)))
+    sys.exit(code)
+
+
+def _as_report(verification: "Verification", differences: "list[Difference]") -> dict[str, Any]:
+    return {"differences": [asdict(one) for one in differences], "account": asdict(verification.account)}
+
+
+def _print_verified(verification: "Verification", differences: "list[Difference]") -> None:
+    account = verification.account
+    for difference in differences:
+        click.echo(escape(str(difference)))
+    _print_holes(account.holes)
+    click.echo(account)
+    # Nothing is said of what was not read.
+    files = f"{account.not_looked_at:,} file{' was' if account.not_looked_at == 1 else 's were'}"
+    unseen = f"{files} not looked at: their segments are not finished yet" if account.not_looked_at else ""
+    if differences:
+        click.echo(f"Differences: {len(differences)}{unseen and f'; {unseen}'}")
     else:
-        for difference in differences:
-            click.echo(escape(str(difference)))
-        for hole in account.holes[:_HOLES_SHOWN]:
-            click.echo(escape(str(hole)))
-        if len(account.holes) > _HOLES_SHOWN:
-            click.echo(f"… and {len(account.holes) - _HOLES_SHOWN:,} more such holes: --json names all")
-        click.echo(account)
-        # Nothing is said of what was not read.
-        files = f"{account.not_looked_at:,} file{' was' if account.not_looked_at == 1 else 's were'}"
-        unseen = f"{files} not looked at: their segments are not finished yet" if account.not_looked_at else ""
-        if differences:
-            click.echo(f"Differences: {len(differences)}{unseen and f'; {unseen}'}")
-        else:
-            click.echo(f"No differences; {unseen}." if unseen else "Everything is there, once.")
-    sys.exit(1 if differences else 0)
+        click.echo(f"No differences; {unseen}." if unseen else "Everything is there, once.")
+
+
+def _print_holes(holes: "Sequence[Hole]") -> None:
+    for hole in holes[:_HOLES_SHOWN]:
+        click.echo(escape(str(hole)))
+    if len(holes) > _HOLES_SHOWN:
+        click.echo(f"… and {len(holes) - _HOLES_SHOWN:,} more such holes: --json names all")
 
 
 def _compare(layout: Layout, copy: Layout, *, as_json: bool) -> None:

@@ -9,7 +9,7 @@ longer speaks for (all of them exist), and the rejects last.
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
 from itertools import pairwise
@@ -28,9 +28,10 @@ from ingestor.closed_days import (
     read_manifest,
 )
 from ingestor.dataset import inventory
+from ingestor.dataset.merged import check_one_venue
 from ingestor.dataset.raw import list_raw_files, recount_frames
 from ingestor.dataset.snapshot import date_folder, list_days, list_names, parse_days
-from ingestor.errors import DamagedFile
+from ingestor.errors import ConfigError, DamagedFile
 from ingestor.facts import DAMAGED, Fact
 from ingestor.layout import Layout, SegmentId, list_segments, read_lines, read_small
 from ingestor.ledger import DAY_US, day_of, list_closed_facts, list_ledgers, read_all_facts, read_facts
@@ -112,6 +113,27 @@ class Account:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Together:
+    """What several recordings say that none of them says alone."""
+
+    recordings: int
+    refused: str | None
+    """Why no reader takes them as one recording: they are of several venues. None: readers do."""
+    ids: int | None
+    """Distinct ids that any of them has; None: they are refused, or their venue doesn't count its trades."""
+    missing_ids: int | None
+    """Those between the first and the last of each symbol that none of them has."""
+    holes: list[Hole]
+    """Which they are."""
+
+    def __str__(self) -> str:
+        if self.refused:
+            return f"Together: {self.refused}; no command reads them as one."
+        ids = "" if self.ids is None else f"; {format_missing(self.ids, self.missing_ids or 0)} in all of them"
+        return f"Together: {self.recordings} recording{'' if self.recordings == 1 else 's'} of one venue{ids}."
+
+
 @dataclass(slots=True)
 class _Rejected:
     """The rejects of a run, by its records."""
@@ -143,7 +165,8 @@ class Verification:
             self._csv_done = min(unsealed, default=1 << 63)
         """CSV files of segments below this number are finished."""
         self._id_column = inventory.read_id_column(layout)
-        self._ids = IdRanges()
+        self.ids = IdRanges()
+        """The ids that were found."""
         self._early: list[Difference] = []
         self._journaled = self._read_journal()
         self._sealed = read_seals(layout)
@@ -198,7 +221,7 @@ class Verification:
             self._pass_over(self._csv, segment)
             self._pass_over(self._raw, segment)
             self.account.rows["journal"] += journaled.recount.rows
-            self._ids.add_all(journaled.recount.ids)
+            self.ids.add_all(journaled.recount.ids)
             self._count(SegmentId.parse(segment), journaled.counts, journaled.reasons, damaged=journaled.damaged)
             yield list(_unbalanced(segment, journaled.counts, journaled.recount.rows, journaled.reasons))
         for compaction in self._compactions:
@@ -219,10 +242,10 @@ class Verification:
             if path.exists()
         ]
         yield list(self._check_rejects())
-        if self._ids:
-            counts = self._ids.counts().values()
+        if self.ids:
+            counts = self.ids.counts().values()
             self.account.ids, self.account.missing_ids = map(sum, zip(*counts, strict=True))
-            self.account.holes = [Hole(*hole) for hole in self._ids.holes()]
+            self.account.holes = [Hole(*hole) for hole in self.ids.holes()]
 
     def _check_ledger(self) -> Iterator[list[Difference]]:
         """Lines of the ledger that the disk has changed, and files of closed days that can't be read."""
@@ -298,11 +321,11 @@ class Verification:
         if journaled is not None and journaled.ended:
             self._pass_over(self._parts, str(segment))  # published, not committed: made anew at the next start
             self.account.rows["journal"] += journaled.recount.rows
-            self._ids.add_all(journaled.recount.ids)
+            self.ids.add_all(journaled.recount.ids)
             yield from _compare(f"{segment} in the journal", journaled.recount, closed)
         elif self._layout.open_segment(segment).exists():
             self._pass_over(self._parts, str(segment))  # ended since the journal was read
-            self._ids.add_all(closed["ids"] or ())
+            self.ids.add_all(closed["ids"] or ())
         else:
             yield from self._check_parts(segment, closed)
         yield from self._check_csv(segment, closed)
@@ -317,7 +340,7 @@ class Verification:
         sealed = self._sealed.get(str(segment))
         days = self._parts.pop(str(segment), set()) | set(sealed or ())
         if not days and sealed is None and "parquet" not in self._formats:
-            self._ids.add_all(closed["ids"] or ())
+            self.ids.add_all(closed["ids"] or ())
             return
         if not days:  # published after the files were listed, or a crash came between commit and `segment.sealed`
             days = {day for day in list_days(self._layout) if self._layout.parquet_file(segment, day).exists()}
@@ -379,7 +402,7 @@ class Verification:
         self.account.rows["parquet"] += found.rows
         if not differences:
             self._add_values(str(segment), found.digests)
-        self._ids.add_all(found.ids)
+        self.ids.add_all(found.ids)
         return None if differences else found, differences
 
     def _check_sequence(self, place: str, found: inventory.Recount, run: int) -> Iterator[Difference]:
@@ -420,7 +443,7 @@ class Verification:
             rows += found.rows
             for segment, digest in zip(with_csv, found.digests, strict=False):  # none where it has no rows
                 self._add_values(segment, [digest])
-            self._ids.add_all(found.ids)
+            self.ids.add_all(found.ids)
         self.account.rows["parquet"] += rows
         seals = [self._sealed.get(segment) for segment in compaction.origin]
         expected = sum(seal.get(compaction.day, 0) for seal in seals if seal is not None)
@@ -624,6 +647,22 @@ def compare_files(manifest: Manifest, files: Mapping[str, Path], source: str) ->
             yield Difference(name, f"{size:,} bytes", f"{one.bytes:,} ({source})")
         elif sha256 != one.sha256:
             yield Difference(name, f"SHA-256 {sha256[:16]}…", f"{one.sha256[:16]}… ({source})")
+
+
+def compare_recordings(found: Sequence[tuple[Layout, IdRanges]]) -> Together:
+    """What recordings say together, of each of which these ids were found. Raises OSError."""
+    refused = None
+    try:
+        check_one_venue([layout for layout, _ in found])
+    except ConfigError as error:
+        refused = str(error)
+    together = IdRanges()
+    for _, ids in found if refused is None else ():
+        together.add_all(ids)
+    seen = missing = None
+    if together:
+        seen, missing = map(sum, zip(*together.counts().values(), strict=True))
+    return Together(len(found), refused, seen, missing, [Hole(*hole) for hole in together.holes()])
 
 
 def compare_with_copy(layout: Layout, copy: Layout) -> Iterator[list[Difference]]:
