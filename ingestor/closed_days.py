@@ -54,13 +54,13 @@ from ingestor.store import StorePath, is_there, list_folder, mirrored_name
 COVERAGE_FILE = pa.schema(
     [
         ("symbol", pa.string()),
-        ("state", pa.string()),  # recorded, filled, blind or unproven
+        ("state", pa.string()),  # recorded, filled, imported, blind or unproven
         ("cause", pa.string()),  # of blindness; else null
         ("all_symbols", pa.bool_()),  # blind for all symbols; null where it is not blind
         ("start", RECEIVED_AT),
         ("end", RECEIVED_AT),  # exclusive; a day's last at midnight UTC at the latest
         ("proof", pa.string()),  # of recorded: `ids` where the venue's ids show that nothing is missing; else null
-        ("source", pa.string()),  # of filled: whose history the trades are from; else null
+        ("source", pa.string()),  # of filled: whose history the trades are from; of imported: the file; else null
     ],
     metadata={FORMAT_KEY: str(FORMAT_VERSION)},
 )

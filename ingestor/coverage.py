@@ -10,6 +10,9 @@ most up to the newest fact of the ledger (the horizon). During that time it is i
                 and none is missing between the first and the last of them
     filled      it was blind or unproven, and a source's history has closed the gap since (`gap.filled`)
 
+What a file told of a time that is neither recorded nor filled is *imported* (`file.imported`), from its first trade of
+the symbol to its last: there are trades, and nobody says that they are all. It need not have been asked for then.
+
 A gap begins behind the last receipt that its fact names (`since`), in recordings of any age: the frame that was
 received then, and each of its trades, is recorded and not in it.
 
@@ -35,7 +38,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from ingestor.facts import DAMAGED, FAR_US, Fact, id_proofs, proofs
 
-State = Literal["recorded", "filled", "blind", "unproven"]
+State = Literal["recorded", "filled", "blind", "unproven", "imported"]
 Proof = Literal["ids"]
 
 _ENDLESS_US = 1000 * 86_400_000_000
@@ -57,7 +60,7 @@ class Interval(NamedTuple):
     proof: Proof | None = None
     """Of what is recorded: by what it is known that nothing is missing between its first and its last trade."""
     source: str | None = None
-    """Of what is filled: whose history the trades are from."""
+    """Of what is filled: whose history the trades are from; of what is imported, the file."""
 
 
 class Gap(NamedTuple):
@@ -70,9 +73,12 @@ class Gap(NamedTuple):
 
 
 _BEST_FIRST: tuple[tuple[State, Proof | None], ...] = (
-    ("recorded", "ids"), ("recorded", None), ("filled", None), ("unproven", None), ("blind", None),
+    ("recorded", "ids"), ("recorded", None), ("filled", None), ("imported", None), ("unproven", None),
+    ("blind", None),
 )  # fmt: skip
 
+_SOURCED = ("filled", "imported")
+"""States of which the source is told."""
 _Piece = TypeVar("_Piece", Interval, Gap)
 
 
@@ -83,6 +89,7 @@ class Shares(NamedTuple):
     blind_us: int
     unproven_us: int
     filled_us: int = 0
+    imported_us: int = 0
 
 
 class Closed(NamedTuple):
@@ -108,14 +115,15 @@ class Coverage:
     _doubts: "dict[str | None, list[_Stretch]]"
     _proofs: "dict[str, list[_Stretch]]"
     _filled: "dict[str, list[_Stretch]]"
+    _imported: "dict[str, list[_Stretch]]"
     _seen: "dict[str, list[_Stretch]]"
     """Where a clock was set back: what was recorded before one of its steps or after it, whatever it showed then."""
     _closed: Mapping[str, Sequence[Interval]]
 
     @property
     def symbols(self) -> list[str]:
-        """Those that were ever requested, sorted."""
-        return sorted({*self._requests, *self._filled, *self._closed})
+        """Those that were ever requested or imported, sorted."""
+        return sorted({*self._requests, *self._filled, *self._imported, *self._closed})
 
     def is_for_all(self, blind: Interval) -> bool:
         """Whether an interval of blindness is a part of a gap for all symbols."""
@@ -143,10 +151,10 @@ class Coverage:
         waiting = _settle((requested, proven, "") for requested, proven, _, _ in spans)
         unproven = _settle([*_without(waiting, proofs), *doubts])
         recorded = _settle([*((proven, ended, proof) for _, proven, ended, proof in spans), *proofs])
-        filled = self._filled.get(symbol, [])
-        told = _stacked(symbol, blind, unproven, recorded, filled)
+        filled, imported = self._filled.get(symbol, []), self._imported.get(symbol, [])
+        told = _stacked(symbol, blind, unproven, recorded, filled, imported)
         if self._told_from_us:  # what is before that was told by facts that are closed, but for what was found since
-            found_since = clip(_stacked(symbol, blind, doubts, [], filled), 0, self._told_from_us)
+            found_since = clip(_stacked(symbol, blind, doubts, [], filled, imported), 0, self._told_from_us)
             told = [*found_since, *clip(told, self._told_from_us, _NEVER)]
         closed = self._closed.get(symbol)
         return join_intervals(symbol, [*closed, *told]) if closed else told
@@ -173,8 +181,10 @@ def find_coverage(
     if set_back_us is not None:
         story.set_back(set_back_us)
     horizon_us = story.last_us if story.has_shown(journaled_us) else max(story.last_us, journaled_us)
-    if not horizon_us:  # no facts are left
-        horizon_us = max((one.end_us for pieces in closed.intervals.values() for one in pieces), default=0)
+    imported = {symbol: _settle(stretches) for symbol, stretches in story.imported.items()}
+    if not horizon_us:  # no facts of a recorder are left
+        ends = [one.end_us for pieces in closed.intervals.values() for one in pieces]
+        horizon_us = max([0, *ends, *(stretches[-1][1] for stretches in imported.values() if stretches)])
     blind, id_proofs = story.end(horizon_us)
     seen = story.seen(horizon_us)
     asked: dict[str | None, list[_Stretch]] = {  # a symbol's requests, joined where one follows on another
@@ -194,14 +204,15 @@ def find_coverage(
         gaps = _join_gaps([*closed.gaps, *gaps])
     filled = {symbol: _settle(stretches) for symbol, stretches in story.filled.items()}
     found = Coverage(
-        horizon_us, gaps, story.told_from_us, story.requests, blind, asked, story.doubts, id_proofs, filled, seen,
-        closed.intervals,
+        horizon_us, gaps, story.told_from_us, story.requests, blind, asked, story.doubts, id_proofs, filled,
+        imported, seen, closed.intervals,
     )  # fmt: skip
-    return replace(found, gaps=_still_blind(found, filled)) if filled or seen else found
+    closing = {symbol: _settle([*filled.get(symbol, []), *imported.get(symbol, [])]) for symbol in {*filled, *imported}}
+    return replace(found, gaps=_still_blind(found, closing)) if closing or seen else found
 
 
 def _still_blind(coverage: Coverage, filled: "Mapping[str, list[_Stretch]]") -> list[Gap]:
-    """The parts of its gaps that nothing has filled; of a gap for all symbols those in which any is blind after all."""
+    """The parts of its gaps that nothing has closed; of a gap for all symbols those in which any is blind after all."""
     intervals = (one for symbol in coverage.symbols for one in coverage.intervals(symbol))
     blind = _union((one.start_us, one.end_us, "") for one in intervals if one.state == "blind")
     left: list[Gap] = []
@@ -214,16 +225,19 @@ def _still_blind(coverage: Coverage, filled: "Mapping[str, list[_Stretch]]") -> 
 
 def join_intervals(symbol: str, pieces: Iterable[Interval]) -> list[Interval]:
     """One symbol's intervals out of several tellings of the same time: where two meet, the one that promises least
-    stands; but what was filled was blind before. Sorted, without overlap.
+    stands; but what was filled or imported was blind before. Sorted, without overlap.
     """
     of_state: dict[tuple[State, Proof | None], list[_Stretch]] = {}
     for one in pieces:
         of_state.setdefault((one.state, one.proof), []).append(_stretch(one))
-    blind, unproven, recorded, proved, filled = (
+    blind, unproven, recorded, proved, filled, imported = (
         _settle(of_state.get(state, []))
-        for state in (("blind", None), ("unproven", None), ("recorded", None), ("recorded", "ids"), ("filled", None))
-    )
-    return _stacked(symbol, blind, unproven, _settle([*recorded, *_without(proved, recorded)]), filled)
+        for state in (
+            ("blind", None), ("unproven", None), ("recorded", None), ("recorded", "ids"), ("filled", None),
+            ("imported", None),
+        )
+    )  # fmt: skip
+    return _stacked(symbol, blind, unproven, _settle([*recorded, *_without(proved, recorded)]), filled, imported)
 
 
 def _stretch(one: Interval) -> "_Stretch":
@@ -243,7 +257,7 @@ def join_best(symbol: str, pieces: Iterable[Interval]) -> list[Interval]:
         free = _without(_settle(of_state.get((state, proof), [])), taken)
         taken = _settle([*taken, *free])
         layers += [
-            (start, end, state, word if state == "blind" else None, proof, word if state == "filled" else None)
+            (start, end, state, word if state == "blind" else None, proof, word if state in _SOURCED else None)
             for start, end, word in free
         ]
     return _joined(symbol, sorted(layers, key=itemgetter(0)))
@@ -287,7 +301,7 @@ def sum_shares(intervals: Iterable[Interval]) -> Shares:
     spent: Counter[State] = Counter()
     for one in intervals:
         spent[one.state] += one.end_us - one.start_us
-    return Shares(spent["recorded"], spent["blind"], spent["unproven"], spent["filled"])
+    return Shares(spent["recorded"], spent["blind"], spent["unproven"], spent["filled"], spent["imported"])
 
 
 def sum_proved(intervals: Iterable[Interval]) -> int:
@@ -387,6 +401,8 @@ class _Story:
 
     filled: "dict[str, list[_Stretch]]" = field(default_factory=dict)
     """From whose history."""
+    imported: "dict[str, list[_Stretch]]" = field(default_factory=dict)
+    """From which file."""
     doubts: "dict[str | None, list[_Stretch]]" = field(default_factory=dict)
     """While the clock was wrong, or what came was late."""
     _doubted_us: int | None = None
@@ -395,12 +411,19 @@ class _Story:
     _lived_from_us: int | None = None
 
     def tell(self, fact: Fact) -> None:
-        """One more fact. A backfill is no recorder: it tells what it filled, and nothing of what could be seen."""
+        """One more fact. A backfill or an import is no recorder: it tells what it brought, and nothing of what could be
+        seen.
+        """
         if fact["fact"] in {"run.started", "day.started"}:
             self._is_backfill = bool(fact.get("backfill"))
         if fact["fact"] == "gap.filled" and (self.only is None or fact["symbol"] in self.only):
             stretch = fact["since"] + 1, fact["until"], fact["source"]
             self.filled.setdefault(fact["symbol"], []).append(stretch)
+        if fact["fact"] == "file.imported":
+            for symbol, start_us in fact["starts"].items():
+                if symbol in fact["ends"] and (self.only is None or symbol in self.only):
+                    told = start_us, fact["ends"][symbol], fact["source"]
+                    self.imported.setdefault(symbol, []).append(told)
         if not self._is_backfill:
             self._tell(fact)
 
@@ -719,8 +742,8 @@ _Layer = tuple[int, int, State, str | None, Proof | None, str | None]
 """Start, end, state, cause, proof, source."""
 
 _Stretch = tuple[int, int, str]
-"""Start, end, cause (of what is recorded: proof; of what is filled: source). A list of them is *settled* where it is
-sorted, without overlap.
+"""Start, end, cause (of what is recorded: proof; of what is filled or imported: source). A list of them is *settled*
+where it is sorted, without overlap.
 """
 
 
@@ -757,14 +780,20 @@ def _stacked(
     unproven: list[_Stretch],
     recorded: list[_Stretch],
     filled: list[_Stretch],
+    imported: list[_Stretch],
 ) -> list[Interval]:
-    """A symbol's intervals: filled above blind, that above unproven, and that above recorded. Each is settled."""
+    """A symbol's intervals: filled above blind, that above unproven, and that above recorded; imported above blind and
+    unproven, where it is neither filled nor recorded. Each is settled.
+    """
     layers: list[_Layer] = []
     layers += [(start, end, "filled", None, None, source) for start, end, source in filled]
-    layers += [(start, end, "blind", cause, None, None) for start, end, cause in _without(blind, filled)]
-    doubtful = _without(_without(unproven, blind), filled)
-    layers += [(start, end, "unproven", None, None, None) for start, end, _ in doubtful]
     sure = _without(_without(_without(recorded, unproven), blind), filled)
+    brought = _without(_without(imported, filled), sure) if imported else []
+    layers += [(start, end, "imported", None, None, source) for start, end, source in brought]
+    closed = _settle([*filled, *brought])
+    layers += [(start, end, "blind", cause, None, None) for start, end, cause in _without(blind, closed)]
+    doubtful = _without(_without(unproven, blind), closed)
+    layers += [(start, end, "unproven", None, None, None) for start, end, _ in doubtful]
     layers += [(start, end, "recorded", None, "ids" if proof else None, None) for start, end, proof in sure]
     layers.sort(key=itemgetter(0))
     return _joined(symbol, layers)

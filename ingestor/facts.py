@@ -36,6 +36,7 @@ _RESTATED = (
     "first_segment",
     "raw",
     "backfill",
+    "imports",
 )
 
 _read_json = json.JSONDecoder().raw_decode
@@ -130,7 +131,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
         _is_whole,
     ),
     **dict.fromkeys(("tickers", "formats", "columns", "requested"), _is_texts),
-    **dict.fromkeys(("counts", "reasons", "repeated", "before"), _is_numbers),
+    **dict.fromkeys(("counts", "reasons", "repeated", "before", "starts", "ends"), _is_numbers),
     **dict.fromkeys(
         ("from", "to"), lambda place: isinstance(place, list) and len(place) == 2 and all(map(_is_whole, place))
     ),
@@ -155,6 +156,7 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "gap.opened": ("gap", "cause", "since", "symbol"),
     "gap.closed": ("gap", "until", "symbol"),
     "gap.filled": ("symbol", "since", "until", "source", "rows"),
+    "file.imported": ("source", "starts", "ends", "rows"),
     "gap.unfilled": ("symbol", "since", "until", "source", "why"),
     "ids.missed": ("symbol", "first", "last", "count", "since", "until"),
     "ids.proven": ("base", "before", "symbols"),

@@ -13,7 +13,8 @@ checksums, in `coverage/`.
                         asked: the symbols that the run before still asked for, ended: when it was last heard of,
                         right: the last that a clock known to be right has shown, where that is not `ended`;
                         merged, redecoded: of which roots a root was made that no recorder made;
-                        backfill: true of a run that fills gaps, and hears nothing
+                        backfill: true of a run that fills gaps or imports files, and hears nothing; imports: true of
+                        one that imports
     day.started         the same of the run that goes on, and where it stands: segment, last_received, began;
                         asked: what is asked for since when, by connection, and proven since when;
                         requested: what was last asked for as a whole; unconnected: since when no connection is open,
@@ -34,6 +35,9 @@ checksums, in `coverage/`.
                         history; rows: so many trades of it were missing; compared: trades of the margins, agreement:
                         the share of ours that the source has, and of its that we have
     gap.unfilled        symbol, since, until, source, why: what is left as it is; compared, agreement where known
+    file.imported       source: `import:` and the file's name; its bytes and sha256; rows: so many of its trades were
+                        added; starts, ends: of each symbol the time (µs) of its first trade in the file, and the end
+                        of the millisecond of its last
     ids.missed          symbol, first, last, count: so many ids from the first to the last never came; since, until: the
                         receipts of the trades around them
     ids.proven          base, before, symbols: no trade of a symbol was missed between the receipts base + its number in

@@ -318,9 +318,9 @@ def check_venue(root: Path, history: History, feed: str, venue: str) -> None:
     """Raises ConfigError where the newest run of this root recorded another venue.
 
     `venue` tells those apart that speak one language; it is empty where a language is one venue's. Runs before this
-    was written down told the feed alone.
+    was written down told the feed alone; a root that was only imported into has none.
     """
-    if history.feed in {None, feed} and history.venue in {None, venue}:
+    if history.feed == "" or (history.feed in {None, feed} and history.venue in {None, venue}):
         return
     raise ConfigError(
         f"{root} holds the trades of {history.venue or history.feed}, and this is {venue or feed}: give each venue a "

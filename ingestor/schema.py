@@ -61,8 +61,11 @@ PACKED_FRAMES = pa.schema(
 """The columns of a file of raw frames: a row per block, compressed as the journal has it."""
 
 ORIGIN = pa.field("origin", pa.string())
-"""The last column of rows that were filled: whose history they are from. Null, or not there, in those that were heard.
+"""The last column of rows that were filled: whose history they are from; of rows that were imported IMPORTED and the
+file's name. Null, or not there, in those that were heard.
 """
+
+IMPORTED = "import:"
 
 RUN_SHIFT = 40
 """`sequence >> RUN_SHIFT` is the run that recorded a row."""

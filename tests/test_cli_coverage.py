@@ -77,6 +77,7 @@ def test_json(layout: Layout) -> None:
         "blind": 0.3,
         "unproven": 0.1,
         "filled": 0.0,
+        "imported": 0.0,
         "gaps": 1,
         "proved_by_ids": 0.0,
         "ids": None,
@@ -120,6 +121,7 @@ def test_a_span_in_which_nothing_is_claimed(layout: Layout) -> None:
     told = report(layout, "--end", "2026-11-20")
     assert told["symbols"][0] == {
         "symbol": "A", "start": None, "end": None, "recorded": None, "blind": None, "unproven": None, "filled": None,
+        "imported": None,
         "gaps": 0,
         "proved_by_ids": None, "ids": None, "missing": None,
     }  # fmt: skip

@@ -545,6 +545,7 @@ class TestCommand:
                 "rows": {"parquet": 67, "csv": 67, "journal": 0},
                 "frames_kept": None,
                 "filled": 0,
+                "imported": 0,
                 "rejects": 2,
                 "uncounted_rejects": 0,
                 "ids": None,

@@ -171,7 +171,7 @@ class Backfill:
         schema = read_consistently(layout, EVER, known_schema)
         self._schema = pa.schema([*(one for one in schema if one.name != ORIGIN.name), ORIGIN])
         self._asks_again = target is not None
-        self._run: Target | None = None if dry_run else target or _Run(layout, self._started, self._schema)
+        self._run: Target | None = None if dry_run else target or OfflineRun(layout, self._started, self._schema)
         self._final: str | None = None
         """Why the source gives nothing at all."""
 
@@ -248,21 +248,11 @@ class Backfill:
         return Outcome(hole, missing.num_rows, compared, agreement, left), self._as_rows(hole.symbol, missing)
 
     def _as_rows(self, symbol: str, history: pa.Table) -> pa.Table:
-        """Trades of a source in the columns of this root; sequence numbers are given as they are written."""
-        size = history.num_rows
+        """Trades of a source in the columns of this root."""
         own: dict[str, Any] = {name: history.column(name) for name in history.column_names}
         own |= {self._id_column: history.column("trade_id")} if self._id_column else {}
-        own |= {
-            "symbol": pa.repeat(symbol, size),
-            "received_at": pa.repeat(pa.scalar(now_us(), pa.int64()), size),
-            "sequence": pa.repeat(pa.scalar(0, pa.int64()), size),
-            "repeated": pa.repeat(False, size),
-            ORIGIN.name: pa.repeat(self._source.name, size),
-        }
-        columns = [
-            own[one.name].cast(one.type) if one.name in own else pa.nulls(size, one.type) for one in self._schema
-        ]
-        return pa.table(columns, schema=self._schema)
+        own |= {"symbol": pa.repeat(symbol, history.num_rows)}
+        return complete_rows(own, history.num_rows, self._schema, self._source.name)
 
     def _read_around(self, holes: Sequence[Hole], margin_us: int) -> pa.Table:
         """The rows of these symbols from the first of the holes to the last, with a margin."""
@@ -301,6 +291,21 @@ class Backfill:
             self._run.record("gap.filled", **told, rows=outcome.rows, **measured)
         else:
             self._run.record("gap.unfilled", **told, **measured)
+
+
+def complete_rows(own: Mapping[str, Any], size: int, schema: pa.Schema, origin: str) -> pa.Table:
+    """So many trades that nobody heard, of these columns, in those of a root; sequence numbers are given as they are
+    written.
+    """
+    known = {
+        **own,
+        "received_at": pa.repeat(pa.scalar(now_us(), pa.int64()), size),
+        "sequence": pa.repeat(pa.scalar(0, pa.int64()), size),
+        "repeated": pa.repeat(False, size),
+        ORIGIN.name: pa.repeat(origin, size),
+    }
+    columns = [known[one.name].cast(one.type) if one.name in known else pa.nulls(size, one.type) for one in schema]
+    return pa.table(columns, schema=schema)
 
 
 class _Around:
@@ -447,11 +452,18 @@ def _lies_in(at_us: int, spans: _Spans) -> bool:
     return any(start <= at_us < end for start, end in spans)
 
 
-class _Run:
-    """The run of a backfill: its ledger and journal, which begin with the first thing there is to write."""
+class OfflineRun:
+    """A run of its own, without a recorder: its ledger and journal, which begin with the first thing there is to write.
 
-    def __init__(self, layout: Layout, started: Mapping[str, Any], schema: pa.Schema) -> None:
+    The caller holds the root.
+    """
+
+    def __init__(self, layout: Layout, started: Mapping[str, Any], schema: pa.Schema, **told: Any) -> None:
+        """`started`: how the run before began, whose files and columns this one goes on with; `told`: what else the
+        ledger says of this one.
+        """
         self._layout = layout
+        self._told = told
         self._started = started
         self._schema = schema
         self._ledger: Ledger | None = None
@@ -459,6 +471,10 @@ class _Run:
         self._number = 0
         self._closed = 0
         self._sequence = 0
+
+    def begin(self) -> None:
+        """Begin it, although there is nothing to write yet: its end seals what earlier runs left in the journal."""
+        self._begin()
 
     def record(self, fact: str, **fields: Any) -> None:
         """A fact in this run's ledger; whatever was written before it is synced. Raises OSError."""
@@ -544,6 +560,7 @@ class _Run:
             ended=history.ended,
             **({} if history.right is None else {"right": history.right}),
             backfill=True,
+            **self._told,
         )
         segments = Segments(layout, self._number, first_segment, history.feed or "", self._schema)
         self._ledger, self._journal = ledger, Journal(layout, segments, _ROTATION)

@@ -1,5 +1,5 @@
-"""`ingestor backfill` and `ingestor audit`: a source's history fills the gaps of a recording, and is compared with a
-day of it (`ingestor.backfill`).
+"""Commands that bring what no recorder heard (`ingestor.backfill`): `ingestor backfill` fills gaps from a source's
+history, `ingestor audit` compares a day with it, `ingestor import` takes the trades of files.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from ingestor.cli.options import (
     query_options,
     read_span,
     reading_options,
+    recording_options,
     root_from,
     tz_option,
     warn_of_unknown_symbols,
@@ -28,17 +29,21 @@ from ingestor.cli.printing import format_json, format_table, format_time, percen
 from ingestor.config import DEFAULT_PATH, Settings, load_settings
 from ingestor.config.feeds import BinanceSettings, find_history
 from ingestor.config.key import load_key
+from ingestor.dataset.arguments import find_zone
 from ingestor.dataset.snapshot import open_recording
 from ingestor.errors import ConfigError, RootLocked
 from ingestor.history import read_history
 from ingestor.layout import Layout, locked_root
 from ingestor.logs import configure_logs
 from ingestor.operations.backfill_process import load_source_secrets
+from ingestor.schema import VENUE_TRADES
+from ingestor.store import StorePath
 from ingestor.texts import escape
 
 if TYPE_CHECKING:
     from ingestor.backfill.audit import SymbolAudit
     from ingestor.backfill.fill import Outcome
+    from ingestor.backfill.import_files import Import, Report, Unit
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FOREVER_US = 1 << 62
@@ -172,6 +177,138 @@ def audit(
             if len(unmatched) > _SHOWN:
                 click.echo(f"… and {len(unmatched) - _SHOWN:,} more: --json names 1,000 of each symbol")
     sys.exit(0 if all(one.clean for one in found) else 1)
+
+
+def _split_columns(_ctx: click.Context, _param: click.Parameter, text: str | None) -> dict[str, str]:
+    """`price=px,timestamp=ts` → the file's name of each column."""
+    pairs = [one.partition("=") for one in (text or "").split(",") if text]
+    for ours, _, theirs in pairs:
+        if ours not in VENUE_TRADES.names or not theirs:
+            raise click.BadParameter(f"write NAME=COLUMN,…, where NAME is one of {', '.join(VENUE_TRADES.names)}")
+    return {ours: theirs for ours, _, theirs in pairs}
+
+
+def _check_zone(_ctx: click.Context, _param: click.Parameter, name: str | None) -> str | None:
+    try:
+        find_zone(name or "UTC")
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return name
+
+
+def _check_delimiter(_ctx: click.Context, _param: click.Parameter, text: str) -> str:
+    if len(text) != 1 or not text.isascii() or text in '"\r\n':
+        raise click.BadParameter("must be one ASCII character, and no quote")
+    return text
+
+
+@click.command(
+    "import",
+    epilog=example(
+        "ingestor import aapl-2025.csv --symbol AAPL --columns timestamp=ts,price=px,volume=size --time-unit ms",
+        "ingestor import 2025-*.parquet --root data --time-zone America/New_York --dry-run",
+    ),
+)
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@recording_options
+@json_option
+@click.option(
+    "--columns",
+    metavar="NAME=COLUMN,…",
+    callback=_split_columns,
+    help="The files' names of timestamp, symbol, price, volume and conditions, where they are others.",
+)
+@click.option("--symbol", metavar="SYMBOL", help="The symbol of all trades, where no column has it.")
+@click.option(
+    "--time-unit", type=click.Choice(["s", "ms", "us", "ns"]), help="Of times that are numbers since 1970 (UTC)."
+)
+@click.option("--time-zone", "zone", metavar="ZONE", callback=_check_zone, help="Time zone of times that name none.")
+@click.option(
+    "--delimiter", metavar="CHARACTER", default=",", show_default=True, callback=_check_delimiter, help="Of CSV."
+)
+@click.option("--no-header", is_flag=True, help="CSV without a heading: its columns are f0, f1, …")
+@click.option("--skip-bad", is_flag=True, help="Import a file without the rows that can't be.")
+@click.option("--dry-run", is_flag=True, help="Read and compare, and write nothing. Works beside a running recorder.")
+def import_(
+    files: tuple[Path, ...],
+    config: Path | None,
+    root: Path | None,
+    as_json: bool,
+    columns: dict[str, str],
+    symbol: str | None,
+    time_unit: "Unit | None",
+    zone: str | None,
+    delimiter: str,
+    no_header: bool,
+    skip_bad: bool,
+    dry_run: bool,
+) -> None:
+    """Import trades from CSV and Parquet files into a recording, or into a new one.
+
+    They go through the journal to every destination, with the file as their `origin`, and coverage says `imported`:
+    never `recorded`, since nobody heard them. Trades of times that are recorded are left out, and so are those that the
+    recording has already; so a second call adds nothing, and one that was killed is completed by the next.
+
+    A row that can't be imported is named, and then nothing of its file is imported, unless --skip-bad. Stop the
+    recorder first: one root has one writer. Prints a row per file.
+    """
+    from ingestor.backfill.import_files import Import, Terms
+
+    configure_logs("warning", "auto", [])
+    layout = Layout(root_from(config, root))
+    if isinstance(layout.root, StorePath):
+        raise ConfigError(f"{layout.root} is a copy, which is only read: import into the root that it was made of")
+    if symbol is not None and "symbol" in columns:
+        raise click.UsageError("--symbol and a column for it: give one of them")
+    for path in files:
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such file")
+    if not dry_run:
+        layout.create()
+    terms = Terms(columns, symbol, time_unit, zone, delimiter, not no_header)
+    with contextlib.nullcontext() if dry_run else _hold(layout):
+        work = Import(layout, terms, skip_bad=skip_bad, dry_run=dry_run)
+        for path in files:
+            _import_file(work, path)
+    if as_json:
+        told = [{**_as_imported(one), "faults": [fault._asdict() for fault in one.faults]} for one in work.reports]
+        click.echo(format_json({"dry_run": dry_run, "files": told}))
+    else:
+        _print_imported(work.reports)
+
+
+def _print_imported(reports: "list[Report]") -> None:
+    rows = [_as_imported(one) for one in reports]
+    click.echo(format_table([*rows[0]], [[*row.values()] for row in rows]))
+    for one in reports:
+        for fault in one.faults[:_SHOWN]:
+            click.echo(escape(f"{one.file}, {fault}"), err=True)
+        if one.bad > _SHOWN:
+            click.echo(escape(f"{one.file}: … and {one.bad - _SHOWN:,} more: --json names 1,000"), err=True)
+
+
+def _import_file(work: "Import", path: Path) -> None:
+    """One file; on a terminal with a bar."""
+    if not sys.stderr.isatty():
+        work.take(path, lambda _: None)
+        return
+    with click.progressbar(length=1000, label=escape(path.name), file=sys.stderr) as shown:
+        work.take(path, lambda share: shown.update(int(share * 1000) - shown.pos))
+
+
+def _as_imported(one: "Report") -> dict[str, Any]:
+    first, last = min(one.starts.values(), default=None), max(one.ends.values(), default=None)
+    return {
+        "file": one.file,
+        "rows": one.rows,
+        "imported": one.imported,
+        "there": one.there,
+        "recorded": one.recorded,
+        "bad": one.bad,
+        "symbols": len(one.starts),
+        "first": first and format_time(_EPOCH + timedelta(microseconds=first)),
+        "last": last and format_time(_EPOCH + timedelta(microseconds=last - 1000)),
+    }
 
 
 def _as_audited(one: "SymbolAudit") -> dict[str, Any]:

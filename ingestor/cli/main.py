@@ -45,6 +45,7 @@ COMMANDS = {
     "compact": ("ingestor.cli.upkeep:compact", "Merge the files of each closed day into one."),
     "backfill": ("ingestor.cli.backfill:backfill", "Fill gaps from the history that the venue serves."),
     "audit": ("ingestor.cli.backfill:audit", "Compare a day with the history that the venue serves."),
+    "import": ("ingestor.cli.backfill:import_", "Import trades from CSV and Parquet files."),
     "merge": ("ingestor.cli.merge:merge", "Make one recording of several of the same venue."),
     "raw": ("ingestor.cli.raw:raw", "Print frames as they came."),
     "redecode": ("ingestor.cli.raw:redecode", "Decode frames again, and show what differs."),

@@ -22,11 +22,11 @@ from ingestor.trade_ids import format_missing
 
 _HEAD = ("timestamp", "symbol", "price", "volume", "conditions")
 _SPARE = (
-    "delay_min_ms", "delay_p90_ms", "delay_max_ms", "delay_p50_ms", "ids", "bytes", "filled %", "delay_p99_ms", "first",
-    "late %", "missing", "gaps", "unproven %", "last",
+    "delay_min_ms", "delay_p90_ms", "delay_max_ms", "delay_p50_ms", "ids", "bytes", "filled %", "imported %",
+    "delay_p99_ms", "first", "late %", "missing", "gaps", "unproven %", "last",
 )  # fmt: skip
 """Columns of `describe`, from the one that is missed least."""
-_SHARES = ("recorded", "blind", "unproven", "filled", "late")
+_SHARES = ("recorded", "blind", "unproven", "filled", "imported", "late")
 _Kind = Literal["csv", "parquet", "jsonl", "sqlite"]
 _ENDINGS: dict[str, _Kind] = {
     ".csv": "csv", ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".sqlite": "sqlite", ".db": "sqlite",
@@ -421,14 +421,17 @@ def _print_coverage(
     """For people: the symbols, the gaps, the time blind by cause."""
     gaps = clip(found.gaps, *bounds)
     symbols = [_summary(symbol, pieces[symbol], tz) for symbol in pieces]
-    heading = ["symbol", "start", "end", "recorded %", "blind %", "unproven %", "filled %", "gaps"]
-    if not any(one["filled"] for one in symbols):
-        heading.remove("filled %")
-        symbols = [{name: value for name, value in one.items() if name != "filled"} for one in symbols]
+    heading = ["symbol", "start", "end", "recorded %", "blind %", "unproven %", "filled %", "imported %", "gaps"]
+    for brought in ("filled", "imported"):
+        if not any(one[brought] for one in symbols):
+            heading.remove(f"{brought} %")
+            symbols = [{name: value for name, value in one.items() if name != brought} for one in symbols]
     if any(piece.proof for own in pieces.values() for piece in own):
         symbols = [one | _id_summary(one["symbol"], pieces[one["symbol"]], ids) for one in symbols]
         heading += ["proved by ids %", "ids", "missing"]
-    spare = ("start", "ids", "filled %", "end", "proved by ids %", "unproven %", "gaps", "missing", "blind %")
+    spare = (
+        "start", "ids", "filled %", "end", "proved by ids %", "unproven %", "gaps", "missing", "imported %", "blind %",
+    )  # fmt: skip
     options.print_table(heading, [_summary_as_row(summary) for summary in symbols], spare, wide=wide)
     click.echo(f"\nKnown up to {_format_us(found.horizon_us, tz)}.")
     if ids:
@@ -453,6 +456,7 @@ def _summary(symbol: str, pieces: list[Interval], tz: tzinfo) -> dict[str, Any]:
         "blind": shares.blind_us / claimed_us if claimed_us else None,
         "unproven": shares.unproven_us / claimed_us if claimed_us else None,
         "filled": shares.filled_us / claimed_us if claimed_us else None,
+        "imported": shares.imported_us / claimed_us if claimed_us else None,
         "gaps": sum(piece.state == "blind" for piece in pieces),
     }
 

@@ -197,7 +197,8 @@ def read_bars(
     `coverage` is the share of the bar (0 to 1) in which the symbol was proven recorded, by the time of trades: what is
     known by receipt is shifted by the delay of the trades around it. Bars without trades are absent; `fill` adds those
     that were fully recorded and had no trade (last close, volume 0). A bar that is absent even then was not fully
-    recorded. Where a source's history has filled a part of that time, there is a column `filled`: its share of the bar.
+    recorded. Where a source's history has filled a part of that time, there is a column `filled`: its share of the bar;
+    where a file has told of it, there is a column `imported`.
 
     `root` may be a list of recordings that several recorders of one venue made: then the bars are of the trades that
     any of them has, and `coverage` of the time that any of them recorded.
@@ -238,7 +239,7 @@ def read_bars(
 
         bars = _with_shares(made, "coverage", spans_of).cast(_COVERED)
         bars = _filled(bars, coverage.symbols, spans_of, recipe, span) if fill else bars
-        return _with_filled_share(bars, delays, intervals)
+        return _with_brought_shares(bars, delays, intervals)
 
     if len(layouts) > 1:
         check_one_venue(layouts)
@@ -297,7 +298,7 @@ def bars_of(
             return stretches.get(symbol, [])
 
         bars = _with_shares(bars, "coverage", lambda symbol: delays.shift(symbol, recorded_spans(intervals(symbol))))
-        bars = _with_filled_share(bars.cast(_COVERED), delays, intervals)
+        bars = _with_brought_shares(bars.cast(_COVERED), delays, intervals)
     found: pa.Table = as_frame(_finished(bars, recipe), "arrow", tz)
     return found
 
@@ -328,12 +329,15 @@ def _with_shares(bars: pa.Table, name: str, spans_of: Callable[[str], list[tuple
     return bars.append_column(name, pa.chunked_array(shares, pa.float64()))
 
 
-def _with_filled_share(bars: pa.Table, delays: Delays, intervals: Callable[[str], list[Interval]]) -> pa.Table:
-    """The bars, and where anything was filled how much of each."""
+def _with_brought_shares(bars: pa.Table, delays: Delays, intervals: Callable[[str], list[Interval]]) -> pa.Table:
+    """The bars, and where anything was filled or imported how much of each."""
     filled = {symbol: recorded_spans(intervals(symbol), "filled") for symbol, _ in _by_symbol(bars)}
-    if not any(filled.values()):
-        return bars
-    return _with_shares(bars, "filled", lambda symbol: delays.shift(symbol, filled[symbol]))
+    if any(filled.values()):
+        bars = _with_shares(bars, "filled", lambda symbol: delays.shift(symbol, filled[symbol]))
+    imported = {symbol: recorded_spans(intervals(symbol), "imported") for symbol, _ in _by_symbol(bars)}
+    if any(imported.values()):  # which was told by the time of the trades
+        bars = _with_shares(bars, "imported", imported.__getitem__)
+    return bars
 
 
 def _by_symbol(rows: pa.Table) -> Iterator[tuple[str, pa.RecordBatch]]:

@@ -47,12 +47,12 @@ if TYPE_CHECKING:
 COVERAGE = pa.schema(
     [
         ("symbol", pa.string()),
-        ("state", pa.string()),  # recorded, filled, blind or unproven
+        ("state", pa.string()),  # recorded, filled, imported, blind or unproven
         ("cause", pa.string()),  # of blindness; else null
         ("start", RECEIVED_AT),
         ("end", RECEIVED_AT),
         ("proof", pa.string()),  # of recorded: `ids` where the venue's ids show that nothing is missing; else null
-        ("source", pa.string()),  # of filled: whose history the trades are from; else null
+        ("source", pa.string()),  # of filled: whose history the trades are from; of imported: the file; else null
     ]
 )
 _NAMED = 5
@@ -78,17 +78,20 @@ def read_coverage(
     *,
     engine: Engine = "pandas",
 ) -> Any:
-    """When each symbol was *recorded*, *blind* (and why), *unproven* or *filled*, in [start, end), by symbol and start.
+    """When each symbol was *recorded*, *blind* (and why), *unproven*, *filled* or *imported*, in [start, end).
+
+    By symbol and start.
 
     >>> import ingestor
     >>> coverage = ingestor.read_coverage("data", symbols=["AAPL"])
-    >>> set(coverage["state"]) <= {"recorded", "filled", "blind", "unproven"}
+    >>> set(coverage["state"]) <= {"recorded", "filled", "imported", "blind", "unproven"}
     True
 
     Unproven: asked for, and no trade came on this connection yet, so that silence may be the market or a subscription
     that doesn't work. A symbol's intervals don't overlap; where there is none, it was not asked for. `proof` is `ids`
     where the venue counts the symbol's trades and none is missing between the first and the last in the interval.
     Filled: it was blind or unproven, and `ingestor backfill` has got its trades from the history of `source`.
+    Imported: `ingestor import` has taken trades of that time from a file, and nobody says that they are all.
 
     `root` may be a list of recordings that several recorders of one venue made: a symbol is recorded where any of them
     recorded it, and blind only where all were.
@@ -122,9 +125,9 @@ def read_states(layouts: Sequence[Layout], rows: pa.Table) -> pa.Array:
     return find_states(rows, load_merged_coverage(layouts, symbols, span, read_known_coverage))
 
 
-def find_states(rows: pa.Table, coverage: Coverage) -> pa.Array:
+def find_states(rows: pa.Table, coverage: Coverage, *, open_end: bool = True) -> pa.Array:
     """For each of these rows (`symbol`, `received_at`) the state of its symbol at the moment it came; null where
-    nothing was claimed of it then.
+    nothing was claimed of it then. `open_end`: what holds at the horizon holds for later rows as well.
     """
     import pyarrow.compute as pc
 
@@ -139,7 +142,7 @@ def find_states(rows: pa.Table, coverage: Coverage) -> pa.Array:
         changes.append((code, -1, 0, _UNCLAIMED))
         for one in coverage.intervals(symbol) if symbol in coverage.symbols else ():
             changes.append((code, one.start_us, 1, one.state))
-            if one.end_us < coverage.horizon_us:  # at the horizon there is the newest row
+            if not open_end or one.end_us < coverage.horizon_us:  # at the horizon there is the newest row
                 changes.append((code, one.end_us, 0, _UNCLAIMED))
     codes, times_us, kinds, states = (list(column) for column in zip(*changes, strict=True))
     whole = pa.table(

@@ -36,6 +36,7 @@ DESCRIPTION = pa.schema(
         ("blind", pa.float64()),
         ("unproven", pa.float64()),
         ("filled", pa.float64()),  # blind or unproven once, and filled from a source's history since
+        ("imported", pa.float64()),  # neither recorded nor filled, and imported from a file
         ("gaps", pa.int64()),
         ("late", pa.float64()),  # share of the trades that came more than a minute after their time
         ("ids", pa.int64()),  # distinct ones by which the venue counts the symbol's trades; null where it doesn't
@@ -68,9 +69,9 @@ def describe(
     >>> int(ingestor.describe("data").set_index("symbol").loc["AAPL", "gaps"])
     1
 
-    `recorded`, `blind`, `unproven` and `filled` are shares of the time for which the symbol was asked for. Delays are
-    `received_at` minus `timestamp` in whole ms, by nearest rank; negative ones (a clock is off) are shown, not
-    clipped. Where the venue counts its trades, `missing` says how many of a symbol's were not heard.
+    `recorded`, `blind`, `unproven`, `filled` and `imported` are shares of the time for which the symbol was asked for
+    or imported. Delays are `received_at` minus `timestamp` in whole ms, by nearest rank; negative ones (a clock is off)
+    are shown, not clipped. Where the venue counts its trades, `missing` says how many of a symbol's were not heard.
 
     `root` may be a list of recordings that several recorders of one venue made: each trade counts once, a symbol is
     recorded where any of them recorded it, and `bytes` is null.
@@ -92,7 +93,7 @@ def describe(
             shares = sum_shares(intervals)
             total_us = sum(shares)
             row: dict[str, Any] = {"symbol": symbol, "gaps": sum(one.state == "blind" for one in intervals)}
-            for name, us in zip(("recorded", "blind", "unproven", "filled"), shares, strict=True):
+            for name, us in zip(("recorded", "blind", "unproven", "filled", "imported"), shares, strict=True):
                 row[name] = us / total_us if total_us else None
             nothing = {"trades": 0, "bytes": 0 if len(layouts) == 1 else None}
             described.append(row | (_recorded(facts[symbol]) if symbol in facts else nothing))

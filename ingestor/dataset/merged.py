@@ -6,7 +6,7 @@ trades was split between recorders.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -49,6 +49,8 @@ _LONGEST = (1 << _LENGTH_BITS) - 1
 _RANK, _PLACE = "_rank", "_place"
 """Of its symbol among the symbols; of the row by symbol and time. Whole numbers, which are quickly sorted."""
 _KEY = (_PLACE, "price", "volume")
+_TRADE = ("symbol", "timestamp", "price", "volume")
+"""By these two trades without ids are alike."""
 
 
 class Lack(NamedTuple):
@@ -182,6 +184,26 @@ def _choose_rows(rows: pa.Table, id_column: str | None) -> tuple[pa.Table, pa.Ta
     return pa.concat_tables(kept), pa.concat_tables(heard)
 
 
+def find_missing(incoming: pa.Table, there: pa.Table) -> pa.Table:
+    """The rows of `incoming` that `there` lacks, in their order. Rows alike in symbol, timestamp, price and volume are
+    one trade; of one that is three times in `incoming` and twice there, one is missing. Both have plain texts.
+    """
+    if not incoming.num_rows or not there.num_rows:
+        return incoming
+    missing = _number(incoming).join(_number(there).drop_columns([_PLACE]), [*_TRADE, _RANK], join_type="left anti")
+    places = missing.column(_PLACE)
+    return incoming.take(places.take(pc.sort_indices(places)))
+
+
+def _number(rows: pa.Table) -> pa.Table:
+    """What tells each trade, its place, and its number among those that are alike."""
+    some = _without_nulls(rows, _TRADE).append_column(_PLACE, pa.arange(0, rows.num_rows))
+    some = some.take(pc.sort_indices(some, [(name, "ascending") for name in _TRADE])).combine_chunks()
+    starts = pc.indices_nonzero(_changes(some, _TRADE)).cast(pa.int64())
+    groups = pc.subtract(pc.cumulative_sum(_changes(some, _TRADE).cast(pa.int64())), 1)
+    return some.append_column(_RANK, pc.subtract(pa.arange(0, some.num_rows), starts.take(groups)))
+
+
 def _choose(rows: pa.Table, key: Sequence[str], *, once: bool) -> tuple[pa.Table, pa.Table]:
     """Of the rows of each key those of the root that has most (`once`: the first row of all); and what each root heard:
     its rows, a key no more often than it has the key (`once`: one).
@@ -208,7 +230,7 @@ def _choose(rows: pa.Table, key: Sequence[str], *, once: bool) -> tuple[pa.Table
 
 def _without_nulls(rows: pa.Table, key: Sequence[str]) -> pa.Table:
     """The columns to sort by; an unknown volume is one value of its own."""
-    some = rows.select([*key, _ROOT])
+    some = rows.select([*key, _ROOT] if _ROOT in rows.column_names else [*key])
     if "volume" in key:
         at = some.column_names.index("volume")
         some = some.set_column(at, "volume", pc.fill_null(some.column(at), -1.0))
@@ -264,7 +286,7 @@ def read_merged(layouts: Sequence[Layout], selection: Selection, id_column: str 
             continue
         whole = replace(selection, span=Span(start_ms, end_ms), columns=columns)
         for some in _group(layouts, whole):
-            tables = [_read(layout, replace(whole, symbols=some)) for layout in layouts]
+            tables = [read_selected(layout, replace(whole, symbols=some)) for layout in layouts]
             schema = pa.unify_schemas([one.schema for one in tables if one is not None])
             rows, lacks = merge_rows_of(
                 [schema.empty_table() if one is None else with_columns(one, schema) for one in tables], id_column
@@ -305,7 +327,8 @@ def check_one_venue(layouts: Sequence[Layout]) -> None:
             raise ConfigError(f"these roots are of several venues ({', '.join(known)}), not of recorders of one")
 
 
-def _read(layout: Layout, selection: Selection) -> pa.Table | None:
+def read_selected(layout: Layout, selection: Selection) -> pa.Table | None:
+    """The rows that are asked for, with plain texts; None where there are none. Raises FormatTooNew, DamagedFile."""
     return read_consistently(
         layout,
         selection.span,
@@ -329,6 +352,11 @@ def _group(layouts: Sequence[Layout], selection: Selection) -> Iterator[tuple[st
     counts: Counter[str] = Counter()
     for layout in layouts:
         counts.update(read_consistently(layout, selection.span, count))
+    yield from group_symbols(counts)
+
+
+def group_symbols(counts: Mapping[str, int]) -> Iterator[tuple[str, ...]]:
+    """The symbols, by how many rows each has, in order: as many together as have GROUP_ROWS rows, at least one."""
     some: list[str] = []
     held = 0
     for symbol in sorted(counts):

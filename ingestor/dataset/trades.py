@@ -44,7 +44,7 @@ from ingestor.dataset.snapshot import open_recording, read_consistently
 from ingestor.errors import NotARecording
 from ingestor.journal.follower import Follower, Rows, find_journal_end
 from ingestor.layout import Layout, read_holder
-from ingestor.schema import ORIGIN, TRADES
+from ingestor.schema import IMPORTED, ORIGIN, TRADES
 from ingestor.us_market import read_calendar
 
 if TYPE_CHECKING:
@@ -96,10 +96,11 @@ def read_trades(
     back. `columns` are those wanted, in that order. `conditions="sip"` keeps the prints that move a price by the US
     rules (symbols with a prefix, as `BINANCE:BTCUSDT`, have none); `repeats="drop"` leaves out frames that the venue
     sent twice. `origin="heard"` keeps the trades that the recorder heard, `"filled"` those that `ingestor backfill` has
-    got from a source's history, and the name of a source those of it. Where filled ones are among all columns of the
-    result, there is one more: `origin`, null for what was heard, else the source. By its name it is always there.
-    `coverage=True` adds a column of this name: the state (recorded, blind, unproven, filled) of the row's symbol at the
-    moment when it came, null where nothing is known of it.
+    got from a source's history, `"imported"` those that `ingestor import` has taken from files, and the name of a
+    source those of it. Where such are among all columns of the result, there is one more: `origin`, null for what was
+    heard, else the source. By its name it is always there. `coverage=True` adds a column of this name: the state
+    (recorded, blind, unproven) of the row's symbol at the moment when it came, null where nothing is known of it; of
+    what was not heard, filled or imported.
 
     pandas: `symbol` is a category. `engine="arrow"` gives a pyarrow.Table, which polars and DuckDB take as it is. An
     unknown symbol, and a span without trades, give no rows, with every column.
@@ -173,18 +174,23 @@ def _read_states(layouts: Sequence[Layout], rows: pa.Table) -> Any:
     states = read_states(layouts, rows)
     if ORIGIN.name not in rows.column_names:
         return states
-    return pc.if_else(pc.is_valid(rows.column(ORIGIN.name)), "filled", states)
+    origin = rows.column(ORIGIN.name)
+    brought = pc.if_else(pc.starts_with(origin, IMPORTED), "imported", "filled")
+    return pc.if_else(pc.is_valid(origin), brought, states)
 
 
 def _of_origin(rows: pa.Table, origin: str) -> pa.Table:
-    """The rows that came in this way: `all`, `heard`, `filled`, or the name of a source."""
+    """The rows that came in this way: `all`, `heard`, `filled`, `imported`, or the name of a source."""
     if origin == "all":
         return rows
     if ORIGIN.name not in rows.column_names:
         return rows if origin == "heard" else rows.slice(0, 0)
     column = rows.column(ORIGIN.name)
-    if origin in {"heard", "filled"}:
-        return rows.filter(pc.is_null(column) if origin == "heard" else pc.is_valid(column))
+    if origin == "heard":
+        return rows.filter(pc.is_null(column))
+    if origin in {"filled", "imported"}:  # null, which is not kept, of what was heard
+        from_file = pc.starts_with(column, IMPORTED)
+        return rows.filter(from_file if origin == "imported" else pc.invert(from_file))
     return rows.filter(pc.fill_null(pc.equal(column, origin), False))
 
 

@@ -81,6 +81,8 @@ class Account:
     """Frames as they came, recounted; None: none are kept."""
     filled: int = 0
     """Trades that no frame brought: they are from a source's history."""
+    imported: int = 0
+    """Trades that no frame brought: they are from a file."""
     rejects: int = 0
     """Lines recounted that a record counts."""
     uncounted_rejects: int = 0
@@ -96,8 +98,11 @@ class Account:
 
     @property
     def of_them(self) -> str:
-        """How many were filled, where any were."""
-        return f" ({self.counts.trades - self.filled:,} heard + {self.filled:,} filled)" if self.filled else ""
+        """How many were filled or imported, where any were."""
+        brought = {"filled": self.filled, "imported": self.imported}
+        terms = [f"{self.counts.trades - sum(brought.values()):,} heard"]
+        terms += [f"{trades:,} {how}" for how, trades in brought.items() if trades]
+        return f" ({' + '.join(terms)})" if len(terms) > 1 else ""
 
     def __str__(self) -> str:
         counts = self.counts
@@ -174,6 +179,8 @@ class Verification:
         self._formats: list[str] = []
         self._keeping: set[int] = set()
         """The runs that kept frames as they came."""
+        self._importing: set[int] = set()
+        """The runs that took trades from files."""
         self._rejected: dict[int, _Rejected] = {}
         self._last_sequence = -1
         self._missing: list[tuple[date, Difference]] = []
@@ -255,6 +262,8 @@ class Verification:
                 self._formats = fact.get("formats", ["parquet"])
                 if fact.get("raw") is True:
                     self._keeping.add(fact["run"])
+                if fact.get("imports") is True:
+                    self._importing.add(fact["run"])
         for path in [*list_closed_facts(self._layout), *list_ledgers(self._layout)]:
             with contextlib.suppress(FileNotFoundError):  # closed since it was listed
                 damaged = sum(fact["fact"] == DAMAGED for fact in read_facts(path, tell_damage=True))
@@ -513,7 +522,10 @@ class Verification:
     def _count(self, segment: SegmentId, counts: Counts, reasons: Mapping[str, int], *, damaged: bool) -> None:
         self.account.segments += 1
         self.account.counts += counts
-        self.account.filled += counts.trades if counts.filled else 0
+        if counts.filled and segment.run in self._importing:
+            self.account.imported += counts.trades
+        elif counts.filled:
+            self.account.filled += counts.trades
         rejected = self._rejected.setdefault(segment.run, _Rejected())
         rejected.frames += counts.frames
         rejected.reasons.update(reasons)

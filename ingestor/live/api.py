@@ -447,12 +447,12 @@ _BAR = {
 }
 _INTERVAL = {
     "symbol": {"type": "string"},
-    "state": {"enum": ["recorded", "blind", "unproven", "filled"]},
+    "state": {"enum": ["recorded", "blind", "unproven", "filled", "imported"]},
     "cause": {**_TEXT, "description": "of blindness"},
     "start": {**_INTEGER, "description": "µs since 1970"},
     "end": {**_INTEGER, "description": "µs since 1970"},
     "proof": {**_TEXT, "description": "ids: the venue's ids show that nothing recorded here is missing"},
-    "source": {**_TEXT, "description": "of filled: whose history the trades are from"},
+    "source": {**_TEXT, "description": "of filled: whose history the trades are from; of imported: the file"},
 }
 _QUOTE = {
     "symbol": {"type": "string"},
@@ -462,7 +462,7 @@ _QUOTE = {
     "change": {**_NUMBER, "description": "since the UTC day's first price; 0.01 is one percent"},
     "rate": {"type": "number", "description": "trades per second over the last 10 s"},
     "course": {"type": "array", "items": {"type": "number"}, "description": "a price every 10 s, oldest first"},
-    "state": {"enum": ["recorded", "blind", "unproven", "filled", "unknown"]},
+    "state": {"enum": ["recorded", "blind", "unproven", "filled", "imported", "unknown"]},
     "cause": {**_TEXT, "description": "of blindness"},
 }
 

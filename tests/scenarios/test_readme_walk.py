@@ -39,6 +39,7 @@ NOT_WALKED = {
     ("docs/container.md", "Run it"): "wants a container engine: tests/scenarios/test_container.py",
     ("docs/container.md", "Compose"): "wants Docker: tests/test_container_files.py",
     ("docs/repair.md", "Fill gaps from a venue's history"): "wants a venue with a history: tests/test_backfill.py",
+    ("docs/repair.md", "Import files"): "wants files of yours: tests/test_import_files.py",
     ("docs/repair.md", "Audit a day"): "wants a venue with a history: tests/test_backfill.py",
     ("docs/scale.md", "Read years on several machines"): "wants recordings of years: tests/test_examples.py",
     ("docs/scale.md", "Two recorders, one truth"): "wants two recorders: tests/test_merged_roots.py",
