@@ -177,7 +177,7 @@ def test_the_version_is_written_in_one_place() -> None:
 @pytest.mark.needs("git")
 def test_each_extra_is_what_its_name_says(release: Release) -> None:
     told = release.metadata
-    assert set(told.get_all("Provides-Extra") or []) == {*EXTRAS, "all", "bench", "dev", "docs"}
+    assert set(told.get_all("Provides-Extra") or []) == {*EXTRAS, "all", "backtest", "bench", "dev", "docs"}
     for extra, names in (EXTRAS | {"all": set().union(*EXTRAS.values())}).items():
         assert names_of(required(told, extra)) - names_of(required(told, "")) == names
 
@@ -190,7 +190,7 @@ def test_every_extra_that_is_asked_for_exists() -> None:
     assert (
         set(EXTRAS)
         <= {extra for extras in found for extra in extras.split(",")}
-        <= {*EXTRAS, "all", "bench", "dev", "docs"}
+        <= {*EXTRAS, "all", "backtest", "bench", "dev", "docs"}
     )
 
 

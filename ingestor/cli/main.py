@@ -41,7 +41,7 @@ COMMANDS = {
     "describe": ("ingestor.cli.read:describe", "Summarize a recording, with a row per symbol."),
     "plot": ("ingestor.cli.charts:plot", "Draw bars, indicators and gaps, or the newest trades in a window."),
     "dashboard": ("ingestor.cli.charts:dashboard", "Show candlesticks and indicators in the browser, live."),
-    "export": ("ingestor.cli.read:export", "Write trades to CSV, Parquet, JSON Lines or SQLite."),
+    "export": ("ingestor.cli.read:export", "Write trades to a file, or for a backtester."),
     "compact": ("ingestor.cli.upkeep:compact", "Merge the files of each closed day into one."),
     "backfill": ("ingestor.cli.backfill:backfill", "Fill gaps from the history that the venue serves."),
     "audit": ("ingestor.cli.backfill:audit", "Compare a day with the history that the venue serves."),
@@ -56,8 +56,9 @@ COMMANDS = {
 }
 """Of each command its place and its line in `--help`, which therefore imports no command."""
 
-WITH_NUMPY = frozenset({"plot", "dashboard", "demo", "top"})
-"""These also draw, with numpy, pandas or rich. The others work on columns alone."""
+WITH_NUMPY = frozenset({"plot", "dashboard", "demo", "top", "hftbacktest", "nautilus"})
+"""These also draw, with numpy, pandas or rich, or are formats of libraries that do. The others work on columns alone.
+"""
 
 _OF_OUTPUT = (errno.ENOSPC, errno.EBADF, errno.EPIPE, errno.EIO)
 """Errors that mean, where no file is named, that stdout takes no more."""
@@ -113,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pandas afterwards.
     """
     words = set(sys.argv[1:] if arguments is None else arguments)
-    if not WITH_NUMPY & words:
+    if not WITH_NUMPY & {word.removeprefix("--format=") for word in words}:
         refuse_unused()
     if "run" in words:
         use_system_allocator()

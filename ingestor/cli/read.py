@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -19,6 +19,9 @@ from ingestor.layout import Layout, read_holder
 from ingestor.ledger import list_ledgers
 from ingestor.texts import describe_blindness, escape
 from ingestor.trade_ids import format_missing
+
+if TYPE_CHECKING:
+    from ingestor.dataset.backtest import Backtester
 
 _HEAD = ("timestamp", "symbol", "price", "volume", "conditions")
 _SPARE = (
@@ -287,8 +290,13 @@ def describe(
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["csv", "parquet", "jsonl", "sqlite"]),
+    type=click.Choice(["csv", "parquet", "jsonl", "sqlite", "hftbacktest", "nautilus"]),
     help="What to write.  [default: what FILE ends in]",
+)
+@click.option(
+    "--instrument-venue",
+    metavar="NAME",
+    help="In the ids of nautilus's instruments: XNAS for AAPL.XNAS.  [default: the venue that was recorded]",
 )
 def export(
     file: Path,
@@ -299,9 +307,12 @@ def export(
     end: str | None,
     tz: tzinfo,
     as_json: bool,
-    kind: _Kind | None,
+    kind: "_Kind | Backtester | None",
+    instrument_venue: str | None,
 ) -> None:
     """Write trades to FILE: CSV, Parquet, JSON Lines, or a SQLite database with a table `trades`.
+
+    hftbacktest and nautilus make a folder for that backtester, with files of unbroken stretches of recorded time only.
 
     Any size in bounded memory. UTC date by date, within a date by symbol and time; times are in UTC. FILE must not
     exist, and has its name only once it is whole. Prints how many trades went into it.
@@ -309,14 +320,23 @@ def export(
     Several --root are read as one: what several recorders of one venue have.
     """
     from ingestor.dataset.arguments import to_span
-    from ingestor.dataset.export import export_trades
 
     chosen = kind or _ENDINGS.get(file.suffix.lower())
     if chosen is None:
-        raise click.BadParameter("say what to write: --format csv, parquet, jsonl or sqlite", param_hint="FILE")
+        raise click.BadParameter(
+            "say what to write: --format csv, parquet, jsonl, sqlite, hftbacktest or nautilus", param_hint="FILE"
+        )
     span = to_span(options.read_span(start, end, tz))
-    rows, shown_s = 0, 0.0
-    for progress in export_trades(options.roots_from(config, roots), file, chosen, span, symbols):
+    rows, shown_s, found = 0, 0.0, options.roots_from(config, roots)
+    if chosen == "hftbacktest" or chosen == "nautilus":  # noqa: PLR1714  which tells mypy the kind
+        from ingestor.dataset.backtest import export_stretches
+
+        steps = export_stretches(found, file, chosen, span, symbols, instrument_venue)
+    else:
+        from ingestor.dataset.export import export_trades
+
+        steps = export_trades(found, file, chosen, span, symbols)
+    for progress in steps:
         rows = progress.rows
         if sys.stderr.isatty() and time.monotonic() - shown_s >= _PROGRESS_S:
             shown_s = time.monotonic()
@@ -327,7 +347,7 @@ def export(
         options.warn_of_unknown_symbols(options.roots_from(config, roots), symbols)
         for root in options.roots_from(config, roots):
             options.warn_of_nothing(root, symbols, tz)
-    size = file.stat().st_size
+    size = sum(one.stat().st_size for one in [file, *file.rglob("*")] if one.is_file())
     if as_json:
         click.echo(printing.format_json({"file": str(file), "format": chosen, "trades": rows, "bytes": size}))
     else:

@@ -58,6 +58,7 @@ ELSEWHERE = {
     r"^ingestor symbols": "asks these venues: tests/test_venue_presets.py",
     r"^ingestor stop": "wants the recorder before it: tests/test_daemon.py",
     r"^ingestor alerts": "wants receivers of yours: tests/test_alerts.py",
+    r"--format nautilus": "wants nautilus_trader: tests/test_backtest.py",
     r"s3://": "wants a bucket: tests/scenarios/test_copies.py",
     r"^git pull": "wants a newer version",
     r"^sudo (?!/opt/finnhub-ingestor/bin/(ingestor|pip install --upgrade))": "tests/scenarios/test_service.py",
