@@ -274,8 +274,10 @@ def test_no_answer_invites_other_pages(server: Server) -> None:
 
 def test_only_reading_is_possible(server: Server) -> None:
     assert [server.get("/symbols", method).status for method in ("POST", "PUT", "DELETE", "PATCH")] == [405] * 4
-    assert server.get("/nowhere").status == 404
-    assert server.get("/../pyproject.toml").status == 404
+    nothing = {"error": "nothing is here: /openapi.json describes what there is"}
+    for path in ("/docs", "/nowhere", "/../pyproject.toml"):
+        answer = server.get(path)
+        assert (answer.status, answer.json) == (404, nothing)
 
 
 class _Links(HTMLParser):

@@ -284,6 +284,9 @@ def make_app(hub: Hub, layout: Layout | None, verifier: Verifier | None, hosts: 
     async def description(_request: Request) -> Response:
         return JSONResponse(describe_api())
 
+    async def not_found(_request: Request, _error: Exception) -> Response:
+        return JSONResponse({"error": "nothing is here: /openapi.json describes what there is"}, 404)
+
     def asset(name: str, kind: str) -> _Answer:
         content = files("ingestor.live.page").joinpath(name or "index.html").read_bytes()
 
@@ -304,7 +307,7 @@ def make_app(hub: Hub, layout: Layout | None, verifier: Verifier | None, hosts: 
         Route("/healthz", is_alive),
         Route("/openapi.json", description),
     ]
-    return HostGuard(Starlette(routes=routes), hosts)
+    return HostGuard(Starlette(routes=routes, exception_handlers={404: not_found}), hosts)
 
 
 class _Api:
