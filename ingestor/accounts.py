@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from ingestor.errors import DamagedFile
 from ingestor.facts import Fact
-from ingestor.layout import Layout, SegmentId, publish
+from ingestor.layout import Layout, SegmentId, publish, segment_of
 from ingestor.ledger import read_all_facts
 from ingestor.metrics import Counts
 from ingestor.parquet import FORMAT_KEY, add_checksums, named_errors, read_whole, to_read
@@ -328,7 +328,7 @@ def _list_files(folder: Path) -> list[Path]:
         names = sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-    files = [path for path in names if path.suffix == ".parquet"]
+    files = [path for path in names if path.suffix == ".parquet" and segment_of(path.stem.removeprefix(_CLOSED))]
     return [path for path in files if not path.name.startswith(_CLOSED)] + [
         path for path in files if path.name.startswith(_CLOSED)
     ]

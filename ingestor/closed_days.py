@@ -31,7 +31,7 @@ from ingestor.accounts import close_accounts
 from ingestor.coverage import Closed, Coverage, Gap, Interval, Proof, State, find_coverage, join_intervals
 from ingestor.errors import DamagedFile, FormatTooNew
 from ingestor.facts import Fact, RunState, encode_line
-from ingestor.layout import Layout, publish, read_small, sync_directory, write_whole
+from ingestor.layout import Layout, is_own, publish, read_small, sync_directory, write_whole
 from ingestor.ledger import DAY_US, LedgerFile, check_format, day_of, list_ledger_files, read_facts
 from ingestor.parquet import (
     FORMAT_KEY,
@@ -486,8 +486,9 @@ def list_day_files(layout: Layout, day: date) -> dict[str, Path]:
     found = {}
     for kind in (layout.coverage, layout.accounts, layout.raw):
         for path in sorted((kind / f"date={day.isoformat()}").glob("*.parquet")):
-            if not path.name.startswith("_"):
-                found[str(path.relative_to(layout.root))] = path
+            name = path.relative_to(layout.root).as_posix()
+            if is_own(name):
+                found[name] = path
     rejects = layout.rejects_file(day)
     return found | ({str(rejects.relative_to(layout.root)): rejects} if rejects.exists() else {})
 
@@ -520,5 +521,6 @@ def is_mirrored(layout: Layout, day: date) -> bool:
     except (FileNotFoundError, DamagedFile, FormatTooNew):
         return False
     folder = layout.trades / f"date={day.isoformat()}"
-    here = {mirrored_name(str(path.relative_to(layout.root))): path.stat().st_size for path in folder.glob("*.parquet")}
+    names = {path.relative_to(layout.root).as_posix(): path for path in folder.glob("*.parquet")}
+    here = {mirrored_name(name): path.stat().st_size for name, path in names.items() if is_own(name)}
     return here == {one.path: one.bytes for one in told.files if one.path.startswith("date=")}

@@ -16,7 +16,7 @@ from ingestor.config import DEFAULT_PATH, Settings, Source
 from ingestor.config.sections import StorageSettings
 from ingestor.dataset.maintenance import MaintenanceLoop
 from ingestor.errors import ConfigError, ConservationViolated, IngestorError, RootDeleted, RowsUnsaved
-from ingestor.layout import Layout, RootLock, locked_root, remove_tree
+from ingestor.layout import Layout, RootLock, is_own, list_foreign, locked_root, remove_tree
 from ingestor.metrics import Conservation, Counts
 from ingestor.operations.alerts import AlertProcess, make_alert_process
 from ingestor.operations.backfill_process import BackfillProcess, make_backfill_process
@@ -38,6 +38,7 @@ _SUMMARY_S = 15.0
 _PROGRESS_S = 60.0
 _NAMED = 5
 DEFAULT_ROOT: Path = StorageSettings().root
+_FOREIGN_NAMED = 5
 
 log = structlog.get_logger()
 
@@ -402,9 +403,12 @@ def record(
         )
         # Files that a crash left half made: each is made anew from its segment. Folders are for compaction to clear.
         for path in layout.staging.iterdir():
-            if path.suffix != ".lock" and not path.is_dir():
+            if is_own(f"staging/{path.name}") and path.suffix != ".lock" and not path.is_dir():
                 log.info("leftover.removed", file=path.name)
                 remove_tree(path)
+        if foreign := list(list_foreign(layout, depth=0)):
+            hint = "not of this recording, and left as they are: `ingestor verify` names all of them"
+            log.warning("files.foreign", files=foreign[:_FOREIGN_NAMED], count=len(foreign), hint=hint)
         sinks_stop = threading.Event()
         recording = prepare(settings, key, layout, signals.stop, sinks_stop, secret)
         alerts = make_alert_process(settings, layout, receivers, after_crash=recording.after_crash)

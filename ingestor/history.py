@@ -16,7 +16,7 @@ import structlog
 
 from ingestor.errors import DamagedFile
 from ingestor.facts import DAMAGED, STATE, Fact, RunState, decode_line
-from ingestor.layout import Layout, SegmentId, list_segments, read_small
+from ingestor.layout import Layout, SegmentId, list_cursors, list_segments, read_small
 from ingestor.ledger import LedgerFile, check_format, list_ledger_files, read_facts
 
 _STATE_BYTES = 1 << 26
@@ -73,7 +73,7 @@ def read_history(layout: Layout) -> History:
     named = max((file.run for file in files), default=0)
     run = max([named, kept.run, *(segment.run for segment in left)])
     passed = []
-    for path in layout.cursors.glob("*.json"):
+    for path in list_cursors(layout):
         with contextlib.suppress(FileNotFoundError, DamagedFile):  # what can't be read is for its sink to report
             passed.append(read_small(path, _parse_cursor))
     segment = max([told.segment, kept.segment, *(segment.number for segment in left), *passed])

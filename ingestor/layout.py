@@ -5,6 +5,7 @@ import errno
 import functools
 import json
 import os
+import re
 import shutil
 import stat
 import time
@@ -255,14 +256,106 @@ def list_segments(layout: Layout) -> list[SegmentFile]:
 
 @functools.lru_cache(maxsize=1 << 14)  # a name is parsed once, however often it is listed
 def _parse_segment(journal: Path, name: str) -> SegmentFile | None:
-    """The segment of exactly this name; None for any other name, such as that of a copy that somebody made."""
+    if not name.endswith(".journal"):
+        return None
+    stem = name.removesuffix(".journal")
+    segment = segment_of(stem.removesuffix(".sealed"))
+    return SegmentFile(segment, journal / name, stem.endswith(".sealed")) if segment else None
+
+
+# Which names are ours. A root may hold files of others: what a desktop leaves in each folder (.DS_Store), an editor's
+# backup, half a download, notes, somebody's own Parquet. They are neither read, nor mirrored, nor deleted.
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def segment_of(text: str) -> SegmentId | None:
+    """The segment with exactly this id; None for any other text, such as the name of a copy that somebody made."""
     try:
-        segment = SegmentId.parse(name)
+        segment = SegmentId.parse(text)
     except ValueError:
         return None
-    if name not in (f"{segment}.journal", f"{segment}.sealed.journal"):
-        return None
-    return SegmentFile(segment, journal / name, name.endswith(".sealed.journal"))
+    return segment if str(segment) == text else None
+
+
+_DAY = r"date=(?P<day>\d{4}-\d\d-\d\d)"
+_SEGMENT = r"(?P<segment>\d{12,}-\d{8}T\d{6}Z-r\d{6,})"
+_SMALL = r"state\.json|\.accepted-keys\.json|\.us-holidays\.json|\.name"
+_OF_SINKS = r"(?:csv|sqlite|postgres|redis|kafka|object_store)\.(?:json|fault|\d+\.lost)"
+_CLOSED_FACTS = r"closed-\d{4}-\d\d\.jsonl"
+_OWN = {
+    "": rf"{_SMALL}|\.lock|datapackage\.json|README\.md",
+    "trades": rf"{_DAY}(/({_SEGMENT}|compacted-\d{{12}}-\d{{4}}of\d{{4}})\.parquet)?",
+    "csv": rf"{_DAY}(/{_SEGMENT}\.csv(\.gz)?)?",
+    "raw": rf"{_DAY}(/{_SEGMENT}\.parquet)?",
+    "accounts": rf"{_DAY}(/(closed-)?{_SEGMENT}\.parquet)?",
+    "coverage": rf"{_DAY}(/coverage\.parquet)?|\d{{6}}-\d{{8}}T\d{{6}}Z\.jsonl",  # the latter: ledgers of format 1
+    "ledger": rf"\d{{6,}}-\d{{4,}}-\d{{4}}-\d\d-\d\d\.jsonl|{_CLOSED_FACTS}",
+    "manifests": rf"{_DAY}\.json",
+    "rejects": rf"{_DAY}\.jsonl",
+    "journal": rf"{_SEGMENT}(\.sealed)?\.journal|ballast|synced|aside(/.+)?",
+    "cursors": rf"{_OF_SINKS}|\.sinks\.lock|mirrored(/{_DAY}\.json)?",
+    # Whatever is under construction begins with what it is of, or ends with the process that writes it.
+    "staging": rf"upkeep\.lock|((trades|csv|raw)\.)?{_DAY}\..+|{_SEGMENT}\..+"
+    rf"|({_SMALL}|{_OF_SINKS}|{_CLOSED_FACTS})\.\d+",
+}
+"""What may stand in each folder of a root, and in the root itself: whole names below it."""
+_OWN_PATTERNS = {folder: re.compile(pattern) for folder, pattern in _OWN.items()}
+_SET_ASIDE = re.compile(r"\..+\.damaged(-\d+)?")
+
+
+def is_own(name: str) -> bool:
+    """Whether a recorder gives this name, as it is below the root, to a file or a folder of its own."""
+    folder, slash, rest = name.partition("/")
+    if _SET_ASIDE.fullmatch(name.rpartition("/")[2]):
+        return True
+    if not slash and folder in _OWN:
+        return True
+    pattern = _OWN_PATTERNS.get(folder if slash else "")
+    found = pattern.fullmatch(rest if slash else folder) if pattern else None
+    if found is None:
+        return False
+    told = found.groupdict()
+    if (segment := told.get("segment")) and segment_of(segment) is None:
+        return False
+    try:
+        return not told.get("day") or bool(date.fromisoformat(told["day"]))
+    except ValueError:
+        return False
+
+
+def list_cursors(layout: Layout) -> list[Path]:
+    """The cursors of all sinks that there have been."""
+    return sorted(path for path in layout.cursors.glob("*.json") if is_own(f"cursors/{path.name}"))
+
+
+def list_rejects(layout: Layout) -> list[Path]:
+    """The files of rejects, oldest first."""
+    return sorted(path for path in layout.rejects.glob("date=*.jsonl") if is_own(f"rejects/{path.name}"))
+
+
+def list_foreign(layout: Layout, depth: int = 2, damaged: list[DamagedFile] | None = None) -> Iterator[str]:
+    """The names below the root, so many folders deep, that are none of ours; of a foreign folder only its own, with a
+    `/`. Folders that can't be listed come to `damaged`. Raises OSError where that is the root.
+    """
+    for path in sorted(layout.root.iterdir()):
+        yield from _foreign_in(layout, path, depth, [] if damaged is None else damaged)
+
+
+def _foreign_in(layout: Layout, path: Path, depth: int, damaged: list[DamagedFile]) -> Iterator[str]:
+    name = path.relative_to(layout.root).as_posix()
+    is_folder = path.is_dir() and not path.is_symlink()
+    if not is_own(name):
+        yield f"{name}/" if is_folder else name
+    elif is_folder and depth:
+        try:
+            entries = sorted(path.iterdir())
+        except FileNotFoundError:  # compacted or deleted since it was listed
+            return
+        except OSError as error:
+            damaged.append(DamagedFile(f"{path}: can't be read: {error.strerror}"))
+            return
+        for entry in entries:
+            yield from _foreign_in(layout, entry, depth - 1, damaged)
 
 
 def make_folder(path: Path) -> None:

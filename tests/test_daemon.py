@@ -216,9 +216,14 @@ def test_threads_bear_their_names(tmp_path: Path) -> None:
 def test_leftovers_of_a_crash_are_removed(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "data")
     layout.create()
-    (layout.staging / "half.parquet").write_text("x")
-    with running(tmp_path):
-        assert not (layout.staging / "half.parquet").exists()
+    half = layout.staging / "000000000001-20261120T073348Z-r000001.2026-11-20.parquet"
+    theirs = [layout.root / "notes.txt", layout.staging / "notes.txt"]
+    for path in (half, *theirs):
+        path.write_text("x")
+    with capture_logs() as logs, running(tmp_path):
+        assert not half.exists()
+    assert all(path.exists() for path in theirs)
+    assert [one["files"] for one in logs if one["event"] == "files.foreign"] == [["notes.txt"]]
 
 
 def test_what_ends_the_main_thread_ends_the_run_in_order(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def recording(tmp_path: Path) -> Recording:
     for day in (14, 19):
         folder = recording.layout.csv / f"date=2026-11-{day}"
         folder.mkdir(parents=True)
-        (folder / "some.csv").write_text("")
+        (folder / f"000000000009-202611{day}T000000Z-r000001.csv").write_text("")
     return recording
 
 

@@ -552,6 +552,7 @@ class TestCommand:
                 "missing_ids": None,
                 "holes": [],
                 "not_looked_at": 0,
+                "foreign": [],
             },
         }  # fmt: skip
         drop_a_reject(layout)

@@ -36,7 +36,7 @@ from ingestor.facts import Fact
 from ingestor.history import next_segment, read_history
 from ingestor.journal.segment import Header, Kind
 from ingestor.journal.writer import Block, Journal, Rotation, Segments, release_ballast
-from ingestor.layout import Layout
+from ingestor.layout import Layout, list_cursors
 from ingestor.ledger import Ledger, day_of, now_us, read_all_facts, take_over_format_1
 from ingestor.metrics import Counts
 from ingestor.operations.preflight import VenueUnreachable
@@ -513,7 +513,7 @@ class OfflineRun:
             sinks += [ParquetFiles(layout, ledger)] if "parquet" in formats else []
             sinks += [CsvFiles(layout)] if "csv" in formats else []
             # Whatever another destination has not had yet stays in the journal until its recorder carries it on.
-            others = [path.stem for path in layout.cursors.glob("*.json") if path.stem != CsvFiles.name]
+            others = [path.stem for path in list_cursors(layout) if path.stem != CsvFiles.name]
             slots = RetentionSlots(layout, others, 1 << 62, 0, ledger)
             stop = threading.Event()
             stop.set()

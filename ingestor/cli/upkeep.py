@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ingestor.dataset.verify import Difference, Hole, Verification
     from ingestor.trade_ids import IdRanges
 _HOLES_SHOWN = 20
+_FOREIGN_SHOWN = 5
 _LOWEST = 19
 """The priority of what the recorder starts in the background."""
 
@@ -127,6 +128,10 @@ def _print_verified(verification: "Verification", differences: "list[Difference]
         click.echo(escape(str(difference)))
     _print_holes(account.holes)
     click.echo(account)
+    if account.foreign:
+        more = ", …" if len(account.foreign) > _FOREIGN_SHOWN else ""
+        named = ", ".join(account.foreign[:_FOREIGN_SHOWN]) + more
+        click.echo(escape(f"not of this recording, and not looked at: {len(account.foreign):,} ({named})"))
     # Nothing is said of what was not read.
     files = f"{account.not_looked_at:,} file{' was' if account.not_looked_at == 1 else 's were'}"
     unseen = f"{files} not looked at: their segments are not finished yet" if account.not_looked_at else ""

@@ -40,8 +40,10 @@ from ingestor.layout import (
     DIRECTORY_MODE,
     FILE_MODE,
     Layout,
+    is_own,
     list_segments,
     locked_date,
+    make_folder,
     open_own,
     remove_tree,
     set_mode,
@@ -200,9 +202,12 @@ def clear_leftovers(layout: Layout, turned: Callable[[], None] = lambda: None) -
 
     A date with a file that can't be read is logged, and stays as it is. Raises OSError.
     """
-    for folder in [*layout.staging.glob("date=*.compacted"), *layout.staging.glob("*.date=*.deleted")]:
+    for folder in layout.staging.glob("date=*.compacted"):
         log.info("leftover.removed", file=folder.name)
         remove_tree(folder, turned)
+    for folder in layout.staging.glob("*.date=*.deleted"):
+        log.info("leftover.removed", file=folder.name)
+        remove_day(layout, folder, turned)
     for day in snapshot.list_days(layout):
         turned()
         try:
@@ -213,6 +218,27 @@ def clear_leftovers(layout: Layout, turned: Callable[[], None] = lambda: None) -
             log.error("day.damaged", date=day.isoformat(), error=str(error), hint="`ingestor verify` names all of them")
         except FileNotFoundError as error:
             log.error("day.damaged", date=day.isoformat(), error=f"{error.filename}: leads to no file")
+
+
+def remove_day(layout: Layout, aside: Path, turned: Callable[[], None] = lambda: None) -> None:
+    """Remove the folder of a date that retention has set aside in staging, as `trades.date=….deleted`. What no recorder
+    made goes back to where it was. Raises OSError.
+    """
+    if aside.is_symlink() or not aside.is_dir():
+        remove_tree(aside)
+        return
+    kind, _, day = aside.name.removesuffix(".deleted").partition(".")
+    home = layout.root / kind / day
+    for path in sorted(aside.iterdir()):
+        turned()
+        if is_own(f"{kind}/{day}/{path.name}"):
+            remove_tree(path)
+        elif not os.path.lexists(home / path.name):
+            make_folder(home)
+            path.rename(home / path.name)
+            sync_directory(home)
+    if not any(aside.iterdir()):
+        aside.rmdir()
 
 
 def _compact_date(layout: Layout, day: date, file_bytes: int) -> Compaction | None:
@@ -335,8 +361,12 @@ def _take_place(layout: Layout, day: date, staged: Path, written: _Written, inpu
             return False
         replaced = {path.name for path in inputs} | {f"{segment}.parquet" for segment in written.origin}
         newcomers = [name for name in names if name not in replaced]
-        # What was published since the listing goes along, so that the folders can be exchanged in one step.
-        if _link_all(folder, newcomers, staged) and exchange(staged, folder):
+        foreign = [
+            path.name for path in folder.iterdir() if not is_own(f"{layout.trades.name}/{folder.name}/{path.name}")
+        ]
+        # What was published since the listing goes along, so that the folders can be exchanged in one step. Somebody
+        # else's file stays where it is.
+        if not foreign and _link_all(folder, newcomers, staged) and exchange(staged, folder):
             sync_directory(layout.trades)
             sync_directory(layout.staging)
         else:  # first all new files come, then the old ones go: a reader knows at each moment which to read

@@ -18,7 +18,7 @@ from ingestor.dataset.snapshot import date_folder, list_days, list_names, read_o
 from ingestor.errors import DamagedFile, Lagged, NotARecording
 from ingestor.journal.follower import Damage, Event, Follower, Rows, SegmentEnd
 from ingestor.journal.segment import Cursor
-from ingestor.layout import Layout, SegmentId, check_is_file, list_segments
+from ingestor.layout import Layout, SegmentId, check_is_file, is_own, list_segments
 from ingestor.ledger import read_all_facts
 from ingestor.metrics import Counts
 from ingestor.parquet import (
@@ -298,7 +298,8 @@ def list_csv(layout: Layout) -> dict[str, list[Path]]:
     """The CSV files of each segment."""
     found: dict[str, list[Path]] = {}
     for path in layout.csv.glob("date=*/*.csv*"):
-        found.setdefault(path.name.partition(".")[0], []).append(path)
+        if is_own(path.relative_to(layout.root).as_posix()):
+            found.setdefault(path.name.partition(".")[0], []).append(path)
     return found
 
 

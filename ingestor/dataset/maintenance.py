@@ -17,12 +17,12 @@ from pathlib import Path
 import structlog
 
 from ingestor.closed_days import has_days_to_close, is_mirrored
-from ingestor.dataset.compact import clear_leftovers, has_work, locked_maintenance
+from ingestor.dataset.compact import clear_leftovers, has_work, locked_maintenance, remove_day
 from ingestor.dataset.raw import list_raw_days
 from ingestor.dataset.snapshot import date_folder, list_days, list_names, parse_days
 from ingestor.errors import CompactionRunning, IngestorError
 from ingestor.history import read_history
-from ingestor.layout import Layout, locked_date, remove_tree, sync_directory
+from ingestor.layout import Layout, is_own, locked_date, sync_directory
 from ingestor.ledger import Ledger
 
 log = structlog.get_logger()
@@ -56,7 +56,7 @@ def delete_expired(
     Where only the wall clock says so, a warning is logged and nothing is deleted.
     """
     days = _days(layout)
-    expired = _find_expired(layout, days, retention, now, venue)
+    expired = _find_expired(layout, days, retention, now, venue, (layout.trades, layout.csv))
     if mirrored:
         unsafe = [day for day in expired if list_names(date_folder(layout, day)) and not is_mirrored(layout, day)]
         if unsafe:
@@ -82,7 +82,7 @@ def delete_expired_frames(
     turned: Callable[[], None] = lambda: None,
 ) -> list[date]:
     """The same for the frames as they came (`storage.raw`), by the UTC date of their receipt. Raises OSError."""
-    expired = _find_expired(layout, list_raw_days(layout), keep, now, venue)
+    expired = _find_expired(layout, list_raw_days(layout), keep, now, venue, (layout.raw,))
     for day in expired:
         ledger.record("raw.deleted", date=day.isoformat(), keep_s=keep.total_seconds())
         _delete_day(layout, day, (layout.raw,), turned)
@@ -91,10 +91,15 @@ def delete_expired_frames(
 
 
 def _find_expired(
-    layout: Layout, days: list[date], retention: timedelta, now: datetime, venue: datetime | None
+    layout: Layout,
+    days: list[date],
+    retention: timedelta,
+    now: datetime,
+    venue: datetime | None,
+    kinds: Iterable[Path],
 ) -> list[date]:
-    """Those of these dates that every clock calls old enough. Frames are dated by the wall clock: only trades are a
-    witness, and where there are none nothing is deleted.
+    """Those of these dates that every clock calls old enough, and of which one of these folders holds a file of ours.
+    Frames are dated by the wall clock: only trades are a witness, and where there are none nothing is deleted.
     """
     witnessed = _days(layout)
     if not days or not witnessed:
@@ -111,7 +116,14 @@ def _find_expired(
             "retention.waiting", days=len(waiting), wall_clock=now.isoformat(timespec="seconds"), witness=witness,
             says=agreed.isoformat(timespec="seconds"), hint="nothing is deleted on one clock's word: which is right?",
         )  # fmt: skip
-    return [day for day in days if _end(day) + retention <= agreed]
+    return [day for day in days if _end(day) + retention <= agreed and any(_has_own(kind, day) for kind in kinds)]
+
+
+def _has_own(kind: Path, day: date) -> bool:
+    """Whether there is a folder of this date that holds more than what an earlier deletion has left to others."""
+    folder = kind / f"date={day.isoformat()}"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else None
+    return names == [] or any(is_own(f"{kind.name}/{folder.name}/{name}") for name in names or ())
 
 
 def _delete_day(layout: Layout, day: date, kinds: Iterable[Path], turned: Callable[[], None]) -> None:
@@ -119,10 +131,10 @@ def _delete_day(layout: Layout, day: date, kinds: Iterable[Path], turned: Callab
     with locked_date(layout, day):
         for folder in filter(Path.is_dir, (kind / f"date={day.isoformat()}" for kind in kinds)):
             aside = layout.staging / f"{folder.parent.name}.{folder.name}.deleted"
-            remove_tree(aside, turned)  # left by a crash
+            remove_day(layout, aside, turned)  # left by a crash
             folder.rename(aside)
             sync_directory(folder.parent)
-            remove_tree(aside, turned)
+            remove_day(layout, aside, turned)
 
 
 def _end(day: date) -> datetime:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ingestor.dataset.arguments import EVER, Span, day_start_ms
 from ingestor.dataset.rows import with_columns
-from ingestor.dataset.snapshot import Snapshot, check_format, list_names, parse_days, read_consistently
+from ingestor.dataset.snapshot import Snapshot, check_format, list_names, parse_days, read_consistently, split_names
 from ingestor.errors import DamagedFile, Lagged
 from ingestor.journal.follower import Follower, Rows
 from ingestor.journal.segment import Cursor, RawHead, expand_frames, split_raw
@@ -43,7 +43,7 @@ def list_raw_files(layout: Layout, span: Span = EVER) -> dict[str, list[date]]:
     found: dict[str, list[date]] = {}
     for day in list_raw_days(layout):
         if first <= day <= last:
-            for name in list_names(layout.raw / f"date={day.isoformat()}"):
+            for name in split_names(list_names(layout.raw / f"date={day.isoformat()}"))[1]:
                 found.setdefault(name.removesuffix(".parquet"), []).append(day)
     return found
 

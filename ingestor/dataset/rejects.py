@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 from ingestor.dataset.arguments import Engine, Span, Time, check_engine, find_root, find_span
 from ingestor.dataset.rows import as_frame
 from ingestor.errors import NotARecording
-from ingestor.layout import Layout, read_lines
+from ingestor.layout import Layout, list_rejects, read_lines
 from ingestor.schema import RECEIVED_AT
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def read_rejects(
     if not layout.rejects.is_dir():
         raise NotARecording(f"{layout.root} holds no recording: there is no `rejects` in it")
     first, last = (f"date={day}.jsonl" for day in span.days)  # the UTC dates that the span touches
-    paths = sorted(path for path in layout.rejects.glob("date=*.jsonl") if first <= path.name <= last)
+    paths = [path for path in list_rejects(layout) if first <= path.name <= last]
     batches = [batch for path in paths for batch in _batches(path, span)]
     return as_frame(pa.Table.from_batches(batches, REJECTS).sort_by("received_at"), engine, tz)
 

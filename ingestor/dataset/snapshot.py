@@ -28,7 +28,7 @@ from ingestor.facts import Fact
 from ingestor.history import read_state
 from ingestor.journal.follower import Follower, Rows
 from ingestor.journal.segment import Cursor
-from ingestor.layout import Layout, SegmentId, list_segments
+from ingestor.layout import Layout, SegmentId, list_segments, segment_of
 from ingestor.ledger import list_ledgers, read_first_fact
 from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY, named_errors, open_parquet
 from ingestor.schema import FORMAT_VERSION
@@ -84,13 +84,17 @@ def date_folder(layout: Layout, day: date) -> Path:
 
 
 def list_names(folder: Path) -> tuple[str, ...]:
-    """The Parquet files in a date's folder; none where it is gone. Raises DamagedFile where it can't be listed."""
+    """Our own files in a date's folder; none where it is gone. Raises DamagedFile where it can't be listed."""
     try:
-        return tuple(sorted(path.name for path in folder.iterdir() if path.suffix == ".parquet"))
+        return tuple(sorted(path.name for path in folder.iterdir() if _holds_rows(path.name)))
     except FileNotFoundError:
         return ()
     except OSError as error:
         raise DamagedFile(f"{folder}: can't be read: {error.strerror}") from None
+
+
+def _holds_rows(name: str) -> bool:
+    return name.endswith(".parquet") and bool(segment_of(name.removesuffix(".parquet")) or Compacted.parse(name))
 
 
 def current_files(folder: Path, names: Iterable[str]) -> list[Path]:
@@ -158,7 +162,8 @@ def parse_days(names: Iterable[str]) -> Iterator[date]:
     """The dates of those that are the name of a date's folder."""
     for name in names:
         if found := _DATE.fullmatch(name):
-            yield date.fromisoformat(found[1])
+            with contextlib.suppress(ValueError):  # the 31st of February is somebody else's
+                yield date.fromisoformat(found[1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,10 +30,19 @@ from ingestor.closed_days import (
 from ingestor.dataset import inventory
 from ingestor.dataset.merged import check_one_venue
 from ingestor.dataset.raw import list_raw_files, recount_frames
-from ingestor.dataset.snapshot import date_folder, list_days, list_names, parse_days
+from ingestor.dataset.snapshot import date_folder, list_days, list_names
 from ingestor.errors import ConfigError, DamagedFile
 from ingestor.facts import DAMAGED, Fact
-from ingestor.layout import Layout, SegmentId, list_segments, read_lines, read_small
+from ingestor.layout import (
+    Layout,
+    SegmentId,
+    list_cursors,
+    list_foreign,
+    list_rejects,
+    list_segments,
+    read_lines,
+    read_small,
+)
 from ingestor.ledger import DAY_US, day_of, list_closed_facts, list_ledgers, read_all_facts, read_facts
 from ingestor.metrics import Counts
 from ingestor.parquet import WHOLE, Digest, Span, add_digests
@@ -95,6 +104,8 @@ class Account:
     """Which they are."""
     not_looked_at: int = 0
     """Files that were not opened: their segments are not finished, so that nothing says yet what they must hold."""
+    foreign: list[str] = field(default_factory=list)
+    """Files and folders in the root that no recorder made, which were not opened either."""
 
     @property
     def of_them(self) -> str:
@@ -207,7 +218,7 @@ class Verification:
 
     def run(self) -> Iterator[list[Difference]]:
         """The differences, a list (mostly empty) for each step of the work. Raises OSError."""
-        yield [*self._early, *_strangers(self._layout), *self._check_side_files()]
+        yield [*self._early, *self._check_names(), *self._check_side_files()]
         for day in list_manifests(self._layout):
             yield list(self._check_manifest(day))
         yield from self._check_ledger()
@@ -305,10 +316,28 @@ class Verification:
             if read_manifest(path) == manifest:  # still the one that was read
                 yield from found
 
+    def _check_names(self) -> Iterator[Difference]:
+        """What is in the way of programs that read `trades` or `csv` whole, be it somebody's file or a link of ours to
+        nothing. The other files that no recorder made are only named.
+        """
+        damaged: list[DamagedFile] = []
+        for name in list_foreign(self._layout, damaged=damaged):
+            if _is_in_the_way(name):
+                what = "not a file of a date" if name.rstrip("/").count("/") > 1 else "not the folder of a date"
+                yield Difference(name, what, "nothing else in the dataset")
+            else:
+                self.account.foreign.append(name)
+        yield from map(self._damaged, damaged)
+        for day in list_days(self._layout):
+            folder = date_folder(self._layout, day)
+            for path in (folder / name for name in list_names(folder)):
+                if path.is_symlink() and not path.exists():
+                    yield Difference(_place(self._layout, path), "a link to nothing", "a file of rows")
+
     def _check_side_files(self) -> Iterator[Difference]:
         """Small files that a start or a sink reads: they hold no trades, and one that can't be read is made anew."""
         layout = self._layout
-        for path in [*sorted(layout.cursors.glob("*.json")), layout.accepted_keys, layout.holidays, layout.state]:
+        for path in [*list_cursors(layout), layout.accepted_keys, layout.holidays, layout.state]:
             try:
                 read_small(path, json.loads)
             except FileNotFoundError:
@@ -538,7 +567,7 @@ class Verification:
         one. Of a run with a damaged record the lines may be more.
         """
         lines: dict[int, Counter[str]] = {}
-        for path in sorted(self._layout.rejects.glob("date=*.jsonl")):
+        for path in list_rejects(self._layout):
             try:
                 for run, reason, counted, uncounted in self._read_rejects(path):
                     if counted:
@@ -582,20 +611,14 @@ class Verification:
 # Comparing
 
 
-def _strangers(layout: Layout) -> Iterator[Difference]:
-    """Entries of the dataset's folder that are no files of it."""
-    for folder in sorted(layout.trades.iterdir()) if layout.trades.is_dir() else ():
-        if not folder.is_dir():
-            yield Difference(_place(layout, folder), "not the folder of a date", "nothing else in the dataset")
-            continue
-        dated = any(parse_days([folder.name]))
-        if not dated:
-            yield Difference(_place(layout, folder), "not the folder of a date", "nothing else in the dataset")
-        for path in sorted(folder.iterdir()):
-            if not dated or path.suffix != ".parquet":
-                yield Difference(_place(layout, path), "not a file of a date", "nothing else in the dataset")
-            elif path.is_symlink() and not path.exists():
-                yield Difference(_place(layout, path), "a link to nothing", "a file of rows")
+def _is_in_the_way(name: str) -> bool:
+    """Whether readers of plain files would take it for rows: pandas reads all of `trades` but hidden names, a glob all
+    that ends as the files do.
+    """
+    folder, last = name.partition("/")[0], name.rstrip("/").rpartition("/")[2]
+    if folder == "trades":
+        return "/" in name.rstrip("/") and (not last.startswith((".", "_")) or last.endswith(".parquet"))
+    return folder == "csv" and last.endswith((".csv", ".csv.gz"))
 
 
 def _check_coverage(place: str, day: date, rows: list[Row]) -> Iterator[Difference]:

@@ -42,7 +42,7 @@ from ingestor.errors import DamagedFile, SinkUnavailable
 from ingestor.facts import Fact, decode_line, encode_line
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
 from ingestor.journal.segment import Cursor
-from ingestor.layout import Layout, SegmentId, list_segments, make_folder, write_whole
+from ingestor.layout import Layout, SegmentId, is_own, list_rejects, list_segments, make_folder, write_whole
 from ingestor.ledger import (
     LedgerFile,
     day_of,
@@ -52,7 +52,7 @@ from ingestor.ledger import (
     read_all_facts,
 )
 from ingestor.sinks import advise, delta_table
-from ingestor.store import MIRROR, join_place, mirrored_name, open_place
+from ingestor.store import MIRROR, join_place, mirrored_name, name_in_root, open_place
 
 _PASS_S = 2.0
 _PROOF_S = 10.0
@@ -137,6 +137,8 @@ class ObjectStore:
                     if stream.read().decode() != root:
                         hint = "share a new place (shared: true), or take two"
                         raise SinkUnavailable(f"{uri} is the mirror of another root: {hint}")
+            # What somebody else has put there is left as it is.
+            there = {name: told for name, told in there.items() if is_own(name_in_root(name) or "")}
             self._there = {name: size for name, (size, _) in there.items() if name.startswith("date=")}
             self._others = {name: told for name, told in there.items() if name.startswith(f"{MIRROR}/")}
             """Size, and when it was brought; of what this object brought, size and time of the file here."""
@@ -264,13 +266,15 @@ class ObjectStore:
             names = {f"{segment}.parquet" for segment in unsealed}
             for kind in (layout.accounts, layout.raw):
                 first = self._first_kept({_day_of(name) for name in here}) if kind == layout.raw else date.min
-                found = sorted(kind.glob("date=*/*.parquet"))
+                found = sorted(
+                    path for path in kind.glob("date=*/*.parquet") if is_own(path.relative_to(layout.root).as_posix())
+                )
                 paths = [path for path in found if path.name not in names and _day_of(path.parent.name) >= first]
                 for path in paths:
                     self._bring_file(path)
                 self._remove_gathered(kind, paths)
             self._remove_expired_frames({_day_of(name) for name in here})
-            for path in [*sorted(layout.rejects.glob("date=*.jsonl")), *list_closed_facts(layout), layout.holidays]:
+            for path in [*list_rejects(layout), *list_closed_facts(layout), layout.holidays]:
                 self._bring_file(path)
             for file_name, content in copies.items():
                 name, known = mirrored_name(f"ledger/{file_name}"), (len(content), zlib.crc32(content))
@@ -442,8 +446,10 @@ def _list_here(layout: Layout) -> tuple[dict[str, int], list[int]]:
     """
     found = {}
     for path in layout.trades.glob("date=*/*.parquet"):
-        with contextlib.suppress(FileNotFoundError):  # compacted or deleted since it was listed
-            found[f"{path.parent.name}/{path.name}"] = path.stat().st_size
+        name = f"{path.parent.name}/{path.name}"
+        if is_own(f"{layout.trades.name}/{name}"):
+            with contextlib.suppress(FileNotFoundError):  # compacted or deleted since it was listed
+                found[name] = path.stat().st_size
     unsealed = [file.id for file in list_segments(layout) if not file.sealed]
     names = {f"{segment}.parquet" for segment in unsealed}
     here = {name: size for name, size in found.items() if name.partition("/")[2] not in names}
