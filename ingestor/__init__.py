@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from ingestor.dataset.coverage import SymbolState, read_coverage
     from ingestor.dataset.describe import describe
     from ingestor.dataset.rejects import read_rejects
-    from ingestor.dataset.trades import follow, read_trades
+    from ingestor.dataset.trades import follow, read_trades, scan_trades
 
 __all__ = [
     "SymbolState", "__version__", "bars_of", "describe", "follow", "read_bars", "read_coverage", "read_rejects",
-    "read_trades",
+    "read_trades", "scan_trades",
 ]  # fmt: skip
 
 _PLACES = {
@@ -30,6 +30,7 @@ _PLACES = {
     "read_coverage": "ingestor.dataset.coverage",
     "read_rejects": "ingestor.dataset.rejects",
     "read_trades": "ingestor.dataset.trades",
+    "scan_trades": "ingestor.dataset.trades",
 }
 
 

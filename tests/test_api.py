@@ -79,7 +79,7 @@ def test_a_type_checker_knows_that_they_give_frames(sample: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", of_tier([name for name in FUNCTIONS if name not in {"bars_of", "follow"}], ["read_trades"])
+    "name", of_tier([name for name in FUNCTIONS if name not in {"bars_of", "follow", "scan_trades"}], ["read_trades"])
 )
 def test_without_pandas_it_says_what_to_install(name: str, sample: Path) -> None:
     """And with `engine="arrow"` nobody misses it."""
@@ -103,6 +103,7 @@ READERS: dict[str, Any] = {
     "read_bars": lambda root, **given: ingestor.read_bars(root, "1m", **given),
     "read_coverage": ingestor.read_coverage,
     "describe": ingestor.describe,
+    "scan_trades": lambda root, **given: ingestor.scan_trades(root, **given).read_pandas(),
     "follow": lambda root, **given: next(ingestor.follow(root, from_="start", idle_s=0.1, **given)).to_pandas(),
 }
 every_reader = pytest.mark.parametrize("read", READERS.values(), ids=READERS)
@@ -147,7 +148,7 @@ def test_one_column_is_one(sample: Path) -> None:
 
 
 AT = "2026-11-20T14:30"
-SPANNED = {name: READERS[name] for name in ("read_trades", "read_bars", "read_coverage")} | {
+SPANNED = {name: READERS[name] for name in ("read_trades", "scan_trades", "read_bars", "read_coverage")} | {
     "read_rejects": ingestor.read_rejects
 }
 every_spanned = pytest.mark.parametrize("read", SPANNED.values(), ids=SPANNED)

@@ -4,6 +4,7 @@ import itertools
 
 import pyarrow as pa
 import pytest
+from documents import read
 
 from ingestor.dataset.market_rules import Circumstance, Moves, judge, judge_rows
 
@@ -23,6 +24,19 @@ RULES = {
     **dict.fromkeys((16, 20), NOTHING),
     **dict.fromkeys((9, 15, 18, 21, 30, 32), HIGH_LOW),
 }
+
+
+def test_the_docs_name_each_code_where_it_belongs() -> None:
+    section = read("docs/reference/columns.md").partition("## Conditions of US stocks\n")[2]
+    moved = {"Everything": ALL, "Volume only": VOLUME_ONLY, "High, low and volume": HIGH_LOW, "Nothing": NOTHING}
+    told: dict[int, Moves | None] = {}
+    for entry in section.split("\n- **")[1:]:
+        title, _, rest = " ".join(entry.split()).partition("**")
+        codes = [int(one.split()[0]) for one in rest.partition(": ")[2].split("; ")]
+        told.update(dict.fromkeys(codes, moved.get(title)))
+    assert told == {code: moves for code, moves in RULES.items() if code != 39} | {39: None}
+    assert judge("39", REGULAR) == NOTHING
+    assert judge("39", DAILY) == PRICES
 
 
 @pytest.mark.parametrize("code", range(1, 42))

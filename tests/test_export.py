@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -18,7 +19,7 @@ from ingestor.dataset.arguments import Span, to_span
 from ingestor.dataset.compact import compact_days
 from ingestor.dataset.export import Kind, Progress, SqliteFile, export_trades
 from ingestor.dataset.trades import first_trades
-from ingestor.errors import ConfigError, IngestorError, NotARecording
+from ingestor.errors import ConfigError, DamagedFile, IngestorError, NotARecording
 from ingestor.schema import TRADES
 
 ALL = Span(None, None)
@@ -155,6 +156,44 @@ def test_a_day_of_many_small_files_comes_in_order(tmp_path: Path) -> None:
 def call(*arguments: str) -> tuple[int, str]:
     result = CliRunner().invoke(cli, arguments)
     return result.exit_code, result.stdout
+
+
+ORDER = [("date", "ascending"), ("symbol", "ascending"), ("timestamp", "ascending"), ("sequence", "ascending")]
+
+
+def test_a_scan_gives_the_same_rows_piece_by_piece(recording: Recording) -> None:
+    recording.prove(["NA", "TRUE", "BINANCE:X"], "2026-11-18T00:00")
+    root = recording.layout.root
+    expected = ingestor.read_trades(root, tz="Asia/Tokyo", engine="arrow")
+    days = expected["timestamp"].cast(pa.timestamp("ms", "UTC")).cast(pa.date32())
+    expected = expected.append_column("date", days).sort_by(ORDER).drop_columns("date")
+    reader = ingestor.scan_trades(root, tz="Asia/Tokyo")
+    assert reader.schema.equals(expected.schema)
+    assert reader.read_all().equals(expected)
+    some = ["price", "symbol", "origin"]
+    found = ingestor.scan_trades(root, ["NA", "TRUE"], "2026-11-19", columns=some).read_all()
+    assert found.column_names == some
+    assert found.select(["price", "symbol"]).to_pylist() == [
+        {"price": price, "symbol": symbol} for symbol in ("NA", "TRUE") for price in (1, 3, 5)
+    ]
+    assert found["origin"].null_count == 6
+
+
+def test_a_scan_reads_a_date_when_it_gets_there(recording: Recording) -> None:
+    for path in recording.layout.trades.glob("date=2026-11-19/*"):
+        path.write_bytes(b"damaged")
+    reader = ingestor.scan_trades(recording.layout.root)
+    assert reader.read_next_batch()["timestamp"][0].as_py().day == 18
+    with pytest.raises(DamagedFile, match="date=2026-11-19"):
+        reader.read_all()
+
+
+def test_a_scan_of_several_recorders_has_each_trade_once(recording: Recording, tmp_path: Path) -> None:
+    recording.prove(["NA"], "2026-11-18T00:00")
+    other = Recording(tmp_path / "other", started="2026-11-18")
+    other.write(Print("2026-11-18T12:00", "NA", 0, None), Print("2026-11-20T12:00", "NA", 9, None))
+    reader = ingestor.scan_trades([recording.layout.root, other.layout.root], "NA", columns="price")
+    assert reader.read_all()["price"].to_pylist() == [0, 2, 4, 1, 3, 5, 9]
 
 
 def test_the_command_takes_the_format_from_the_name(recording: Recording, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ found = {"trades": json.loads(json.dumps(trades, default=str))}
 for name in ("read_trades", "read_coverage", "read_rejects", "describe"):
     found[name] = len(getattr(ingestor, name)(root))
 found["read_bars"] = len(ingestor.read_bars(root, "1s"))
+found["scan_trades"] = ingestor.scan_trades(root).read_all().num_rows
 found["follow"] = next(ingestor.follow(root, from_="start")).num_rows
 json.dump(found, open(out, "w"))
 """
@@ -88,7 +89,7 @@ def test_every_function_reads(system: str, recorded: Path) -> None:
     found = json.loads((recorded / "found.json").read_text(encoding="utf-8"))
     trades = (recorded / "trades.jsonl").read_text(encoding="utf-8").splitlines()
     assert found["trades"] == [json.loads(line) for line in trades]
-    assert found["read_trades"] == len(trades)
+    assert found["read_trades"] == found["scan_trades"] == len(trades)
     assert min(found[name] for name in ("read_coverage", "read_rejects", "describe", "read_bars", "follow")) > 0
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sqlite3
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from datetime import date
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -14,15 +14,11 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from ingestor.dataset.arguments import Roots, Span, find_roots
-from ingestor.dataset.inventory import has_fills
-from ingestor.dataset.merged import check_one_venue, find_id_column, read_merged
-from ingestor.dataset.rows import Selection, known_schema, with_columns
-from ingestor.dataset.snapshot import open_recording, take_snapshot
-from ingestor.dataset.stream import stream_rows
+from ingestor.dataset.snapshot import open_recording
+from ingestor.dataset.trades import stream_trades
 from ingestor.errors import ConfigError, IngestorError
 from ingestor.layout import FILE_MODE, set_mode
 from ingestor.parquet import ROW_GROUP, writer_options
-from ingestor.schema import ORIGIN
 
 _SLICE = 1 << 14
 """Rows that are Python objects at a time."""
@@ -160,16 +156,7 @@ def export_trades(
     layouts = [open_recording(one) for one in find_roots(root)]
     if path.exists():
         raise ConfigError(f"{path} exists already: remove it, or choose another name")
-    schema = pa.unify_schemas([known_schema(take_snapshot(layout, span)) for layout in layouts])
-    if ORIGIN.name not in schema.names and any(map(has_fills, layouts)):
-        schema = schema.append(ORIGIN)
-    selection = Selection(span, tuple(schema.names), symbols)
-    pieces: Iterator[tuple[date, pa.Table]]
-    if len(layouts) == 1:
-        pieces = stream_rows(layouts[0], selection)
-    else:
-        check_one_venue(layouts)
-        pieces = ((one.day, one.rows) for one in read_merged(layouts, selection, find_id_column(layouts)))
+    schema, pieces = stream_trades(layouts, span, symbols)
     part = path.with_name(f"{path.name}.part")
     part.unlink(missing_ok=True)
     try:
@@ -177,7 +164,7 @@ def export_trades(
         with contextlib.closing(_FILES[kind](part, schema, **options)) as file:
             rows = 0
             for day, table in pieces:
-                file.write(with_columns(table, schema))
+                file.write(table)
                 rows += table.num_rows
                 yield Progress(rows, day)
         set_mode(part, FILE_MODE)

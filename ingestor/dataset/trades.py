@@ -27,8 +27,9 @@ from ingestor.dataset.arguments import (
     find_time,
 )
 from ingestor.dataset.coverage import CoverageWatch, SymbolState, read_states, warn_of_unknown
+from ingestor.dataset.inventory import has_fills
 from ingestor.dataset.market_rules import are_abroad, in_session, judge_rows
-from ingestor.dataset.merged import check_one_venue, read_merged_dates
+from ingestor.dataset.merged import check_one_venue, find_id_column, read_merged, read_merged_dates
 from ingestor.dataset.rows import (
     Selection,
     as_frame,
@@ -40,7 +41,8 @@ from ingestor.dataset.rows import (
     sort_rows,
     with_columns,
 )
-from ingestor.dataset.snapshot import open_recording, read_consistently
+from ingestor.dataset.snapshot import open_recording, read_consistently, take_snapshot
+from ingestor.dataset.stream import stream_rows
 from ingestor.errors import NotARecording
 from ingestor.journal.follower import Follower, Rows, find_journal_end
 from ingestor.layout import Layout, read_holder
@@ -118,11 +120,8 @@ def read_trades(
     calendar = read_calendar(layouts[0].holidays)
 
     def pick(schema: pa.Schema, read_dates: _ReadDates) -> pa.Table:
-        usual = [name for name in schema.names if name != ORIGIN.name]
-        unknown = [name for name in picked or () if name not in (*usual, ORIGIN.name)]
-        if unknown:
-            raise ValueError(f"no column {unknown[0]!r}: there are {', '.join(usual)}")
-        wanted = tuple(usual if picked is None else picked)
+        usual = tuple(name for name in schema.names if name != ORIGIN.name)
+        wanted = usual if picked is None else _check_columns(picked, schema)
         wanted += tuple(name for name in ("symbol", "received_at") if coverage and name not in wanted)
         looked_at = (*wanted, "conditions") if conditions == "sip" else wanted
         looked_at = (*looked_at, ORIGIN.name) if picked is None or origin != "all" else looked_at
@@ -153,6 +152,74 @@ def read_trades(
         states = _read_states(layouts, rows)
         rows = (rows if picked is None else rows.select(picked)).append_column("coverage", states)
     return as_frame(rows, engine, tz)
+
+
+def scan_trades(
+    root: Roots,
+    symbols: Names | None = None,
+    start: Time | None = None,
+    end: Time | None = None,
+    tz: str = "UTC",
+    *,
+    columns: Names | None = None,
+) -> pa.RecordBatchReader:
+    """The trades in [start, end) in batches, for more than fits into memory: years take as much as a busy day's piece.
+
+    >>> import ingestor
+    >>> reader = ingestor.scan_trades("data", symbols=["AAPL"], start="2026-11-20", columns=["timestamp", "price"])
+    >>> reader.schema.names
+    ['timestamp', 'price']
+    >>> highest = max(batch["price"].to_numpy().max() for batch in reader)
+
+    UTC date by date, within a date by (symbol, timestamp, sequence); the arguments are those of `read_trades`, and
+    `root` may be a list, too. DuckDB queries the reader by its name; it can be read once. Each date is read as it is
+    when it is reached, so that a recorder and a compaction may go on; whoever stops reading has read no further.
+
+    Warns of a symbol that is not recorded. Raises NotARecording, FormatTooNew, ValueError for an argument that can't be
+    used; the reader raises DamagedFile, OSError.
+    """
+    layouts = [open_recording(one) for one in find_roots(root)]
+    chosen, picked = find_names(symbols), find_names(columns, "column")
+    warn_of_unknown(layouts, chosen)
+    schema, pieces = stream_trades(layouts, find_span(start, end, tz), chosen, picked)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for _, rows in pieces:
+            yield from as_frame(rows, "arrow", tz).to_batches()
+
+    return pa.RecordBatchReader.from_batches(as_frame(schema.empty_table(), "arrow", tz).schema, batches())
+
+
+def stream_trades(
+    layouts: Sequence[Layout], span: Span, symbols: tuple[str, ...] | None, columns: tuple[str, ...] | None = None
+) -> tuple[pa.Schema, Iterator[tuple[date, pa.Table]]]:
+    """The columns, and the trades of a span in pieces with these columns, each with its UTC date, in bounded memory.
+
+    Date by date, within a date by (symbol, timestamp, sequence); of several recorders' roots each trade is there once,
+    within a date by (symbol, timestamp, received_at). Raises ValueError for an unknown column, ConfigError for roots of
+    several venues, FormatTooNew, OSError.
+    """
+    schema = pa.unify_schemas([known_schema(take_snapshot(layout, span)) for layout in layouts])
+    if ORIGIN.name not in schema.names and ((columns and ORIGIN.name in columns) or any(map(has_fills, layouts))):
+        schema = schema.append(ORIGIN)
+    if columns is not None:
+        schema = pa.schema([schema.field(name) for name in _check_columns(columns, schema)])
+    selection = Selection(span, tuple(schema.names), symbols)
+    pieces: Iterator[tuple[date, pa.Table]]
+    if len(layouts) == 1:
+        pieces = stream_rows(layouts[0], selection)
+    else:
+        check_one_venue(layouts)
+        pieces = ((one.day, one.rows) for one in read_merged(layouts, selection, find_id_column(layouts)))
+    return schema, ((day, with_columns(rows, schema)) for day, rows in pieces)
+
+
+def _check_columns(picked: tuple[str, ...], schema: pa.Schema) -> tuple[str, ...]:
+    usual = [name for name in schema.names if name != ORIGIN.name]
+    for name in picked:
+        if name not in (*usual, ORIGIN.name):
+            raise ValueError(f"no column {name!r}: there are {', '.join(usual)}")
+    return picked
 
 
 _ReadDates = Callable[[Selection], Iterator[tuple[date, pa.Table]]]
