@@ -419,6 +419,7 @@ def call(root: Path, venue: RunningVenue, *options: str) -> Any:
     done = CliRunner().invoke(cli, ["backfill", "--root", str(root), "--url", http(venue), *options])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
+    assert max(map(len, done.stdout.splitlines())) <= 80 or "--json" in options
     return done
 
 
@@ -513,6 +514,7 @@ def test_the_command_that_audits(tmp_path: Path) -> None:
         done = call_audit("--symbols", "BTCUSDT")
         assert done.exit_code == 1
         assert "What no gap explains:" in done.stdout
+        assert max(map(len, done.stdout.splitlines())) <= 80
         assert call_audit("--symbols", "ETHUSDT").exit_code == 1  # none of its ids are recorded
         assert "Nothing was asked for" in call_audit("--day", "2020-01-01").stdout
 

@@ -212,6 +212,7 @@ def test_minutes_that_both_recorded_and_that_differ_are_named(tmp_path: Path) ->
     shown = merge(one, other, "--into", tmp_path / "all")
     assert shown.exit_code == 0
     assert "Both recorded, and one lacks trades:" in shown.stdout
+    assert max(map(len, shown.stdout.splitlines())) <= 80
     told = json.loads(merge(one, other, "--into", tmp_path / "again", "--json").stdout)
     assert told["differences"] == [
         {"root": str(other), "symbol": "A", "minute": "2026-11-18T12:02Z", "lacks": 3},

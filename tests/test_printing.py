@@ -7,9 +7,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from click.testing import CliRunner
-from recordings import make_sample
+from recordings import Print, Recording, make_sample
 from requirements import of_tier
 
+import ingestor.cli
 from ingestor.cli.main import cli
 from ingestor.cli.printing import (
     fit_table,
@@ -139,6 +140,31 @@ def test_columns_are_left_out_until_a_table_fits_the_least_missed_first() -> Non
     assert fit_table(columns, rows, ("open", "high", "n"), 5)[1] == ["open", "high", "n"]
 
 
+def test_texts_that_are_too_long_are_cut_and_neither_numbers_nor_times() -> None:
+    columns = ("symbol", "at", "price")
+    rows = [("0x" + "ab" * 40 + "cd", "2026-11-20T14:30:00.123Z", 97_000.18), ("A", "2026-11-20T14:30:00.124Z", 1)]
+    text, left_out = fit_table(columns, rows, (), 60)
+    assert left_out == ["symbol in full"]
+    assert max(map(len, text.splitlines())) == 60
+    assert {"2026-11-20T14:30:00.123Z", "97,000.18"} <= set(text.split())
+
+
+def test_commands_print_tables_in_no_other_way() -> None:
+    folder = Path(ingestor.cli.__file__).parent
+    assert [path.name for path in folder.glob("*.py") if "format_table" in path.read_text()] == ["printing.py"]
+
+
+def test_symbols_of_any_length_fit(tmp_path: Path) -> None:
+    recording = Recording(tmp_path, [long := "POLYMARKET:" + "7" * 100])
+    recording.prove([long], "2026-01-01T00:00")
+    recording.write(Print("2026-01-01T10:00", long, 0.5, 123_456_789.25, "1,12"))
+    for command in ("head", "bars 1h", "describe", "coverage"):
+        done = CliRunner().invoke(cli, [*command.split(), "--root", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+        assert max(map(len, done.stdout.splitlines())) <= 80
+        assert "symbol in full" in done.stderr
+
+
 @pytest.mark.parametrize("command", of_tier(["head", "bars 1h", "describe", "coverage"], ["describe"]))
 def test_every_table_fits_eighty_columns_and_more_with_wide(command: str, tmp_path: Path) -> None:
     make_sample(tmp_path)
@@ -150,4 +176,4 @@ def test_every_table_fits_eighty_columns_and_more_with_wide(command: str, tmp_pa
     assert max(map(len, narrow.stderr.splitlines()), default=0) <= 80
     heading = wide.stdout.splitlines()[0]
     assert set(narrow.stdout.splitlines()[0].split()) <= set(heading.split())
-    assert narrow.stderr.startswith("more columns with --wide: ") is (len(heading) > 80 or command != "head")
+    assert narrow.stderr.startswith("more with --wide: ") is (len(heading) > 80 or command != "head")

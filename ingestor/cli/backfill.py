@@ -17,6 +17,7 @@ from ingestor.cli.options import (
     example,
     json_option,
     parse_time,
+    print_table,
     query_options,
     read_span,
     reading_options,
@@ -24,8 +25,9 @@ from ingestor.cli.options import (
     root_from,
     tz_option,
     warn_of_unknown_symbols,
+    wide_option,
 )
-from ingestor.cli.printing import format_json, format_table, format_time, percent
+from ingestor.cli.printing import format_json, format_time, percent, wrap_text
 from ingestor.config import DEFAULT_PATH, Settings, load_settings
 from ingestor.config.feeds import BinanceSettings, find_history
 from ingestor.config.key import load_key
@@ -48,6 +50,9 @@ if TYPE_CHECKING:
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FOREVER_US = 1 << 62
 _SHOWN = 20
+_SPARE_OF_GAPS = ("compared", "source", "ours", "theirs", "end", "cause")
+_SPARE_OF_SYMBOLS = ("differ", "filled", "recorded", "source", "extra", "in_gaps")
+"""Columns of either table from the one that is missed least."""
 _Step = TypeVar("_Step")
 
 
@@ -68,6 +73,7 @@ def _source_options(command: Callable[..., None]) -> Callable[..., None]:
     )
 )
 @query_options
+@wide_option
 @click.option("--dry-run", is_flag=True, help="Ask and compare, and write nothing. Works beside a running recorder.")
 @_source_options
 @click.option(
@@ -86,6 +92,7 @@ def backfill(
     end: str | None,
     tz: tzinfo,
     as_json: bool,
+    wide: bool,
     dry_run: bool,
     name: str | None,
     url: str | None,
@@ -124,14 +131,22 @@ def backfill(
     elif not rows:
         click.echo("No gap is left to fill.")
     else:
-        texts = [{**row, "ours": percent(row["ours"]), "theirs": percent(row["theirs"])} for row in rows]
-        click.echo(format_table([*texts[0]], [[*row.values()] for row in texts]))
+        texts = [
+            {**row, "ours": percent(row["ours"]), "theirs": percent(row["theirs"])}
+            | ({"result": "not filled"} if one.why else {})
+            for row, one in zip(rows, outcomes, strict=True)
+        ]
+        print_table([*texts[0]], [[*row.values()] for row in texts], _SPARE_OF_GAPS, wide=wide)
+        for row, one in zip(rows, outcomes, strict=True):
+            if one.why:
+                click.echo(wrap_text("", escape(f"{row['symbol']}, {row['start']}: {one.why}")))
 
 
 @click.command(epilog=example("ingestor audit --config kraken.yaml --day yesterday"))
 @reading_options
 @tz_option
 @json_option
+@wide_option
 @click.option("--day", required=True, metavar="DATE", help="A UTC date: 2026-11-20, today or yesterday.")
 @_source_options
 def audit(
@@ -140,6 +155,7 @@ def audit(
     symbols: tuple[str, ...] | None,
     tz: tzinfo,
     as_json: bool,
+    wide: bool,
     day: str,
     name: str | None,
     url: str | None,
@@ -168,12 +184,18 @@ def audit(
     elif not rows:
         click.echo(f"Nothing was asked for on {day}.")
     else:
-        texts = [{**row, "complete": percent(row["complete"]), "result": escape(row["result"])} for row in rows]
-        click.echo(format_table([*texts[0]], [[*row.values()] for row in texts]))
+        texts = [
+            {**row, "complete": percent(row["complete"])} | ({"result": "failed"} if one.why else {})
+            for row, one in zip(rows, found, strict=True)
+        ]
+        print_table([*texts[0]], [[*row.values()] for row in texts], _SPARE_OF_SYMBOLS, wide=wide)
+        for reason in dict.fromkeys(one.why for one in found if one.why):
+            click.echo(wrap_text("", escape(reason)))
         unmatched = [one for audited in found for one in _name_unmatched(audited, tz) if not one["in_gap"]]
         if unmatched:
             click.echo("\nWhat no gap explains:")
-            click.echo(format_table([*unmatched[0]][:-1], [[*one.values()][:-1] for one in unmatched[:_SHOWN]]))
+            table = [[*one.values()][:-1] for one in unmatched[:_SHOWN]]
+            print_table([*unmatched[0]][:-1], table, ("id", "volume"), wide=wide)
             if len(unmatched) > _SHOWN:
                 click.echo(f"… and {len(unmatched) - _SHOWN:,} more: --json names 1,000 of each symbol")
     sys.exit(0 if all(one.clean for one in found) else 1)

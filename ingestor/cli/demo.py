@@ -151,8 +151,8 @@ def _show(folder: Path) -> None:
 
         frame = pd.read_parquet(trades)
         click.echo(f">>> pandas.read_parquet('{trades}')")
-        with pd.option_context("display.width", 120, "display.max_columns", None):
-            click.echo(frame.groupby("symbol", observed=True).head(1).drop(columns=["date"]).to_string(index=False))
+        some = frame.groupby("symbol", observed=True).head(1)
+        click.echo(some[["timestamp", "symbol", "price", "volume", "conditions"]].to_string(index=False))
         click.echo(f"\n{frame['symbol'].value_counts().to_string()}")
         rows = len(frame)
     size = sum(path.stat().st_size for path in data.glob("trades/**/*.parquet"))
@@ -160,7 +160,7 @@ def _show(folder: Path) -> None:
     for line in (folder / "recorder.log").read_text().splitlines():
         fact = json.loads(line)
         if fact["event"] == "conservation.checked":
-            click.echo(f"Conservation: {fact['account']}")
+            click.echo("Conservation: " + ";\n              ".join(fact["account"].split("; ")))
         elif fact["event"] == "gap.recorded":
             click.echo(f"Gap:          blind for {fact['seconds']} s, cause: {fact['cause']}")
     click.echo(f"\nParquet:  {data / 'trades'}\nCSV:      {data / 'csv'}\nLedger:   {data / 'ledger'}")

@@ -19,8 +19,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor import __version__
-from ingestor.cli.options import example, json_option, query_options, read_span, root_from, warn_of_nothing
-from ingestor.cli.printing import format_bytes, format_json, format_table, format_time
+from ingestor.cli.options import (
+    example,
+    json_option,
+    print_table,
+    query_options,
+    read_span,
+    root_from,
+    warn_of_nothing,
+    wide_option,
+)
+from ingestor.cli.printing import format_bytes, format_json, format_time
 from ingestor.closed_days import COVERAGE_FILE, close_coverage, list_day_files, make_manifest
 from ingestor.coverage import Closed, Coverage, clip, find_coverage
 from ingestor.dataset.arguments import EVER, Span, to_span
@@ -65,7 +74,8 @@ ROTATION = Rotation(age_s=1e9, size=32 << 20)
 @click.argument("roots", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--into", required=True, type=click.Path(path_type=Path), help="A directory that is not there yet.")
 @json_option
-def merge(roots: tuple[Path, ...], into: Path, as_json: bool) -> None:
+@wide_option
+def merge(roots: tuple[Path, ...], into: Path, as_json: bool, wide: bool) -> None:
     """Make one root of several that recorded the same venue: each trade that any of them has, each once.
 
     Trades are told apart by the venue's ids; where it has none, there are as many of those that are alike as the
@@ -94,10 +104,10 @@ def merge(roots: tuple[Path, ...], into: Path, as_json: bool) -> None:
         click.echo(format_json({"roots": found, "trades": report.merged, "differences": rows}))
         return
     counted = [(str(root), trades) for root, trades in zip(roots, report.rows, strict=True)]
-    click.echo(format_table(("root", "trades"), [*counted, (str(into), report.merged)]))
+    print_table(("root", "trades"), [*counted, (str(into), report.merged)], (), wide=wide)
     if rows:
         click.echo("\nBoth recorded, and one lacks trades:")
-        click.echo(format_table(("root", "symbol", "minute", "lacks"), [[*row.values()] for row in rows[:_SHOWN]]))
+        print_table(("root", "symbol", "minute", "lacks"), [[*row.values()] for row in rows[:_SHOWN]], (), wide=wide)
         if len(rows) > _SHOWN:
             click.echo(f"… and {len(rows) - _SHOWN:,} more such minutes: --json names all")
 

@@ -167,7 +167,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], spare:
     click.echo(text)
     if left_out:
         named = ", ".join(left_out[:_NAMED]) + (", …" if len(left_out) > _NAMED else "")
-        click.echo(f"more columns with --wide: {named}", err=True)
+        click.echo(f"more with --wide: {named}", err=True)
 
 
 def tz_option(command: _Command) -> _Command:

@@ -6,6 +6,7 @@ What is measured is written for people, `4.2 s`, `73.3 GB`; what is set is writt
 
 import json
 import math
+import re
 import shutil
 import sys
 import textwrap
@@ -16,6 +17,11 @@ from typing import Any
 
 from ingestor.texts import escape, escape_json
 
+_LONG = 24
+"""No column is left out for the sake of texts that are longer."""
+_SHORTEST = 12
+"""Of a column whose texts are cut."""
+_TIME = re.compile(r"\d{4}-\d\d-\d\d")
 _UNITS = (("TB", 40), ("GB", 30), ("MB", 20), ("KB", 10))
 
 
@@ -50,7 +56,7 @@ def fit_table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], spare: Sequence[str], width: int | None
 ) -> tuple[str, list[str]]:
     """The table within this width (None: any), and the columns that were left out for it: of `spare`, from the one that
-    is missed least.
+    is missed least. Where that is not enough, the longest texts are cut; such a column is `NAME in full`.
     """
     body = [list(row) for row in rows]
     if width is None:
@@ -59,13 +65,39 @@ def fit_table(
         name: max(map(len, format_table([name], ([row[at]] for row in body)).splitlines()))
         for at, name in enumerate(columns)
     }
+    texts = {
+        name
+        for at, name in enumerate(columns)
+        if any(isinstance(cell := row[at], str) and not _TIME.match(cell) for row in body)
+    }
+    least = {name: min(size, _LONG) if name in texts else size for name, size in wide.items()}
     kept = {name for name in columns if name not in spare}
     for name in reversed([one for one in spare if one in wide]):
-        if sum(wide[one] + 2 for one in {*kept, name}) - 2 <= width:
+        if sum(least[one] + 2 for one in {*kept, name}) - 2 <= width:
             kept.add(name)
+    caps = _find_caps({name: wide[name] for name in columns if name in kept}, texts & kept, width)
     places = [at for at, name in enumerate(columns) if name in kept]
-    text = format_table([columns[at] for at in places], ([row[at] for at in places] for row in body))
-    return text, [name for name in columns if name not in kept]
+    shown = ([_cut(row[at], caps[columns[at]]) for at in places] for row in body)
+    text = format_table([columns[at] for at in places], shown)
+    cut = [f"{name} in full" for name in caps if caps[name] < wide[name]]
+    return text, cut + [name for name in columns if name not in kept]
+
+
+def _find_caps(wide: dict[str, int], texts: set[str], width: int) -> dict[str, int]:
+    """How wide each column may be so that all of them fit: the widest of texts give way. Numbers and times don't."""
+    caps = dict(wide)
+    excess = sum(caps.values()) + 2 * (len(caps) - 1) - width
+    while excess > 0 and texts and caps[widest := max(sorted(texts), key=lambda name: caps[name])] > _SHORTEST:
+        caps[widest] -= 1
+        excess -= 1
+    return caps
+
+
+def _cut(cell: object, cap: int) -> object:
+    """`BINANCE:BTCUSDT` as `BINAN…CUSDT`, where it may be only so long."""
+    if not isinstance(cell, str) or len(cell) <= cap:
+        return cell
+    return f"{cell[: cap // 2]}…{cell[-((cap - 1) // 2) :]}"
 
 
 def wrap_text(head: str, text: str) -> str:

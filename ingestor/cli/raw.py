@@ -103,6 +103,7 @@ def _format_frame(row: dict[str, Any], tz: tzinfo, *, as_json: bool) -> str:
 @options.recording_options
 @options.span_options
 @options.json_option
+@options.wide_option
 @click.option("--into", type=click.Path(path_type=Path), help="Write the trades to this directory, not there yet.")
 @click.option("--diff", "with_diff", is_flag=True, help="Print each trade that differs.")
 def redecode(
@@ -112,6 +113,7 @@ def redecode(
     end: str | None,
     tz: tzinfo,
     as_json: bool,
+    wide: bool,
     into: Path | None,
     with_diff: bool,
 ) -> None:
@@ -151,7 +153,7 @@ def redecode(
         for one in report.differences:
             click.echo(_format_difference(one, tz))
     if rows:
-        click.echo(printing.format_table(("symbol", *kinds), rows))
+        options.print_table(("symbol", *kinds), rows, (), wide=wide)
     click.echo(
         f"{report.frames:,} frames: {report.recorded:,} trades recorded, {report.decoded:,} decoded now; "
         f"{f'{counts.total():,} differ' if rows else 'no difference'}"

@@ -239,7 +239,7 @@ def bars(
         | {"coverage": printing.percent(row["coverage"])}
         for row in rows
     )
-    spare = ("vwap", "recorded %", "trades", "volume", "open")
+    spare = ("vwap", "recorded %", "trades", "volume", "open", "low", "high")
     options.print_table(heading, ([*row.values()] for row in shown), spare, wide=wide)
 
 
@@ -461,7 +461,8 @@ def _print_coverage(
         click.echo()
         options.print_table(("start", "end", "seconds", "cause", "symbol"), rows, ("end",), wide=wide)
         blind = [(cause, printing.to_milliseconds(us / 1e6)) for cause, us in blind_by_cause(gaps).items()]
-        click.echo("\nTime blind, by cause:\n" + printing.format_table(("cause", "seconds"), blind))
+        click.echo("\nTime blind, by cause:")
+        options.print_table(("cause", "seconds"), blind, (), wide=wide)
 
 
 def _summary(symbol: str, pieces: list[Interval], tz: tzinfo) -> dict[str, Any]:
