@@ -214,7 +214,12 @@ class Layout:
         return self.accounts / f"date={segment.started:%Y-%m-%d}" / f"{segment}.parquet"
 
     def create(self) -> None:
-        """Make the root and the folders that a recorder writes to. Raises OSError, also where one can't be used."""
+        """Make the root and the folders that a recorder writes to. Raises OSError, also where one can't be used, or
+        where the root, or what it lies in, is somebody's file.
+        """
+        for folder in (self.root, *self.root.parents):
+            if folder.exists() and not folder.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "is a file, not a folder", str(folder))
         for folder in (
             self.journal,
             self.cursors,

@@ -82,7 +82,7 @@ def parse_duration(value: object) -> float:
     if match := DURATION.fullmatch(text):
         return float(Decimal(match[1]) * _SECONDS[match[2]])
     if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
-        raise ValueError(f"`{text}` has no unit: write {text}s or {text}ms")
+        raise ValueError(f"`{text}` has no unit: write {text}s, {text}m or {text}ms")
     raise ValueError(f"`{text}` is no duration: write it like 250ms, 20s, 15m, 2h or 365d")
 
 

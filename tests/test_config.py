@@ -166,7 +166,7 @@ MISTAKES = {
     "section is a list": ("tickers: [A]\nstorage: [csv]\n", ["2:1: `storage` must be a mapping"]),
     "value is a list": ("tickers: [A]\nstop_timeout: [1s]\n", ["2:1: `stop_timeout` must be one value"]),
     "text is a mapping": ("tickers: [A]\nfeed: {url: {a: b}}\n", ["2:8: `url` must be one value"]),
-    "no unit": ("tickers: [A]\nstop_timeout: 60\n", ["2:1: `60` has no unit: write 60s or 60ms"]),
+    "no unit": ("tickers: [A]\nstop_timeout: 60\n", ["2:1: `60` has no unit: write 60s, 60m or 60ms"]),
     "out of bounds": ("tickers: [A]\nconnection: {silence: 0s}\n", ["2:14: must be from 1s to 1h"]),
     "null": ("tickers: [A]\nstop_timeout: null\n", ["2:1: `null` is no duration"]),
     "no path": ("tickers: [A]\nstorage: {root: null}\n", ["2:11: must be a path"]),
@@ -221,7 +221,10 @@ MISTAKES = {
         'tickers: ["\\ud83d"]\nstop_timeout: 1s\n',
         ["1:11: an escape (\\u…) in quotes that is half a character"],
     ),
-    "no colon": ("tickers: [A]\njournal\nfeed: {}\n", ["2:1: no colon follows: write `key: value`"]),
+    "no colon": (
+        "tickers: [A]\njournal\nfeed: {}\n",
+        ["2:1: no colon follows: write `key: value`, or `- value` in a list"],
+    ),
     "control character": ("tickers: [A]\nx: \x07\n", ["2:4: a control character: delete it"]),
 }
 
@@ -240,7 +243,7 @@ def test_all_mistakes_at_once_in_the_order_of_the_file(write: Write) -> None:
     assert complaints(write(text)) == [
         "ingestor.yaml:3:5: A is listed twice",
         "ingestor.yaml:4:5: a stray blank after the colon: write B:C",
-        "ingestor.yaml:6:3: `5` has no unit: write 5s or 5ms",
+        "ingestor.yaml:6:3: `5` has no unit: write 5s, 5m or 5ms",
         "ingestor.yaml:7:3: duplicate key `linger`: line 6 has it too",
         "ingestor.yaml:8:1: unknown key `login`: did you mean `logging`?",
         "ingestor.yaml:9:1: must be from 0s to 1h",

@@ -168,6 +168,14 @@ def test_the_mirror_brings_none_and_removes_none(layout: Layout, tmp_path: Path)
     assert ingestor.read_trades(f"file://{there}", engine="arrow").equals(rows)
 
 
+@pytest.mark.parametrize("place", ["file", "file/data"])
+def test_a_file_where_the_root_is_to_be_is_refused_and_stays(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="is a file, not a folder"):
+        Layout(tmp_path / place).create()
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     "name",
     ["trades/date=2026-11-20", "cursors/kafka.json", "cursors/redis.17.lost", ".lock.damaged-2", "staging/upkeep.lock",

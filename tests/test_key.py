@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.config.key import load_key
+from ingestor.config.key import describe_missing, load_key
 from ingestor.errors import ConfigError
 
 
@@ -64,6 +64,26 @@ def test_a_dotenv_that_is_not_text(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="outside ASCII") as caught:
         load_key(tmp_path, {})
     assert "hunter" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line", ["FINNHUB_API_KEY: c0ffee", "export FINNHUB_API_KEY c0ffee", "  FINNHUB_API_KEY c0ffee"]
+)
+def test_a_secret_that_is_written_otherwise_is_named_with_its_line(tmp_path: Path, line: str) -> None:
+    (tmp_path / ".env").write_text(f"# mine\nSOMETHING else\n{line}\n")
+    with pytest.raises(ConfigError, match=r"\.env:3: write FINNHUB_API_KEY=…, with `=`") as caught:
+        load_key(tmp_path, {})
+    assert "c0ffee" not in str(caught.value)
+
+
+def test_where_a_key_belongs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = "no key: set FINNHUB_API_KEY, or write FINNHUB_API_KEY=… into config/.env (free at https://finnhub.io)"
+    assert describe_missing("no key", "FINNHUB_API_KEY", Path("config")) == told
+    (tmp_path / ".env").touch()
+    elsewhere = "; the .env in this folder is not read, only that beside the settings"
+    assert describe_missing("no key", "FINNHUB_API_KEY", Path("config")) == told + elsewhere
+    assert "finnhub.io" not in describe_missing("no key", "FEED_API_KEY", Path("config"))
 
 
 @pytest.mark.parametrize("name", [".env", "FINNHUB_API_KEY"])

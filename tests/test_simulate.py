@@ -73,7 +73,7 @@ def test_it_serves_until_a_signal_and_leaves_the_whole_truth(tmp_path: Path) -> 
     table = read_truth(truth)
     assert count <= table.num_rows <= count + 10, "all but the first message, which was read before"
     assert set(table["symbol"].to_pylist()) <= {"AAPL", "MSFT"}
-    assert "connection.opened" in log
+    assert "client.connected" in log
     assert "hush-hush" not in log
 
 

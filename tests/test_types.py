@@ -51,7 +51,7 @@ def test_what_is_no_size(text: str) -> None:
 
 @pytest.mark.parametrize("value", ["900", 900, "0", "1.5"])
 def test_a_number_needs_its_unit(value: object) -> None:
-    with pytest.raises(ValueError, match=f"`{value}` has no unit: write {value}s or"):
+    with pytest.raises(ValueError, match=f"`{value}` has no unit: write {value}s, {value}m or"):
         parse_duration(value)
     with pytest.raises(ValueError, match=f"`{value}` has no unit: write {value}MB or"):
         parse_size(value)

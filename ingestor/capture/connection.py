@@ -223,7 +223,7 @@ class _Handshake(threading.Thread):
         try:
             tcp = self._open_socket()
         except (OSError, ValueError) as error:
-            raise ConnectionLost(f"can't connect: {explain(error)}") from None
+            raise ConnectionLost(f"can't connect to {urlsplit(self._url).hostname}: {explain(error)}") from None
         try:
             return _shake_hands(tcp, self._url)
         except BaseException:

@@ -30,7 +30,7 @@ from tornado.netutil import bind_sockets
 
 from ingestor.charts.bokeh_chart import Chart
 from ingestor.charts.series import DARK, LIGHT, Blind, BlindTimes, LiveBars, Theme
-from ingestor.config.addresses import is_loopback
+from ingestor.config.addresses import describe_refusal, is_loopback
 from ingestor.dataset.arguments import Span
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.coverage import load_coverage
@@ -304,7 +304,7 @@ def run_dashboard(view: View, host: str, port: int, started: Callable[[str], Non
     try:
         sockets = bind_sockets(port, host)
     except OSError as error:
-        raise ConfigError(f"can't listen on {host}:{port}: {error.strerror or error}") from None
+        raise ConfigError(describe_refusal(host, port, error)) from None
     place = f"{f'[{host}]' if ':' in host else host}:{sockets[0].getsockname()[1]}"
     loop = IOLoop.current()
     logging.getLogger("bokeh").setLevel(logging.WARNING)  # it would log each request, with its query string

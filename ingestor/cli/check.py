@@ -24,7 +24,7 @@ from ingestor.cli.printing import format_bytes, format_json, format_seconds, wra
 from ingestor.config import DEFAULT_PATH, Flags, Settings
 from ingestor.config.addresses import choose_proxy, find_proxy_variable, is_loopback, split_address
 from ingestor.config.feeds import FREE_PLAN_SYMBOLS, FeedSettings, FinnhubSettings
-from ingestor.config.key import SECRET_VARIABLE, Key, load_key, load_secret
+from ingestor.config.key import SECRET_VARIABLE, Key, describe_missing, load_key, load_secret
 from ingestor.config.yaml_file import read_yaml
 from ingestor.errors import ConfigError
 from ingestor.layout import Layout, read_holder
@@ -135,13 +135,10 @@ def find_key(directory: Path, feed: FeedSettings | None) -> list[Finding]:
     except ConfigError as error:
         return [Finding("error", "key", str(error))]
     if key is None:
-        where = f"set {variable}, or write {variable}=… into {directory / '.env'}"
-        free = " (free at https://finnhub.io)" if feed.type == "finnhub" else ""
-        return [Finding("error", "key", f"none found: {where}{free}")]
+        return [Finding("error", "key", describe_missing("none found", variable, directory))]
     found = [Finding("ok", "key", f"from {key.source}")]
     if feed.needs_secret and not load_secret(SECRET_VARIABLE, directory):
-        where = f"set {SECRET_VARIABLE}, or write {SECRET_VARIABLE}=… into {directory / '.env'}"
-        found.append(Finding("error", "secret", f"none found: {where}"))
+        found.append(Finding("error", "secret", describe_missing("none found", SECRET_VARIABLE, directory)))
     return [*found, Finding("warning", "key", key.warning)] if key.warning else found
 
 

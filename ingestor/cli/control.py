@@ -29,7 +29,7 @@ from ingestor.cli.options import (
 from ingestor.cli.printing import format_json, format_seconds
 from ingestor.config import Flags
 from ingestor.config.addresses import choose_proxy, find_proxy_variable
-from ingestor.config.key import SECRET_VARIABLE, load_key, load_secret
+from ingestor.config.key import SECRET_VARIABLE, describe_missing, load_key, load_secret
 from ingestor.errors import ConfigError, IngestorError
 from ingestor.layout import Holder, Layout, list_segments, read_holder
 from ingestor.ledger import list_ledgers, read_new_facts
@@ -217,11 +217,11 @@ def run(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None,
     variable = settings.feed.key_variable
     key = load_key(config_dir(config), variable=variable) if settings.feed.needs_key else None
     if key is None and settings.feed.needs_key:
-        raise ConfigError(f"there is no API key: set {variable}, or put it into the .env beside the config")
+        raise ConfigError(describe_missing("there is no API key", variable, config_dir(config)))
     text = key.value.get_secret_value() if key else ""
     secret = load_secret(SECRET_VARIABLE, config_dir(config)) or "" if settings.feed.needs_secret else ""
     if settings.feed.needs_secret and not secret:
-        raise ConfigError(f"the login needs a secret: set {SECRET_VARIABLE}, or put it into the .env beside the config")
+        raise ConfigError(describe_missing("the login needs a secret", SECRET_VARIABLE, config_dir(config)))
     receivers = load_receivers(settings.alerts, config_dir(config))
     secrets = list(filter(None, [text, secret, *receivers])) or [""]
     configure_logs(settings.logging.level, settings.logging.format, secrets)

@@ -1,5 +1,6 @@
 """Addresses: which hosts a server answers to, which only this machine can reach, which a proxy takes."""
 
+import errno
 import os
 import re
 from base64 import b64encode
@@ -144,6 +145,12 @@ def find_proxy_variable(url: str, environ: Mapping[str, str] = os.environ) -> st
 def bracketed(host: str) -> str:
     """A host as it stands before a port: `[::1]`."""
     return f"[{host}]" if ":" in host else host
+
+
+def describe_refusal(host: str, port: int, error: OSError) -> str:
+    """Why nobody can listen there, and what helps where another program does."""
+    hint = ": --port 0 takes a free one" if error.errno == errno.EADDRINUSE else ""
+    return f"can't listen on {host}:{port}: {error.strerror or error}{hint}"
 
 
 def is_loopback(host: str) -> bool:

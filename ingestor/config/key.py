@@ -8,6 +8,7 @@ from io import StringIO
 from pathlib import Path
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import BaseModel, ConfigDict, SecretStr
 
 from ingestor.errors import ConfigError
@@ -16,6 +17,7 @@ SECRET_VARIABLE = "FEED_API_SECRET"  # noqa: S105  its name
 """Where a second secret is looked for, as a password is."""
 KEY_BELONGS = "the key belongs into FINNHUB_API_KEY or into .env beside this file, never in here"
 
+_NAMES_SECRET = re.compile(r"\s*(?:export\s+)?([A-Z][A-Z_]*(?:KEY|SECRET))\b")
 _PLACEHOLDER = re.compile(
     r"<.*>|\[.*\]|\{.*\}|\$.*|\.{3,}|x{3,}|\*{3,}|change[_ -]?(me|it)|placeholder|to[_ -]?do|none|null"
     r"|(your|my|the|insert|enter|paste|put|replace|add|example|sample|dummy)([_ -].*)?(key|token|here|me)"
@@ -97,13 +99,28 @@ def _read_secret(path: Path) -> str:
 
 
 def _read_dotenv(path: Path) -> dict[str, str | None]:
-    """The file's variables, nothing interpolated; empty where there is no such file."""
+    """The file's variables, nothing interpolated; empty where there is no such file. Raises ConfigError, also for a
+    secret that is written otherwise than `NAME=value`.
+    """
     try:
-        return dotenv_values(stream=StringIO(_decode(path, path.read_bytes())), interpolate=False)
+        text = _decode(path, path.read_bytes())
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
+    for line in parse_stream(StringIO(text)):
+        if line.error and (named := _NAMES_SECRET.match(line.original.string)):
+            raise ConfigError(f"{path}:{line.original.line}: write {named[1]}=…, with `=` and nothing else between")
+    return dotenv_values(stream=StringIO(text), interpolate=False)
+
+
+def describe_missing(what: str, variable: str, config_dir: Path) -> str:
+    """What to do where a secret (`there is no API key`) is nowhere."""
+    own = config_dir / ".env"
+    elsewhere = Path(".env").exists() and not own.exists()
+    free = " (free at https://finnhub.io)" if variable == "FINNHUB_API_KEY" else ""
+    hint = "; the .env in this folder is not read, only that beside the settings" if elsewhere else ""
+    return f"{what}: set {variable}, or write {variable}=… into {own}{free}{hint}"
 
 
 def _decode(path: Path, content: bytes) -> str:

@@ -114,7 +114,7 @@ _SYNTAX = {
     "found character '\\t'": "a tab: use blanks",
     "cannot start any token": "{problem}: put the value in quotes",
     "undefined alias": "{problem}: put the value in quotes",
-    "could not find expected ':'": "no colon follows: write `key: value`",
+    "could not find expected ':'": "no colon follows: write `key: value`, or `- value` in a list",
     "mapping values are not allowed": "a second `key: value` here: quote the value or mend the indentation",
     "expected <block end>": "the indentation doesn't match the lines above",
     "but found another document": "a second document (`---`) begins: one file, one document",

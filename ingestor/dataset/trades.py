@@ -323,8 +323,10 @@ def follow(
         since = from_ if isinstance(from_, datetime) and from_.tzinfo else find_time(from_)
     layout = Layout(find_root(root))
     if not layout.journal.is_dir():
-        hint = "; a copy can't be followed, only the root of a recorder" if layout.trades.is_dir() else ""
-        raise NotARecording(f"{layout.root} holds no recording: there is no {layout.journal.name}/ in it{hint}")
+        hint = "a copy can't be followed" if layout.trades.is_dir() else "name the root that the recorder writes to"
+        raise NotARecording(
+            f"{layout.root} holds no recording: there is no `journal` in {layout.root.absolute()}; {hint}"
+        )
     follower = Follower(
         layout, find_journal_end(layout) if since is None and from_ == "now" else None, synced_only=False
     )

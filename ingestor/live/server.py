@@ -25,7 +25,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import Frame
 
 from ingestor import system
-from ingestor.config.addresses import Hosts, is_loopback
+from ingestor.config.addresses import Hosts, describe_refusal, is_loopback
 from ingestor.errors import ConfigError
 from ingestor.layout import Layout
 from ingestor.live.access import Verifier
@@ -382,7 +382,7 @@ def listen(host: str, port: int, *, authenticated: bool) -> socket.socket:
         listening.listen(_BACKLOG)
     except OSError as error:
         listening.close()
-        raise ConfigError(f"can't listen on {host}:{port}: {error.strerror or error}") from None
+        raise ConfigError(describe_refusal(host, port, error)) from None
     return listening
 
 

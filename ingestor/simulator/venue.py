@@ -17,6 +17,7 @@ import structlog
 from websockets.frames import CloseCode
 from websockets.http11 import Request
 
+from ingestor.config.addresses import describe_refusal
 from ingestor.config.feeds import JsonSettings
 from ingestor.errors import ConfigError
 from ingestor.simulator.connection import (
@@ -277,11 +278,11 @@ class Venue:
         protocol.send_response(response)
         writer.write(b"".join(protocol.data_to_send()))
         if response.status_code != 101:
-            log.info("connection.refused", connection=number, status=response.status_code)
+            log.info("client.refused", connection=number, status=response.status_code)
             return None
         opened_s, combined = self._injector.now_s, is_combined(request)
         client = VenueConnection(number, opened_s, protocol, writer, self._truth, combined=combined)
-        log.info("connection.opened", connection=number)
+        log.info("client.connected", connection=number)
         if needs_key:
             # One connection per key: a second one ends both. The key of one that was closed is free at once.
             other = self._by_key.get(key)
@@ -317,7 +318,7 @@ class Venue:
             self._by_key = {key: other for key, other in self._by_key.items() if other is not client}
             self._trades_sent += client.trades_sent
             self._find_wanted_symbols()
-            log.info("connection.ended", connection=client.number, trades=client.trades_sent)
+            log.info("client.left", connection=client.number, trades=client.trades_sent)
 
     async def _listen(self, client: VenueConnection, reader: asyncio.StreamReader) -> None:
         try:
@@ -501,7 +502,7 @@ async def open_venue(settings: VenueSettings) -> Venue:
             lambda reader, writer: accepted.put_nowait((reader, writer)), settings.host, settings.port, ssl=context
         )
     except OSError as error:
-        raise ConfigError(f"can't listen on {settings.host}:{settings.port}: {error.strerror or error}") from error
+        raise ConfigError(describe_refusal(settings.host, settings.port, error)) from error
     try:
         truth = None if settings.truth is None else TruthFile(settings.truth)
     except OSError as error:
