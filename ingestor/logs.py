@@ -10,7 +10,9 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
+import textwrap
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -41,6 +43,8 @@ SENTENCES = {
     "symbol.refused": "the venue refused {symbol}: {text}",
     "stop.requested": "stopping: {reason}",
     "conservation.checked": "stopped in order: {account}",
+    "client.connected": "client {connection} connected",
+    "client.left": "client {connection} left; it was sent {trades:,} trades",
 }
 """What a terminal shows of the facts that everybody sees: sentences. Other facts show their fields."""
 _OURS = "ingestor"
@@ -164,7 +168,7 @@ def _formatter(stream: TextIO, format: str) -> logging.Formatter:  # noqa: A002 
 
 
 def _as_sentence(_logger: WrappedLogger, _method: str, event: EventDict, *, colors: bool) -> str:
-    """`14:30:05 connected to the venue`, in UTC; a fact without a sentence shows its fields."""
+    """`14:30:05 connected to the venue`, in UTC, as wide as the terminal; other facts show their fields."""
     fields = {
         name: escape(_as_text(value)) if isinstance(value, str | list) else value for name, value in event.items()
     }
@@ -181,7 +185,11 @@ def _as_sentence(_logger: WrappedLogger, _method: str, event: EventDict, *, colo
         text = f"{fact}{f': {told}' if told else ''}{f' ({hint})' if hint else ''}"
     colour = {"warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}.get(level)
     mark = f"{level}: " if colour else ""
-    line = f"{at} {mark}{text}"
+    # No word is broken: it may be a path to copy, or a secret to take out.
+    line = textwrap.fill(
+        f"{at} {mark}{text}", shutil.get_terminal_size().columns, subsequent_indent=" " * (len(at) + 1),
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
     line = f"{colour}{line}\x1b[0m" if colour and colors else line
     return f"{line}\n{escape(exception, keep=chr(10))}" if isinstance(exception, str) else line
 

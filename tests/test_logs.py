@@ -108,6 +108,21 @@ def test_a_terminal_reads_sentences(
     assert re.fullmatch(r"\d\d:\d\d:\d\d (.*)\n", stream.getvalue())[1] == shown  # type: ignore[index]
 
 
+def test_sentences_break_between_words_where_the_terminal_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    stream = Terminal()
+    configure_logs("info", "auto", [], stream)
+    files = "/home/somebody/with-a-long-name/recordings/finnhub/data/trades"
+    structlog.get_logger().info(
+        "recording.begun", symbol="AAPL", files=files, watch="ingestor tail", stop="ingestor stop"
+    )
+    shown = stream.getvalue().splitlines()
+    assert max(map(len, shown)) <= 80
+    assert {line[:9].strip() for line in shown[1:]} == {""}
+    assert files in " ".join(shown)
+
+
 def test_a_terminal_shows_what_nobody_caught_without_secrets() -> None:
     stream = Terminal()
     configure_logs("info", "auto", [KEY], stream)

@@ -29,7 +29,7 @@ from ingestor.cli.options import (
     warn_of_nothing,
     wide_option,
 )
-from ingestor.cli.printing import format_bytes, format_json, format_time
+from ingestor.cli.printing import format_bytes, format_json, format_time, wrap_text
 from ingestor.closed_days import COVERAGE_FILE, close_coverage, list_day_files, make_manifest
 from ingestor.coverage import Closed, Coverage, clip, find_coverage
 from ingestor.dataset.arguments import EVER, Span, to_span
@@ -298,7 +298,7 @@ def publish(
         click.echo(format_json({"folder": str(into), "trades": rows, "bytes": size}))
         return
     click.echo(f"{into}: {rows:,} trades, {format_bytes(size)}")
-    click.echo(f"\n{_TERMS.format(venue=venue)}", nl=False)
+    click.echo("\n" + wrap_text("", " ".join(_TERMS.format(venue=venue).split())))
 
 
 def _write_card(target: Layout, venue: str, terms: str | None) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import click
 import structlog
 
 from ingestor.cli.options import config_option, example, json_option, recording_options, root_from, roots_option
-from ingestor.cli.printing import format_bytes, format_json
+from ingestor.cli.printing import format_bytes, format_json, wrap_text
 from ingestor.errors import ConfigError, IngestorError
 from ingestor.layout import Layout
 from ingestor.logs import configure_logs
@@ -114,7 +114,7 @@ def _verify_each(roots: Sequence[Path], *, as_json: bool) -> None:
         click.echo(format_json({"roots": reports, "together": asdict(together)}))
     elif len(found) > 1:
         _print_holes(together.holes)
-        click.echo(escape(str(together)))
+        click.echo(wrap_text("", escape(str(together))))
     sys.exit(code)
 
 
@@ -127,11 +127,13 @@ def _print_verified(verification: "Verification", differences: "list[Difference]
     for difference in differences:
         click.echo(escape(str(difference)))
     _print_holes(account.holes)
-    click.echo(account)
+    for line in str(account).splitlines():
+        click.echo(wrap_text("", line))
     if account.foreign:
         more = ", …" if len(account.foreign) > _FOREIGN_SHOWN else ""
         named = ", ".join(account.foreign[:_FOREIGN_SHOWN]) + more
-        click.echo(escape(f"not of this recording, and not looked at: {len(account.foreign):,} ({named})"))
+        said = f"not of this recording, and not looked at: {len(account.foreign):,} ({named})"
+        click.echo(wrap_text("", escape(said)))
     # Nothing is said of what was not read.
     files = f"{account.not_looked_at:,} file{' was' if account.not_looked_at == 1 else 's were'}"
     unseen = f"{files} not looked at: their segments are not finished yet" if account.not_looked_at else ""
