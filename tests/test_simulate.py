@@ -131,7 +131,7 @@ def test_a_replay_and_its_faults_are_read_from_files(tmp_path: Path) -> None:
         (["--tls-cert", "c.pem"], "both --tls-cert and --tls-key"),
         (["--replay", "missing.parquet"], "missing.parquet"),
         (["--truth", "/missing/t.jsonl"], "truth can't be written"),
-        (["--host", "203.0.113.1"], "can't listen on 203.0.113.1:0"),
+        (["--host", "203.0.113.1"], "can't listen on 203.0.113.1:0: Cannot assign requested address"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence(arguments: list[str], says: str) -> None:

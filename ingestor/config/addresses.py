@@ -149,8 +149,10 @@ def bracketed(host: str) -> str:
 
 def describe_refusal(host: str, port: int, error: OSError) -> str:
     """Why nobody can listen there, and what helps where another program does."""
+    number = error.errno or 0
+    reason = os.strerror(number) if number > 0 else error.strerror or error  # asyncio's own text is a story
     hint = ": --port 0 takes a free one" if error.errno == errno.EADDRINUSE else ""
-    return f"can't listen on {host}:{port}: {error.strerror or error}{hint}"
+    return f"can't listen on {host}:{port}: {reason}{hint}"
 
 
 def is_loopback(host: str) -> bool:

@@ -83,7 +83,8 @@ class Rest:
             answer = connection.getresponse()
             body = answer.read(_ANSWER_MAX)
         except (OSError, http.client.HTTPException) as error:
-            raise VenueUnreachable(f"{self._parts.hostname}: {error}") from None
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise VenueUnreachable(f"{self._parts.hostname}: {reason}") from None
         finally:
             connection.close()
         offset_s = _clock_offset_s(answer.getheader("Date"), asked_at, time.time())
