@@ -51,6 +51,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FOREVER_US = 1 << 62
 _SHOWN = 20
 _SPARE_OF_GAPS = ("compared", "source", "ours", "theirs", "end", "cause")
+_SPARE_OF_FILES = ("rows", "symbols", "last", "recorded", "first")
 _SPARE_OF_SYMBOLS = ("differ", "filled", "recorded", "source", "extra", "in_gaps")
 """Columns of either table from the one that is missed least."""
 _Step = TypeVar("_Step")
@@ -233,6 +234,7 @@ def _check_delimiter(_ctx: click.Context, _param: click.Parameter, text: str) ->
 )
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @recording_options
+@wide_option
 @json_option
 @click.option(
     "--columns",
@@ -255,6 +257,7 @@ def import_(
     files: tuple[Path, ...],
     config: Path | None,
     root: Path | None,
+    wide: bool,
     as_json: bool,
     columns: dict[str, str],
     symbol: str | None,
@@ -296,12 +299,12 @@ def import_(
         told = [{**_as_imported(one), "faults": [fault._asdict() for fault in one.faults]} for one in work.reports]
         click.echo(format_json({"dry_run": dry_run, "files": told}))
     else:
-        _print_imported(work.reports)
+        _print_imported(work.reports, wide=wide)
 
 
-def _print_imported(reports: "list[Report]") -> None:
+def _print_imported(reports: "list[Report]", *, wide: bool) -> None:
     rows = [_as_imported(one) for one in reports]
-    click.echo(format_table([*rows[0]], [[*row.values()] for row in rows]))
+    print_table([*rows[0]], [[*row.values()] for row in rows], _SPARE_OF_FILES, wide=wide)
     for one in reports:
         for fault in one.faults[:_SHOWN]:
             click.echo(escape(f"{one.file}, {fault}"), err=True)
