@@ -416,6 +416,8 @@ class _Story:
         """
         if fact["fact"] in {"run.started", "day.started"}:
             self._is_backfill = bool(fact.get("backfill"))
+        if fact["fact"] == "connection.joined":
+            self._trust_venue()
         if fact["fact"] == "gap.filled" and (self.only is None or fact["symbol"] in self.only):
             stretch = fact["since"] + 1, fact["until"], fact["source"]
             self.filled.setdefault(fact["symbol"], []).append(stretch)
@@ -435,7 +437,7 @@ class _Story:
                 for symbol, since_us in proofs(fact):
                     self._prove(symbol, fact["connection"], since_us)
             case "symbols.requested":
-                self._request(fact["symbols"], fact["connection"], fact["at"])
+                self._request(fact)
             case "symbol.dropped":
                 self._drop(fact["symbol"], fact["at"])
             case "gap.opened":
@@ -541,20 +543,27 @@ class _Story:
                 found.setdefault(symbol, []).extend(_without(recorded, gaps))
         return {symbol: _union(stretches) for symbol, stretches in found.items()}
 
-    def _request(self, symbols: list[str] | None, connection: int, at_us: int) -> None:
+    def _request(self, fact: Fact) -> None:
+        """`since`: another connection had brought them up to that receipt, and has ended."""
+        symbols, connection, at_us = fact["symbols"], fact["connection"], fact["at"]
         if symbols is None:
             symbols = self._requested
         elif connection != self._connection:
             self._requested = symbols
         self._connection = connection
-        if self._doubted_us is None:  # the venue's clock was seen, and agreed
-            self._trust()
+        if "since" not in fact:
+            self._trust_venue()
         whole = self._open.get(None)
         if whole is not None and whole.implied:
             self._close_gap(None, at_us)
         # Asking again on the same connection takes nothing back.
-        fresh = [symbol for symbol in symbols if self._asked.get(symbol) != connection]
-        self._begin([one for one in fresh if self.only is None or one in self.only], connection, _Request(at_us))
+        fresh = [one for one in symbols if self._asked.get(one) != connection]
+        fresh = [one for one in fresh if self.only is None or one in self.only]
+        since_us = min(fact.get("since", at_us - 1) + 1, at_us)
+        if since_us < self.told_from_us:  # before the facts that are left
+            for symbol in fresh:
+                self.doubts.setdefault(symbol, []).append((since_us, self.told_from_us, ""))
+        self._begin(fresh, connection, _Request(since_us))
 
     def _begin(self, symbols: Iterable[str], connection: int, request: _Request) -> None:
         request.proof, request.era = self._proof, len(self._eras) - 1
@@ -695,6 +704,11 @@ class _Story:
             self._trust()
         elif abs(by_us) >= FAR_US:
             self._is_right = False
+
+    def _trust_venue(self) -> None:
+        """The venue's clock was seen, and agreed."""
+        if self._doubted_us is None:
+            self._trust()
 
     def _trust(self) -> None:
         """The clock is known to be right."""

@@ -17,7 +17,7 @@ from ingestor.config.sections import StorageSettings
 from ingestor.dataset.maintenance import MaintenanceLoop
 from ingestor.errors import ConfigError, ConservationViolated, IngestorError, RootDeleted, RowsUnsaved
 from ingestor.layout import Layout, RootLock, is_own, list_foreign, locked_root, remove_tree
-from ingestor.metrics import Conservation, Counts
+from ingestor.metrics import REPEATED, Conservation, Counts
 from ingestor.operations.alerts import AlertProcess, make_alert_process
 from ingestor.operations.backfill_process import BackfillProcess, make_backfill_process
 from ingestor.operations.collector import Watch
@@ -67,7 +67,8 @@ class Report:
     """Logs one summary soon after the start, then a line of progress per minute; never a line per trade."""
 
     def __init__(self, recording: Recording) -> None:
-        self._session = recording.session
+        self._sessions = recording.sessions
+        self._connection_log = recording.connection_log
         self._subscriptions = recording.subscriptions
         self._markets = recording.markets
         self._buffer = recording.buffer
@@ -109,18 +110,29 @@ class Report:
                 trades=counts.trades,
                 trades_per_s=round(rate, 1),
                 frames=counts.frames,
-                rejected=counts.rejected_frames + counts.rejected_trades,
+                rejected=counts.rejected_frames + counts.rejected_trades - self._recorder.reasons[REPEATED],
                 ticking=sum(at_s >= minute_ago_s for at_s in list(self._observed.last_trade_s.values())),
-                connected=self._session.connected,
-                connections=self._session.connections,
+                connected=self._connected,
+                connections=self._connection_log.connections,
+                **({"open": self._open} if len(self._sessions) > 1 else {}),
                 buffer_bytes=self._buffer.bytes,
                 lag_ms=round(self._buffer.lag_s() * 1000),
                 pauses=self._buffer.pauses,
             )
 
+    @property
+    def _open(self) -> int:
+        return sum(session.connected for session in self._sessions)
+
+    @property
+    def _connected(self) -> bool:
+        return self._open > 0
+
     def summary(self, now: datetime) -> str:
         """One sentence for a newcomer: `connected; 2 of 4 ticking; AAPL, MSFT silent: the US market is closed`."""
-        link = "connected" if self._session.connected else "not connected"
+        link = "connected" if self._connected else "not connected"
+        if len(self._sessions) > 1:
+            link = f"{len(self._sessions)} connections, {self._open} open"
         symbols = self._subscriptions.symbols
         silent = [symbol for symbol in symbols if symbol not in self._observed.last_trade_s]
         ticking = f"{len(symbols) - len(silent)} of {len(symbols)} ticking"
@@ -141,7 +153,7 @@ class Report:
         """As far as it is known. Names may differ from those asked for; a message may fit nothing."""
         counts = self._recorder.counts
         unasked = sorted(set(self._observed.last_trade_s) - set(self._subscriptions.symbols))
-        if not self._session.connected:
+        if not self._connected:
             return "there is no connection"
         if not counts.frames:
             return "the venue has sent nothing yet"
@@ -185,7 +197,7 @@ class Daemon:
         self._signals = signals
         self._sinks_stop = sinks_stop
         self._ended = threading.Event()
-        self._reader = Worker("reader", recording.session.run, self._ended)
+        self._readers = [Worker("reader", session.run, self._ended) for session in recording.sessions]
         self._recorder = Worker("recorder", recording.recorder.run, self._ended)
         self._files = Worker("files", recording.runner.run, self._ended)
         self._sinks = sinks
@@ -213,7 +225,7 @@ class Daemon:
 
         Raises what ended a thread (FeedRefused, RowsUnsaved, anything unforeseen) and ConservationViolated.
         """
-        workers = [self._reader, self._recorder, self._files, self._maintenance_worker]
+        workers = [*self._readers, self._recorder, self._files, self._maintenance_worker]
         workers += [self._sinks_worker] if self._sinks_worker else []
         for worker in workers:
             worker.start()
@@ -296,9 +308,9 @@ class Daemon:
         signals.stop.set()
         if self._backfill:
             self._backfill.end()
-        self._reader.join(_READER_END_S)  # one that hangs in a handshake has put nothing into the Buffer
+        self._join_readers()  # one that hangs in a handshake has put nothing into the Buffer
         recording.buffer.close()
-        self._reader.join(_READER_END_S)  # one that waited for room goes on now, and has the ledger still to write
+        self._join_readers()  # one that waited for room goes on now, and has the ledger still to write
         unsaved: RowsUnsaved | None = None
         deadline_s = time.monotonic() + recording.settings.stop_timeout
         while self._recorder.is_alive():
@@ -321,6 +333,11 @@ class Daemon:
         if self._sinks and self._sinks_worker:  # after the files, which a mirror waits for
             self._end_follower(self._sinks_worker, self._sinks.stop, self._sinks.hurried, deadline_s)
         return unsaved
+
+    def _join_readers(self) -> None:
+        deadline_s = time.monotonic() + _READER_END_S
+        for reader in self._readers:
+            reader.join(max(deadline_s - time.monotonic(), 0.0))
 
     def _end_follower(
         self, follower: Worker, stop: threading.Event, hurried: threading.Event, deadline_s: float
@@ -367,7 +384,8 @@ class Daemon:
         keeps_frames = recording.settings.storage.raw is not None and not hurried
         kept = recording.raw.frames[recording.run] if keeps_frames else None
         filled = recording.accounts.filled[recording.run]
-        return Conservation(recording.buffer.frames_put, counts, rows, kept, filled)
+        repeats = recording.recorder.reasons[REPEATED]
+        return Conservation(recording.buffer.frames_put, counts, rows, kept, filled, repeats)
 
     def _check(self, account: Conservation) -> Conservation:
         """Raises ConservationViolated; where the sinks were cut short the next start completes the account."""

@@ -251,6 +251,8 @@ class RunState:
                 self.last_received_us = max(self.last_received_us, fact["last_received"])
             case "symbols.requested":
                 self._request(fact)
+            case "connection.joined":
+                self.is_right = self.is_right or self.doubted_us is None
             case "symbol.dropped":
                 self.asked.pop(fact["symbol"], None)
                 self.gaps = {gap: told for gap, told in self.gaps.items() if told["symbol"] != fact["symbol"]}
@@ -352,10 +354,12 @@ class RunState:
             self.requested = list(symbols)
         self._connection = connection
         self.unconnected_us = None
-        self.is_right = self.is_right or self.doubted_us is None
+        seen_us = fact.get("since")  # up to then another connection had brought them
+        self.is_right = self.is_right or (self.doubted_us is None and seen_us is None)
+        since_us = fact["at"] if seen_us is None else min(seen_us + 1, fact["at"])
         for symbol in symbols:
             if symbol not in self.asked or self.asked[symbol].connection != connection:
-                self.asked[symbol] = _Asked(connection, fact["at"])
+                self.asked[symbol] = _Asked(connection, since_us)
 
     def _step_clock(self, fact: Fact) -> None:
         """Set back, the clock begins everything anew: what was proven is so from what it shows now."""

@@ -20,7 +20,9 @@ checksums, in `coverage/`.
                         requested: what was last asked for as a whole; unconnected: since when no connection is open,
                         doubted: since when the clock is wrong (null: it isn't)
     connection.opened   connection: its number in this run
-    symbols.requested   connection, symbols (null: the same as the last time that all were asked for)
+    connection.joined   connection: the symbols were asked for on it, while another one is read: its requests go on
+    symbols.requested   connection, symbols (null: the same as the last time that all were asked for); since: up to that
+                        receipt another connection had brought these, and it has ended; this one was open already
     symbols.proven      connection, base, symbols: the receive time of each symbol's first trade on this connection is
                         base + its number
     symbol.proven       the same of one symbol: symbol, connection, since (format 1)
@@ -306,7 +308,7 @@ class Ledger:
         Raises OSError; FileExistsError where the run has one already.
         """
         self._lock = threading.Lock()
-        self._clock = clock
+        self.now_us = clock
         self._layout = layout
         self._run = run
         self._part = 1
@@ -318,7 +320,7 @@ class Ledger:
 
     def record(self, fact: str, *, at: int | None = None, **fields: Any) -> None:
         """Append one fact and sync it."""
-        self.record_all([{"at": self._clock() if at is None else at, "fact": fact, **fields}])
+        self.record_all([{"at": self.now_us() if at is None else at, "fact": fact, **fields}])
 
     def record_all(self, facts: list[Fact]) -> None:
         """Append facts and sync them together; never raises OSError: what the disk refuses is written with the next."""

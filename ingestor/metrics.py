@@ -3,6 +3,11 @@
 import operator
 from dataclasses import dataclass, field, fields
 
+REPEATED = "repeated_id"
+"""The reason why a trade is not recorded which another connection has brought before. It is no fault of the trade's:
+counted with those that are rejected, and told apart wherever people read it.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Counts:
@@ -51,6 +56,8 @@ class Conservation:
     """Frames that are kept as they came; None: not asked for."""
     filled: int = 0
     """Of the trades journaled, those that no frame brought: they are from a source's history."""
+    repeats: int = 0
+    """Of the trades rejected, those that another connection had brought before."""
 
     def violations(self) -> list[str]:
         """The equations that don't hold, as sentences; empty where nothing was lost and nothing invented."""
@@ -75,8 +82,9 @@ class Conservation:
         kept = "" if self.frames_kept is None else f" = {self.frames_kept:,} kept"
         heard = counts.trades - self.filled
         filled = f" = {heard:,} heard + {self.filled:,} filled" if self.filled else ""
+        repeats = f" + {self.repeats:,} repeated" if self.repeats else ""
         return (
             f"{self.frames_received:,} frames = {counts.fates}{kept}; "
-            f"{heard + counts.rejected_trades:,} trades = {heard:,} journaled"
-            f" + {counts.rejected_trades:,} rejected; {counts.trades:,} journaled{filled}{sinks}"
+            f"{heard + counts.rejected_trades:,} trades = {heard:,} journaled{repeats}"
+            f" + {counts.rejected_trades - self.repeats:,} rejected; {counts.trades:,} journaled{filled}{sinks}"
         )

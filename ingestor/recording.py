@@ -4,7 +4,8 @@ Each group is one thread's work, and has its own `build`. A Run holds what they 
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,13 +18,13 @@ from ingestor.capture.connector import Backoff, Connector, KnownKey
 from ingestor.capture.gaps import Gaps, OpenGap, find_inherited_gaps
 from ingestor.capture.id_watch import IdWatch, LastId, find_last_ids
 from ingestor.capture.market_calendar import Holidays, Markets, find_rest_base
-from ingestor.capture.monitor import ConnectionMonitor
+from ingestor.capture.monitor import ConnectionMonitor, TradeWatch
 from ingestor.capture.recorder import BlockDecoder, Keeper, Recorder
 from ingestor.capture.rejects import Rejects
 from ingestor.capture.session import Session
-from ingestor.capture.stream_state import Observed, Observer
+from ingestor.capture.stream_state import Observed, Observer, Requests
 from ingestor.capture.subscriptions import Subscriptions
-from ingestor.capture.wall_clock import Clock
+from ingestor.capture.wall_clock import Clock, Reading
 from ingestor.config import Settings
 from ingestor.config.addresses import choose_proxy
 from ingestor.config.key import load_secret
@@ -46,6 +47,8 @@ from ingestor.sinks.segment_accounts import SegmentAccounts
 FileSink = ParquetFiles | CsvFiles
 
 _WAITS = Backoff()
+_STAGGER_S = 2.0
+"""Between the first connections of two sessions: what befalls one as it begins does not befall both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +62,26 @@ class Run:
     gaps: Gaps
     clock: Clock
     observed: Observed
+    requests: Requests
     buffer: Buffer
 
     @classmethod
     def build(
-        cls, layout: Layout, number: int, feed: Feed, ledger: Ledger, inherited: Iterable[OpenGap], buffer_bytes: int
+        cls,
+        layout: Layout,
+        number: int,
+        feed: Feed,
+        ledger: Ledger,
+        symbols: Sequence[str],
+        inherited: Iterable[OpenGap],
+        buffer_bytes: int,
+        read_clock: Callable[[], Reading] = Reading.now,
     ) -> "Run":
-        """`inherited` are the gaps that the runs before left open."""
-        gaps = Gaps(ledger, number, inherited)
-        return cls(layout, number, feed, ledger, gaps, Clock(ledger, gaps), Observed(), Buffer(buffer_bytes))
+        """`symbols` are to be asked for; `inherited` are the gaps that the runs before left open."""
+        gaps, observed = Gaps(ledger, number, inherited), Observed()
+        clock, requests = Clock(ledger, gaps, read_clock), Requests(ledger, observed, symbols)
+        clock.on_step += [observed.step, requests.step]
+        return cls(layout, number, feed, ledger, gaps, clock, observed, requests, Buffer(buffer_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +112,7 @@ class JournalWriter:
         journal = Journal(layout, segments, rotation)
         rejects = Rejects(layout, run.number, rejects_per_day)
         keeper = Keeper(journal, rejects, run.buffer, run.observed)
-        observer = Observer(run.ledger, run.gaps, run.observed, may_replay=feed.terms.may_replay)
+        observer = Observer(run.gaps, run.observed, run.requests, may_replay=feed.terms.may_replay)
         column = feed.terms.id_column
         ids = IdWatch(column, run.ledger, run.gaps, run.observed, last_ids) if column else None
         venue = run.clock.venue
@@ -111,18 +125,19 @@ class JournalWriter:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """From the venue to the Buffer: the reader's thread."""
+    """From the venue to the Buffer: the readers' threads, one for each session."""
 
     subscriptions: Subscriptions
     markets: Markets
+    connection_log: ConnectionLog
     monitor: ConnectionMonitor
-    session: Session
+    """Of the first session."""
+    sessions: list[Session]
 
     @classmethod
     def build(
         cls,
         run: Run,
-        symbols: Sequence[str],
         settings: ConnectionSettings,
         key: str,
         stop: threading.Event,
@@ -131,20 +146,30 @@ class Capture:
         waits: Backoff = _WAITS,
     ) -> "Capture":
         """Asks nothing of the venue yet. `rest_base` is where holidays are asked for, None for nowhere."""
-        feed, ledger, gaps, observed, buffer, clock = (
-            run.feed, run.ledger, run.gaps, run.observed, run.buffer, run.clock,
-        )  # fmt: skip
+        feed, ledger, gaps, observed = run.feed, run.ledger, run.gaps, run.observed
+        symbols = run.requests.wanted
         gaps.drop_others(symbols, now_us())
-        connector = Connector(feed, settings, KnownKey(run.layout, key), waits, stop)
-        subscriptions = Subscriptions(feed, symbols, ledger, gaps, observed, waits.symbol_s)
         proxy = choose_proxy(rest_base, settings.proxy) if rest_base else None
         holidays = Holidays(run.layout, rest_base, key, settings.ca_file, proxy)
         markets = Markets(holidays, never_close=feed.terms.never_closes, night=settings.night)
-        monitor = ConnectionMonitor(subscriptions, settings, buffer, gaps, observed, markets, clock)
-        connection_log = ConnectionLog(ledger, gaps, observed)
-        session = Session(feed.terms, connector, monitor, connection_log, gaps, buffer, clock, stop)
-        clock.on_step += [session.step, observed.step]
-        return cls(subscriptions, markets, monitor, session)
+        connection_log = ConnectionLog(ledger, gaps, observed, run.requests, feed.terms.max_age_s)
+        known_key = KnownKey(run.layout, key)
+        trade_watch = TradeWatch(symbols, settings.silence, time.monotonic())
+        run.clock.on_step.append(connection_log.step)
+        parts: list[tuple[Subscriptions, ConnectionMonitor, Session]] = []
+        for number in range(settings.redundant):
+            connector = Connector(feed, settings, known_key, waits, stop)
+            subscriptions = Subscriptions(feed, ledger, gaps, observed, run.requests, waits.symbol_s)
+            monitor = ConnectionMonitor(
+                subscriptions, settings, run.buffer, gaps, observed, markets, run.clock, connection_log, trade_watch,
+                run.requests,
+            )  # fmt: skip
+            session = Session(
+                feed.terms, connector, monitor, connection_log, run.buffer, run.clock, stop, number * _STAGGER_S
+            )
+            run.clock.on_step.append(session.step)
+            parts.append((subscriptions, monitor, session))
+        return cls(parts[0][0], markets, connection_log, parts[0][1], [session for _, _, session in parts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +216,8 @@ class Recording:
     buffer: Buffer
     subscriptions: Subscriptions
     markets: Markets
-    session: Session
+    connection_log: ConnectionLog
+    sessions: list[Session]
     journal: Journal
     rejects: Rejects
     recorder: Recorder
@@ -224,7 +250,7 @@ def prepare(
     last_ids = find_last_ids(layout, column, settings.symbols, history.closed) if column else {}
     take_over_format_1(layout)
     ledger = _begin_ledger(settings, layout, history, feed, first_segment, inherited)
-    run = Run.build(layout, history.run + 1, feed, ledger, inherited, settings.connection.buffer)
+    run = Run.build(layout, history.run + 1, feed, ledger, settings.symbols, inherited, settings.connection.buffer)
     storage = settings.storage
     rotation = Rotation(storage.rotate.age, storage.rotate.size)
     writer = JournalWriter.build(
@@ -232,7 +258,7 @@ def prepare(
         keeps_frames=storage.raw is not None,
     )  # fmt: skip
     rest_base = find_rest_base(settings.feed.url)
-    capture = Capture.build(run, settings.symbols, settings.connection, key, stop, rest_base=rest_base)
+    capture = Capture.build(run, settings.connection, key, stop, rest_base=rest_base)
     sinks = FileSinks.build(run, settings, history.closed, sinks_stop)
     return Recording(
         settings=settings,
@@ -246,7 +272,8 @@ def prepare(
         buffer=run.buffer,
         subscriptions=capture.subscriptions,
         markets=capture.markets,
-        session=capture.session,
+        connection_log=capture.connection_log,
+        sessions=capture.sessions,
         journal=writer.journal,
         rejects=writer.rejects,
         recorder=writer.recorder,

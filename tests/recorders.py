@@ -12,6 +12,7 @@ import pyarrow as pa
 from journals import ledger_facts
 
 from ingestor.capture.buffer import Buffer
+from ingestor.capture.connection_log import ConnectionLog
 from ingestor.capture.connector import Backoff
 from ingestor.capture.gaps import Gaps, OpenGap
 from ingestor.capture.monitor import ConnectionMonitor
@@ -66,7 +67,8 @@ class Rig:
     recorder: Recorder
     subscriptions: Subscriptions
     monitor: ConnectionMonitor
-    session: Session
+    connection_log: ConnectionLog
+    sessions: list[Session]
     stop: threading.Event
     errors: list[BaseException] = field(default_factory=list)
 
@@ -88,10 +90,15 @@ class Rig:
         target = self.observed.trades + more
         eventually(lambda: self.observed.trades >= target, f"{more} more trades")
 
-    def read(self) -> None:
-        """The reader thread's work; what ends it is kept."""
+    @property
+    def session(self) -> Session:
+        """The first one."""
+        return self.sessions[0]
+
+    def read(self, session: Session | None = None) -> None:
+        """A reader thread's work, the first one's unless told; what ends it is kept."""
         try:
-            self.session.run()
+            (session or self.session).run()
         except BaseException as error:  # noqa: BLE001  as the daemon's Worker
             self.errors.append(error)
 
@@ -120,29 +127,31 @@ def make_rig(
     settings = ConnectionSettings.model_validate({"connect_timeout": 5.0, "backoff_max": 1.0, **connection})
     times = JournalSettings.model_validate({"linger": linger_s, "sync_interval": 0.2})
     stop = threading.Event()
-    gaps = Gaps(ledger, run, inherited)
-    shared = Run(layout, run, feed, ledger, gaps, Clock(ledger, gaps, read), Observed(), Buffer(settings.buffer))
+    shared = Run.build(layout, run, feed, ledger, symbols, inherited, settings.buffer, read)
     writer = JournalWriter.build(shared, run, Rotation(900.0, 1 << 26), times, 1 << 30, keeps_frames=keeps_frames)
-    capture = Capture.build(shared, symbols, settings, KEY, stop, rest_base=None, waits=waits)
+    capture = Capture.build(shared, settings, KEY, stop, rest_base=None, waits=waits)
     return Rig(
         layout, ledger, shared.buffer, shared.gaps, shared.clock, shared.observed, writer.journal, writer.recorder,
-        capture.subscriptions, capture.monitor, capture.session, stop,
+        capture.subscriptions, capture.monitor, capture.connection_log, capture.sessions, stop,
     )  # fmt: skip
 
 
 @contextmanager
 def running(rig: Rig) -> Iterator[Rig]:
     """The reader and the recorder in their threads, stopped in order at the end of the block."""
-    reader = threading.Thread(target=rig.read, name="reader")
+    readers = [threading.Thread(target=rig.read, args=[session], name="reader") for session in rig.sessions]
     recorder = threading.Thread(target=rig.recorder.run, name="recorder")
-    reader.start()
+    for reader in readers:
+        reader.start()
     recorder.start()
     try:
         yield rig
     finally:
-        stop_reader(rig, reader)
+        for reader in readers:
+            stop_reader(rig, reader)
         rig.buffer.close()
-        reader.join()
+        for reader in readers:
+            reader.join()
         recorder.join()
         rig.ledger.close()
     assert blind_rows(rig) == []

@@ -52,9 +52,9 @@ class RunningVenue:
         """To all clients together."""
         return self._call(lambda: self._venue.trades_sent)
 
-    def drop(self) -> None:
-        """Cuts every connection now, without a close frame."""
-        self._call(self._venue.drop)
+    def drop(self, place: int | None = None) -> None:
+        """Cuts every connection now, without a close frame; or one, by its place in the order of their opening."""
+        self._call(lambda: self._venue.drop(place))
 
     def mute(self, seconds: float) -> None:
         """Sends nothing at all to anybody for so long."""

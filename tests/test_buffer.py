@@ -53,6 +53,22 @@ def test_a_block_is_of_one_connection() -> None:
     ]
 
 
+def test_connections_that_are_read_at_once_take_turns() -> None:
+    """A block each; and none is further ahead of the other than a moment."""
+    clock = [100.0]
+    buffer = Buffer(MB, clock=lambda: clock[0])
+    for number in range(40):
+        clock[0] = 100.0 + number / 100
+        buffer.put(1 + number % 2, [b"%d" % number], number)
+    buffer.close()
+    blocks = take_all(buffer)
+    assert [block.connection for block in blocks] == [1, 2, 1]
+    assert sorted(int(payload) for block in blocks for payload in block.frames.payloads) == list(range(40))
+    for block in blocks:
+        assert block.frames.received_us == sorted(block.frames.received_us)
+    assert [block.frames.received_us[-1] for block in blocks] == [20, 39, 38]
+
+
 def test_nothing_within_the_time_is_none() -> None:
     assert Buffer(MB).take(0.0, SOON_S) is None
 

@@ -67,13 +67,13 @@ class World:
             self.connection += 1
             self.look()
             self.rig.clock.opened(formatdate(self.true_us / 1e6, usegmt=True) if self.date else None)
-            self.life = self.rig.session._connection_log.begin(self.connection, self.rig.clock.now_us())
+            self.life = self.rig.connection_log.begin(self.rig.clock.now_us())
             self.rig.ledger.record("symbols.requested", connection=self.connection, symbols=[SYMBOL])
 
     def lose(self) -> None:
         if self.connected:
             self.connected = False
-            self.rig.session._connection_log.close(self.life, self.rig.session._heard_us(self.life))
+            self.rig.connection_log.close(self.life)
 
     def passes(self, seconds: int, drift_s: float = 0, *, quiet: bool = False) -> None:
         """Time, second by second, in each of which the clock is looked at and a trade comes."""

@@ -545,3 +545,53 @@ def test_the_newest_row_is_at_the_horizon() -> None:
     found = find_coverage([started(0), requested(10), proven(20)], None, 80)
     table = pa.table({"symbol": ["A", "A"], "received_at": pa.array([found.horizon_us, 5], RECEIVED_AT)})
     assert find_states(table, found).to_pylist() == ["recorded", None]
+
+
+# Several connections
+
+
+def went_on(at: int, since: int, symbols: str = "", connection: int = 2) -> Fact:
+    """A connection was lost, and another one, which is open, goes on with these."""
+    return {**requested(at, connection, symbols), "since": since}
+
+
+def joined(at: int, connection: int = 2) -> Fact:
+    return {"at": at, "fact": "connection.joined", "connection": connection}
+
+
+@pytest.mark.parametrize(
+    ("facts", "states"),
+    [
+        pytest.param(
+            [requested(10), proven(20), joined(30), lost(50), went_on(50, 49), stopped(90)],
+            [("unproven", 10, 20), ("recorded", 20, 90)],
+            id="the other one had brought it",
+        ),
+        pytest.param(
+            [requested(10), proven(20), joined(30), lost(50), went_on(50, 49, "A"), proven(60, 2), stopped(90)],
+            [("unproven", 10, 20), ("recorded", 20, 50), ("unproven", 50, 60), ("recorded", 60, 90)],
+            id="it has yet to bring it",
+        ),
+        pytest.param(
+            [requested(10), proven(20), joined(30), lost(80), went_on(80, 39, "A"), proven(60, 2, at=80), stopped(90)],
+            [("unproven", 10, 20), ("recorded", 20, 40), ("unproven", 40, 60), ("recorded", 60, 90)],
+            id="the one that is lost had been silent for long",
+        ),
+    ],
+)
+def test_a_connection_that_is_lost_beside_another(facts: list[Fact], states: list[tuple[str, int, int]]) -> None:
+    told = find_coverage([started(0), *facts]).intervals("A")
+    assert [(one.state, one.start_us, one.end_us) for one in told] == states
+
+
+def test_a_silence_that_began_on_a_closed_day_is_unproven_there() -> None:
+    """The facts of the day before have become data, which say that it was recorded."""
+    day: Fact = {
+        "at": 100, "fact": "day.started", "run": 1, "open_gaps": [], "requested": ["A"], "unconnected": None,
+        "segment": 1, "closed": 0, "last_received": 90,
+        "asked": [{"connection": 1, "since": 10, "proven": {"A": 20}, "unproven": []}],
+    }  # fmt: skip
+    told = find_coverage([day, lost(150), went_on(150, 79, "A"), proven(160, 2), stopped(190)]).intervals("A")
+    assert [(one.state, one.start_us, one.end_us) for one in told] == [
+        ("unproven", 80, 100), ("unproven", 100, 160), ("recorded", 160, 190),
+    ]  # fmt: skip

@@ -7,10 +7,12 @@ from ingestor.feeds.binance import BINANCE_TRADES
 from ingestor.schema import VENUE_TRADES
 
 SECOND_US = 1_000_000
+AT_MS = 1_795_000_000_000
 
 
 def trades(*keys: tuple[str, int]) -> pa.RecordBatch:
     values = {"symbol": [symbol for symbol, _ in keys], "trade_id": [number for _, number in keys]}
+    values |= {"timestamp": [AT_MS] * len(keys)}
     columns = [pa.array(values.get(field.name, [None] * len(keys)), field.type) for field in BINANCE_TRADES]
     return pa.record_batch(columns, schema=BINANCE_TRADES)
 
@@ -66,14 +68,12 @@ def test_without_ids_there_are_no_twins() -> None:
 # What the recorder makes of it
 
 
-def test_a_twin_is_rejected_and_what_was_rejected_before_keeps_its_reason() -> None:
+def test_a_twin_is_told_apart_and_what_was_rejected_before_stays_so() -> None:
     known = pa.array([True, True, False, False])
-    assert Validated(None, []).without(known, "repeated_id") == Validated(
-        pa.array([False, False, True, True]), [(0, "repeated_id"), (1, "repeated_id")]
-    )
+    assert Validated(None, []).without(known) == Validated(pa.array([False, False, True, True]), [], known)
     before = Validated(pa.array([True, False, False, True]), [(1, "bad_time"), (2, "bad_price")])
-    assert before.without(known, "repeated_id") == Validated(
-        pa.array([False, False, False, True]), [(0, "repeated_id"), (1, "bad_time"), (2, "bad_price")]
+    assert before.without(known) == Validated(
+        pa.array([False, False, False, True]), before.rejected, pa.array([True, False, False, False])
     )
 
 
@@ -90,7 +90,7 @@ def test_an_id_of_text_may_hold_anything() -> None:
     schema = pa.schema([*VENUE_TRADES, pa.field("trade_id", pa.string())])
 
     def one(symbol: str, trade_id: str) -> pa.RecordBatch:
-        values = {"symbol": symbol, "trade_id": trade_id}
+        values = {"symbol": symbol, "trade_id": trade_id, "timestamp": AT_MS}
         return pa.record_batch([pa.array([values.get(field.name)], field.type) for field in schema], schema=schema)
 
     known = Deduplicator(schema)

@@ -14,6 +14,7 @@ from certificates import Certificate, make_certificate
 from one_venue import KEY, answer, connect, say, text, venue
 from recorders import eventually
 
+from ingestor.capture.connection import _connect_any
 from ingestor.config.addresses import Proxy
 from ingestor.errors import ConnectionLost, HandshakeRefused
 from ingestor.texts import is_visible
@@ -99,6 +100,18 @@ def test_an_address_that_swallows_leaves_time_for_the_next(monkeypatch: pytest.M
         with pytest.raises(HandshakeRefused):
             connect(url, timeout_s=4.0)
         first[0].close()
+
+
+FIRST, SECOND = "127.0.0.1", "127.0.0.2"
+
+
+@pytest.mark.parametrize(("avoid", "taken"), [((), FIRST), ((FIRST,), SECOND), ((SECOND,), FIRST)])
+def test_an_address_to_avoid_is_tried_last(avoid: tuple[str, ...], taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server((FIRST, 0)) as first, socket.create_server((SECOND, 0)) as second:
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", one.getsockname()) for one in (first, second)]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        with _connect_any("venue.example", 443, 4.0, avoid) as opened:
+            assert opened.getpeername()[0] == taken
 
 
 def test_a_server_that_says_nothing_ends_in_time_and_is_hung_up_on() -> None:

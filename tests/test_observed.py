@@ -55,13 +55,6 @@ def test_when_the_disk_last_failed_outlives_its_recovery() -> None:
     assert 0 < failed_s <= recovered_s == observed.disk_failed_s
 
 
-def test_symbols_asked_anew_are_taken_once() -> None:
-    observed = Observed()
-    observed.asked_anew(["A", "B"])
-    assert observed.take_unproven() == {"A", "B"}
-    assert observed.take_unproven() == set()
-
-
 def test_what_was_asked_for_is_not_bounded_and_what_a_venue_invents_is() -> None:
     observed = Observed()
     asked = {f"S{number}": 1 for number in range(12_000)}

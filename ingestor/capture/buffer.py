@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from ingestor.feeds import Frames
 
 _BLOCK_BYTES = 1 << 20
+_TURN_S = 0.2
+"""A connection is ahead of another that is read at the same time by no more than this."""
 _FRAME_OVERHEAD = 48
 """What a frame takes in memory besides its bytes: a flood of empty ones is a flood, too."""
 
@@ -71,7 +73,7 @@ class Buffer:
         return True
 
     def take(self, linger_s: float, timeout_s: float) -> FrameBlock | None:
-        """The frames that wait, in order, of one connection, about 1 MB at most; None where none came in `timeout_s`.
+        """The frames of one connection that wait, in order, about 1 MB at most; None where none came in `timeout_s`.
 
         Waits until the oldest frame is `linger_s` old, or a block is full, or the buffer is closed.
         """
@@ -85,11 +87,19 @@ class Buffer:
             payloads: list[bytes] = []
             received_us: list[int] = []
             size = 0
-            while self._chunks and self._chunks[0].connection == connection and size < _BLOCK_BYTES:
+            others: list[_Chunk] = []  # connections that are read at once take turns, a block each
+            while self._chunks and size < _BLOCK_BYTES:
+                if others and self._chunks[0].put_at > others[0].put_at + _TURN_S:
+                    break
                 chunk = self._chunks.popleft()
+                if chunk.connection != connection:
+                    others.append(chunk)
+                    continue
                 payloads += chunk.payloads
                 received_us += [chunk.received_us] * len(chunk.payloads)
                 size += chunk.size
+            if others:
+                self._chunks.extendleft(reversed(others))
             self.bytes -= size
             self._changed.notify_all()
             return FrameBlock(connection, Frames(payloads, received_us))

@@ -71,9 +71,12 @@ def explain(error: Exception) -> str:
 class Connection:
     """An open connection, for one thread: nothing that it does takes longer than half a second, but `leave`."""
 
-    def __init__(self, stream: FrameStream, secrets: Collection[str]) -> None:
-        """`stream` is an open WebSocket; `secrets` are what a venue might quote, and nobody may read."""
+    def __init__(self, stream: FrameStream, secrets: Collection[str], address: str = "") -> None:
+        """`stream` is an open WebSocket; `secrets` are what a venue might quote, and nobody may read. `address`: of the
+        other end.
+        """
         self.pongs = 0
+        self.address = address
         self.close_code: int | None = None
         """Why it ended, once it has: the venue's code, 1005 for a close frame without one, 1006 for no close frame."""
         self._leaving = False
@@ -154,15 +157,21 @@ class Connection:
 
 
 def connect(
-    url: str, *, timeout_s: float, ca_file: Path | None, stop: threading.Event, proxy: Proxy | None = None
+    url: str,
+    *,
+    timeout_s: float,
+    ca_file: Path | None,
+    stop: threading.Event,
+    proxy: Proxy | None = None,
+    avoid: Collection[str] = (),
 ) -> Connection:
     """A new connection: TCP, by a proxy if there is one, TLS and the handshake, all within `timeout_s`; `stop` cuts it
-    short.
+    short. The addresses `avoid` are tried last, where the host has others.
 
     Raises HandshakeRefused with the HTTP status where the venue says no, ConnectionLost on any other failure;
     neither holds the key that is in the URL.
     """
-    handshake = _Handshake(url, timeout_s, ca_file, proxy)
+    handshake = _Handshake(url, timeout_s, ca_file, proxy, avoid)
     handshake.start()
     deadline_s = time.monotonic() + timeout_s
     while not handshake.ended.wait(_LOOK_S):
@@ -170,15 +179,19 @@ def connect(
             handshake.give_up()
             raise ConnectionLost("told to stop" if stop.is_set() else f"no handshake within {timeout_s:g} s")
     secrets = [value for _, value in parse_qsl(urlsplit(url).query)]
-    return Connection(handshake.result(), secrets)
+    return Connection(handshake.result(), secrets, handshake.address)
 
 
 class _Handshake(threading.Thread):
     """From an address to an open WebSocket, in a thread of its own, which nobody need wait for."""
 
-    def __init__(self, url: str, timeout_s: float, ca_file: Path | None, proxy: Proxy | None) -> None:
+    def __init__(
+        self, url: str, timeout_s: float, ca_file: Path | None, proxy: Proxy | None, avoid: Collection[str]
+    ) -> None:
         super().__init__(name="handshake", daemon=True)
         self.ended = threading.Event()
+        self.address = ""
+        self._avoid = avoid
         self._url = url
         self._timeout_s = timeout_s
         self._ca_file = ca_file
@@ -236,9 +249,10 @@ class _Handshake(threading.Thread):
         host = parts.hostname or ""
         port = parts.port or (443 if parts.scheme == "wss" else 80)
         next_host, next_port = (host, port) if self._proxy is None else (self._proxy.host, self._proxy.port)
-        tcp = _connect_any(next_host, next_port, self._timeout_s)
+        tcp = _connect_any(next_host, next_port, self._timeout_s, self._avoid)
         try:
             self._hold(tcp)
+            self.address = tcp.getpeername()[0]
             if self._proxy is not None:
                 _ask_proxy(tcp, self._proxy, f"{bracketed(host)}:{port}")
             tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -262,12 +276,13 @@ class _Handshake(threading.Thread):
                 _wake(tcp)
 
 
-def _connect_any(host: str, port: int, timeout_s: float) -> socket.socket:
-    """Connected to the first address of this host that answers; each has its share of the time, so that one that
-    swallows what it is sent leaves some for the next. Raises OSError.
+def _connect_any(host: str, port: int, timeout_s: float, avoid: Collection[str]) -> socket.socket:
+    """Connected to the first address of this host that answers, those to `avoid` last; each has its share of the time,
+    so that one that swallows what it is sent leaves some for the next. Raises OSError.
     """
     deadline_s = time.monotonic() + timeout_s
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses.sort(key=lambda one: one[4][0] in avoid)  # in the resolver's order otherwise
     failure = OSError("the host has no address")
     for index, (family, kind, protocol, _, address) in enumerate(addresses):
         tcp = socket.socket(family, kind, protocol)

@@ -1,14 +1,22 @@
-"""Tells the ledger and the log of each connection: how it began, what of it was seen, why it ended."""
+"""Tells the ledger and the log of each connection: how it began, what of it was seen, why it ended; and of the time in
+which none was read.
+"""
 
+import math
+import threading
 import time
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import NamedTuple
 
 import structlog
 
 from ingestor.capture.connection import Connection
 from ingestor.capture.gaps import Cause, Gaps
-from ingestor.capture.stream_state import Observed
+from ingestor.capture.stream_state import Observed, Requests
 from ingestor.errors import ConnectionLost, Stalled
+from ingestor.facts import Fact
 from ingestor.ledger import Ledger
 
 log = structlog.get_logger()
@@ -16,6 +24,8 @@ log = structlog.get_logger()
 _SHORT_S = 1.0
 _LONG_S = 30.0
 _SHORT_LIVES_OF_A_SHARED_KEY = 3
+_APART = 4
+"""Planned renewals of two connections are at least a part of their greatest age, one of so many, from each other."""
 
 
 @dataclass(slots=True)
@@ -29,6 +39,14 @@ class ConnectionRecord:
     """Of the whole run."""
     last_frame_us: int
     """When the last frame was received, or the connection opened."""
+    address: str = ""
+    """Of the machine at the other end."""
+    renewed_s: float = math.inf
+    """When its successor is opened (monotonic)."""
+    watched: bool = False
+    """The symbols were asked for on it, and its session looks after it."""
+    heard_us: int | None = None
+    """When its first frame was received, after the symbols were asked for: from then on nothing is missed."""
     frames: int = 0
     paused_s: float | None = None
     """Since when (monotonic) what piled up at the venue, while the reader waited for room, has not drained."""
@@ -41,59 +59,183 @@ class ConnectionRecord:
         return self.last_frame_us if self.paused_s is None else self.paused_us
 
 
-class ConnectionLog:
-    """Records a session's connections, and the gaps that they leave."""
+class Heard(NamedTuple):
+    """What a connection that has ended could see: from its first frame up to `until_us` nothing was missed."""
 
-    def __init__(self, ledger: Ledger, gaps: Gaps, observed: Observed) -> None:
+    from_us: int
+    until_us: int
+    last_us: int
+    """Its last receipt; what came after `until_us` came late, and says nothing of its time."""
+
+
+def find_holes(since_us: int, heard: Iterable[tuple[int, int]], end_us: int) -> Iterator[tuple[int, int]]:
+    """The parts of the time behind `since_us` up to `end_us` that lie behind none of these: receipts, of which the
+    second is the last before a hole, or the first after it.
+    """
+    for from_us, until_us in sorted(heard):
+        if from_us > end_us:
+            break
+        if since_us < from_us:
+            yield since_us, from_us
+        since_us = max(since_us, until_us)
+    if since_us < end_us:
+        yield since_us, end_us
+
+
+class ConnectionLog:
+    """Records the connections of all sessions, and the gaps that they leave: where none of them was read. Any thread
+    may tell it of its own.
+
+    While another connection is read, one that ends leaves no gap. But each is believed to be read until its end is
+    known, and only then is it known when its last frame was received: where nobody else had been listening since, the
+    gap is recorded afterwards.
+    """
+
+    def __init__(
+        self, ledger: Ledger, gaps: Gaps, observed: Observed, requests: Requests, max_age_s: float = math.inf
+    ) -> None:
+        """`max_age_s`: of the feed's terms."""
         self._ledger = ledger
         self._gaps = gaps
         self._observed = observed
+        self._requests = requests
+        self._max_age_s = max_age_s
+        self._lock = threading.Lock()
+        self._lives: dict[int, ConnectionRecord] = {}
+        """Those that have not ended."""
+        self._ended: list[Heard] = []
+        """Those that have, as long as one is open that may have been silent since."""
         self._short_lives = 0
-        self._life: ConnectionRecord | None = None
+        self.connections = 0
+        """So many were opened."""
 
-    def begin(self, number: int, opened_us: int) -> ConnectionRecord:
-        self._ledger.record("connection.opened", at=opened_us, connection=number)
-        log.info("connection.opened", connection=number)
-        self._life = ConnectionRecord(number, time.monotonic(), opened_us, self._observed.trades, opened_us)
-        return self._life
+    @property
+    def addresses(self) -> Collection[str]:
+        """At the other ends of the connections that are open."""
+        with self._lock:
+            return {life.address for life in self._lives.values()}
+
+    def leads(self, life: ConnectionRecord) -> bool:
+        """Whether this is the one, of all whose symbols were asked for, that looks after the symbols."""
+        with self._lock:
+            return life.number == min(one.number for one in [life, *self._lives.values()] if one.watched or one is life)
+
+    def begin(self, opened_us: int, address: str = "") -> ConnectionRecord:
+        """A connection has opened."""
+        with self._lock:
+            self.connections += 1
+            number, now_s = self.connections, time.monotonic()
+            self._ledger.record("connection.opened", at=opened_us, connection=number)
+            log.info("connection.opened", connection=number, **({"address": address} if address else {}))
+            life = ConnectionRecord(number, now_s, opened_us, self._observed.trades, opened_us, address)
+            life.renewed_s = self._plan_renewal(now_s)
+            self._lives[number] = life
+            return life
+
+    def _plan_renewal(self, now_s: float) -> float:
+        """Never together with another one's: earlier, if need be."""
+        renewed_s, apart_s = now_s + self._max_age_s, self._max_age_s / _APART
+        for other in sorted(self._lives.values(), key=attrgetter("renewed_s"), reverse=True):
+            if other.watched and abs(renewed_s - other.renewed_s) < apart_s:
+                renewed_s = other.renewed_s - apart_s
+        return renewed_s
+
+    def hear(self, life: ConnectionRecord, received_us: int) -> None:
+        """Its first frame, since the symbols were asked for: if all were blind, that is over."""
+        with self._lock:
+            if not self._reading():
+                self._gaps.close(received_us)
+            life.heard_us = received_us
 
     def step(self, by_us: int) -> None:
-        """The wall clock was set by so much: the newest connection's receipts, on the clock as it is now."""
-        if self._life is not None:
-            self._life.opened_us += by_us
-            self._life.last_frame_us += by_us
-            self._life.paused_us += by_us
+        """The wall clock was set by so much: receipts before it, on the clock as it is now."""
+        with self._lock:
+            for life in self._lives.values():
+                life.opened_us += by_us
+                life.last_frame_us += by_us
+                life.paused_us += by_us
+                life.heard_us = None if life.heard_us is None else life.heard_us + by_us
+            self._ended = [Heard(*(at_us + by_us for at_us in one)) for one in self._ended]
 
     def was_of_use(self, life: ConnectionRecord) -> bool:
         """Whether the next connection may be tried at once: trades came on this one, or it lasted."""
         age_s = time.monotonic() - life.opened_s
-        return age_s >= _LONG_S or (age_s >= _SHORT_S and self._observed.trades > life.trades_before)
+        alone = not self._requests.others(life.number)
+        came = self._observed.trades > life.trades_before if alone else self._requests.brought(life.number)
+        return age_s >= _LONG_S or (age_s >= _SHORT_S and bool(came))
 
     def retire(self, life: ConnectionRecord) -> None:
         """It is too old, and read on elsewhere."""
+        life.watched = False
         self._ledger.record("connection.retired", connection=life.number, frames=life.frames)
         log.info("connection.retired", connection=life.number)
 
-    def close(self, life: ConnectionRecord, heard_us: int) -> None:
-        """It was ended by a stop; the last frame, of whichever connection, was received at `heard_us`."""
-        self._ledger.record("connection.closed", connection=life.number, frames=life.frames)
-        self._gaps.open("shutdown", life.seen_until_us, heard_us=heard_us)
+    def leave(self, life: ConnectionRecord, *, stopped: bool) -> None:
+        """One that was retired is read no more."""
+        self._end(life, "shutdown" if stopped else "connection", [])
 
-    def lose(self, life: ConnectionRecord, connection: Connection, error: ConnectionLost, heard_us: int) -> None:
-        """It ended in this way, without our asking; the last frame was received, here or elsewhere, at `heard_us`."""
-        self._ledger.record(
-            "connection.lost",
-            connection=life.number,
-            code=connection.close_code,
-            reason=str(error),
-            bytes=connection.bytes_received,
-            frames=life.frames,
-        )
-        log.warning("connection.lost", connection=life.number, reason=str(error), frames=life.frames)
+    def close(self, life: ConnectionRecord) -> None:
+        """It was ended by a stop."""
+        fact = {"fact": "connection.closed", "connection": life.number, "frames": life.frames}
+        self._end(life, "shutdown", [{"at": self._ledger.now_us(), **fact}])
+
+    def lose(self, life: ConnectionRecord, connection: Connection, error: ConnectionLost) -> None:
+        """It ended in this way, without our asking."""
+        fact = {
+            "at": self._ledger.now_us(),
+            "fact": "connection.lost",
+            "connection": life.number,
+            "code": connection.close_code,
+            "reason": str(error),
+            "bytes": connection.bytes_received,
+            "frames": life.frames,
+        }
         cause: Cause = "stall" if isinstance(error, Stalled) else "connection"
         if life.paused_s is not None:  # the venue gave up on a reader that waited
             cause = "disk" if self._observed.disk_failed_s >= life.paused_s else "backpressure"
-        self._gaps.open(cause, life.seen_until_us, heard_us=heard_us)
+        left = self._end(life, cause, [fact])
+        told = {"open": left} if left else {}
+        log.warning("connection.lost", connection=life.number, reason=str(error), frames=life.frames, **told)
         self._short_lives = self._short_lives + 1 if time.monotonic() - life.opened_s < _SHORT_S else 0
         if self._short_lives >= _SHORT_LIVES_OF_A_SHARED_KEY:
             log.error("key.shared", hint="connections close as soon as they open: somebody else uses this API key")
+
+    def refuse(self, now_us: int) -> None:
+        """The venue refuses us for good: nobody is heard any more, unless another connection still is."""
+        with self._lock:
+            if not self._reading():
+                self._gaps.open("refused", now_us)
+
+    def _reading(self) -> list[ConnectionRecord]:
+        return [life for life in self._lives.values() if life.heard_us is not None]
+
+    def _end(self, life: ConnectionRecord, cause: Cause, told: list[Fact]) -> int:
+        """How many are left that are read. `told` are the facts that say how it ended."""
+        with self._lock:
+            life.watched = False
+            del self._lives[life.number]
+            self._requests.end(life.number, life.seen_until_us, told)
+            reading = self._reading()
+            ended = self._ended
+            if life.heard_us is not None:
+                ended = [*ended, Heard(life.heard_us, life.seen_until_us, life.last_frame_us)]
+                self._add_holes(life, cause, ended, reading)
+            if reading:
+                least_us = min(one.seen_until_us for one in reading)
+                self._ended = [one for one in ended if one.until_us > least_us]
+            else:
+                self._ended = []
+                since_us = max((one.until_us for one in ended), default=life.seen_until_us)
+                self._gaps.open(cause, since_us, heard_us=max((one.last_us for one in ended), default=since_us))
+            return len(reading)
+
+    def _add_holes(
+        self, life: ConnectionRecord, cause: Cause, ended: list[Heard], reading: list[ConnectionRecord]
+    ) -> None:
+        """It was believed to be read until now: where nobody else was since its last frame, a gap has been."""
+        end_us = max(one.until_us for one in ended)
+        if reading:
+            end_us = min(one.heard_us for one in reading if one.heard_us is not None)
+        for since_us, until_us in find_holes(life.seen_until_us, [one[:2] for one in ended], end_us):
+            late_us = max(one.last_us for one in ended if one.until_us <= since_us)
+            self._gaps.add(cause, since_us, until_us, heard_us=late_us)

@@ -10,7 +10,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -111,8 +111,11 @@ class Connector:
         self._stop = stop
         self._backoff = wait_exponential(waits.again_s, settings.backoff_max) + wait_random(0, waits.again_s)
 
-    def connect(self) -> Connection:
-        """Raises FeedRefused where the key is wrong for good, ConnectionLost where it may work later."""
+    def connect(self, avoid: Collection[str] = ()) -> Connection:
+        """To another address than those to `avoid`, where the venue has more.
+
+        Raises FeedRefused where the key is wrong for good, ConnectionLost where it may work later.
+        """
         try:
             connection = connect(
                 self._feed.url(),
@@ -120,6 +123,7 @@ class Connector:
                 ca_file=self._settings.ca_file,
                 stop=self._stop,
                 proxy=self._proxy,
+                avoid=avoid,
             )
         except HandshakeRefused as error:
             if error.status == 401 and not self._known_key.accepted:

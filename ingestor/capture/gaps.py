@@ -77,19 +77,35 @@ class Gaps:
         with self._lock:
             if symbol in self._open:
                 return
-            heard_us = max(since_us, heard_us, self._recorded_us.get(symbol, 0))
-            self._count += 1
-            self.opened[cause] += 1
-            gap = OpenGap(f"r{self._run:06d}-{self._count}", cause, heard_us, symbol)
-            self._open[symbol] = gap
-            self._note_symbols()
-            late = {"heard": heard_us} if heard_us > since_us else {}
-            self._ledger.record("gap.opened", gap=gap.id, cause=cause, since=since_us, symbol=symbol, **late)
+            self._begin(cause, since_us, max(since_us, heard_us, self._recorded_us.get(symbol, 0)), symbol)
+
+    def _begin(self, cause: Cause, since_us: int, heard_us: int, symbol: str | None) -> None:
+        self._count += 1
+        self.opened[cause] += 1
+        gap = OpenGap(f"r{self._run:06d}-{self._count}", cause, heard_us, symbol)
+        self._open[symbol] = gap
+        self._note_symbols()
+        late = {"heard": heard_us} if heard_us > since_us else {}
+        self._ledger.record("gap.opened", gap=gap.id, cause=cause, since=since_us, symbol=symbol, **late)
 
     def close(self, until_us: int, symbol: str | None = None) -> None:
         """Blindness ends, where there was any."""
         with self._lock:
             self._close(until_us, symbol)
+
+    def add(self, cause: Cause, since_us: int, until_us: int, heard_us: int) -> None:
+        """All were blind behind `since_us` up to the receipt at `until_us`, as is known only now. What was received up
+        to `heard_us` was late, see `open`.
+        """
+        with self._lock:
+            open_now = self._open.get(None)
+            if open_now is not None:
+                now_us = max(self._ledger.now_us(), open_now.since_us)
+                self._close(now_us, None)
+            self._begin(cause, since_us, min(max(since_us, heard_us), until_us), None)
+            self._close(until_us, None)
+            if open_now is not None:  # it goes on, where it was left
+                self._begin(open_now.cause, now_us - 1, now_us - 1, None)
 
     def hear(
         self,
@@ -111,6 +127,7 @@ class Gaps:
             until_us = None if whole is None else first_after(whole.since_us)
             if until_us is not None:
                 self._close(until_us, None)
+            last_us = max(last_us, self._recorded_us.get(None, 0))  # two connections are read, each a block at a time
             full = len(self._recorded_us) >= _RECORDED_MAX
             known = [one for one in symbols if one in self._recorded_us] if full else symbols
             self._recorded_us.update(dict.fromkeys(known, last_us))

@@ -20,10 +20,10 @@ import structlog
 
 from ingestor.capture.buffer import Buffer
 from ingestor.capture.connection import Connection
-from ingestor.capture.connection_log import ConnectionRecord
+from ingestor.capture.connection_log import ConnectionLog, ConnectionRecord
 from ingestor.capture.gaps import Gaps
 from ingestor.capture.market_calendar import Markets, Phase
-from ingestor.capture.stream_state import Observed
+from ingestor.capture.stream_state import Observed, Requests
 from ingestor.capture.subscriptions import Subscriptions
 from ingestor.capture.wall_clock import Clock
 from ingestor.config.sections import ConnectionSettings
@@ -144,7 +144,7 @@ class _Pace:
 
 
 class TradeWatch:
-    """Watches the trades of a session, over all of its connections."""
+    """Watches the trades of a run, over all of its connections."""
 
     def __init__(self, symbols: Iterable[str], silence_s: float, now_s: float) -> None:
         self._silence_s = silence_s
@@ -242,6 +242,8 @@ _AWAY_S = 1.5
 _LOOKS = 4
 
 _LAG_S = 1.0
+_BEHIND_S = 10.0
+"""Less than the trades of another connection are remembered."""
 
 
 class PauseDetector:
@@ -270,6 +272,24 @@ class PauseDetector:
         self._looked_s = now_s
 
 
+class Pursuit:
+    """Tells how long a connection is behind another, which has brought a trade newer than all of its own. Pure."""
+
+    def __init__(self) -> None:
+        self._began_ms: int | None = None
+        """The other's newest trade at the first look: it may have come before this one was asked."""
+        self._target_ms = 0
+        self._since_s = 0.0
+
+    def look(self, newest_ms: int, theirs_ms: int, now_s: float) -> float:
+        """The times of the newest trades that both have brought, and the monotonic clock; in seconds."""
+        if self._began_ms is None:
+            self._began_ms = theirs_ms
+        if max(newest_ms, self._began_ms) >= self._target_ms:
+            self._target_ms, self._since_s = theirs_ms, now_s
+        return now_s - self._since_s
+
+
 class ConnectionMonitor:
     """Looks after one connection after the other, in the reader's thread."""
 
@@ -282,8 +302,15 @@ class ConnectionMonitor:
         observed: Observed,
         markets: Markets,
         clock: Clock,
+        connection_log: ConnectionLog,
+        trade_watch: TradeWatch,
+        requests: Requests,
     ) -> None:
+        """`trade_watch` is one for all sessions: the one that leads looks at it."""
         now_s = time.monotonic()
+        self._connection_log = connection_log
+        self._requests = requests
+        self._pursuit = Pursuit()
         self._subscriptions = subscriptions
         self._settings = settings
         self._buffer = buffer
@@ -293,24 +320,29 @@ class ConnectionMonitor:
         self._clock = clock
         self._pauses = PauseDetector(now_s)
         self._liveness = Liveness(settings.silence, settings.ping_interval, now_s)
-        self._trade_watch = TradeWatch(subscriptions.symbols, settings.silence, now_s)
+        self._trade_watch = trade_watch
 
     def begin(self, connection: Connection, life: ConnectionRecord) -> None:
         """A connection has opened: ask for every symbol. Raises ConnectionLost."""
-        self._trade_watch.begin(life.opened_s)
+        if self._connection_log.leads(life):
+            self._trade_watch.begin(life.opened_s)
         self._adopt_changes(None)
         self._subscriptions.request_all(connection, life.number, life.opened_s)
+        life.watched = True
         connection.ping()  # its answer shows that the socket works, where no trade does
         now_s = time.monotonic()
         self._pauses = PauseDetector(now_s)
         self._liveness = Liveness(self._settings.silence, self._settings.ping_interval, now_s)
+        self._pursuit = Pursuit()
 
     def check(self, connection: Connection, life: ConnectionRecord, now_s: float) -> None:
         """Twice per second: is it alive, is there something to ask for again? Raises ConnectionLost."""
         self._clock.now_us()
         self._clock.doubt()
         self._pauses.look(now_s)
-        self._trade_watch.skip(self._pauses.away_s)
+        leads = self._connection_log.leads(life)
+        if leads:
+            self._trade_watch.skip(self._pauses.away_s)
         if life.paused_s is not None:  # what waits in the socket says nothing of when it came
             self._liveness.suspend(now_s)
         verdict = self._liveness.judge(Counters(life.frames, connection.bytes_received, connection.pongs), now_s)
@@ -320,12 +352,26 @@ class ConnectionMonitor:
             connection.ping()
         self._adopt_changes(connection)
         self._subscriptions.retry_refused(now_s)
-        self._watch_trades(life, now_s)
+        if leads:
+            self._watch_trades(life, now_s)
+        self._compare(life, now_s)
         self._subscriptions.send_due(connection, now_s)
 
     def _adopt_changes(self, connection: Connection | None) -> None:
         if self._subscriptions.adopt_changes(connection):
             self._trade_watch.change(self._subscriptions.symbols, time.monotonic())
+
+    def _compare(self, life: ConnectionRecord, now_s: float) -> None:
+        """Whether it brings what another connection brings, and in time to be told apart. Raises ConnectionLost."""
+        others = self._requests.others(life.number)
+        newest_ms = self._requests.newest_ms.copy()
+        if not others or life.heard_us is None or life.paused_s is not None or self._buffer.lag_s() > _LAG_S:
+            self._pursuit = Pursuit()
+            return
+        theirs_ms = max((newest_ms.get(other, 0) for other in others), default=0)
+        behind_s = self._pursuit.look(newest_ms.get(life.number, 0), theirs_ms, now_s)
+        if behind_s >= _BEHIND_S and self._pauses.regained:
+            raise Stalled(f"it has been behind another connection for {behind_s:.0f} s")
 
     def _watch_trades(self, life: ConnectionRecord, now_s: float) -> None:
         """Ask again for what has gone silent; call it blindness where that is the likelier reading.

@@ -4,7 +4,8 @@ import operator
 import threading
 import time
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
 import pyarrow as pa
@@ -15,14 +16,14 @@ from ingestor.capture.buffer import Buffer, FrameBlock
 from ingestor.capture.id_watch import IdWatch
 from ingestor.capture.rejects import Refused, Rejects, find_refused
 from ingestor.capture.stream_state import Delays, Observed, Observer
-from ingestor.capture.validate import AHEAD_US, FEW, Deduplicator, Validated, validate
-from ingestor.capture.wall_clock import VenueTime
+from ingestor.capture.validate import AHEAD_US, FEW, Deduplicator, KnownTexts, Validated, validate
+from ingestor.capture.wall_clock import STEP_US, VenueTime
 from ingestor.config.sections import JournalSettings
 from ingestor.errors import RowsUnsaved
-from ingestor.feeds import Decoded, Feed, Notice
+from ingestor.feeds import Decoded, Feed, Frames, Notice
 from ingestor.journal.segment import Header, Kind, Pieces, encode_raw
 from ingestor.journal.writer import Block, Journal
-from ingestor.metrics import Counts
+from ingestor.metrics import REPEATED, Counts
 from ingestor.schema import RECEIVED_AT, RUN_SHIFT, recorded
 
 log = structlog.get_logger()
@@ -32,6 +33,8 @@ _RETRY_S = 1.0
 _IDLE_S = 0.25
 _CALM_S = 0.5
 _FILL_ROWS = 1 << 13
+_CONNECTIONS_KEPT = 8
+"""The text of the last frame is kept of so many."""
 
 
 class Keeper:
@@ -93,6 +96,16 @@ class DecodedBlock:
     """The trades to record, in the root's schema."""
     refused: list[Refused]
     notices: list[Notice]
+    repeated: pa.RecordBatch | None = None
+    """Symbol and time of the trades that another connection had brought before; None: there are none."""
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many frames and trades are not recorded, by reason."""
+        reasons = Counter(one.reason for one in self.refused)
+        if self.repeated is not None:
+            reasons[REPEATED] = self.repeated.num_rows
+        return dict(reasons)
 
 
 class BlockDecoder:
@@ -102,31 +115,65 @@ class BlockDecoder:
         self._feed = feed
         self._schema = recorded(feed.schema)
         self._venue = venue
-        self._deduplicator = Deduplicator(feed.schema)
-        self._last = (0, b"")
-        """The connection and the text of the frame before the next block."""
+        self._deduplicator = Deduplicator(feed.schema, own_times=feed.terms.own_times)
+        self._has_ids = "trade_id" in feed.schema.names
+        self._texts = KnownTexts()
+        self._last_us = 0
+        """The last receipt so far, unless the clock was set back."""
+        self._last: dict[int, bytes] = {}
+        """By connection: the text of the frame before its next block."""
         self.next_frame = 0
         """How many frames of the run came before the next block."""
         self.next_sequence = run << RUN_SHIFT
 
     def decode(self, block: FrameBlock) -> DecodedBlock:
         """The next block of the run."""
-        frames = block.frames
-        decoded = self._feed.decode(frames)
+        frames, known, repeated = block.frames, None, None
+        first_us, last_us = frames.received_us[0], frames.received_us[-1]
+        beside_others = self._has_ids and self._texts.hear(block.connection, last_us)
+        if beside_others and (found := self._texts.find(block.connection, frames.payloads, last_us)):
+            known, repeated = found
+        decoded = self._feed.decode(frames) if known is None else self._decode_others(frames, known)
         validated = self._validate(block, decoded.trades)
         rows, frame_of = decoded.trades, decoded.frame_of
         if validated.kept is not None:
             rows, frame_of = rows.filter(validated.kept), frame_of.filter(validated.kept)
         refused = find_refused(frames, decoded, validated.rejected, self.next_frame)
-        counts = _count(len(frames), decoded, rows.num_rows, refused)
+        if validated.repeated is not None:
+            more = decoded.trades.select(["symbol", "timestamp"]).filter(validated.repeated)
+            repeated = more if repeated is None else pa.concat_batches([repeated, more])
+        counts = _count(len(frames), decoded, rows.num_rows, refused, 0 if repeated is None else repeated.num_rows)
+        if beside_others and rows.num_rows and not refused:
+            self._remember_texts(block, decoded, rows, frame_of)
         batch = self._with_recorder_columns(rows, frame_of, block)
-        received_us = frames.received_us[0], frames.received_us[-1]
-        header = Header(Kind.BLOCK, counts, self.next_frame, self.next_sequence, *received_us)
-        self._deduplicator.remember(block.connection, rows, frames.received_us[-1])
+        # Of two connections one block may reach a moment further than the next: what counts is the last so far.
+        self._last_us = max(last_us, self._last_us) if self._last_us - last_us < STEP_US else last_us
+        header = Header(Kind.BLOCK, counts, self.next_frame, self.next_sequence, first_us, self._last_us)
+        self._deduplicator.remember(block.connection, rows, last_us)
         self.next_frame += len(frames)
         self.next_sequence += rows.num_rows
-        self._last = block.connection, frames.payloads[-1]
-        return DecodedBlock(header, batch, refused, decoded.notices)
+        if block.connection not in self._last and len(self._last) == _CONNECTIONS_KEPT:
+            del self._last[min(self._last)]
+        self._last[block.connection] = frames.payloads[-1]
+        return DecodedBlock(header, batch, refused, decoded.notices, repeated)
+
+    def _decode_others(self, frames: Frames, known: list[bool]) -> Decoded:
+        """What those frames say that are not known."""
+        places = list(compress(range(len(frames)), map(operator.not_, known)))
+        part = Frames([frames.payloads[one] for one in places], [frames.received_us[one] for one in places])
+        decoded = self._feed.decode(part)
+        return Decoded(
+            decoded.trades,
+            pa.array(places, pa.int64()).take(decoded.frame_of),
+            [replace(one, frame=places[one.frame]) for one in decoded.rejects],
+            [replace(one, frame=places[one.frame]) for one in decoded.notices],
+        )
+
+    def _remember_texts(self, block: FrameBlock, decoded: Decoded, rows: pa.RecordBatch, frame_of: pa.Array) -> None:
+        """Of a block of which nothing was refused, and no frame holds several trades."""
+        if len(decoded.frame_of.unique()) == len(decoded.frame_of):
+            payloads, received_us = block.frames.payloads, block.frames.received_us[-1]
+            self._texts.remember(block.connection, [payloads[one] for one in frame_of.to_pylist()], rows, received_us)
 
     def _validate(self, block: FrameBlock, trades: pa.RecordBatch) -> Validated:
         """The verdict on these trades: are they sane, and has no other connection brought them already?"""
@@ -139,8 +186,8 @@ class BlockDecoder:
                 behind_us = self._venue.saw_ahead([now_us - at_ms * 1000 for at_ms in times_ms.slice(0, 3).to_pylist()])
                 if behind_us:
                     validated = validate(trades, now_us + behind_us, signed_prices=self._feed.terms.signed_prices)
-        repeated = self._deduplicator.find(block.connection, trades)
-        return validated if repeated is None else validated.without(repeated, "repeated_id")
+        known = self._deduplicator.find(block.connection, trades)
+        return validated if known is None else validated.without(known)
 
     def _with_recorder_columns(self, rows: pa.RecordBatch, frame_of: pa.Array, block: FrameBlock) -> pa.RecordBatch:
         """The venue's columns and ours, in the order of the root's schema."""
@@ -150,8 +197,7 @@ class BlockDecoder:
         else:
             received_us = pa.array(frames.received_us, pa.int64()).take(frame_of)
         sequence = pa.arange(self.next_sequence, self.next_sequence + rows.num_rows)
-        connection, last = self._last
-        before = last if connection == block.connection else None
+        before = self._last.get(block.connection)
         repeats = list(map(operator.eq, frames.payloads, [before, *frames.payloads[:-1]]))
         repeated = pa.array(repeats).take(frame_of) if True in repeats else pa.repeat(False, rows.num_rows)
         columns = dict(zip(rows.schema.names, rows.columns, strict=True))
@@ -302,14 +348,13 @@ class Recorder:
 
     def _record(self, block: FrameBlock) -> None:
         decoded = self._decoder.decode(block)
-        batch, refused = decoded.batch, decoded.refused
-        reasons = Counter(one.reason for one in refused)
+        batch, refused, reasons = decoded.batch, decoded.refused, decoded.reasons
         while refused and not self._keeper.keep(refused):  # before the record that counts them
             self.turned_at_s = time.monotonic()
         raw: Pieces = []
         if self._keeps_frames:
             raw = encode_raw(decoded.header, block.connection, block.frames.received_us, block.frames.payloads)
-        self._journal.append(Block(decoded.header, batch, dict(reasons), raw))
+        self._journal.append(Block(decoded.header, batch, reasons, raw))
         self.counts += decoded.header.counts
         self.reasons.update(reasons)
         newest_us = self.delays.add(batch)
@@ -317,10 +362,10 @@ class Recorder:
             self._venue.saw_trades(newest_us)
         if self._ids:
             self._ids.see(block.connection, batch, time.monotonic())  # before the gaps that these rows end are closed
-        self._observer.observe(block, decoded.notices, batch, refused)
+        self._observer.observe(block, decoded.notices, batch, refused, decoded.repeated)
 
 
-def _count(frames: int, decoded: Decoded, trades: int, refused: list[Refused]) -> Counts:
+def _count(frames: int, decoded: Decoded, trades: int, refused: list[Refused], repeats: int) -> Counts:
     rejected_frames = sum(one.trade is None for one in refused)
     notices = len(decoded.notices)
     return Counts(
@@ -329,5 +374,5 @@ def _count(frames: int, decoded: Decoded, trades: int, refused: list[Refused]) -
         rejected_frames=rejected_frames,
         notices=notices,
         trades=trades,
-        rejected_trades=len(refused) - rejected_frames,
+        rejected_trades=len(refused) - rejected_frames + repeats,
     )

@@ -1,6 +1,7 @@
-"""Reads the venue's connection, opens the next one, and hands what comes to the buffer.
+"""Reads a connection to the venue, opens the next one, and hands what comes to the buffer.
 
-An old connection is read on until its successor has received something.
+Several sessions may do so side by side (`connection.redundant`): each is a connection after the other. An old one is
+read on until its successor has received something.
 """
 
 import contextlib
@@ -14,7 +15,6 @@ from ingestor.capture.buffer import Buffer
 from ingestor.capture.connection import Connection
 from ingestor.capture.connection_log import ConnectionLog, ConnectionRecord
 from ingestor.capture.connector import Connector
-from ingestor.capture.gaps import Gaps
 from ingestor.capture.monitor import ConnectionMonitor
 from ingestor.capture.wall_clock import Clock
 from ingestor.errors import ConnectionLost, FeedRefused, Stalled
@@ -31,40 +31,31 @@ class Handover(threading.Thread):
     def __init__(
         self,
         connection: Connection,
-        number: int,
-        last_frame_us: int,
+        life: ConnectionRecord,
+        connection_log: ConnectionLog,
         buffer: Buffer,
-        gaps: Gaps,
         clock: Clock,
         stop: threading.Event,
         overlap_s: float,
     ) -> None:
-        """`number` and `last_frame_us` are the connection's; `stop` ends it within two seconds."""
+        """`life` is the connection's; `stop` ends it within two seconds."""
         super().__init__(name="retiring", daemon=True)
         self._connection = connection
-        self._number = number
-        self.last_frame_us = last_frame_us
+        self._life = life
+        self._connection_log = connection_log
         self._buffer = buffer
-        self._gaps = gaps
         self._clock = clock
         self._stop_reading = stop
         self._overlap_s = overlap_s
-        self._lock = threading.Lock()
         self._ends_s = math.inf
-        self._ended = False
 
-    def succeed(self, received_us: int) -> None:
-        """The successor has its first frame: if there was any blindness it is over, and this one may go soon."""
-        with self._lock:
-            self._ends_s = time.monotonic() + self._overlap_s
-            if self._ended:
-                self._gaps.close(received_us)
+    def succeed(self) -> None:
+        """The successor has its first frame: this one may go soon."""
+        self._ends_s = time.monotonic() + self._overlap_s
 
     def read_on(self) -> None:
         """The successor is lost: unless this one has gone by now, it is read until the next one hears."""
-        with self._lock:
-            if not self._ended:
-                self._ends_s = math.inf
+        self._ends_s = math.inf
 
     def run(self) -> None:
         try:
@@ -75,16 +66,14 @@ class Handover(threading.Thread):
                 self._take(payloads)
         finally:
             self._connection.close()
-            with self._lock:
-                self._ended = True
-                if self._ends_s == math.inf:  # without a successor that hears, this is where blindness begins
-                    self._gaps.open("shutdown" if self._stop_reading.is_set() else "connection", self.last_frame_us)
-            log.info("connection.replaced", connection=self._number, seen=self._ends_s != math.inf)
+            self._connection_log.leave(self._life, stopped=self._stop_reading.is_set())
+            log.info("connection.replaced", connection=self._life.number, seen=self._ends_s != math.inf)
 
     def _take(self, payloads: list[bytes]) -> None:
         received_us = self._clock.now_us()
-        if payloads and self._buffer.put(self._number, payloads, received_us):
-            self.last_frame_us = received_us
+        if payloads and self._buffer.put(self._life.number, payloads, received_us):
+            self._life.frames += len(payloads)
+            self._life.last_frame_us = received_us
 
 
 class Session:
@@ -98,22 +87,22 @@ class Session:
         connector: Connector,
         monitor: ConnectionMonitor,
         connection_log: ConnectionLog,
-        gaps: Gaps,
         buffer: Buffer,
         clock: Clock,
         stop: threading.Event,
+        begins_after_s: float = 0.0,
     ) -> None:
+        """`begins_after_s`: so long after `run` it opens its first connection."""
         self._terms = terms
         self._connector = connector
         self._monitor = monitor
         self._connection_log = connection_log
-        self._gaps = gaps
         self._buffer = buffer
         self._clock = clock
         self._stop = stop
+        self._begins_after_s = begins_after_s
         self._connection: Connection | None = None
         self._retiring: Handover | None = None
-        self.connections = 0
         self.last_frame_us: int | None = None
         self.turned_at_s = time.monotonic()
         """When the loop that reads a connection last came round."""
@@ -131,9 +120,6 @@ class Session:
 
     def step(self, by_us: int) -> None:
         """The wall clock was set by so much: what was received before, on the clock as it is now."""
-        self._connection_log.step(by_us)
-        if self._retiring:
-            self._retiring.last_frame_us += by_us
         if self.last_frame_us is not None:
             self.last_frame_us += by_us
 
@@ -141,12 +127,13 @@ class Session:
         """Until `stop`, heeded within two seconds unless the Buffer is full. Raises FeedRefused where the key is wrong
         for good.
         """
+        self._stop.wait(self._begins_after_s)
         try:
             for attempt in self._connector.until_stop():
                 with attempt:
                     self._live()
         except FeedRefused:  # the run ends in order, and is blind from here on: no crash
-            self._gaps.open("refused", self.last_frame_us or self._clock.now_us())
+            self._connection_log.refuse(self.last_frame_us or self._clock.now_us())
             raise
         if self._retiring:
             self._retiring.join()
@@ -155,10 +142,9 @@ class Session:
         """One connection, from handshake to end. Raises ConnectionLost where it was of no use, FeedRefused."""
         if self._stop.is_set():
             return
-        connection = self._connector.connect()
+        connection = self._connector.connect(self._connection_log.addresses)
         self._clock.opened(connection.date)
-        self.connections += 1
-        life = self._connection_log.begin(self.connections, self._clock.now_us())
+        life = self._connection_log.begin(self._clock.now_us(), connection.address)
         lost: ConnectionLost | None = None
         aged = False
         try:
@@ -172,26 +158,21 @@ class Session:
             # It is read on, elsewhere, while the next one is opened: the venue would end it soon, at a time of its own.
             self._connection_log.retire(life)
             self._retiring = Handover(
-                connection, life.number, life.last_frame_us, self._buffer, self._gaps, self._clock, self._stop,
-                self._terms.overlap_s,
-            )  # fmt: skip
+                connection, life, self._connection_log, self._buffer, self._clock, self._stop, self._terms.overlap_s
+            )
             self._retiring.start()
         elif lost is None:
             if self._retiring:
                 self._retiring.join()  # what it still reads is not within the gap
-            self._connection_log.close(life, self._heard_us(life))
+            self._connection_log.close(life)
         else:
             if self._retiring:
                 self._retiring.read_on()
-            self._connection_log.lose(life, connection, lost, self._heard_us(life))
+            self._connection_log.lose(life, connection, lost)
             if not self._connection_log.was_of_use(life):
                 raise lost
             if isinstance(lost, Stalled):
                 self._connector.pause()
-
-    def _heard_us(self, life: ConnectionRecord) -> int:
-        """When the last frame was received, on this connection or on the one that it replaced."""
-        return max(life.last_frame_us, self._retiring.last_frame_us if self._retiring else 0)
 
     def _listen(self, connection: Connection, life: ConnectionRecord) -> bool:
         """Ask for the symbols, and read: see `_read`."""
@@ -226,7 +207,7 @@ class Session:
             if now_s >= check_at_s:
                 check_at_s = now_s + _CHECK_S
                 self._monitor.check(connection, life, now_s)
-                if now_s - life.opened_s >= self._terms.max_age_s and not self._stop.is_set():
+                if now_s >= life.renewed_s and not self._stop.is_set():
                     return True
         for payloads in connection.leave():
             if payloads:
@@ -236,9 +217,9 @@ class Session:
     def _take(self, life: ConnectionRecord, payloads: list[bytes]) -> None:
         received_us = self._clock.now_us()
         if not life.frames:
-            self._gaps.close(received_us)
+            self._connection_log.hear(life, received_us)
             if self._retiring:
-                self._retiring.succeed(received_us)
+                self._retiring.succeed()
         before_s, pauses = time.monotonic(), self._buffer.pauses
         if not self._buffer.put(life.number, payloads, received_us):
             return  # closed: we are told to stop

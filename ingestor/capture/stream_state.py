@@ -5,11 +5,12 @@ import threading
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +21,8 @@ from ingestor.capture.buffer import FrameBlock
 from ingestor.capture.gaps import Gaps
 from ingestor.capture.rejects import Refused, make_sample
 from ingestor.capture.validate import FEW
-from ingestor.feeds import Frames, Notice
+from ingestor.facts import Fact
+from ingestor.feeds import Notice
 from ingestor.ledger import Ledger
 
 log = structlog.get_logger()
@@ -35,6 +37,9 @@ _REFUSALS_MAX = 1000
 _EARLY_US = 10_000_000
 _REPLAYED_US = 60_000_000
 _SAMPLE_S = 60.0
+_ENDED_KEPT = 4
+"""Of so many connections that have ended frames may still wait."""
+_NOTHING: Mapping[str, int] = MappingProxyType({})
 _UNKNOWN_MAX = 100
 """Of what a venue invents, so many kinds are told apart."""
 
@@ -84,6 +89,8 @@ class Refusal:
     symbol: str | None
     text: str
     received_us: int
+    connection: int = 0
+    """On which it was said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +111,7 @@ class Observed:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._refusals: dict[str | None, Refusal] = {}
-        self._unproven: set[str] = set()
+        self._refusals: dict[tuple[int, str | None], Refusal] = {}
         self._invented: set[str] = set()
         self.asked: frozenset[str] = frozenset()
         """The symbols that are asked for: all others are the venue's invention, and bounded."""
@@ -141,19 +147,6 @@ class Observed:
         self.last_trade_us = {symbol: at_us + by_us for symbol, at_us in self.last_trade_us.copy().items()}
         self.last_received_us += by_us if self.last_received_us else 0
 
-    def asked_anew(self, symbols: Iterable[str]) -> None:
-        """These are added on a connection that is open: what was proven on it before counts no more."""
-        with self._lock:
-            self._unproven.update(symbols)
-
-    def take_unproven(self) -> set[str]:
-        """Those symbols since the last call."""
-        if not self._unproven:
-            return set()
-        with self._lock:
-            taken, self._unproven = self._unproven, set()
-        return taken
-
     def saw_disk(self, *, failing: bool) -> None:
         """The disk refused, or works again."""
         if failing or self.disk_failing:
@@ -163,13 +156,200 @@ class Observed:
     def saw_refusal(self, refusal: Refusal) -> None:
         with self._lock:
             if len(self._refusals) < _REFUSALS_MAX:
-                self._refusals[refusal.symbol] = refusal
+                self._refusals[refusal.connection, refusal.symbol] = refusal
 
-    def take_refusals(self) -> Iterable[Refusal]:
-        """The refusals since the last call, the last one of each symbol."""
+    def take_refusals(self, but: Collection[int] = ()) -> list[Refusal]:
+        """The refusals since the last call, the last one of each symbol; those of the connections `but` are left."""
         with self._lock:
-            taken, self._refusals = self._refusals, {}
-        return taken.values()
+            taken = [refusal for refusal in self._refusals.values() if refusal.connection not in but]
+            self._refusals = {key: refusal for key, refusal in self._refusals.items() if refusal.connection in but}
+        return taken
+
+
+class Requests:
+    """On which connection the ledger asks for each symbol, and what each connection has brought. For any thread.
+
+    The ledger asks for a symbol on one connection at a time. Where another one is opened beside it, that is told as
+    `connection.joined`, and nothing changes: a symbol is proven by whichever brings it. When a connection ends, what it
+    was asked for goes on with one that is left. Symbols that this one had brought by then stay as they are; all others
+    are asked for anew on it, and unproven until it brings them.
+    """
+
+    def __init__(self, ledger: Ledger, observed: Observed, symbols: Sequence[str]) -> None:
+        """`symbols` are those that are to be asked for."""
+        self._ledger = ledger
+        self._observed = observed
+        self._lock = threading.Lock()
+        self.wanted = tuple(symbols)
+        """What is to be asked for from now on, as of the last change."""
+        self._adopted = self.wanted
+        observed.asked = frozenset(symbols)
+        self._listed: tuple[str, ...] | None = None
+        """What the ledger says was last asked for as a whole: said once, it need not be said at each reconnect."""
+        self._open: frozenset[int] = frozenset()
+        """The connections on which symbols were asked for, and which are still read."""
+        self._newest = 0
+        """The last one on which they were."""
+        self._asked_on: dict[str, int] = {}
+        self._since_us: dict[int, dict[str, int]] = {}
+        """By connection, of what it was asked for instead of one that has ended: up to then that had brought it."""
+        self._added_us: dict[str, int] = {}
+        """Of what was added on an open connection: a trade before that proves nothing."""
+        self._proven: dict[int, set[str]] = {}
+        """By connection: what is asked for on it, and proven."""
+        self.newest_ms: dict[int, int] = {}
+        """By connection, where there are others: the venue's time of the newest trade that it brought."""
+        self._brought: dict[int, dict[str, int]] = {}
+        """By connection: when it brought a symbol's first trade."""
+
+    def others(self, connection: int) -> frozenset[int]:
+        """The other connections that are read, and on which symbols were asked for."""
+        return self._open - {connection}
+
+    def ask(self, connection: int, symbols: tuple[str, ...]) -> None:
+        """These, which are all, have been asked for on a new connection."""
+        with self._lock:
+            kept = {*self._open, connection, *sorted(self._brought)[-_ENDED_KEPT:]}
+            self._brought = {one: brought for one, brought in self._brought.items() if one in kept}
+            self.newest_ms = {one: newest_ms for one, newest_ms in self.newest_ms.copy().items() if one in kept}
+            self._proven = {one: proven for one, proven in self._proven.items() if one in kept}
+            self._since_us = {one: since for one, since in self._since_us.items() if one in kept}
+            joins, self._open = bool(self._open), self._open | {connection}
+            self._newest = max(self._newest, connection)
+            if joins:
+                self._ledger.record("connection.joined", connection=connection)
+                self._ask_more(connection, symbols)
+                return
+            self._asked_on = dict.fromkeys(symbols, connection)
+            self._added_us.clear()
+            known, self._listed = self._listed == symbols, symbols
+            self._ledger.record("symbols.requested", connection=connection, symbols=None if known else list(symbols))
+
+    def adopt(self, wanted: tuple[str, ...]) -> list[str]:
+        """These are wanted from now on. The symbols that nobody has dropped yet, and which are not among them."""
+        with self._lock:
+            if wanted == self._adopted:
+                return []
+            keep = set(wanted)
+            dropped = [symbol for symbol in self._adopted if symbol not in keep]
+            self._adopted = wanted
+            self._observed.asked = frozenset(wanted)
+            told_us = self._ledger.now_us()
+            self._ledger.record_all([{"at": told_us, "fact": "symbol.dropped", "symbol": one} for one in dropped])
+            for symbol in dropped:
+                self._asked_on.pop(symbol, None)
+            return dropped
+
+    def ask_more(self, connection: int, symbols: Sequence[str]) -> None:
+        """These have been asked for, too, on a connection that is open."""
+        with self._lock:
+            self._ask_more(connection, symbols)
+
+    def _ask_more(self, connection: int, symbols: Sequence[str]) -> None:
+        added = [symbol for symbol in symbols if symbol not in self._asked_on]
+        if not added:
+            return
+        self._asked_on |= dict.fromkeys(added, connection)
+        for brought in self._brought.values():  # on an open connection: what was proven on it before counts no more
+            for symbol in added:
+                brought.pop(symbol, None)
+        for proven in self._proven.values():
+            proven.difference_update(added)
+        at_us = self._ledger.now_us()
+        self._added_us |= dict.fromkeys(added, at_us)
+        self._ledger.record("symbols.requested", at=at_us, connection=connection, symbols=added)
+
+    def end(self, connection: int, seen_until_us: int, told: Sequence[Fact] = ()) -> None:
+        """A connection is read no more, and missed nothing up to then; `told` are the facts that say so."""
+        with self._lock:
+            self._open -= {connection}
+            facts = list(told)
+            at_us = facts[0]["at"] if facts else self._ledger.now_us()
+            if self._open:
+                facts += self._go_on(connection, seen_until_us, at_us, say=bool(facts))
+            if facts:
+                self._ledger.record_all(facts)
+
+    def _go_on(self, ended: int, seen_until_us: int, at_us: int, *, say: bool) -> Iterable[Fact]:
+        """What was asked for on the connection that has ended goes on with those that are left. `say`: also where there
+        is nothing to ask for anew; who reads that a connection was lost would take all for blind until the next
+        request, so it comes at the same moment.
+        """
+        heir = max(self._open)
+        left = {one: self._brought.get(one, {}) for one in sorted(self._open)}
+        anew: dict[int, dict[str, int | None]] = {heir: {}} if say else {}
+        """By connection: what is asked for on it, and when it brought that first, if it did since."""
+        for symbol in [symbol for symbol, on in self._asked_on.items() if on == ended]:
+            had_us = {one: brought[symbol] for one, brought in left.items() if symbol in brought}
+            on = min(had_us, key=had_us.__getitem__, default=heir)
+            self._asked_on[symbol] = on
+            if symbol not in self._proven.get(ended, ()) or had_us.get(on, math.inf) > seen_until_us:
+                self._since_us.setdefault(on, {})[symbol] = seen_until_us
+                anew.setdefault(on, {})[symbol] = max(had_us[on], seen_until_us + 1) if on in had_us else None
+            if on in had_us:
+                self._proven.setdefault(on, set()).add(symbol)
+        for on, symbols in sorted(anew.items()):
+            yield self._request(on, list(symbols), seen_until_us, at_us)
+            if known := {symbol: first_us for symbol, first_us in symbols.items() if first_us is not None}:
+                yield _proof(on, known, at_us)
+
+    def _request(self, connection: int, symbols: list[str], since_us: int, at_us: int) -> Fact:
+        self._listed = None  # the ledger's last request is not of all
+        fact = {"at": at_us, "fact": "symbols.requested", "connection": connection}
+        return {**fact, "symbols": symbols, "since": since_us}
+
+    def brought(self, connection: int) -> Mapping[str, int]:
+        """The symbols of which this connection has brought trades, among those that are asked for."""
+        return self._brought.get(connection, _NOTHING)
+
+    def prove(self, connection: int, first_us: Mapping[str, int]) -> None:
+        """A connection has brought these symbols, which it had not brought before: each is proven by it, if nothing has
+        proven it yet. The times are those of their first trades' receipt.
+        """
+        with self._lock:
+            if self._added_us:
+                first_us = {one: at_us for one, at_us in first_us.items() if at_us >= self._added_us.get(one, 0)}
+            self._brought.setdefault(connection, {}).update(first_us)
+            ended = connection <= self._newest and connection not in self._open
+            moved, fresh = [], {}
+            for symbol, at_us in first_us.items():
+                on = connection if ended else self._asked_on.get(symbol, connection)
+                if symbol in self._proven.setdefault(on, set()):
+                    continue
+                if on != connection and on in self._open:
+                    moved.append(symbol)
+                self._proven.setdefault(connection, set()).add(symbol)
+                # It may have brought it before the other one ended, and was not believed yet.
+                fresh[symbol] = max(at_us, self._since_us.get(connection, _NOTHING).get(symbol, 0) + 1)
+                if symbol in self._asked_on and not ended:
+                    self._asked_on[symbol] = connection
+            if not fresh:
+                return
+            told_us = self._ledger.now_us()
+            facts = [_proof(connection, fresh, told_us)]
+            if moved:  # the ledger asks for it on the one that was first
+                since_us = min(fresh[symbol] for symbol in moved) - 1
+                facts.insert(0, self._request(connection, moved, since_us, told_us))
+            self._ledger.record_all(facts)
+
+    def saw(self, connection: int, trades: Sequence[pa.RecordBatch]) -> None:
+        """A connection has brought these, and others are read at the same time."""
+        times: list[Any] = [pc.max(one["timestamp"].view(pa.int64())).as_py() or 0 for one in trades]
+        self.newest_ms[connection] = max(self.newest_ms.get(connection, 0), *times)
+
+    def step(self, by_us: int) -> None:
+        """The wall clock was set by so much: receipts before it, on the clock as it is now."""
+        with self._lock:
+            for told in (self._brought, self._since_us):
+                for one, times in told.items():
+                    told[one] = {symbol: at_us + by_us for symbol, at_us in times.items()}
+            self._added_us = {symbol: at_us + by_us for symbol, at_us in self._added_us.items()}
+
+
+def _proof(connection: int, first_us: Mapping[str, int], at_us: int) -> Fact:
+    base_us = min(first_us.values())
+    since_us = {symbol: first_us[symbol] - base_us for symbol in sorted(first_us)}
+    return {"at": at_us, "fact": "symbols.proven", "connection": connection, "base": base_us, "symbols": since_us}
 
 
 _NEVER = Unread(0, "", "", rejected=False)
@@ -178,48 +358,53 @@ _NEVER = Unread(0, "", "", rejected=False)
 class Observer:
     """For the recorder's thread."""
 
-    def __init__(self, ledger: Ledger, gaps: Gaps, observed: Observed, *, may_replay: bool = False) -> None:
+    def __init__(self, gaps: Gaps, observed: Observed, requests: Requests, *, may_replay: bool = False) -> None:
         """`may_replay`: of the feed's terms."""
-        self._ledger = ledger
         self._gaps = gaps
         self._observed = observed
-        self._proven_on = 0
-        self._proven: set[str] = set()
+        self._requests = requests
         self._unknown_seen: set[str] = set()
         self._refused_seen: set[str] = set()
         self._sampled_s = float("-inf")
         self._replay = _Replay() if may_replay else None
 
     def observe(
-        self, block: FrameBlock, notices: list[Notice], rows: pa.RecordBatch, refused: Sequence[Refused] = ()
+        self,
+        block: FrameBlock,
+        notices: list[Notice],
+        rows: pa.RecordBatch,
+        refused: Sequence[Refused] = (),
+        repeated: pa.RecordBatch | None = None,
     ) -> None:
-        """Of the frames of a block, these were notices, these rows were recorded, and these were refused."""
-        if block.connection > self._proven_on:
-            self._proven_on, self._proven = block.connection, set()
-        self._proven -= self._observed.take_unproven()
+        """Of the frames of a block, these were notices, these rows were recorded, and these were refused; `repeated`
+        are the symbols and times of trades that another connection had brought before.
+        """
         symbols: Any = rows.column("symbol")
         if len(symbols) <= FEW:
             ticking: dict[str, int] = Counter(symbols.to_pylist())
         else:
             ticking = {entry["values"]: entry["counts"] for entry in symbols.value_counts().to_pylist()}
         self._observed.saw_trades(ticking, block.frames.received_us[-1])
-        fresh = ticking.keys() - self._proven if block.connection == self._proven_on else set()
+        brought = self._requests.brought(block.connection).keys()
+        fresh = ticking.keys() - brought
+        if repeated is not None:
+            fresh |= set(repeated["symbol"].unique().to_pylist()) - brought
+        if self._requests.others(block.connection):
+            self._requests.saw(block.connection, [rows, *([] if repeated is None else [repeated])])
         if proven := fresh & self._observed.asked:  # what nobody asked for is not claimed, and fills no ledger
             # The first trade of a symbol on this connection proves its subscription.
-            self._proven |= proven
-            base_us = rows.column("received_at")[0].value
-            since_us = {symbol: _first_received_us(rows, symbol) - base_us for symbol in sorted(proven)}
-            self._ledger.record("symbols.proven", connection=block.connection, base=base_us, symbols=since_us)
+            last_us = block.frames.received_us[-1]  # of one that is not recorded: it came by then
+            first_us = {one: _first_received_us(rows, one) if one in ticking else last_us for one in proven}
+            self._requests.prove(block.connection, first_us)
         if ticking:
             self._hear(rows, ticking, block.frames.received_us[-1])
             if self._replay and self._replay.finds(block, rows):
                 self._replay = None
         for notice in notices:
-            self._observe_notice(notice, block.frames)
+            self._observe_notice(notice, block)
         strange = [notice for notice in notices if notice.kind == "unknown"]
-        unread = [one for one in refused if one.reason != "repeated_id"]  # those were read, and are recorded already
-        if strange or unread:
-            self._look_at_unread(block, strange, unread)
+        if strange or refused:
+            self._look_at_unread(block, strange, refused)
 
     def _hear(self, rows: pa.RecordBatch, symbols: Collection[str], last_us: int) -> None:
         """These trades are recorded: no gap of their symbols holds any of them."""
@@ -231,9 +416,11 @@ class Observer:
 
         self._gaps.hear(symbols, last_us, partial(_first_received_us, rows), first_after)
 
-    def _observe_notice(self, notice: Notice, frames: Frames) -> None:
+    def _observe_notice(self, notice: Notice, block: FrameBlock) -> None:
+        frames = block.frames
         if notice.refuses:
-            self._observed.saw_refusal(Refusal(notice.symbol, notice.text, frames.received_us[notice.frame]))
+            refusal = Refusal(notice.symbol, notice.text, frames.received_us[notice.frame], block.connection)
+            self._observed.saw_refusal(refusal)
         elif notice.kind == "error":
             log.warning("venue.complained", text=notice.text)
         elif notice.kind == "unknown" and notice.text not in self._unknown_seen:
@@ -241,7 +428,7 @@ class Observer:
                 self._unknown_seen.add(notice.text)
             log.warning("notice.unknown", type=notice.text, sample=make_sample(frames.payloads[notice.frame]))
 
-    def _look_at_unread(self, block: FrameBlock, strange: list[Notice], unread: list[Refused]) -> None:
+    def _look_at_unread(self, block: FrameBlock, strange: list[Notice], unread: Sequence[Refused]) -> None:
         """Count them, and show one: the first that is refused for its reason, or passed over, and one per minute."""
         last = self._observed.unread or _NEVER
         fresh = next((one for one in unread if one.reason not in self._refused_seen), None)
@@ -271,7 +458,9 @@ class _Replay:
     def finds(self, block: FrameBlock, rows: pa.RecordBatch) -> bool:
         """Whether it is told: trades came that were older than others by far more than the time between them."""
         received_us = block.frames.received_us[-1]
-        if block.connection != self._connection:
+        if block.connection < self._connection:  # of two that are read, the newer one is looked at
+            return False
+        if block.connection > self._connection:
             self._connection, self._began_us, self._oldest_us = block.connection, block.frames.received_us[0], math.inf
         times: Any = pc.min_max(rows.column("timestamp").cast(pa.int64())).as_py()
         if received_us - self._began_us <= _EARLY_US:

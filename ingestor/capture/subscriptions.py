@@ -8,7 +8,7 @@ import structlog
 
 from ingestor.capture.connection import Connection
 from ingestor.capture.gaps import Gaps
-from ingestor.capture.stream_state import Observed, Refusal
+from ingestor.capture.stream_state import Observed, Refusal, Requests
 from ingestor.feeds import Feed
 from ingestor.ledger import Ledger, now_us
 
@@ -24,22 +24,20 @@ class Subscriptions:
     def __init__(
         self,
         feed: Feed,
-        symbols: Sequence[str],
         ledger: Ledger,
         gaps: Gaps,
         observed: Observed,
+        requests: Requests,
         retry_s: float,
     ) -> None:
         self._feed = feed
-        self.symbols = self._wanted = tuple(symbols)
+        self.symbols = requests.wanted
         self._ledger = ledger
         self._gaps = gaps
         self._observed = observed
-        observed.asked = frozenset(symbols)
+        self._requests = requests
         self._retry_s = retry_s
         self._retry_at_s: dict[str, float] = {}
-        self._recorded: tuple[str, ...] | None = None
-        """What the ledger says was last asked for as a whole: said once, it need not be said at each reconnect."""
         self._number = 0
         self._requested_s = 0.0
         self._outbox: deque[str] = deque()
@@ -56,13 +54,13 @@ class Subscriptions:
         self._next_send_s = now_s
         self._next_heartbeat_s = now_s + (self._heartbeat.every_s if self._heartbeat else math.inf)
         self.send_due(connection, now_s)
-        known = self._recorded == self.symbols
-        self._recorded = self.symbols
-        self._ledger.record("symbols.requested", connection=number, symbols=None if known else list(self.symbols))
+        self._requests.ask(number, self.symbols)
 
     def change(self, symbols: Sequence[str]) -> None:
-        """From now on these; from any thread. An open connection stays, and what both lists hold is not touched."""
-        self._wanted = tuple(symbols)
+        """From now on these, in all sessions; from any thread. An open connection stays, and what both lists hold is
+        not touched.
+        """
+        self._requests.wanted = tuple(symbols)
 
     def adopt_changes(self, connection: Connection | None) -> bool:
         """Take over what `change` asked for, in the reader's thread; whether there was anything.
@@ -70,24 +68,22 @@ class Subscriptions:
         What is new is asked for on the open connection, after what is not wanted any more was given up: places may
         be few. Where there is none, the next one begins with all.
         """
-        before, wanted = self.symbols, self._wanted
+        before, wanted = self.symbols, self._requests.wanted
         if wanted == before:
             return False
         self.symbols = wanted
-        self._observed.asked = frozenset(wanted)
-        dropped = [symbol for symbol in before if symbol not in set(wanted)]
-        added = [symbol for symbol in wanted if symbol not in set(before)]
-        told_us = now_us()
-        self._ledger.record_all([{"at": told_us, "fact": "symbol.dropped", "symbol": symbol} for symbol in dropped])
+        keep, had = set(wanted), set(before)
+        dropped = [symbol for symbol in before if symbol not in keep]
+        added = [symbol for symbol in wanted if symbol not in had]
+        for symbol in self._requests.adopt(wanted):
+            self._gaps.close(now_us(), symbol)
         for symbol in dropped:
             self._retry_at_s.pop(symbol, None)
-            self._gaps.close(told_us, symbol)
-        self._observed.asked_anew(added)
         if connection is not None:
             self._outbox += self._feed.unsubscribe(dropped)
             if added:
                 self._outbox += self._feed.subscribe(added)
-                self._ledger.record("symbols.requested", connection=self._number, symbols=added)
+                self._requests.ask_more(self._number, added)
         return True
 
     def request_again(self, reason: str, symbols: Sequence[str] | None = None) -> None:
@@ -101,7 +97,7 @@ class Subscriptions:
         """Ask again, some time later, for what the venue refused: its refusals can be false (Finnhub-API #472), and
         places get free.
         """
-        refusals = self._observed.take_refusals()
+        refusals = self._observed.take_refusals(self._requests.others(self._number))
         if refusals:
             self._note(refusals, now_s)
         due = [symbol for symbol, at_s in self._retry_at_s.items() if at_s <= now_s]
@@ -124,10 +120,12 @@ class Subscriptions:
                 for refusal in refusals
             ]
         )
+        others = self._requests.others(self._number)
         for refusal in refusals:
             log.warning("symbol.refused", symbol=refusal.symbol, text=refusal.text, retry_s=self._retry_s)
             if refusal.symbol in self.symbols:
-                self._gaps.open("refused", refusal.received_us, refusal.symbol)
+                if not any(refusal.symbol in self._requests.brought(other) for other in others):
+                    self._gaps.open("refused", refusal.received_us, refusal.symbol)
                 self._retry_at_s.setdefault(refusal.symbol, now_s + self._retry_s)
             else:
                 # It may mean any symbol of which no trade came on this connection.

@@ -11,6 +11,7 @@ import click
 from ingestor.cli.options import example, json_option, recording_options, root_from
 from ingestor.cli.printing import format_bytes, format_json, format_seconds, format_time
 from ingestor.layout import Layout
+from ingestor.metrics import REPEATED
 from ingestor.operations.recorder_status import BackfillState, Disk, Flow, Status, read_status
 from ingestor.texts import CAUSES, escape
 
@@ -49,6 +50,8 @@ def describe(found: Status) -> Iterator[tuple[str, str]]:
     yield "process", f"{vitals.pid}, version {vitals.version}; run {vitals.run} since {started} ({age})"
     link = vitals.link
     state = "connected" if link.connected else "not connected"
+    if link.redundant > 1:
+        state = f"{link.redundant} connections, {link.open} open"
     ticking = f"{link.ticking} of {link.symbols} symbols ticking"
     yield "venue", f"{state}, {ticking}, last heard {format_seconds(link.silence_s)} ago"
     lasted = {cause: link.blind_s.get(cause, 0.0) + link.gap_s * (cause == link.gap) for cause in link.gaps}
@@ -63,8 +66,11 @@ def describe(found: Status) -> Iterator[tuple[str, str]]:
 
 
 def _describe_flow(flow: Flow) -> Iterator[tuple[str, str]]:
-    rejected = flow.counts.rejected_trades + flow.counts.rejected_frames
-    yield "trades", f"{flow.trades_per_s:,.1f} per second; {flow.counts.trades:,} in this run, {rejected:,} rejected"
+    repeats = flow.reasons.get(REPEATED, 0)
+    rejected = flow.counts.rejected_trades + flow.counts.rejected_frames - repeats
+    repeated = f", {repeats:,} came twice" if repeats else ""
+    run = f"{flow.counts.trades:,} in this run{repeated}, {rejected:,} rejected"
+    yield "trades", f"{flow.trades_per_s:,.1f} per second; {run}"
     if flow.strange:
         yield (
             "unread",

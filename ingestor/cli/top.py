@@ -164,8 +164,9 @@ def headline(status: RecorderStatus | None, root: Path, now: float) -> tuple[str
     if status is None:
         return f"{clock}  {root}", "no recorder answers: what is shown comes from the journal alone"
     link, flow = status.link, status.flow
+    several = f"{link.open}/{link.redundant} connections  " if link.redundant > 1 else ""
     text = (
-        f"{clock}  {flow.trades_per_s:,.1f} trades/s  {link.ticking}/{link.symbols} ticking  "
+        f"{clock}  {flow.trades_per_s:,.1f} trades/s  {several}{link.ticking}/{link.symbols} ticking  "
         f"lag {format_seconds(flow.lag_s)}  {flow.counts.trades:,} trades in run {status.run}"
     )
     return text, escape("; ".join(find_problems(status)))

@@ -113,6 +113,8 @@ class Settings(Section):
                     f"`sinks.kafka.coverage_topic` is the topic of the trades, {trades}: a compacted topic would lose"
                     " trades; name another, or `none`"
                 )
+        if self.connection.redundant > 1 and (why := self.feed.only_one_connection):
+            raise ValueError(f"`connection.redundant: {self.connection.redundant}` needs several connections: {why}")
         if not self.symbols:
             raise ValueError("this shard gets none of the tickers: there are too few of them for so many shards")
         if isinstance(self.feed, BinanceSettings):

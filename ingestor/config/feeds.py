@@ -60,6 +60,11 @@ class _Feed(Section):
         return "FINNHUB_API_KEY"
 
     @property
+    def only_one_connection(self) -> str | None:
+        """Why there can't be several at once, which bring the same trades; None: there can."""
+        return "Finnhub ends both where a key has a second one"
+
+    @property
     def venue(self) -> str:
         """Which venue this is; a language of one venue is that venue, wherever it is served."""
         return ""
@@ -97,6 +102,11 @@ class BinanceSettings(_Feed):
     stream: Literal["trade", "aggTrade"] = Field(
         default="trade", description="each trade, or the fills of one order at one price as one"
     )
+
+    @property
+    def only_one_connection(self) -> str | None:
+        """There can."""
+        return None
 
 
 def check_binance_tickers(symbols: Sequence[str]) -> None:
@@ -278,6 +288,9 @@ class JsonLimits(Section):
     max_age: Annotated[Duration, lasting("1m", "365d")] | None = Field(
         default=None, description="then the next connection takes over; a little less than the venue allows"
     )
+    connections: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=1, description="so many at once, of one client: for connection.redundant"
+    )
 
 
 Compression = Literal["gzip", "deflate"]
@@ -370,6 +383,15 @@ class JsonSettings(_Feed):
     def key_variable(self) -> str:
         """Its own."""
         return "FEED_API_KEY"
+
+    @property
+    def only_one_connection(self) -> str | None:
+        """Where the settings allow no more, or there is nothing to tell apart what two bring."""
+        if self.limits.connections == 1:
+            return "`feed.limits.connections` allows one"
+        if "trade_id" not in self.columns:
+            return "`feed.columns` has no `trade_id`, by which to tell apart what both bring"
+        return None
 
     @property
     def venue(self) -> str:

@@ -242,6 +242,11 @@ class JournalSettings(Section):
 class ConnectionSettings(Section):
     """One socket's patience."""
 
+    redundant: Annotated[int, Field(ge=1, le=2)] = Field(
+        default=1,
+        description="so many connections at once, each for all symbols, where the venue allows several: what both "
+        "bring is recorded once, and one may be lost without a gap",
+    )
     silence: Annotated[Duration, lasting("1s", "1h")] = Field(
         default=150.0,
         description="without any message for this long the connection is dead (Finnhub pings every minute)",

@@ -96,6 +96,8 @@ class Terms:
     """How old a connection may get: a little less than what the venue allows."""
     overlap_s: float = 5.0
     """How long it and its successor are both read: what one hears, the other hears within this time."""
+    own_times: bool = True
+    """A trade's time is the venue's; else it is that of its receipt."""
     never_closes: bool = False
     """All its markets trade around the clock, whatever their symbols look like."""
     may_replay: bool = False

@@ -75,6 +75,7 @@ class JsonMap:
             max_age_s=limits.max_age or math.inf,
             # Without ids nobody can tell apart what two connections both bring.
             overlap_s=5.0 if "trade_id" in self.schema.names else 0.0,
+            own_times=settings.fields.timestamp is not None,
             never_closes=settings.never_closes,
             may_replay=True,
             signed_prices=settings.signed_prices,

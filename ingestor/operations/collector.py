@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ingestor import __version__
 from ingestor.capture.stream_state import BOUNDS_S
 from ingestor.capture.wall_clock import VenueTime
+from ingestor.metrics import REPEATED
 from ingestor.operations.backfill_process import BackfillProcess
 from ingestor.operations.recorder_status import (
     ClockState,
@@ -68,8 +69,8 @@ class Watch:
         """Sample the counts, once per second."""
         if now_s - self._recent[-1].at_s < 1.0:
             return
-        counts = self._recording.recorder.counts
-        sample = _Sample(now_s, counts.trades, counts.rejected_frames + counts.rejected_trades)
+        counts, repeats = self._recording.recorder.counts, self._recording.recorder.reasons[REPEATED]
+        sample = _Sample(now_s, counts.trades, counts.rejected_frames + counts.rejected_trades - repeats)
         if sample.trades > self._recent[-1].trades:
             self._uncommitted.append(sample)
         self._recent.append(sample)
@@ -97,14 +98,16 @@ class Watch:
         )
 
     def _read_link(self, now: float, now_s: float) -> Link:
-        session, observed, gaps = self._recording.session, self._recording.observed, self._recording.gaps
+        sessions, observed, gaps = self._recording.sessions, self._recording.observed, self._recording.gaps
         symbols = self._recording.subscriptions.symbols
-        last_frame_us, whole = session.last_frame_us, gaps.whole
+        last_frame_us, whole = max(session.last_frame_us or 0 for session in sessions), gaps.whole
         last_trades_us = observed.last_trade_us.copy()  # in one step: the recorder adds to it
         return Link(
-            connected=session.connected,
-            answered=session.answered,
-            connections=session.connections,
+            connected=any(session.connected for session in sessions),
+            answered=any(session.answered for session in sessions),
+            connections=self._recording.connection_log.connections,
+            redundant=len(sessions),
+            open=sum(session.connected for session in sessions),
             silence_s=max(now - (last_frame_us / 1e6 if last_frame_us else self._started_at), 0.0),
             silence_max_s=self._recording.settings.connection.silence,
             symbols=len(symbols),
@@ -158,9 +161,11 @@ class Watch:
         return now_s - self._reader_turned_s(now_s), self._recording.runner.turned_at_s
 
     def _reader_turned_s(self, now_s: float) -> float:
-        session, buffer = self._recording.session, self._recording.buffer
+        """Of the session that is furthest behind."""
+        sessions, buffer = self._recording.sessions, self._recording.buffer
         waits = buffer.bytes >= self._recording.settings.connection.buffer // 2  # for room: the recorder's affair
-        return now_s - session.turned_at_s if session.connected and not waits else 0.0
+        reading = () if waits else (session for session in sessions if session.connected)
+        return max((now_s - session.turned_at_s for session in reading), default=0.0)
 
     def _read_disk(self, now_s: float) -> Disk:
         settings, journal = self._recording.settings, self._recording.journal

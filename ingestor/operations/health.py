@@ -60,6 +60,8 @@ _COUNTERS = (
 _GAUGES = (
     _Number("ingestor_start_time_seconds", "When this run began, since 1970.", lambda v: v.started_at),
     _Number("ingestor_connected", "1 while a connection to the venue is open.", lambda v: v.link.connected),
+    _Number("ingestor_connections_open", "Connections to the venue that are open.", lambda v: v.link.open),
+    _Number("ingestor_connections_wanted", "connection.redundant.", lambda v: v.link.redundant),
     _Number("ingestor_silence_seconds", "Since anything came from the venue.", lambda v: v.link.silence_s),
     _Number("ingestor_symbols", "Symbols asked for.", lambda v: v.link.symbols),
     _Number("ingestor_symbols_ticking", "Symbols with a trade in the last minute.", lambda v: v.link.ticking),

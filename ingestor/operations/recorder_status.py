@@ -75,6 +75,10 @@ class Link:
     """Total length of those that have ended, by cause."""
     gap_s: float = 0.0
     """Age of the gap for all symbols."""
+    redundant: int = 1
+    """So many connections are to be read at once, each for all symbols."""
+    open: int = 0
+    """So many of them are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,6 +297,8 @@ def read_status(layout: Layout) -> Status:
     rate, days_left = measure_growth(layout, time.time()), None
     if vitals is not None:
         ailments = find_problems(vitals)
+        if 0 < vitals.link.open < vitals.link.redundant:  # recorded all the same
+            ailments.append(f"{vitals.link.redundant} connections, {vitals.link.open} open")
         if vitals.link.blind_symbols:
             ailments.append(f"blind for {', '.join(vitals.link.blind_symbols[:5])}: see `ingestor coverage`")
         ailments += [f"{sink.name} takes nothing: {escape(sink.fault)}" for sink in vitals.disk.sinks if sink.fault]

@@ -113,8 +113,10 @@ def summarize(status: RecorderStatus) -> str:
     if not link.connected:
         return f"not connected to the venue ({link.connections} connections so far)"
     state = "recording" if link.answered else "waiting for the venue's first word,"
+    several = f"{link.open} of {link.redundant} connections open; " if link.redundant > 1 else ""
     return (
-        f"{state} {flow.trades_per_s:,.1f} trades/s; {link.ticking} of {link.symbols} symbols ticking; "
+        f"{state} {flow.trades_per_s:,.1f} trades/s; {several}"
+        f"{link.ticking} of {link.symbols} symbols ticking; "
         f"lag {flow.lag_s * 1000:.0f} ms"
     )
 

@@ -463,9 +463,10 @@ class Venue:
             await asyncio.sleep(FLUSH_S)
             self._truth.flush()
 
-    def drop(self) -> None:
-        """Abort every connection now, without a close frame."""
-        for client in self._clients.values():
+    def drop(self, place: int | None = None) -> None:
+        """Abort every connection now, without a close frame; or one, by its place in the order of their opening."""
+        clients = list(self._clients.values())
+        for client in clients if place is None else clients[place : place + 1]:
             client.abort()
 
     def mute(self, seconds: float) -> None:
