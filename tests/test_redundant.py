@@ -236,6 +236,30 @@ def test_what_any_connection_hears_that_has_brought_it_is_recorded(events: list[
             assert state.state == "recorded" or not known, (symbol, at_us - AT_US)
 
 
+def test_a_gap_that_is_found_later_leaves_one_that_is_open(tmp_path: Path) -> None:
+    """As where no trade comes on any connection, and one of them turns out to have been silent for longer."""
+    story = Story(tmp_path)
+    story.requests.ask(1, SYMBOLS)
+    story.requests.prove(1, {A: AT_US + 10})
+    story.gaps.open("stall", AT_US + 50)
+    story.now_us = AT_US + 70
+    story.gaps.add("connection", AT_US + 20, AT_US + 30, heard_us=AT_US + 25)
+    story.gaps.close(AT_US + 90)
+    story.now_us = AT_US + 100
+    story.ledger.record("run.stopped", error=None)
+    story.ledger.close()
+    told = find_coverage(ledger_facts(make_root(tmp_path))).intervals(A)
+    spans = [(one.state, one.cause, one.start_us - AT_US, one.end_us - AT_US) for one in told]
+    assert spans[1:] == [
+        ("recorded", None, 10, 21),
+        ("unproven", None, 21, 26),
+        ("blind", "connection", 26, 30),
+        ("recorded", None, 30, 51),
+        ("blind", "stall", 51, 90),
+        ("recorded", None, 90, 100),
+    ]
+
+
 @pytest.mark.parametrize(
     ("heard", "holes"),
     [
