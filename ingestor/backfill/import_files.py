@@ -241,7 +241,7 @@ class Import:
         for name, reason in (("volume", "bad_volume"), ("conditions", "bad_conditions")):  # null is good there
             if name in read:
                 unread = pc.and_(pc.is_valid(read[name]), pc.is_null(columns[name]))
-                verdict = verdict.without(unread, reason) if pc.any(unread).as_py() else verdict
+                verdict = verdict.reject(unread, reason) if pc.any(unread).as_py() else verdict
         return trades, verdict
 
     def _compare(self, folder: Path, day: int, report: Report, into: Path) -> None:

@@ -42,6 +42,12 @@ class Validated:
     repeated: pa.BooleanArray | None = None
     """Those that are sane, and recorded already, as another connection brought them; None where there is none."""
 
+    def reject(self, refused: pa.BooleanArray, reason: str) -> "Validated":
+        """The verdict, with these rows rejected too; where one was already, its first reason stays."""
+        kept = pc.invert(refused) if self.kept is None else pc.and_(self.kept, pc.invert(refused))
+        reason_of = dict.fromkeys(pc.indices_nonzero(refused).to_pylist(), reason) | dict(self.rejected)
+        return Validated(kept, sorted(reason_of.items()), self.repeated)
+
     def without(self, known: pa.BooleanArray) -> "Validated":
         """The verdict, with these rows repeated; where one was rejected, it stays so."""
         repeated = known if self.kept is None else pc.and_(known, self.kept)

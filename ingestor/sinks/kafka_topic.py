@@ -269,8 +269,8 @@ class CoverageTopic:
             self._pending = []
         self._producer.purge()
         with suppress(KafkaException):
-            self._producer.flush(0)  # what was purged is told: nothing waits any more
-        self._producer, self._fault = None, None
+            self._producer.flush(0)  # what was purged is told
+        self._producer, self._fault, self._waiting = None, None, 0
 
     def _give_up(self, fault: KafkaError, now_s: float) -> None:
         """After a refusal: once for each that is new, say so; a new producer sends the same date in a minute."""
