@@ -62,6 +62,11 @@ def test_a_course_has_a_point_each_ten_seconds_and_an_end() -> None:
     board.add_trades(only((2.0, 1.0, 2)), NOW + 11)
     board.turn(NOW + 30)
     assert list(board.quotes["A"].course) == [1.0, 2.0, 2.0]
+    board.quotes["A"].state = State("blind", "connection")
+    board.turn(NOW + 50)
+    board.quotes["A"].state = State("recorded")
+    board.turn(NOW + 60)
+    assert list(board.quotes["A"].course) == [1.0, 2.0, 2.0, None, None, 2.0]
     board.turn(NOW + 1e6)
     assert len(board.quotes["A"].course) == POINTS
 

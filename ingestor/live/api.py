@@ -464,7 +464,11 @@ _QUOTE = {
     "timestamp": {"type": ["integer", "null"], "description": "ms since 1970"},
     "change": {**_NUMBER, "description": "since the UTC day's first price; 0.01 is one percent"},
     "rate": {"type": "number", "description": "trades per second over the last 10 s"},
-    "course": {"type": "array", "items": {"type": "number"}, "description": "a price every 10 s, oldest first"},
+    "course": {
+        "type": "array",
+        "items": {"type": ["number", "null"]},
+        "description": "a price every 10 s, oldest first; null while blind",
+    },
     "state": {"enum": ["recorded", "blind", "unproven", "filled", "imported", "unknown"]},
     "cause": {**_TEXT, "description": "of blindness"},
 }

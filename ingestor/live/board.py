@@ -156,8 +156,8 @@ class Quote:
     state: State = UNKNOWN
     counts: "deque[int]" = field(default_factory=lambda: deque([0], maxlen=_RATE_S + 1))
     """Trades in each of the last seconds; the present one is last, and not over."""
-    course: "deque[float]" = field(default_factory=lambda: deque(maxlen=POINTS))
-    """The last price at each point that had one."""
+    course: "deque[float | None]" = field(default_factory=lambda: deque(maxlen=POINTS))
+    """The last price at each point that had one; None where it was blind."""
 
     @property
     def change(self) -> float | None:
@@ -260,4 +260,4 @@ class Board:
         for quote in self.quotes.values():
             quote.counts.extend([0] * min(self._second - before, _RATE_S + 1))
             if quote.last is not None:
-                quote.course.extend([quote.last.price] * points)
+                quote.course.extend([None if quote.state.state == "blind" else quote.last.price] * points)

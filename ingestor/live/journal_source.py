@@ -98,7 +98,8 @@ def read_quotes(layout: Layout, symbols: Collection[str], now: float) -> list[Qu
             _merge_points(points, rows, now)
         for symbol, (first, last) in prices.items():
             if symbol not in quotes:
-                course = deque((price.price for _, price in sorted(points.get(symbol, {}).items())), maxlen=POINTS)
+                points_of = sorted(points.get(symbol, {}).items())
+                course: deque[float | None] = deque((price.price for _, price in points_of), maxlen=POINTS)
                 quotes[symbol] = Quote(symbol, last, first.price, course=course)
         if quotes.keys() >= set(symbols):
             break

@@ -77,7 +77,7 @@ def test_the_page_shows_moving_prices(
         browser.wait(f"{STATES} === 'recorded recorded recorded'")
         moved(browser)
         browser.wait("[...document.querySelectorAll('td.age')].every((cell) => cell.textContent.endsWith('s'))")
-        browser.wait("[...document.querySelectorAll('polyline')].every((line) => line.getAttribute('points'))")
+        browser.wait("[...document.querySelectorAll('path')].every((line) => line.getAttribute('d'))")
         assert browser.evaluate("document.documentElement.scrollWidth") == width, "nothing to scroll sideways"
         ground = browser.evaluate("getComputedStyle(document.body).backgroundColor")
         assert ground == ("rgb(15, 18, 22)" if dark else "rgb(255, 255, 255)")
@@ -96,6 +96,33 @@ def test_the_search_hides_what_is_not_meant(site: Site, browser: Browser) -> Non
         search = "const search = document.getElementById('search'); search.value = '{}';"
         browser.evaluate(f"{{{search.format('btc')} search.dispatchEvent(new Event('input'))}}")
         assert browser.evaluate(shown) == "BINANCE:BTCUSDT"
+
+
+@pytest.mark.needs("chromium")
+def test_the_page_sorts_by_each_column_and_leads_to_the_bars(site: Site, browser: Browser) -> None:
+    shown = "[...document.querySelectorAll('tbody th')].map((cell) => cell.textContent).join(' ')"
+    sorted_by = "[...document.querySelectorAll('th[aria-sort]')].map((head) => head.innerText + head.ariaSort).join()"
+    with served(site) as server:
+        browser.open(server.url)
+        browser.wait(f"{STATES} === 'recorded recorded recorded'")
+        assert browser.evaluate(sorted_by) == "Symbolascending"
+        browser.evaluate("document.querySelector('[data-by=price]').click()")
+        assert browser.evaluate(shown) == "BINANCE:BTCUSDT MSFT AAPL"
+        assert browser.evaluate(sorted_by) == "Lastdescending"
+        browser.evaluate("document.querySelector('[data-by=price]').click()")
+        assert browser.evaluate(shown) == "AAPL MSFT BINANCE:BTCUSDT"
+        for name in ("change", "rate", "age", "state", "symbol"):
+            browser.evaluate(f"document.querySelector('[data-by={name}]').click()")
+        assert (browser.evaluate(shown), browser.evaluate(sorted_by)) == (
+            "AAPL BINANCE:BTCUSDT MSFT",
+            "Symbolascending",
+        )
+        line = "coursePath([1, 2, null, null, 2, 3])"
+        assert browser.evaluate(line) == "M0.0,22.0L18.0,12.0M72.0,12.0L90.0,2.0"
+        assert browser.find_barriers() == []
+        bars = browser.evaluate("document.querySelector('tbody th a').href")
+        assert server.get(bars.removeprefix(server.url)).json["bars"]
+    assert browser.errors == []
 
 
 @pytest.mark.long

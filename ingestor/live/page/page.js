@@ -23,8 +23,18 @@ const CAUSES = { // as in ingestor/texts.py
   no_redis: "no Redis",
 };
 
+const ORDERS = { // what a row is sorted by
+  symbol: (row) => row.symbol,
+  price: (row) => row.last,
+  change: changeOf,
+  rate: (row) => row.perSecond,
+  age: (row) => (row.at === null ? null : -row.at),
+  state: (row) => row.element.dataset.state !== "recorded",
+};
+
 const byId = (id) => document.getElementById(id);
 const rows = new Map(); // symbol → its row on the page and what is shown there
+let order = { by: "symbol", rising: true };
 let socket = null;
 let retryMs = 250;
 let gapTimer = 0;
@@ -37,19 +47,39 @@ function rowOf(symbol) {
   if (!rows.has(symbol)) {
     const element = byId("row").content.firstElementChild.cloneNode(true);
     const part = (selector) => element.querySelector(selector);
-    part("th").textContent = part("th").title = symbol;
+    part("th a").textContent = part("th").title = symbol;
+    if (!token) part("th a").href = `/bars?interval=1m&symbols=${encodeURIComponent(symbol)}`; // a link bears no token
     const row = { symbol, element, price: part(".price"), change: part(".change"), rate: part(".rate"),
-      age: part(".age"), line: part("polyline"), state: part(".state span"), at: null, last: null, first: null };
+      age: part(".age"), line: part("path"), state: part(".state span"), at: null, last: null, first: null, perSecond: 0 };
     rows.set(symbol, row);
     element.hidden = !matches(symbol);
   }
   return rows.get(symbol);
 }
 
-/** All rows on the page, by symbol. */
+/** All rows on the page, in the order that was chosen; what has no value comes last. */
 function arrange() {
-  const sorted = [...rows.values()].sort((a, b) => (a.symbol < b.symbol ? -1 : 1));
-  byId("rows").append(...sorted.map((row) => row.element));
+  const value = ORDERS[order.by];
+  const sorted = [...rows.values()].sort((a, b) => {
+    const one = value(a), other = value(b);
+    if (one === other) return a.symbol < b.symbol ? -1 : 1;
+    if (one === null || other === null) return one === null ? 1 : -1;
+    return one < other === order.rising ? -1 : 1;
+  });
+  const there = byId("rows").children;
+  if (sorted.some((row, index) => there[index] !== row.element)) byId("rows").append(...sorted.map((row) => row.element));
+}
+
+function chooseOrder(button) {
+  const by = button.dataset.by;
+  order = { by, rising: order.by === by ? !order.rising : by === "symbol" || by === "age" };
+  for (const head of document.querySelectorAll("thead th")) head.removeAttribute("aria-sort");
+  button.parentElement.setAttribute("aria-sort", order.rising ? "ascending" : "descending");
+  arrange();
+}
+
+function changeOf(row) {
+  return row.first ? row.last / row.first - 1 : null;
 }
 
 function showPrice(row, price, at) {
@@ -65,7 +95,7 @@ function showPrice(row, price, at) {
 }
 
 function showChange(row) {
-  const change = row.first ? row.last / row.first - 1 : null;
+  const change = changeOf(row);
   const shown = change === null ? 0 : Math.round(change * 10000); // what rounds to nothing has neither sign nor colour
   const sign = shown > 0 ? "+" : shown < 0 ? "−" : "";
   row.change.textContent = change === null ? "" : `${sign}${(Math.abs(shown) / 100).toFixed(2)} %`;
@@ -77,7 +107,8 @@ function showQuote(quote) {
   row.first = quote.change === null ? null : quote.price / (1 + quote.change);
   showPrice(row, quote.price, quote.timestamp);
   row.rate.textContent = quote.rate >= 100 ? quote.rate.toFixed(0) : quote.rate.toFixed(1);
-  row.line.setAttribute("points", coursePoints(quote.course.concat(quote.price ?? [])));
+  row.perSecond = quote.rate;
+  row.line.setAttribute("d", coursePath(quote.course.concat(quote.state === "blind" ? [null] : quote.price ?? [])));
   showState(row, quote.state, quote.cause);
 }
 
@@ -133,10 +164,14 @@ function formatAge(ms) {
   return s < 86400 ? `${Math.floor(s / 3600)} h` : `${Math.floor(s / 86400)} d`;
 }
 
-function coursePoints(prices) {
-  const low = Math.min(...prices), high = Math.max(...prices), step = 90 / Math.max(prices.length - 1, 1);
+/** A line that breaks where nothing was seen. */
+function coursePath(prices) {
+  const known = prices.filter((price) => price !== null);
+  const low = Math.min(...known), high = Math.max(...known), step = 90 / Math.max(prices.length - 1, 1);
   const y = (price) => (high > low ? 22 - (20 * (price - low)) / (high - low) : 12);
-  return prices.map((price, index) => `${(index * step).toFixed(1)},${y(price).toFixed(1)}`).join(" ");
+  const point = (price, index) => `${(index * step).toFixed(1)},${y(price).toFixed(1)}`;
+  const goesOn = (index) => index > 0 && prices[index - 1] !== null;
+  return prices.map((price, index) => (price === null ? "" : `${goesOn(index) ? "L" : "M"}${point(price, index)}`)).join("");
 }
 
 function matches(symbol) {
@@ -159,10 +194,8 @@ async function look() {
   byId("empty").hidden = rows.size > 0;
   showTrouble(board.recording !== false ? "" : "No recorder runs here: nothing is being recorded.");
   if (socket?.readyState === WebSocket.OPEN) showBlind(board);
-  if (rows.size > before) {
-    arrange();
-    if (socket?.readyState === WebSocket.OPEN) subscribe();
-  }
+  if (rows.size > before || order.by !== "symbol") arrange();
+  if (rows.size > before && socket?.readyState === WebSocket.OPEN) subscribe();
   return true;
 }
 
@@ -235,6 +268,7 @@ byId("entry").addEventListener("submit", (event) => {
 byId("search").addEventListener("input", () => {
   for (const row of rows.values()) row.element.hidden = !matches(row.symbol);
 });
+for (const button of document.querySelectorAll("thead button")) button.addEventListener("click", () => chooseOrder(button));
 setInterval(showAges, 200);
 setInterval(lookAgain, LOOK_MS);
 begin();
