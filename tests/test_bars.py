@@ -259,6 +259,10 @@ def test_sessions_heed_holidays_early_closes_and_other_exchanges(recording: Reco
     assert found == [("7203.T", 3), ("7203.T", 3), ("AAPL", 1), ("BINANCE:X", 3), ("BINANCE:X", 3)]
     extended = [bar["trades"] for bar in bars(recording, "1d", symbols=["AAPL"], session="extended")]
     assert extended == [2]
+    recording.prove(["AAPL"], "2025-11-27T00:00")
+    recording.fact("connection.closed", "2025-11-29T00:00", connection=1, frames=1)
+    filled = bars(recording, "1h", symbols=["AAPL"], session="regular", fill=True)
+    assert {bar["start"].day for bar in filled} == {28}, "a holiday has no bars, though it was recorded"
 
 
 def test_a_symbol_that_was_not_asked_for_is_covered_by_nothing(recording: Recording) -> None:

@@ -547,6 +547,12 @@ def test_check_prints_the_schema() -> None:
     assert json.loads(call("check", "--schema").output)["required"] == ["tickers"]
 
 
+def test_symbols_that_stand_alone_are_told_their_option() -> None:
+    told = "error: got unexpected extra argument (AAPL): symbols are named by --symbols A,B"
+    assert start("head", "AAPL").stderr.splitlines()[0] == told
+    assert "--symbols" not in start("verify", "AAPL").stderr
+
+
 @pytest.mark.parametrize(
     ("name", "meant"), [("rum", ": did you mean run?"), ("stats", ": did you mean status?"), ("x", "")]
 )

@@ -203,7 +203,7 @@ log = structlog.get_logger()
 
 @click.command(epilog=example("ingestor run --symbols AAPL,BINANCE:BTCUSDT"))
 @reading_options
-@click.option("--url", metavar="URL", help="The venue; stands above feed.url of the settings.")
+@click.option("--url", metavar="URL", help="Address of the venue. Overrides feed.url.")
 def run(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None, url: str | None) -> None:
     """Record trades until SIGTERM or SIGINT; a second signal leaves the sealing to the next start. SIGHUP takes a
     changed list of tickers over.

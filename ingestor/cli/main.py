@@ -157,6 +157,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     except click.ClickException as error:
         text = error.format_message().removesuffix(".")
         told = escape(text[:1].lower() + text[1:], keep="\n")
+        if isinstance(error, click.UsageError) and error.ctx is not None and "unexpected extra argument" in told:
+            takes_symbols = any(one.name == "symbols" for one in error.ctx.command.params)
+            told += ": symbols are named by --symbols A,B" if takes_symbols else ""
         click.echo(f"error: {told}", err=True)
         if isinstance(error, click.UsageError) and error.ctx is not None:
             click.echo(f"see {error.ctx.command_path} --help", err=True)

@@ -63,7 +63,9 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @symbols_option
 @click.option("--rate", type=PaceType(), help="Trades per second over all symbols; `max`: as fast as they are read.")
-@click.option("--interval", type=DurationType(), default="50ms", show_default=True, help="A batch, or a bar, so often.")
+@click.option(
+    "--interval", type=DurationType(), default="50ms", show_default=True, help="Time between batches, or bars."
+)
 @click.option("--seed", type=int, metavar="N", help="Makes the run repeatable.")
 @click.option("--start-price", type=POSITIVE, metavar="PRICE", help="Of every symbol; else about what is usual.")
 @click.option(

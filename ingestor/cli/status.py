@@ -104,7 +104,9 @@ def _describe_disk(disk: Disk, found: Status) -> Iterator[tuple[str, str]]:
     )
     for sink in disk.sinks:
         behind = (
-            f"{sink.rows:,} rows to come, the oldest {format_seconds(sink.seconds)} old" if sink.rows else "up to date"
+            f"{sink.rows:,} rows not there yet, the oldest {format_seconds(sink.seconds)} old"
+            if sink.rows
+            else "up to date"
         )
         yield f"{sink.name}", behind
     room = f"{format_bytes(disk.free_bytes)} free"
