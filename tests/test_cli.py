@@ -562,6 +562,11 @@ def test_a_command_that_is_none(name: str, meant: str) -> None:
     assert f"No such command '{name}'{meant}" in done.output
 
 
+@pytest.mark.parametrize("name", [*COMMANDS, ""])
+def test_help_fits_eighty_columns(name: str) -> None:
+    assert max(map(len, call(*name.split(), "--help").stdout.splitlines())) <= 80
+
+
 def test_alone_it_shows_its_help() -> None:
     alone, helped = call(), call("--help")
     assert (alone.exit_code, alone.stderr, alone.stdout) == (0, "", helped.stdout)

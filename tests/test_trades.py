@@ -280,7 +280,7 @@ def test_a_file_of_a_later_version(recording: Recording) -> None:
         ({"tz": "Mars"}, "no time zone 'Mars'"),
         ({"tz": ZoneInfo("Asia/Seoul")}, "no time zone .* write it like"),
         ({"tz": None}, "no time zone None"),
-        ({"engine": "polars"}, "engine must be 'pandas' or 'arrow', not 'polars'"),
+        ({"engine": "polars"}, "engine must be 'pandas' or 'arrow', not 'polars': polars.DataFrame takes"),
         ({"conditions": "some"}, "conditions must be 'all' or 'sip'"),
         ({"repeats": "no"}, "repeats must be 'keep' or 'drop'"),
     ],

@@ -37,7 +37,7 @@ _BEFORE = timedelta(minutes=1)
 @click.command(
     epilog=example(
         "pip install 'finnhub-ingestor[charts]'",
-        "ingestor plot --symbols AAPL --png aapl.png --start 2026-11-20 --tz America/New_York",
+        "ingestor plot --symbols AAPL --png aapl.png --start 2026-11-20",
         "ingestor plot --symbols AAPL",
     )
 )

@@ -262,7 +262,7 @@ License: {license}
 {terms}"""
 
 
-@click.command(epilog=example("ingestor publish --to nvda-2026 --symbols NVDA --start 2026-01-01 --license CC-BY-4.0"))
+@click.command(epilog=example("ingestor publish --to nvda-2026 --symbols NVDA --license CC-BY-4.0"))
 @query_options
 @click.option("--to", "into", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="A new directory.")
 @click.option("--license", "terms", metavar="TEXT", help="Under which others may use it; goes into the data card.")

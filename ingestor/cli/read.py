@@ -172,7 +172,7 @@ def _format_line(row: dict[str, Any], tz: tzinfo, *, as_json: bool) -> str:
 
 @click.command(
     epilog=options.example(
-        "ingestor bars 5m --symbols AAPL --start 2026-11-20 --tz America/New_York --session regular",
+        "ingestor bars 5m --symbols AAPL --start 2026-11-20 --session regular",
     )
 )
 @click.argument("interval", metavar="INTERVAL")

@@ -245,7 +245,7 @@ class Run:
         subprocess.run(self.command, check=True)  # noqa: S603  the commands below, no user's words
 
 
-@click.command(epilog=example("sudo /opt/finnhub-ingestor/bin/ingestor install --config config/ingestor.yaml"))
+@click.command(epilog=example("sudo /opt/finnhub-ingestor/bin/ingestor install --dry-run"))
 @config_option
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 def install(config: Path | None, dry_run: bool) -> None:

@@ -46,7 +46,8 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.command(
     epilog=example(
         "ingestor simulate --seed 7 --rate 2000 --truth truth.jsonl",
-        "FINNHUB_API_KEY=demo ingestor run --url ws://127.0.0.1:8765 --symbols AAPL    # in a second terminal",
+        "# in a second terminal:",
+        "FINNHUB_API_KEY=demo ingestor run --url ws://127.0.0.1:8765 --symbols AAPL",
     )
 )
 @listen_options(8765)

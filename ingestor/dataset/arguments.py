@@ -66,6 +66,8 @@ def find_names(names: Names | None, what: str = "symbol") -> tuple[str, ...] | N
 
 def check_engine(engine: str) -> None:
     """Before anything is read. Raises ValueError for another name, ConfigError where pandas is missing."""
+    if engine == "polars":
+        raise ValueError("engine must be 'pandas' or 'arrow', not 'polars': polars.DataFrame takes what 'arrow' gives")
     check_word("engine", engine, ("pandas", "arrow"))
     if engine == "pandas":
         try:
