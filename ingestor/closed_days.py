@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import date, timedelta
 from itertools import accumulate, chain, groupby, islice, pairwise
 from pathlib import Path
@@ -435,19 +435,31 @@ class Manifest:
     """Of the program that wrote it."""
 
     def encode(self) -> bytes:
-        """The manifest as a file."""
+        """The manifest as a file, in which the last field is the SHA-256 of all the others."""
         told = {**asdict(self), "files": [one._asdict() for one in self.files]}
-        return json.dumps(told, indent=1).encode() + b"\n"
+        return json.dumps({**told, "sha256": _hash_fields(told)}, indent=1).encode() + b"\n"
 
     @classmethod
     def decode(cls, content: bytes) -> "Manifest":
-        """Raises ValueError, KeyError or TypeError where this is no manifest."""
+        """Raises ValueError, KeyError or TypeError where this is no manifest, or not the one that was written."""
         told = json.loads(content)
+        sha256 = told.pop("sha256", None)
+        unchanged = told.keys() == _MANIFEST_FIELDS if sha256 is None else sha256 == _hash_fields(told)
+        if not unchanged:
+            raise ValueError("changed since it was written")
         files = tuple(
             ManifestFile(str(one["path"]), int(one["bytes"]), str(one["sha256"]), one["rows"]) for one in told["files"]
         )
         known = {name: told[name] for name in ("date", "root", "checksum", "trades_deleted", "version")}
         return cls(files=files, rows=int(told["rows"]), format=int(told["format"]), **known)
+
+
+_MANIFEST_FIELDS = {one.name for one in fields(Manifest)}
+"""Of a manifest without its own SHA-256: it was written before there was one."""
+
+
+def _hash_fields(told: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(told, indent=1).encode()).hexdigest()
 
 
 def make_manifest(day: date, root: str, files: Mapping[str, Path], *, mirror: bool) -> Manifest:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_raw
 from click.testing import CliRunner
 from journals import Holder, drain, make_ledger
 from recordings import Print, Recording, to_us
+from requirements import of_tier
 from sink_contract import ROOT
 from structlog.testing import capture_logs
 
@@ -20,11 +22,11 @@ from ingestor.closed_days import close_days, is_mirrored, read_manifest
 from ingestor.dataset.compact import compact_days
 from ingestor.dataset.maintenance import delete_expired
 from ingestor.dataset.snapshot import open_recording
-from ingestor.errors import ConfigError, NotARecording
+from ingestor.errors import ConfigError, DamagedFile, NotARecording
 from ingestor.layout import Layout
 from ingestor.sinks.csv_files import CsvFiles
 from ingestor.sinks.object_store import ObjectStore, Retention
-from ingestor.store import Store, locate_root
+from ingestor.store import Store, locate_root, name_in_root
 
 INF = float("inf")
 DAY = date(2026, 11, 19)
@@ -172,15 +174,80 @@ def of_kind(there: Path, kind: str) -> Path:
     return next(found.iterdir()) if found.is_dir() else found
 
 
-@pytest.mark.parametrize("kind", ["trades", "coverage", "accounts", "rejects"])
-def test_one_flipped_byte_is_named(copied: Path, kind: str) -> None:
-    path = of_kind(copied / "there", kind)
+@pytest.fixture(scope="module")
+def published(stopped: Path) -> Path:
+    """A data set of the same recording."""
+    code, _ = invoke(stopped / "data", "publish", "--to", str(stopped / "published"))
+    assert code == 0
+    return stopped / "published"
+
+
+@pytest.fixture(scope="module")
+def with_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The mirror of a recording that keeps its frames, with a closed day and one that goes on."""
+    folder = tmp_path_factory.mktemp("frames")
+    late = [test_raw.Put(1, test_raw.PUTS[0].payloads, test_raw.MIDNIGHT_US)]
+    test_raw.record(folder / "data", test_raw.PUTS)
+    layout = test_raw.record(folder / "data", late, run=2)
+    list(close_days(layout, date.max))
+    mirror(layout, folder / "there")
+    return folder / "there"
+
+
+def flip(path: Path, place: float) -> None:
+    """One bit of the byte at this share of the file."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[int(len(content) * place)] ^= 1
     path.write_bytes(content)
-    code, shown = invoke(copied / "there", "verify")
-    assert code == 1
-    assert f"{path.relative_to(copied / 'there')}: SHA-256" in shown
+
+
+KINDS = {
+    "mirror": ("date=2026-11-19/*", "date=2026-11-20/*", "_recording/coverage/date=2026-11-19/*",
+               "_recording/accounts/date=2026-11-19/*", "_recording/rejects/date=2026-11-19*", "_recording/ledger/0*",
+               "_recording/manifests/date=2026-11-19*"),
+    "published": ("trades/date=2026-11-19/*", "trades/date=2026-11-20/*", "coverage/date=2026-11-19/*",
+                  "accounts/date=*/*", "ledger/0*", "manifests/date=2026-11-19*"),
+    "with_frames": ("_recording/raw/date=*/*",),
+}  # fmt: skip
+"""Each kind of file that a copy has: trades of a closed day and of one that goes on, and all else."""
+
+
+@pytest.mark.parametrize("place", [0.02, *of_tier((0.3, 0.6, 0.98), ())])
+@pytest.mark.parametrize(("copy", "kind"), [(copy, kind) for copy, kinds in KINDS.items() for kind in kinds])
+def test_one_flipped_byte_is_named(
+    copy: str, kind: str, place: float, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    made: Path = request.getfixturevalue("stopped" if copy == "mirror" else copy)
+    there = tmp_path / "copy"
+    shutil.copytree(made / "there" if copy == "mirror" else made, there)
+    found = sorted(there.glob(kind))
+    assert found
+    for path in found:
+        before = path.read_bytes()
+        flip(path, place)
+        code, shown = invoke(there, "verify")
+        assert code == 1, path
+        name = str(path.relative_to(there))
+        in_root = str(name_in_root(name) if copy != "published" else name)
+        assert any(line.startswith((name, in_root)) for line in shown.splitlines()), shown
+        path.write_bytes(before)
+    assert invoke(there, "verify")[0] == 0
+
+
+def test_every_byte_of_a_manifest_counts(published: Path, tmp_path: Path) -> None:
+    [path] = (published / "manifests").glob("date=2026-11-19*")
+    manifest, content = read_manifest(path), path.read_bytes()
+    copy = tmp_path / path.name
+    for at in range(len(content)):
+        copy.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        try:
+            assert read_manifest(copy) == manifest  # a blank or a letter's escape, which says the same
+        except DamagedFile:
+            continue
+    told = json.loads(content)
+    del told["sha256"]
+    copy.write_text(json.dumps(told))  # of the version before
+    assert read_manifest(copy) == manifest
 
 
 @pytest.mark.parametrize("change", ["cut", "lost", "added"])
