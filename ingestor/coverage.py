@@ -10,8 +10,9 @@ most up to the newest fact of the ledger (the horizon). During that time it is i
                 and none is missing between the first and the last of them
     filled      it was blind or unproven, and a source's history has closed the gap since (`gap.filled`)
 
-What a file told of a time that is neither recorded nor filled is *imported* (`file.imported`), from its first trade of
-the symbol to its last: there are trades, and nobody says that they are all. It need not have been asked for then.
+What a file told of a time that is neither recorded nor filled is *imported* (`file.imported`), of each gap from its
+first trade of the symbol in it to its last: there are trades, and nobody says that they are all. It need not have been
+asked for then.
 
 A gap begins behind the last receipt that its fact names (`since`), in recordings of any age: the frame that was
 received then, and each of its trades, is recorded and not in it.
@@ -422,10 +423,10 @@ class _Story:
             stretch = fact["since"] + 1, fact["until"], fact["source"]
             self.filled.setdefault(fact["symbol"], []).append(stretch)
         if fact["fact"] == "file.imported":
-            for symbol, start_us in fact["starts"].items():
-                if symbol in fact["ends"] and (self.only is None or symbol in self.only):
-                    told = start_us, fact["ends"][symbol], fact["source"]
-                    self.imported.setdefault(symbol, []).append(told)
+            for symbol, bounds in fact["spans"].items():
+                if self.only is None or symbol in self.only:
+                    spans = zip(bounds[::2], bounds[1::2], strict=False)
+                    self.imported.setdefault(symbol, []).extend((*span, fact["source"]) for span in spans)
         if not self._is_backfill:
             self._tell(fact)
 

@@ -131,13 +131,16 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
         _is_whole,
     ),
     **dict.fromkeys(("tickers", "formats", "columns", "requested"), _is_texts),
-    **dict.fromkeys(("counts", "reasons", "repeated", "before", "starts", "ends"), _is_numbers),
+    **dict.fromkeys(("counts", "reasons", "repeated", "before"), _is_numbers),
     **dict.fromkeys(
         ("from", "to"), lambda place: isinstance(place, list) and len(place) == 2 and all(map(_is_whole, place))
     ),
     **dict.fromkeys(("symbol", "id_column"), lambda value: value is None or _is_text(value)),
     "symbols": lambda value: value is None or _is_texts(value) or _is_numbers(value),
     **dict.fromkeys(("unconnected", "doubted"), lambda value: value is None or _is_whole(value)),
+    "spans": lambda value: isinstance(value, dict) and all(
+        isinstance(bounds, list) and all(map(_is_whole, bounds)) for bounds in value.values()
+    ),
     "segment": lambda value: _is_whole(value) or _parses(SegmentId.parse, value),
     "dates": lambda value: _is_numbers(value) and all(map(_is_date, value)),
     "date": _is_date,
@@ -156,7 +159,7 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "gap.opened": ("gap", "cause", "since", "symbol"),
     "gap.closed": ("gap", "until", "symbol"),
     "gap.filled": ("symbol", "since", "until", "source", "rows"),
-    "file.imported": ("source", "starts", "ends", "rows"),
+    "file.imported": ("source", "spans", "rows"),
     "gap.unfilled": ("symbol", "since", "until", "source", "why"),
     "ids.missed": ("symbol", "first", "last", "count", "since", "until"),
     "ids.proven": ("base", "before", "symbols"),

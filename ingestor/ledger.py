@@ -38,8 +38,8 @@ checksums, in `coverage/`.
                         the share of ours that the source has, and of its that we have
     gap.unfilled        symbol, since, until, source, why: what is left as it is; compared, agreement where known
     file.imported       source: `import:` and the file's name; its bytes and sha256; rows: so many of its trades were
-                        added; starts, ends: of each symbol the time (µs) of its first trade in the file, and the end
-                        of the millisecond of its last
+                        added; spans: by symbol starts and ends in turn (µs), each the time of the file's first trade in
+                        a time that nothing divides, and the end of the millisecond of its last there
     ids.missed          symbol, first, last, count: so many ids from the first to the last never came; since, until: the
                         receipts of the trades around them
     ids.proven          base, before, symbols: no trade of a symbol was missed between the receipts base + its number in

@@ -299,19 +299,44 @@ def test_in_a_recording_only_what_nobody_heard_is_imported(tmp_path: Path) -> No
     assert states(root) == [
         ("imported", "import:a.csv"),
         ("recorded", None),
+        ("blind", "connection"),
         ("imported", "import:a.csv"),
+        ("blind", "connection"),
         ("recorded", None),
     ]
     account = verify(root).account
     assert (account.imported, account.filled, account.of_them) == (360, 0, " (240 heard + 360 imported)")
     coverage = load_coverage(Layout(root))
-    assert coverage.gaps == []
-    assert find_holes(coverage, [], None) == []
+    left = [(one.start_us, one.end_us) for one in coverage.gaps]  # before the gap's first trade, and after its last
+    assert left == [
+        (to_us("2026-11-18T12:04:00") + 1, to_us("2026-11-18T12:04:02")),
+        (to_us("2026-11-18T12:05:58.001"), to_us("2026-11-18T12:06:00")),
+    ]
+    assert [(hole.start_us, hole.end_us) for hole in find_holes(coverage, [], None)] == left
     [described] = ingestor.describe(root, engine="arrow").to_pylist()
     assert described["imported"] > 0.5
     assert described["delay_max_ms"] == 100  # what was imported has no delay
     bars = ingestor.read_bars(root, "1m", engine="arrow").to_pylist()
-    assert {round(one["coverage"] + one["imported"], 3) for one in bars[:9] + bars[11:19]} == {1.0}
+    assert {one["imported"] for one in bars[:9]} == {1.0}
+    assert {one["coverage"] for one in bars[11:13] + bars[17:19]} == {1.0}
+    assert all(one["coverage"] + one["imported"] > 0.95 for one in bars[13:17])
+
+
+def test_a_file_with_the_same_gap_closes_nothing(tmp_path: Path) -> None:
+    root = record(tmp_path / "data")
+    outside = [one for one in PRINTS if not GAP[0] <= str(one.at)[11:19] < GAP[1]]
+    earlier = [one._replace(at=str(one.at).replace("T12", "T10")) for one in outside]
+    [told] = take(root, write_csv(tmp_path / "a.csv", [*earlier, *outside]), "--time-unit", "ms")
+    assert told["imported"] == 240
+    assert [state for state, _ in states(root)] == ["imported", "recorded", "blind", "recorded"]
+    some = [one for one in PRINTS if "12:04:30" <= str(one.at)[11:19] < "12:05"]
+    take(root, write_csv(tmp_path / "b.csv", [*outside, *some]), "--time-unit", "ms")
+    told_of_gap = load_coverage(Layout(root)).intervals("A")[2:5]
+    assert [one.state for one in told_of_gap] == ["blind", "imported", "blind"]
+    assert (told_of_gap[1].start_us, told_of_gap[1].end_us) == (to_us(some[0].at), to_us(some[-1].at) + 1000)
+    before = files_of(root)
+    take(root, tmp_path / "b.csv", tmp_path / "a.csv", "--time-unit", "ms")
+    assert files_of(root) == before
 
 
 def test_a_second_import_changes_nothing(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ the trades of some symbols of one date are in memory at a time.
 
 import contextlib
 import tempfile
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +28,11 @@ import pyarrow.parquet as pq
 from ingestor.backfill.fill import OfflineRun, complete_rows
 from ingestor.capture.validate import Validated, validate
 from ingestor.closed_days import hash_file
-from ingestor.dataset.arguments import EVER, Span, day_start_ms, utc_date
+from ingestor.dataset.arguments import EVER, FOREVER_US, Span, day_start_ms, utc_date
 from ingestor.dataset.coverage import find_states, read_known_coverage
 from ingestor.dataset.inventory import count_values
 from ingestor.dataset.merged import find_missing, group_symbols, read_selected
-from ingestor.dataset.rows import Selection, known_schema
+from ingestor.dataset.rows import Selection, by_symbol, known_schema
 from ingestor.dataset.snapshot import open_recording, read_consistently
 from ingestor.errors import ConfigError, ConservationViolated, IngestorError, NotARecording
 from ingestor.layout import Layout, list_segments
@@ -121,6 +122,8 @@ class Report:
     """By symbol: the time of its first trade in the file, in µs."""
     ends: dict[str, int] = field(default_factory=dict)
     """The end of the millisecond of its last."""
+    spans: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
+    """By symbol: the same of each time in which coverage says one thing, by the number of that time."""
 
     def tell(self, trades: pa.RecordBatch) -> None:
         """These good rows are in the file."""
@@ -163,6 +166,8 @@ class Import:
                         self._started = fact
             schema = read_consistently(layout, EVER, known_schema)
         self._coverage = read_known_coverage(layout)
+        self._bounds: dict[str, list[int]] = {}
+        """By symbol: when a recorder's word of it begins or ends (µs)."""
         self._schema = pa.schema([*(one for one in schema if one.name != ORIGIN.name), ORIGIN])
 
     def take(self, path: Path, progress: Callable[[float], object]) -> None:
@@ -256,6 +261,7 @@ class Import:
                 some = some.sort_by([(name, "ascending") for name in ("symbol", "timestamp", "row")]).select(columns)
                 recorded = self._are_recorded(some)
                 some = some.filter(pc.invert(recorded))
+                self._note_spans(report, some)
                 there = read_selected(
                     self._layout, Selection(span, ("symbol", "timestamp", "price", "volume"), symbols)
                 )
@@ -264,6 +270,29 @@ class Import:
                 report.there += some.num_rows - missing.num_rows
                 report.imported += missing.num_rows
                 file.write_table(missing)
+
+    def _note_spans(self, report: Report, rows: pa.Table) -> None:
+        """From which trade to which a file tells of each time that coverage doesn't divide: one that is blind is not
+        imported beyond them, so a file with the same gap closes nothing.
+        """
+        for symbol, own in by_symbol(rows):
+            if symbol not in self._bounds:
+                intervals = self._coverage.intervals(symbol) if symbol in self._coverage.symbols else []
+                told = [one for one in intervals if one.state != "imported"]
+                self._bounds[symbol] = sorted({at_us for one in told for at_us in (one.start_us, one.end_us)})
+            bounds = self._bounds[symbol]
+            times_us = pc.multiply(own["timestamp"].cast(pa.int64()), 1000)
+            first = bisect_right(bounds, times_us[0].as_py())
+            last = bisect_right(bounds, times_us[-1].as_py())
+            spans = report.spans.setdefault(symbol, {})
+            for number in range(first, last + 1):
+                start_us = bounds[number - 1] if number else 0
+                end_us = bounds[number] if number < len(bounds) else FOREVER_US
+                inside = pc.and_(pc.greater_equal(times_us, start_us), pc.less(times_us, end_us))
+                found = pc.min_max(times_us if first == last else times_us.filter(inside)).as_py()
+                if found["min"] is not None:
+                    known = spans.get(number, (found["min"], 0))
+                    spans[number] = min(known[0], found["min"]), max(known[1], min(found["max"] + 1000, end_us))
 
     def _are_recorded(self, rows: pa.Table) -> pa.ChunkedArray:
         """Whether each trade is of a time that is recorded or filled, and not near an end of it."""
@@ -287,11 +316,13 @@ class Import:
             sha256 = hash_file(content)
             size = content.tell()
         source = f"{IMPORTED}{path.name}"
-        symbols = sorted(report.starts)
+        symbols = sorted(report.spans)
         for at in range(0, len(symbols), _SYMBOLS_OF_A_FACT):
             some = symbols[at : at + _SYMBOLS_OF_A_FACT]
             told: Fact = {"source": source, "bytes": size, "sha256": sha256}
-            told["starts"], told["ends"] = ({one: times[one] for one in some} for times in (report.starts, report.ends))
+            told["spans"] = {
+                symbol: [at_us for _, span in sorted(report.spans[symbol].items()) for at_us in span] for symbol in some
+            }
             if report.imported or not any(told.items() <= one.items() for one in self._told):
                 run.record("file.imported", **told, rows=0 if at else report.imported)
 

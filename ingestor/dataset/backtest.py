@@ -27,7 +27,7 @@ from ingestor.dataset.coverage import load_merged_coverage
 from ingestor.dataset.export import Progress
 from ingestor.dataset.inventory import count_values
 from ingestor.dataset.merged import check_one_venue, find_id_column, group_symbols, read_merged
-from ingestor.dataset.rows import Selection, with_columns
+from ingestor.dataset.rows import Selection, by_symbol, with_columns
 from ingestor.dataset.snapshot import open_recording
 from ingestor.errors import ConfigError, IngestorError
 from ingestor.history import read_history
@@ -216,18 +216,19 @@ def _write_stretches(
     for one in stretches:
         by_day.setdefault(one.start_us // _DAY_US, {}).setdefault(one.symbol, []).append(one)
     written = 0
-    for day, by_symbol in sorted(by_day.items()):
+    for day, of_day in sorted(by_day.items()):
         rows = pads.dataset(place / str(day)) if (place / str(day)).is_dir() else None
-        counts = dict.fromkeys(by_symbol, 0)
+        counts = dict.fromkeys(of_day, 0)
         if rows is not None:
             found = count_values(rows.to_table(["symbol"]).column(0).combine_chunks())
-            counts |= {symbol: found.get(symbol, 0) for symbol in by_symbol}
+            counts |= {symbol: found.get(symbol, 0) for symbol in of_day}
         for symbols in group_symbols(counts):
             some = _ROWS.empty_table() if rows is None else rows.to_table(filter=pc.field("symbol").isin(symbols))
             some = some.sort_by([(name, "ascending") for name in ("symbol", "moment", "timestamp", "id")])
+            traded = dict(by_symbol(some))
             for symbol in symbols:
-                own = some.filter(pc.equal(some.column("symbol"), symbol))
-                for one in by_symbol[symbol]:
+                own = pa.Table.from_batches([traded[symbol]]) if symbol in traded else _ROWS.empty_table()
+                for one in of_day[symbol]:
                     moments = own.column("moment")
                     inside = pc.and_(pc.greater_equal(moments, one.start_us), pc.less(moments, one.end_us))
                     trades = own.filter(inside)

@@ -38,7 +38,7 @@ from ingestor.dataset.bar_maker import BARS, COLUMNS, Recipe, make_bars
 from ingestor.dataset.coverage import read_known_coverage, warn_of_unknown
 from ingestor.dataset.market_rules import Session, in_session
 from ingestor.dataset.merged import check_one_venue, merge_coverage, read_merged_dates
-from ingestor.dataset.rows import Selection, as_frame, read_dates, sort_rows, split_journaled
+from ingestor.dataset.rows import Selection, as_frame, by_symbol, read_dates, sort_rows, split_journaled
 from ingestor.dataset.snapshot import Snapshot, open_recording, read_consistently
 from ingestor.schema import ORIGIN, RECEIVED_AT, TIMESTAMP, TRADES
 from ingestor.us_market import is_us_symbol, read_calendar
@@ -109,7 +109,7 @@ class Delays:
     def _find(self, symbol: str) -> tuple[list[int], list[int]]:
         if not self._runs:
             for table in self._tables:
-                for name, run in _by_symbol(table):
+                for name, run in by_symbol(table):
                     self._runs.setdefault(name, []).append(run)
         name = symbol if symbol in self._runs else ""  # a symbol without trades is judged by the delays of all
         if name not in self._known:
@@ -324,33 +324,20 @@ def _with_shares(bars: pa.Table, name: str, spans_of: Callable[[str], list[tuple
     """The bars with a column of how much of each lies in its symbol's spans."""
     shares = [
         recorded_shares(spans_of(symbol), own.column("start_ms"), own.column("end_ms"))
-        for symbol, own in _by_symbol(bars)
+        for symbol, own in by_symbol(bars)
     ]
     return bars.append_column(name, pa.chunked_array(shares, pa.float64()))
 
 
 def _with_brought_shares(bars: pa.Table, delays: Delays, intervals: Callable[[str], list[Interval]]) -> pa.Table:
     """The bars, and where anything was filled or imported how much of each."""
-    filled = {symbol: recorded_spans(intervals(symbol), "filled") for symbol, _ in _by_symbol(bars)}
+    filled = {symbol: recorded_spans(intervals(symbol), "filled") for symbol, _ in by_symbol(bars)}
     if any(filled.values()):
         bars = _with_shares(bars, "filled", lambda symbol: delays.shift(symbol, filled[symbol]))
-    imported = {symbol: recorded_spans(intervals(symbol), "imported") for symbol, _ in _by_symbol(bars)}
+    imported = {symbol: recorded_spans(intervals(symbol), "imported") for symbol, _ in by_symbol(bars)}
     if any(imported.values()):  # which was told by the time of the trades
         bars = _with_shares(bars, "imported", imported.__getitem__)
     return bars
-
-
-def _by_symbol(rows: pa.Table) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """The rows of each symbol, of rows sorted by it."""
-    if not rows.num_rows:
-        return
-    rows = rows.combine_chunks()
-    runs = pc.run_end_encode(rows.column("symbol").chunk(0))
-    at = 0
-    symbols, ends = runs.values.to_pylist(), runs.run_ends.to_pylist()  # noqa: PD011  Arrow's values
-    for symbol, end in zip(symbols, ends, strict=True):
-        yield symbol, rows.slice(at, end - at).to_batches()[0]
-        at = end
 
 
 def _filled(
@@ -362,7 +349,7 @@ def _filled(
 ) -> pa.Table:
     """The bars, and those between them that were recorded whole and had no trade."""
     tables = [bars]
-    own = dict(_by_symbol(bars))
+    own = dict(by_symbol(bars))
     for symbol in symbols:
         starts_ms, ends_ms = _recorded_whole(symbol, spans_of(symbol), recipe, span)
         if symbol in own:
@@ -376,7 +363,7 @@ def _filled(
         ]  # fmt: skip
         tables.append(pa.Table.from_arrays(columns, schema=_COVERED))
     filled = pa.concat_tables(tables).sort_by([("symbol", "ascending"), ("start_ms", "ascending")])
-    return pa.concat_tables([_with_last_close(one) for _, one in _by_symbol(filled)] or [filled])
+    return pa.concat_tables([_with_last_close(one) for _, one in by_symbol(filled)] or [filled])
 
 
 def _recorded_whole(symbol: str, spans: list[tuple[int, int]], recipe: Recipe, span: Span) -> tuple[pa.Array, pa.Array]:
