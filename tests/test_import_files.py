@@ -221,6 +221,21 @@ def test_bad_rows_are_named_and_nothing_of_their_file_is_imported(tmp_path: Path
     assert verify(tmp_path / "data").account.imported == 2
 
 
+def test_what_was_imported_before_a_file_that_is_refused_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"{ROWS}2024-03-04T14:30:00Z,A,1,1\n")
+    (tmp_path / "b.csv").write_text(BAD)
+    for more in ((), ("--json",)):
+        named = ["import", str(tmp_path / "a.csv"), str(tmp_path / "b.csv"), "--root", str(tmp_path / "data"), *more]
+        done = CliRunner().invoke(cli, named)
+        assert isinstance(done.exception, IngestorError)
+        assert done.stderr == ""  # the error says which rows
+    told = json.loads(done.stdout)["files"]
+    assert [(one["imported"], one["there"], one["bad"], len(one["faults"])) for one in told] == [
+        (0, 1, 0, 0),
+        (0, 0, 7, 7),
+    ]
+
+
 def test_an_hour_that_a_zone_has_twice_is_bad(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"{ROWS}2024-11-03 01:30:00,A,1,1\n2024-11-03 02:30:00,A,1,1\n")
     [told] = take(tmp_path / "data", tmp_path / "a.csv", "--time-zone", "America/New_York", "--skip-bad")

@@ -293,19 +293,23 @@ def import_(
     terms = Terms(columns, symbol, time_unit, zone, delimiter, not no_header)
     with contextlib.nullcontext() if dry_run else _hold(layout):
         work = Import(layout, terms, skip_bad=skip_bad, dry_run=dry_run)
-        for path in files:
-            _import_file(work, path)
-    if as_json:
-        told = [{**_as_imported(one), "faults": [fault._asdict() for fault in one.faults]} for one in work.reports]
-        click.echo(format_json({"dry_run": dry_run, "files": told}))
-    else:
-        _print_imported(work.reports, wide=wide)
+        try:
+            for path in files:
+                _import_file(work, path)
+        finally:  # of those before one that is refused, too
+            if as_json:
+                faults = [[fault._asdict() for fault in one.faults] for one in work.reports]
+                told = [{**_as_imported(one), "faults": own} for one, own in zip(work.reports, faults, strict=True)]
+                click.echo(format_json({"dry_run": dry_run, "files": told}))
+            else:
+                _print_imported(work.reports, name_faults=skip_bad, wide=wide)
 
 
-def _print_imported(reports: "list[Report]", *, wide: bool) -> None:
+def _print_imported(reports: "list[Report]", *, name_faults: bool, wide: bool) -> None:
     rows = [_as_imported(one) for one in reports]
-    print_table([*rows[0]], [[*row.values()] for row in rows], _SPARE_OF_FILES, wide=wide)
-    for one in reports:
+    if rows:
+        print_table([*rows[0]], [[*row.values()] for row in rows], _SPARE_OF_FILES, wide=wide)
+    for one in reports if name_faults else ():
         for fault in one.faults[:_SHOWN]:
             click.echo(escape(f"{one.file}, {fault}"), err=True)
         if one.bad > _SHOWN:
