@@ -42,8 +42,9 @@ def main() -> None:
             with site.running() as recorder:
                 recorder.wait_for_rows()
                 os.chdir(folder)  # so that it is called `data` in the pictures
-                draw_terminal(PLACE / "top.svg")
-                shoot_pages(Path("data"))
+                with running_serve(Path("data")) as server:  # which sees the outage, and shows it
+                    draw_terminal(PLACE / "top.svg")
+                    shoot_pages(Path("data"), server.url)
                 draw_plot(PLACE / "plot.png")
                 draw_unaware(PLACE / "unaware.png")
 
@@ -60,10 +61,10 @@ def draw_terminal(path: Path) -> None:
     path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL))  # they would be asked from the network
 
 
-def shoot_pages(root: Path) -> None:
-    """What a browser shows of `ingestor serve` and of `ingestor dashboard`."""
-    with running_browser() as browser, running_serve(root) as server:
-        browser.open(server.url, width=960, height=400)
+def shoot_pages(root: Path, served: str) -> None:
+    """What a browser shows of `ingestor serve`, at this address, and of `ingestor dashboard`."""
+    with running_browser() as browser:
+        browser.open(served, width=960, height=400)
         rates = "[...document.querySelectorAll('#rows .rate')].map(cell => parseFloat(cell.textContent))"
         browser.wait(f"{rates}.length == {len(SYMBOLS)} && {rates}.every(rate => rate > 30)")
         browser.picture(PLACE / "page.png")
