@@ -25,7 +25,9 @@ from recorders import Rig, eventually, make_rig, running
 from requirements import of_tier
 from simulated_venues import running_venue
 from test_handover import SYMBOLS, VENUE, recorded_ids
+from test_raw import Put, feed, stop
 
+import ingestor
 from ingestor.capture.buffer import Buffer, FrameBlock
 from ingestor.capture.connection_log import ConnectionLog, ConnectionRecord, find_holes
 from ingestor.capture.gaps import Gaps
@@ -37,15 +39,17 @@ from ingestor.cli.main import cli
 from ingestor.cli.top import headline
 from ingestor.coverage import Interval, find_coverage, state_at
 from ingestor.daemon import Report
+from ingestor.dataset.verify import Verification
 from ingestor.feeds import Frames
 from ingestor.feeds.binance import Binance
-from ingestor.layout import locked_root
+from ingestor.layout import Layout, locked_root
 from ingestor.ledger import Ledger, day_of, now_us
 from ingestor.metrics import Conservation, Counts
 from ingestor.operations.collector import Watch
 from ingestor.operations.health import HealthServer
 from ingestor.operations.recorder_status import find_problems
 from ingestor.operations.systemd import summarize
+from ingestor.schema import FORMAT_VERSION, recorded
 from ingestor.simulator.faults import Mute, Schedule
 from ingestor.simulator.market import MarketSettings
 
@@ -378,6 +382,38 @@ def test_a_text_is_known_for_no_longer_than_an_id() -> None:
             assert recorded(connection, AT_US + second * SECOND_US, b'{"result":null,"id":1}') == []
     assert recorded(2, AT_US + 17 * SECOND_US, one) == [1]
     assert recorded(1, AT_US + 18 * SECOND_US, one) == []
+
+
+def test_a_recording_of_two_is_verified_and_decodes_to_the_same_again(tmp_path: Path) -> None:
+    rig = make_rig(tmp_path / "data", "ws://127.0.0.1:9", ["A"], feed=Binance("", "trade"), keeps_frames=True)
+    told: dict[str, Any] = {
+        "format": FORMAT_VERSION,
+        "feed": "binance",
+        "tickers": ["A"],
+        "raw": True,
+        "id_column": "trade_id",
+    }
+    told["columns"] = recorded(Binance.schema).names
+    rig.ledger.record("run.started", at=AT_US - 1, run=1, open_gaps=[], first_segment=1, **told)
+    one, two, three, four = (trade_frames("A", range(at, at + 3), 0) for at in (1, 4, 7, 10))
+    puts = [(1, one), (2, two), (1, two), (2, [*three, b"junk"]), (1, three), (2, four), (3, four)]
+    feed(rig, [Put(connection, frames, AT_US + at * 1000) for at, (connection, frames) in enumerate(puts)])
+    assert stop(rig).violations == 0
+    config = tmp_path / "settings.yaml"
+    config.write_text("feed: {type: binance}\ntickers: [A]\n")
+    into = tmp_path / "into"
+    for target in ((), ("--into", str(into))):
+        done = CliRunner().invoke(
+            cli, ["redecode", "--config", str(config), "--root", str(rig.layout.root), "--json", *target]
+        )
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["trades"] == {"recorded": 12, "decoded": 12}
+    for root in (rig.layout.root, into):
+        verification = Verification(Layout(root))
+        assert [str(one) for step in verification.run() for one in step] == []
+        assert verification.account.counts.rejected_trades == 9
+        assert verification.account.rejects == 1, "what came twice is counted, and not written down"
+        assert ingestor.read_trades(root, engine="arrow").num_rows == 12
 
 
 def test_one_that_falls_behind_is_found_out_and_one_that_began_late_is_not() -> None:

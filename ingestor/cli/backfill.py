@@ -228,8 +228,8 @@ def _check_delimiter(_ctx: click.Context, _param: click.Parameter, text: str) ->
 @click.command(
     "import",
     epilog=example(
-        "ingestor import aapl-2025.csv --symbol AAPL --columns timestamp=ts,price=px,volume=size --time-unit ms",
-        "ingestor import 2025-*.parquet --root data --time-zone America/New_York --dry-run",
+        "ingestor import aapl.csv --symbol AAPL --columns price=px --time-unit ms",
+        "ingestor import *.parquet --time-zone America/New_York --dry-run",
     ),
 )
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))

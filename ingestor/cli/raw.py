@@ -312,7 +312,7 @@ def redecode_into(layout: Layout, into: Layout, feed: Feed, venue: str, span: Sp
             for block in compare_again(layout, feed, span, report):
                 if block.refused:
                     rejects.write(block.refused)
-                journal.append(Block(block.header, block.batch, dict(Counter(one.reason for one in block.refused))))
+                journal.append(Block(block.header, block.batch, block.reasons))
                 if journal.unsynced.full:
                     journal.sync()
                     journal.rotate_if_due()
