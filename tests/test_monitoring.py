@@ -50,7 +50,7 @@ def test_prometheus_reads_the_rules() -> None:
         [promtool, "check", "rules", str(MONITORING / "alerts.yaml")], check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "17 rules found" in done.stdout
+    assert "18 rules found" in done.stdout
 
 
 @pytest.mark.parametrize("file", ["alerts.yaml", "grafana.json"])
