@@ -24,7 +24,7 @@ from prepared import prepared_recording
 from recorders import Rig, eventually, make_rig, running
 from requirements import of_tier
 from simulated_venues import running_venue
-from test_handover import SYMBOLS, VENUE, recorded_ids
+from test_handover import SYMBOLS, VENUE, Ageing, recorded_ids
 from test_raw import Put, feed, stop
 
 import ingestor
@@ -98,6 +98,30 @@ def test_either_may_be_cut_at_any_time(tmp_path: Path) -> None:
         states = [one.state for one in coverage.intervals(symbol)]
         assert states[:2] == ["unproven", "recorded"]
         assert "blind" not in states[:-1], "but for the stop"
+
+
+def test_both_are_renewed_in_turn(tmp_path: Path) -> None:
+    """As they get too old: up to four connections are read for a moment."""
+    with (
+        running_venue(VENUE) as venue,
+        running(make_rig(tmp_path, venue.url, SYMBOLS, feed=Ageing(venue.url, "trade"), redundant=2)) as rig,
+    ):
+        rig.wait_fact("connection.retired", 5)
+        rig.wait_trades(50)
+    for numbers in recorded_ids(rig).values():
+        assert sorted(numbers) == list(range(1, len(numbers) + 1))
+    assert [gap["cause"] for gap in rig.facts("gap.opened")] == ["shutdown"]
+    assert rig.recorder.reasons.keys() == {"repeated_id"}
+
+
+def test_planned_renewals_never_fall_together(tmp_path: Path) -> None:
+    rig = make_rig(tmp_path, "ws://127.0.0.1:9", feed=Ageing("ws://127.0.0.1:9", "trade"))
+    lives = [rig.connection_log.begin(AT_US + number) for number in range(2)]
+    assert abs(lives[1].renewed_s - lives[0].renewed_s) >= Ageing.terms.max_age_s / 4
+    rig.connection_log.retire(lives[0])
+    third = rig.connection_log.begin(AT_US + 3)
+    assert abs(third.renewed_s - lives[1].renewed_s) >= Ageing.terms.max_age_s / 4
+    rig.ledger.close()
 
 
 # What is claimed of any story

@@ -42,7 +42,7 @@ class ConnectionRecord:
     address: str = ""
     """Of the machine at the other end."""
     renewed_s: float = math.inf
-    """When its successor is opened (monotonic)."""
+    """When its successor is to be opened (monotonic)."""
     watched: bool = False
     """The symbols were asked for on it, and its session looks after it."""
     heard_us: int | None = None
@@ -136,7 +136,7 @@ class ConnectionLog:
         """Never together with another one's: earlier, if need be."""
         renewed_s, apart_s = now_s + self._max_age_s, self._max_age_s / _APART
         for other in sorted(self._lives.values(), key=attrgetter("renewed_s"), reverse=True):
-            if other.watched and abs(renewed_s - other.renewed_s) < apart_s:
+            if abs(renewed_s - other.renewed_s) < apart_s:
                 renewed_s = other.renewed_s - apart_s
         return renewed_s
 
@@ -166,7 +166,7 @@ class ConnectionLog:
 
     def retire(self, life: ConnectionRecord) -> None:
         """It is too old, and read on elsewhere."""
-        life.watched = False
+        life.watched, life.renewed_s = False, math.inf
         self._ledger.record("connection.retired", connection=life.number, frames=life.frames)
         log.info("connection.retired", connection=life.number)
 
