@@ -225,7 +225,8 @@ def test_what_was_imported_before_a_file_that_is_refused_is_told(tmp_path: Path)
     (tmp_path / "a.csv").write_text(f"{ROWS}2024-03-04T14:30:00Z,A,1,1\n")
     (tmp_path / "b.csv").write_text(BAD)
     for more in ((), ("--json",)):
-        named = ["import", str(tmp_path / "a.csv"), str(tmp_path / "b.csv"), "--root", str(tmp_path / "data"), *more]
+        files = str(tmp_path / "a.csv"), str(tmp_path / "b.csv")
+        named = ["import", *files, "--root", str(tmp_path / "data"), "--wide", *more]
         done = CliRunner().invoke(cli, named)
         assert isinstance(done.exception, IngestorError)
         assert done.stderr == ""  # the error says which rows
