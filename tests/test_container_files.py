@@ -77,11 +77,13 @@ def test_what_it_mounts_exists(compose: dict[str, Any]) -> None:
 @pytest.mark.needs("promtool")
 def test_prometheus_reads_its_settings(compose: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "prometheus.yml").write_text(compose["configs"]["prometheus"]["content"])
-    (tmp_path / "alerts.yaml").write_text(read("config/monitoring/alerts.yaml"))
+    alerts = read("config/monitoring/alerts.yaml")
+    (tmp_path / "alerts.yaml").write_text(alerts)
+    rules = [rule for group in yaml.safe_load(alerts)["groups"] for rule in group["rules"]]
     command = [require("promtool"), "check", "config", str(tmp_path / "prometheus.yml")]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "17 rules found" in done.stdout
+    assert f"{len(rules)} rules found" in done.stdout
 
 
 # Dockerfile
