@@ -81,7 +81,7 @@ def test_our_clock_against_the_venues(story: str) -> None:
         venue.saw_trades(one)
     assert venue.wrong_us == wrong_us
     if wrong_us:
-        venue.step(-wrong_us)
+        venue.step(-wrong_us, NOON_US)
         assert venue.wrong_us == 0, "set right"
 
 
@@ -101,7 +101,7 @@ def test_trades_that_are_all_ahead(story: str) -> None:
     venue.saw_date(told, NOON_US)
     for one in newest_us:
         venue.saw_trades(one)
-    assert [venue.saw_ahead(block) for block in blocks] == believed
+    assert [venue.saw_ahead(block, NOON_US) for block in blocks] == believed
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,17 @@ def test_trades_that_are_all_ahead(story: str) -> None:
 )
 def test_trades_ahead_are_known_after_a_sleep_and_a_step_that_leaves_the_clock_wrong(by_us: int, believed: int) -> None:
     venue = VenueTime()
-    venue.saw_ahead([-3 * DAY_US] * 2)
-    venue.step(by_us)
-    assert venue.saw_ahead([-3 * DAY_US + by_us]) == believed
+    venue.saw_ahead([-3 * DAY_US] * 2, NOON_US)
+    venue.step(by_us, NOON_US)
+    assert venue.saw_ahead([-3 * DAY_US + by_us], NOON_US + by_us + SECOND_US) == believed
+
+
+def test_what_came_before_our_clock_was_set_is_judged_by_what_was_known_then() -> None:
+    """A block waits a moment in the Buffer, and the clock may be set meanwhile."""
+    venue = VenueTime()
+    venue.saw_date(date(NOON_US + 3 * DAY_US), NOON_US)
+    last_us = NOON_US + SECOND_US
+    venue.step(3 * DAY_US, last_us)
+    assert venue.saw_ahead([-3 * DAY_US] * 3, last_us) == 3 * DAY_US
+    assert venue.saw_ahead([-9 * DAY_US] * 3, last_us) == 0
+    assert venue.saw_ahead([-3 * DAY_US] * 3, last_us + 3 * DAY_US) == 0, "from the future, by a clock that is right"

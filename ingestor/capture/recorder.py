@@ -183,7 +183,8 @@ class BlockDecoder:
             times_ms: Any = trades["timestamp"].view(pa.int64()).drop_null()
             if len(times_ms) and pc.min(times_ms).as_py() * 1000 > now_us + AHEAD_US:
                 # Every trade is ahead of our clock. Perhaps that is behind, as far as the venue's times tell.
-                behind_us = self._venue.saw_ahead([now_us - at_ms * 1000 for at_ms in times_ms.slice(0, 3).to_pylist()])
+                ahead_us = [now_us - at_ms * 1000 for at_ms in times_ms.slice(0, 3).to_pylist()]
+                behind_us = self._venue.saw_ahead(ahead_us, now_us)
                 if behind_us:
                     validated = validate(trades, now_us + behind_us, signed_prices=self._feed.terms.signed_prices)
         known = self._deduplicator.find(block.connection, trades)

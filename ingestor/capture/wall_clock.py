@@ -29,6 +29,8 @@ WRONG_US = 10_000_000
 _BLOCKS = 64
 _TRADES = 3
 _DAY_US = 86_400_000_000
+_WAITING_US = 60_000_000
+"""So long before the clock was set, at most, a block was received that is looked at afterwards."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 log = structlog.get_logger()
@@ -100,6 +102,8 @@ class VenueTime:
         """Of the newest trade in each of the last blocks."""
         self._ahead_us: deque[int] = deque(maxlen=_TRADES)
         """Of the last trades that were too far ahead to be taken, with none between that was not."""
+        self._before: tuple[int, int | None] = 0, None
+        """The last receipt before our clock was set, by it, and what the `Date` had told of it until then."""
 
     def saw_date(self, date: str | None, now_us: int) -> None:
         """The header of an answer that came at `now_us`; what can't be read says nothing."""
@@ -115,12 +119,17 @@ class VenueTime:
         if newest_us > -_DAY_US:
             self._ahead_us.clear()
 
-    def saw_ahead(self, differences_us: list[int]) -> int:
+    def saw_ahead(self, differences_us: list[int], received_us: int) -> int:
         """All trades of a block are over a day ahead: by how much our clock may be taken to be behind; 0: not at all.
 
         Taken from a `Date` that agrees, or, without one, from three trades that agree with each other to an hour
-        while none came that fits our clock.
+        while none came that fits our clock. `received_us` is when the block came: if that was before our clock was set,
+        it is judged by what the `Date` told then.
         """
+        until_us, by_date_us = self._before
+        if by_date_us is not None and 0 <= until_us - received_us <= _WAITING_US:
+            told_us = -round(median(differences_us))
+            return told_us if abs(told_us + by_date_us) < _DAY_US else 0
         self._ahead_us.extend(differences_us)
         told_us = -round(median(self._ahead_us))
         if self._by_date_us is not None:
@@ -129,8 +138,11 @@ class VenueTime:
         fits = any(newest_us > -_DAY_US for newest_us in self._newest_us)
         return told_us if alike and len(self._ahead_us) == _TRADES and not fits else 0
 
-    def step(self, by_us: int) -> None:
-        """Our clock was set by so much. Trades that are too far ahead even so count on: else each sleep costs two."""
+    def step(self, by_us: int, since_us: int) -> None:
+        """Our clock was set by so much; `since_us` is the last that it had shown. Trades that are too far ahead even so
+        count on: else each sleep costs two.
+        """
+        self._before = since_us, self._by_date_us
         if self._by_date_us is not None:
             self._by_date_us += by_us
         self._newest_us.clear()
@@ -190,7 +202,7 @@ class Clock:
                 self._doubted = False  # coverage begins anew with a step: what is still wrong is told again
                 for tell in self.on_step:
                     tell(step.by_us)
-                self.venue.step(step.by_us - step.slept_us)
+                self.venue.step(step.by_us - step.slept_us, step.since_us)
             return self._wall.shown_us
 
     def opened(self, date: str | None) -> None:
