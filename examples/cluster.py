@@ -12,6 +12,7 @@ import argparse
 from datetime import date, timedelta
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from dask.distributed import Client, LocalCluster
 
@@ -25,8 +26,10 @@ def bars_of_date(roots: list[str], interval: str, day: date) -> pa.Table:
 
 def make_bars(client: Client, roots: list[str], interval: str) -> pa.Table:
     """The bars of all dates, with the coverage of each: what `read_bars` gives, sorted by (symbol, start)."""
-    told = ingestor.describe(roots, engine="arrow")
-    first, last = min(told["first"].to_pylist()).date(), max(told["last"].to_pylist()).date()
+    told = ingestor.describe(roots, engine="arrow")  # a symbol without trades has no first one
+    if told["first"].null_count == told.num_rows:
+        raise SystemExit(f"there are no trades in {', '.join(roots)}")
+    first, last = pc.min(told["first"]).as_py().date(), pc.max(told["last"]).as_py().date()
     days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
     tables = client.gather([client.submit(bars_of_date, roots, interval, day) for day in days])
     joined = pa.concat_tables(tables, promote_options="default")  # `filled` is where anything was filled
