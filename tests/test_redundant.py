@@ -235,6 +235,7 @@ def moments(story: Story) -> range:
 @given(st.lists(EVENTS, max_size=14))
 @example([("open", 0, A), ("trade", 0, A), ("open", 1, A), ("trade", 1, A), ("end", 1, A), ("open", 1, A),
           ("trade", 1, A), ("end", 0, A)])  # fmt: skip
+@example([("open", 1, A), ("open", 0, A), ("trade", 1, A), ("trade", 0, B), ("end", 0, A)])
 def test_blind_is_when_no_connection_heard_and_recorded_what_one_heard(events: list[Event]) -> None:
     """Whatever was silent before its end was known."""
     story, told = tell_story(events, prompt=False)

@@ -5,7 +5,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -64,22 +64,20 @@ class Delays:
         if trades.num_rows <= FEW:
             few = sorted(us - 1000 * ms for us, ms in zip(received_us.to_pylist(), sent_ms.to_pylist(), strict=True))
             least_us, most_us, sum_us = few[0], few[-1], sum(delay for delay in few if delay > 0)
-            count_within: Callable[[int], int] = partial(bisect_right, few)
         else:
-            delays_us: Any = pc.subtract(received_us, pc.multiply(sent_ms, _US_PER_MS))
+            few, delays_us = [], pc.subtract(received_us, pc.multiply(sent_ms, _US_PER_MS))
             least_us, most_us = pc.min_max(delays_us).as_py().values()
             sum_us = pc.sum(pc.max_element_wise(delays_us, _ZERO) if least_us < 0 else delays_us).as_py()
-            count_within = partial(_count_up_to, delays_us)
         for at, bound_us in enumerate(_BOUNDS_US):  # most bounds have all of a block on one side
-            if least_us <= bound_us:
-                self.within[at] += trades.num_rows if most_us <= bound_us else count_within(bound_us)
+            if most_us <= bound_us:
+                self.within[at] += trades.num_rows
+            elif few:
+                self.within[at] += bisect_right(few, bound_us)
+            elif least_us <= bound_us:
+                self.within[at] += pc.less_equal(delays_us, pa.scalar(bound_us)).true_count
         self.sum_s += sum_us / 1e6
         self.count += trades.num_rows
         return int(least_us)
-
-
-def _count_up_to(delays_us: Any, bound_us: int) -> int:
-    return pc.less_equal(delays_us, pa.scalar(bound_us)).true_count  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +188,8 @@ class Requests:
         """The connections on which symbols were asked for, and which are still read."""
         self._newest = 0
         """The last one on which they were."""
+        self._ended_us: dict[int, int] = {}
+        """Of connections that ended while another one was read: up to then they missed nothing."""
         self._asked_on: dict[str, int] = {}
         self._since_us: dict[int, dict[str, int]] = {}
         """By connection, of what it was asked for instead of one that has ended: up to then that had brought it."""
@@ -214,12 +214,14 @@ class Requests:
             self.newest_ms = {one: newest_ms for one, newest_ms in self.newest_ms.copy().items() if one in kept}
             self._proven = {one: proven for one, proven in self._proven.items() if one in kept}
             self._since_us = {one: since for one, since in self._since_us.items() if one in kept}
+            self._ended_us = {one: until_us for one, until_us in self._ended_us.items() if one in kept}
             joins, self._open = bool(self._open), self._open | {connection}
             self._newest = max(self._newest, connection)
             if joins:
                 self._ledger.record("connection.joined", connection=connection)
                 self._ask_more(connection, symbols)
                 return
+            self._ended_us.clear()
             self._asked_on = dict.fromkeys(symbols, connection)
             self._added_us.clear()
             known, self._listed = self._listed == symbols, symbols
@@ -265,18 +267,27 @@ class Requests:
             self._open -= {connection}
             facts = list(told)
             at_us = facts[0]["at"] if facts else self._ledger.now_us()
+            later_us = {until_us: one for one, until_us in self._ended_us.items() if until_us > seen_until_us}
             if self._open:
-                facts += self._go_on(connection, seen_until_us, at_us, say=bool(facts))
+                facts += self._go_on(connection, seen_until_us, at_us, self._open, say=bool(facts))
+                self._ended_us[connection] = seen_until_us
+            elif later_us:
+                # It fell silent before another one ended, which was then the only one that was read, and may not have
+                # brought what this one had. Told first: behind the end of this one it would say that somebody is read.
+                last = {later_us[max(later_us)]}
+                facts = [*self._go_on(connection, seen_until_us, at_us, last, say=False), *facts]
             if facts:
                 self._ledger.record_all(facts)
 
-    def _go_on(self, ended: int, seen_until_us: int, at_us: int, *, say: bool) -> Iterable[Fact]:
+    def _go_on(
+        self, ended: int, seen_until_us: int, at_us: int, heirs: Collection[int], *, say: bool
+    ) -> Iterable[Fact]:
         """What was asked for on the connection that has ended goes on with those that are left. `say`: also where there
         is nothing to ask for anew; who reads that a connection was lost would take all for blind until the next
         request, so it comes at the same moment.
         """
-        heir = max(self._open)
-        left = {one: self._brought.get(one, {}) for one in sorted(self._open)}
+        heir = max(heirs)
+        left = {one: self._brought.get(one, {}) for one in sorted(heirs)}
         anew: dict[int, dict[str, int | None]] = {heir: {}} if say else {}
         """By connection: what is asked for on it, and when it brought that first, if it did since."""
         for symbol in [symbol for symbol, on in self._asked_on.items() if on == ended]:
@@ -344,6 +355,7 @@ class Requests:
                 for one, times in told.items():
                     told[one] = {symbol: at_us + by_us for symbol, at_us in times.items()}
             self._added_us = {symbol: at_us + by_us for symbol, at_us in self._added_us.items()}
+            self._ended_us = {one: at_us + by_us for one, at_us in self._ended_us.items()}
 
 
 def _proof(connection: int, first_us: Mapping[str, int], at_us: int) -> Fact:
