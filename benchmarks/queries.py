@@ -3,13 +3,15 @@
     python benchmarks/queries.py symbol-day ROOT --rounds 5
     python benchmarks/queries.py symbol-year ROOT --rounds 5
     python benchmarks/queries.py bars ROOT --rounds 5
+    python benchmarks/queries.py bars-year ROOT --rounds 1
     python benchmarks/queries.py sort ROOT --rounds 1
 
 `symbol-day`: one symbol's trades of one day, out of all days of the root, for many symbols and days in turn; everything
 has been read once before. By hand, the file's name is known, and nobody looks whether it is all there is: so the ratio
 is what it costs to be told of every row once. `symbol-year`: all days of one symbol into pandas, and all symbols of one
 day; by hand the same row groups, and the whole file. `bars`: one-minute bars of all symbols of the root's first day;
-by hand with `groupby` of pandas, which knows neither of conditions nor of coverage. `sort`: what compaction takes at
+by hand with `groupby` of pandas, which knows neither of conditions nor of coverage. `bars-year`: those of all days, by
+`read_bars` in this process, and by `examples/cluster.py` with one and with two more. `sort`: what compaction takes at
 least: each day's files read, sorted and written as one, all in memory, unchecked.
 
 Prints the medians as JSON. What is found is held to what the other way finds, or to the rows: another answer is an
@@ -19,6 +21,7 @@ error.
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sized
@@ -31,7 +34,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from processes import BenchmarkFailed
+from processes import HERE, BenchmarkFailed
 from tape import SYMBOLS
 
 import ingestor
@@ -172,6 +175,30 @@ def bars_by_hand(root: Path, day: date) -> Any:
     )  # fmt: skip
 
 
+def time_bars_year(root: Path, rounds: int) -> dict[str, float]:
+    """In s: in this process, and in one and two processes that are there already. Raises BenchmarkFailed where their
+    bars are others.
+    """
+    sys.path.insert(0, str(HERE.parent / "examples"))
+    from cluster import make_bars
+    from dask.distributed import Client, LocalCluster
+
+    found: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        began_s = time.perf_counter()
+        bars = ingestor.read_bars(root, "1m", engine="arrow")
+        found.setdefault("in_process_s", []).append(time.perf_counter() - began_s)
+        for name, processes in (("by_one_s", 1), ("by_two_s", 2)):
+            with LocalCluster(processes, threads_per_worker=1, dashboard_address=None) as dask, Client(dask) as client:
+                client.run(ingestor.describe, str(root))  # each has imported what it needs
+                began_s = time.perf_counter()
+                by_dask = make_bars(client, [str(root)], "1m")
+                found.setdefault(name, []).append(time.perf_counter() - began_s)
+            if not by_dask.equals(bars):
+                raise BenchmarkFailed(f"{processes} processes made {by_dask.num_rows} bars, this one {bars.num_rows}")
+    return {name: statistics.median(lasted_s) for name, lasted_s in found.items()}
+
+
 def time_sort(root: Path, rounds: int) -> dict[str, float]:
     """In s."""
     lasted_s = []
@@ -196,6 +223,7 @@ QUESTIONS: dict[str, Callable[[Path, int], Mapping[str, float | str]]] = {
     "symbol-day": time_symbol_day,
     "symbol-year": time_symbol_year,
     "bars": time_bars,
+    "bars-year": time_bars_year,
     "sort": time_sort,
 }
 

@@ -68,6 +68,11 @@ class Reading:
     bars_s: float
     bars_ratio: float
     """By what pandas takes by hand."""
+    in_process_s: float
+    """The year's one-minute bars by read_bars."""
+    by_one_s: float
+    """The same by examples/cluster.py and one more process."""
+    by_two_s: float
     compacted_rate: float
     """Rows a second."""
     compacted_ratio: float
@@ -113,6 +118,7 @@ def measure_reading(plan: ReadingPlan, work: Path) -> Reading:
     csv = export(days, work / "day.csv", made["day"], ["--start", _BUSY_DAY, "--end", _DAY_AFTER])
     symbol_day = time_query("symbol-day", year, plan, work)
     symbol_year = time_query("symbol-year", year, plan, work)
+    bars_year = time_query("bars-year", year, replace(plan, rounds=1), work)
     return Reading(
         year_days=plan.year_days,
         year_trades=made["year"]["rows"],
@@ -128,6 +134,7 @@ def measure_reading(plan: ReadingPlan, work: Path) -> Reading:
         **symbol_year,
         bars_s=bars["bars_s"],
         bars_ratio=bars["ratio"],
+        **bars_year,
         compacted_rate=made["days"]["rows"] / compacted_s,
         compacted_ratio=compacted_s / by_hand_s,
         peak_rss={
@@ -209,11 +216,13 @@ def reading_notes(reading: Reading) -> list[str]:
     year = f"The year: {reading.year_trades:,} trades of 500 symbols in {reading.year_days} days, a compacted file each"
     layout = "in row groups of 32,768, sorted by (symbol, timestamp, sequence)"
     whole = f"{reading.day_ratio:.2f} of reading its one file"
+    by_dask = f"a task per date by Dask: one process {reading.by_one_s:.1f} s, two {reading.by_two_s:.1f} s"
     by_hand = f"By hand is {reading.best!r}, with the file's name known: {reading.best_ms:.2f} ms"
     return [
         f"{year},\n{layout}: {reading.year_bytes_a_trade:.1f} bytes a trade (a quiet day takes more). All read warm.",
         f"{by_hand}; read_trades into Arrow: {reading.arrow_ms:.2f} ms.",
         f"Into pandas: a symbol's year {reading.year_s:.2f} s; all of a day of it {reading.day_s:.3f} s, {whole}.",
+        f"The year's bars: read_bars {reading.in_process_s:.1f} s, {by_dask}; the same bars.",
         f"Bars took {reading.bars_s:.2f} s; compaction made {reading.compacted_rate / 1e6:.2f} M rows/s.",
         f"Memory is of {reading.days_trades:,} trades in two days, for CSV of the first alone. No row lost or doubled.",
     ]

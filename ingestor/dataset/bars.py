@@ -7,7 +7,7 @@ is 15 minutes late and loses a minute has lost what happened 15 minutes earlier.
 
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, date
 from functools import cache, partial
@@ -19,20 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.coverage import Coverage, Interval, State
-from ingestor.dataset.arguments import (
-    EVER,
-    Engine,
-    Names,
-    Roots,
-    Span,
-    Time,
-    check_engine,
-    check_word,
-    find_names,
-    find_roots,
-    find_span,
-    find_zone,
-)
+from ingestor.dataset import arguments
+from ingestor.dataset.arguments import EVER, Engine, Names, Roots, Span, Time
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.bar_maker import BARS, COLUMNS, Recipe, make_bars
 from ingestor.dataset.coverage import read_known_coverage, warn_of_unknown
@@ -53,6 +41,7 @@ _LATE_US = 2_000_000
 """Less than that is what a network takes: edges are true to two seconds."""
 
 _EDGE_MS = 3_600_000
+_NEWEST = ("received_max", "sent_max")
 _COVERED = BARS.append(pa.field("coverage", pa.float64()))
 
 
@@ -61,10 +50,8 @@ class Delays:
 
     def __init__(self) -> None:
         self._tables: list[pa.Table] = []
-        self._runs: dict[str, list[pa.RecordBatch]] = {}
-        """What there is of each symbol, made when it is first asked for."""
-        self._known: dict[str, tuple[list[int], list[int]]] = {}
-        """Of each symbol the receipts, ascending, and the delays then."""
+        self._runs: dict[str, tuple[Sequence[int], Sequence[int]]] = {}
+        """Of each symbol the receipts, ascending, and the delays then; of all under "". Made when first asked for."""
 
     def measured(self, dates: Iterable[tuple[date, pa.Table]]) -> Iterator[tuple[date, pa.Table]]:
         """The same, measured as they pass."""
@@ -106,22 +93,26 @@ class Delays:
             shifted.append((start_us - begin_us, end_us - late_us))
         return [(start_us, end_us) for start_us, end_us in shifted if start_us < end_us]
 
-    def _find(self, symbol: str) -> tuple[list[int], list[int]]:
+    def _find(self, symbol: str) -> tuple[Sequence[int], Sequence[int]]:
         if not self._runs:
-            for table in self._tables:
-                for name, run in by_symbol(table):
-                    self._runs.setdefault(name, []).append(run)
-        name = symbol if symbol in self._runs else ""  # a symbol without trades is judged by the delays of all
-        if name not in self._known:
-            own = self._runs[name] if name else [batch for table in self._tables for batch in table.to_batches()]
-            received: list[int] = []
-            delays: list[int] = []
-            if own:
-                found = pa.Table.from_batches(own).sort_by("received_max")
-                received = found.column("received_max").to_pylist()
-                delays = pc.subtract(found.column("received_max"), found.column("sent_max")).to_pylist()
-            self._known[name] = received, delays
-        return self._known[name]
+            empty = {"symbol": pa.array([], pa.string()), **dict.fromkeys(_NEWEST, pa.array([], pa.int64()))}
+            newest = pa.concat_tables(self._tables or [pa.table(empty)]).select(["symbol", *_NEWEST])
+            self._runs[""] = _as_delays(newest.sort_by("received_max"))
+            # One sort for all symbols: to sort each by itself costs more than to find its trades.
+            newest = newest.sort_by([("symbol", "ascending"), ("received_max", "ascending")])
+            at, (received, delays) = 0, _as_delays(newest)
+            for name, run in by_symbol(newest):
+                end = at + run.num_rows
+                self._runs[name], at = (received[at:end], delays[at:end]), end
+        return self._runs.get(symbol, self._runs[""])  # a symbol without trades is judged by the delays of all
+
+
+def _as_delays(newest: pa.Table) -> tuple[Sequence[int], Sequence[int]]:
+    """Views of the receipts, and of how long before them the newest trades were made."""
+    received = newest.column("received_max").combine_chunks()
+    delays = pc.subtract(received, newest.column("sent_max").combine_chunks())
+    received_us, delays_us = (memoryview(one.buffers()[1] or b"").cast("q") for one in (received, delays))
+    return received_us[received.offset :][: len(received)], delays_us[delays.offset :][: len(delays)]
 
 
 def recorded_spans(intervals: list[Interval], state: State = "recorded") -> list[tuple[int, int]]:
@@ -143,8 +134,10 @@ def recorded_shares(spans: list[tuple[int, int]], starts_ms: pa.Array, ends_ms: 
     """For each bar of one symbol, the share of it (0 to 1) that lies in these spans. `starts_ms` ascends."""
     if not spans or not len(starts_ms):
         return pa.repeat(0.0, len(starts_ms))
+    first_us, last_us = starts_ms[0].as_py() * 1000, ends_ms[-1].as_py() * 1000
+    if any(start_us <= first_us and last_us <= end_us for start_us, end_us in spans):  # as it mostly is
+        return pa.repeat(1.0, len(starts_ms))
     starts_us, ends_us = pc.multiply(starts_ms, 1000), pc.multiply(ends_ms, 1000)
-    first_us, last_us = starts_us[0].as_py(), ends_us[-1].as_py()
     covered_us = pa.repeat(pa.scalar(0, pa.int64()), len(starts_ms))
     for start_us, end_us in spans:
         if start_us < last_us and end_us > first_us:
@@ -206,15 +199,15 @@ def read_bars(
     Warns of a symbol that is not recorded, and where newer trades are in CSV alone. Raises NotARecording, FormatTooNew,
     ValueError for an argument that can't be used, ConfigError where pandas is missing.
     """
-    check_engine(engine)
-    check_word("session", session, ("all", "regular", "extended", "overnight"))
-    check_word("conditions", conditions, ("sip", "all"))
-    check_word("repeats", repeats, ("keep", "drop"))
-    chosen = find_names(symbols)
-    layouts = [open_recording(one) for one in find_roots(root)]
+    arguments.check_engine(engine)
+    arguments.check_word("session", session, ("all", "regular", "extended", "overnight"))
+    arguments.check_word("conditions", conditions, ("sip", "all"))
+    arguments.check_word("repeats", repeats, ("keep", "drop"))
+    chosen = arguments.find_names(symbols)
+    layouts = [open_recording(one) for one in arguments.find_roots(root)]
     calendar = read_calendar(layouts[0].holidays)
-    recipe = Recipe(parse_interval(interval), find_zone(tz), session, conditions, calendar)
-    asked = find_span(start, end, tz)
+    recipe = Recipe(parse_interval(interval), arguments.find_zone(tz), session, conditions, calendar)
+    asked = arguments.find_span(start, end, tz)
     # The bars that begin in it, each whole.
     span = Span(*(None if ms is None else recipe.grid(ms, ms).edge_from(ms) for ms in (asked.start_ms, asked.end_ms)))
     selection = Selection(span, (*COLUMNS, "received_at", ORIGIN.name), chosen, repeats == "drop")
@@ -280,9 +273,9 @@ def bars_of(
     A bar is whole where its trades are all there. Only the rules of the US market are known, not the single days off
     that a venue has told a recorder of. Raises ValueError for an argument that can't be used.
     """
-    check_word("session", session, ("all", "regular", "extended"))
-    check_word("conditions", conditions, ("sip", "all"))
-    recipe = Recipe(parse_interval(interval), find_zone(tz), session, conditions)
+    arguments.check_word("session", session, ("all", "regular", "extended"))
+    arguments.check_word("conditions", conditions, ("sip", "all"))
+    recipe = Recipe(parse_interval(interval), arguments.find_zone(tz), session, conditions)
     delays = Delays()
     several = [trades] if hasattr(trades, "__arrow_c_stream__") or hasattr(trades, "columns") else trades
     bars = make_bars(delays.measured(_split_dates(map(_to_table, several))), recipe)
@@ -331,10 +324,11 @@ def _with_shares(bars: pa.Table, name: str, spans_of: Callable[[str], list[tuple
 
 def _with_brought_shares(bars: pa.Table, delays: Delays, intervals: Callable[[str], list[Interval]]) -> pa.Table:
     """The bars, and where anything was filled or imported how much of each."""
-    filled = {symbol: recorded_spans(intervals(symbol), "filled") for symbol, _ in by_symbol(bars)}
+    symbols = pc.unique(bars.column("symbol")).to_pylist()
+    filled = {symbol: recorded_spans(intervals(symbol), "filled") for symbol in symbols}
     if any(filled.values()):
         bars = _with_shares(bars, "filled", lambda symbol: delays.shift(symbol, filled[symbol]))
-    imported = {symbol: recorded_spans(intervals(symbol), "imported") for symbol, _ in by_symbol(bars)}
+    imported = {symbol: recorded_spans(intervals(symbol), "imported") for symbol in symbols}
     if any(imported.values()):  # which was told by the time of the trades
         bars = _with_shares(bars, "imported", imported.__getitem__)
     return bars
@@ -363,7 +357,19 @@ def _filled(
         ]  # fmt: skip
         tables.append(pa.Table.from_arrays(columns, schema=_COVERED))
     filled = pa.concat_tables(tables).sort_by([("symbol", "ascending"), ("start_ms", "ascending")])
-    return pa.concat_tables([_with_last_close(one) for _, one in by_symbol(filled)] or [filled])
+    tables = []
+    for _, one in by_symbol(filled):  # a symbol's bars without a trade stand at the last close before them
+        close = one.column("close")
+        quiet = pc.and_(
+            pc.equal(one.column("trades"), 0), pc.and_(pc.is_null(close), pc.equal(one.column("volume"), 0.0))
+        )
+        last_close = pc.fill_null_forward(close)
+        table = pa.Table.from_batches([one])
+        for name in ("open", "high", "low", "close"):
+            at = table.column_names.index(name)
+            table = table.set_column(at, name, pc.if_else(quiet, last_close, one.column(name)))
+        tables.append(table)
+    return pa.concat_tables(tables or [filled])
 
 
 def _recorded_whole(symbol: str, spans: list[tuple[int, int]], recipe: Recipe, span: Span) -> tuple[pa.Array, pa.Array]:
@@ -383,20 +389,6 @@ def _recorded_whole(symbol: str, spans: list[tuple[int, int]], recipe: Recipe, s
             starts.append(found.filter(whole))
             ends.append(found_ends.filter(whole))
     return pa.concat_arrays(starts), pa.concat_arrays(ends)
-
-
-def _with_last_close(bars: pa.RecordBatch) -> pa.Table:
-    """One symbol's bars; those without a trade stand at the last close before them."""
-    close = pc.fill_null_forward(bars.column("close"))
-    quiet = pc.and_(
-        pc.equal(bars.column("trades"), 0),
-        pc.and_(pc.is_null(bars.column("close")), pc.equal(bars.column("volume"), 0.0)),
-    )
-    table = pa.Table.from_batches([bars])
-    for name in ("open", "high", "low", "close"):
-        at = table.column_names.index(name)
-        table = table.set_column(at, name, pc.if_else(quiet, close, bars.column(name)))
-    return table
 
 
 def _finished(bars: pa.Table, recipe: Recipe) -> pa.Table:
