@@ -7,6 +7,7 @@ trades was split between recorders.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -272,6 +273,20 @@ def read_merged(layouts: Sequence[Layout], selection: Selection, id_column: str 
     `schema.TRADES` by which they are told apart. Raises FormatTooNew, DamagedFile, OSError.
     """
     columns = tuple(dict.fromkeys([*selection.columns, *_LOOKED_AT, *([id_column] if id_column else [])]))
+    pieces = _read_pieces(layouts, replace(selection, columns=columns))
+    with ThreadPoolExecutor(1, "reading") as pool:  # the next piece is read while this one is merged
+        following = pool.submit(next, pieces, None)
+        while (piece := following.result()) is not None:
+            following = pool.submit(next, pieces, None)
+            day, tables = piece
+            rows, lacks = merge_rows_of(tables, id_column)
+            del piece, tables
+            pa.default_memory_pool().release_unused()  # merging takes some times what its rows take
+            yield Merged(day, rows, lacks)
+
+
+def _read_pieces(layouts: Sequence[Layout], selection: Selection) -> Iterator[tuple[date, list[pa.Table]]]:
+    """Date by date, some symbols at a time, the rows of each root, with the same columns."""
     days: set[date] = set()
     for layout in layouts:
         days.update(list_days(layout, selection.span))
@@ -284,16 +299,11 @@ def read_merged(layouts: Sequence[Layout], selection: Selection, id_column: str 
         end_ms = day_ms + _DAY_MS if asked.end_ms is None else min(day_ms + _DAY_MS, asked.end_ms)
         if start_ms >= end_ms:
             continue
-        whole = replace(selection, span=Span(start_ms, end_ms), columns=columns)
+        whole = replace(selection, span=Span(start_ms, end_ms))
         for some in _group(layouts, whole):
-            tables = [read_selected(layout, replace(whole, symbols=some)) for layout in layouts]
-            schema = pa.unify_schemas([one.schema for one in tables if one is not None])
-            rows, lacks = merge_rows_of(
-                [schema.empty_table() if one is None else with_columns(one, schema) for one in tables], id_column
-            )
-            del tables
-            pa.default_memory_pool().release_unused()  # merging takes some times what its rows take
-            yield Merged(day, rows, lacks)
+            found = [read_selected(layout, replace(whole, symbols=some)) for layout in layouts]
+            schema = pa.unify_schemas([one.schema for one in found if one is not None])
+            yield day, [schema.empty_table() if one is None else with_columns(one, schema) for one in found]
 
 
 def read_merged_dates(layouts: Sequence[Layout], selection: Selection) -> Iterator[tuple[date, pa.Table]]:
