@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from pyarrow.json import ParseOptions, ReadOptions, read_json
 from trade_load import PART_TRADES, part_path
 
-from ingestor.capture.fast_frames import scan_text_frames
+from ingestor.capture.connection import scan_text_frames
 from ingestor.parquet import sort_trades, write_parquet
 from ingestor.schema import RECEIVED_AT, TRADES
 

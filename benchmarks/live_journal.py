@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 from trade_load import SYMBOLS
 
-from ingestor.journal.segment import Header, Kind
+from ingestor.journal.records import Header, Kind
 from ingestor.journal.writer import Block, Journal, Rotation, Segments
 from ingestor.layout import Layout
 from ingestor.ledger import Ledger

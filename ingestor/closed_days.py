@@ -26,28 +26,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
 
-from ingestor import __version__
+from ingestor import __version__, parquet
 from ingestor.accounts import close_accounts
 from ingestor.coverage import Closed, Coverage, Gap, Interval, Proof, State, find_coverage, join_intervals
 from ingestor.errors import DamagedFile, FormatTooNew
 from ingestor.facts import Fact, RunState, encode_line
 from ingestor.layout import Layout, is_own, publish, read_small, sync_directory, write_whole
 from ingestor.ledger import DAY_US, LedgerFile, check_format, day_of, list_ledger_files, read_facts
-from ingestor.parquet import (
-    FORMAT_KEY,
-    WHOLE,
-    Digest,
-    add_checksums,
-    add_digests,
-    check_pages,
-    count_rows,
-    digest_rows,
-    first_line,
-    named_errors,
-    open_parquet,
-    read_whole,
-    to_read,
-)
 from ingestor.schema import FORMAT_VERSION, RECEIVED_AT
 from ingestor.store import StorePath, is_there, list_folder, mirrored_name
 
@@ -62,7 +47,7 @@ COVERAGE_FILE = pa.schema(
         ("proof", pa.string()),  # of recorded: `ids` where the venue's ids show that nothing is missing; else null
         ("source", pa.string()),  # of filled: whose history the trades are from; of imported: the file; else null
     ],
-    metadata={FORMAT_KEY: str(FORMAT_VERSION)},
+    metadata={parquet.FORMAT_KEY: str(FORMAT_VERSION)},
 )
 _SINCE_ADDED = ("proof", "source")
 """Columns that files of earlier versions lack."""
@@ -117,7 +102,7 @@ def list_closed_symbols(layout: Layout, days: Iterable[date]) -> set[str]:
     for day in days:
         path = layout.coverage_file(day)
         try:
-            found.update(read_whole(path, columns=["symbol"]).column(0).unique().to_pylist())
+            found.update(parquet.read_whole(path, columns=["symbol"]).column(0).unique().to_pylist())
         except FileNotFoundError:
             continue
     return found
@@ -167,15 +152,18 @@ def read_day(path: Path, symbols: Collection[str] | None = None) -> list[Row]:
     """The rows of a file of coverage, in its order. Raises DamagedFile naming it, FormatTooNew, OSError."""
     wanted = None if symbols is None else frozenset(symbols)
     try:
-        check_pages(path)
-        with named_errors(path):
+        parquet.check_pages(path)
+        with parquet.named_errors(path):
             # `read_table` and its filters would load pyarrow's dataset and compute modules: longer than this takes.
-            with pq.ParquetFile(to_read(path), page_checksum_verification=True) as file:
-                check_format(path, {"format": int((file.schema_arrow.metadata or {}).get(FORMAT_KEY, b"0"))})
+            with pq.ParquetFile(parquet.to_read(path), page_checksum_verification=True) as file:
+                check_format(path, {"format": int((file.schema_arrow.metadata or {}).get(parquet.FORMAT_KEY, b"0"))})
                 own = set(file.schema_arrow.names)
                 known = [name for name in COVERAGE_FILE.names if name not in _SINCE_ADDED or name in own]
                 told = file.read_row_groups(_list_groups(file.metadata, wanted), known)
-            told = _between(told.select(known), wanted)
+            told = told.select(known)
+            if wanted is not None:  # the rows of a symbol lie together: from the first of these symbols' to the last
+                places = [at for at, symbol in enumerate(told.column("symbol").to_pylist()) if symbol in wanted]
+                told = told.slice(places[0], places[-1] + 1 - places[0]) if places else told.slice(0, 0)
             for name in COVERAGE_FILE.names[len(known) :]:
                 told = told.append_column(name, pa.nulls(told.num_rows, pa.string()))
             if told.schema.types != COVERAGE_FILE.types:
@@ -189,7 +177,7 @@ def read_day(path: Path, symbols: Collection[str] | None = None) -> list[Row]:
     except FileNotFoundError as error:
         if not is_there(path):
             raise
-        raise DamagedFile(f"{path}: can't be read: {first_line(error)}") from None
+        raise DamagedFile(f"{path}: can't be read: {parquet.first_line(error)}") from None
     return [Row(*values) for values in zip(*columns, strict=True) if wanted is None or values[0] in wanted]
 
 
@@ -205,14 +193,6 @@ def _list_groups(metadata: pq.FileMetaData, wanted: Collection[str] | None) -> l
         for group, found in zip(groups, bounds, strict=True)
         if found is None or not found.has_min_max or any(found.min <= symbol <= found.max for symbol in wanted)
     ]
-
-
-def _between(told: pa.Table, wanted: Collection[str] | None) -> pa.Table:
-    """The rows from the first of these symbols' to the last; the rows of a symbol lie together."""
-    if wanted is None:
-        return told
-    places = [at for at, symbol in enumerate(told.column("symbol").to_pylist()) if symbol in wanted]
-    return told.slice(places[0], places[-1] + 1 - places[0]) if places else told.slice(0, 0)
 
 
 def _to_interval(row: Row) -> Interval:
@@ -335,38 +315,34 @@ def close_coverage(layout: Layout, coverage: Coverage) -> None:
                 by_day.setdefault(day_of(start_us), []).append(row)
                 start_us = end_us
     for day, rows in sorted(by_day.items()):
-        _write_day(layout, day, rows)
-
-
-def _write_day(layout: Layout, day: date, rows: list[Row]) -> None:
-    path = layout.coverage_file(day)
-    try:
-        known = read_day(path)
-    except FileNotFoundError:
-        known = []
-    except DamagedFile as error:
-        aside = path.with_name(f"_damaged-{path.name}")  # no reader of a dataset looks at such a name
-        path.rename(aside)
-        log.error("coverage.damaged", error=str(error), aside=str(aside))
-        known = []
-    joined = join_rows([*known, *rows]) if known else rows
-    if joined == known:
-        return
-    staged = layout.staging / f"{path.parent.name}.coverage.parquet"
-    columns = [list(column) for column in zip(*joined, strict=True)]
-    table = pa.table(dict(zip(COVERAGE_FILE.names, columns, strict=True)), schema=COVERAGE_FILE)
-    pq.write_table(
-        table, staged, compression="zstd", compression_level=3, row_group_size=_ROW_GROUP, write_page_checksum=True,
-        use_dictionary=["symbol", "state", "cause", "proof", "source"],
-        column_encoding=dict.fromkeys(("start", "end"), "DELTA_BINARY_PACKED"),
-        sorting_columns=pq.SortingColumn.from_ordering(
-            COVERAGE_FILE, [("symbol", "ascending"), ("start", "ascending")]
-        ),
-    )  # fmt: skip
-    add_checksums(staged)
-    if read_day(staged) != joined:
-        raise DamagedFile(f"{staged}: what was written is not what can be read")
-    publish(staged, path)
+        path = layout.coverage_file(day)
+        try:
+            known = read_day(path)
+        except FileNotFoundError:
+            known = []
+        except DamagedFile as error:
+            aside = path.with_name(f"_damaged-{path.name}")  # no reader of a dataset looks at such a name
+            path.rename(aside)
+            log.error("coverage.damaged", error=str(error), aside=str(aside))
+            known = []
+        joined = join_rows([*known, *rows]) if known else rows
+        if joined == known:
+            continue
+        staged = layout.staging / f"{path.parent.name}.coverage.parquet"
+        columns = [list(column) for column in zip(*joined, strict=True)]
+        table = pa.table(dict(zip(COVERAGE_FILE.names, columns, strict=True)), schema=COVERAGE_FILE)
+        pq.write_table(
+            table, staged, compression="zstd", compression_level=3, row_group_size=_ROW_GROUP, write_page_checksum=True,
+            use_dictionary=["symbol", "state", "cause", "proof", "source"],
+            column_encoding=dict.fromkeys(("start", "end"), "DELTA_BINARY_PACKED"),
+            sorting_columns=pq.SortingColumn.from_ordering(
+                COVERAGE_FILE, [("symbol", "ascending"), ("start", "ascending")]
+            ),
+        )  # fmt: skip
+        parquet.add_checksums(staged)
+        if read_day(staged) != joined:
+            raise DamagedFile(f"{staged}: what was written is not what can be read")
+        publish(staged, path)
 
 
 def join_rows(rows: Iterable[Row]) -> list[Row]:
@@ -468,15 +444,17 @@ def make_manifest(day: date, root: str, files: Mapping[str, Path], *, mirror: bo
     Raises FileNotFoundError where one is gone, DamagedFile, OSError.
     """
     found: list[ManifestFile] = []
-    total: Digest = {"rows": 0}
+    total: parquet.Digest = {"rows": 0}
     for name, path in sorted(files.items()):
         rows: int | None = None
         if path.suffix == ".parquet":
-            rows = count_rows(path)
+            rows = parquet.count_rows(path)
         if name.startswith("trades/"):
-            with open_parquet(path, page_checksum_verification=True) as file, named_errors(path):
+            with parquet.open_parquet(path, page_checksum_verification=True) as file, parquet.named_errors(path):
                 for index in range(file.metadata.num_row_groups):
-                    total = total | add_digests(digest_rows(file.read_row_group(index), [WHOLE])[0], total)
+                    total = total | parquet.add_digests(
+                        parquet.digest_rows(file.read_row_group(index), [parquet.WHOLE])[0], total
+                    )
         with path.open("rb") as content:
             sha256 = hash_file(content)
             size = content.seek(0, os.SEEK_END)

@@ -452,7 +452,20 @@ def read_small(path: Path, parse: Callable[[bytes], _Content], limit: int = _SMA
     Raises FileNotFoundError where there is none, DamagedFile where it can't be read or `parse` can't use it.
     """
     try:
-        return parse(path.read_bytes() if isinstance(path, StorePath) else _read_limited(path, limit))
+        if isinstance(path, StorePath):
+            content = path.read_bytes()
+        else:
+            fd = os.open(path, system.READ)  # a fifo would wait for a writer
+            try:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode):
+                    raise DamagedFile(f"{path}: not a file")
+                if status.st_size > limit:
+                    raise DamagedFile(f"{path}: {status.st_size:,} bytes, where {limit:,} are the most to expect")
+                content = os.read(fd, limit)
+            finally:
+                os.close(fd)
+        return parse(content)
     except FileNotFoundError:
         if path.is_symlink():
             raise DamagedFile(f"{path}: a link to nothing") from None
@@ -461,19 +474,6 @@ def read_small(path: Path, parse: Callable[[bytes], _Content], limit: int = _SMA
         raise DamagedFile(f"{path}: can't be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise DamagedFile(f"{path}: not what belongs into it") from None
-
-
-def _read_limited(path: Path, limit: int) -> bytes:
-    fd = os.open(path, system.READ)  # a fifo would wait for a writer
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise DamagedFile(f"{path}: not a file")
-        if status.st_size > limit:
-            raise DamagedFile(f"{path}: {status.st_size:,} bytes, where {limit:,} are the most to expect")
-        return os.read(fd, limit)
-    finally:
-        os.close(fd)
 
 
 def check_is_file(path: Path) -> None:

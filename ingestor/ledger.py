@@ -166,7 +166,7 @@ def read_facts(path: Path, skip: str | None = None, *, tell_damage: bool = False
     try:
         with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
             lines = iter(partial(file.readline, _LINE_CHARACTERS), "")
-            yield from _read_lines(path, _bounded(lines), skip, tell_damage=tell_damage)
+            yield from _read_lines(path, lines, skip, tell_damage=tell_damage)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -187,14 +187,6 @@ def read_first_fact(path: Path) -> Fact:
 
 
 _decode_known = lru_cache(maxsize=8)(decode_line)
-
-
-def _bounded(lines: Iterable[str]) -> Iterator[str]:
-    """Up to the first that is longer than any line of ours, which is one that was cut: nothing behind it is told."""
-    for line in lines:
-        yield line
-        if not line.endswith("\n"):
-            return
 
 
 def read_open_facts(layout: Layout, skip: str | None = None) -> Iterator[Fact]:
@@ -247,7 +239,7 @@ def read_new_facts(path: Path, offset: int, skip: str | None = None) -> tuple[li
         file.seek(offset)
         text = file.read()
     whole = text[: text.rfind(b"\n") + 1]
-    lines = whole.decode(errors="replace").splitlines(keepends=True)
+    lines = (f"{line}\n" for line in whole.decode(errors="replace").split("\n")[:-1])
     return list(_read_lines(path, lines, skip, tell_damage=True)), offset + len(whole)
 
 
@@ -255,15 +247,17 @@ def _read_lines(path: Path, lines: Iterable[str], skip: str | None, *, tell_dama
     name = parse_ledger_name(path)
     checked = name is None or name.checked
     at_us = 0
-    last = ""
+    last, is_whole = "", True
     for line in lines:
-        last = ""
+        if not is_whole:  # it was longer than any line of ours, and cut: nothing behind it is told
+            break
+        last, is_whole = "", line.endswith("\n")
         if skip is not None and skip in line:
             last = line
             continue
         fact = decode_line(line, checked=checked)
         if fact is None:
-            if tell_damage and line.endswith("\n") and line.strip():
+            if tell_damage and is_whole and line.strip():
                 yield {"at": at_us, "fact": DAMAGED}
             continue
         at_us = fact["at"]

@@ -169,9 +169,8 @@ def _formatter(stream: TextIO, format: str) -> logging.Formatter:  # noqa: A002 
 
 def _as_sentence(_logger: WrappedLogger, _method: str, event: EventDict, *, colors: bool) -> str:
     """`14:30:05 connected to the venue`, in UTC, as wide as the terminal; other facts show their fields."""
-    fields = {
-        name: escape(_as_text(value)) if isinstance(value, str | list) else value for name, value in event.items()
-    }
+    fields = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in event.items()}
+    fields = {name: escape(value) if isinstance(value, str) else value for name, value in fields.items()}
     at, level, fact = str(fields.pop("timestamp"))[11:19], str(fields.pop("level")), str(fields.pop("event"))
     exception = event.get("exception")
     fields.pop("exception", None)
@@ -192,10 +191,6 @@ def _as_sentence(_logger: WrappedLogger, _method: str, event: EventDict, *, colo
     )  # fmt: skip
     line = f"{colour}{line}\x1b[0m" if colour and colors else line
     return f"{line}\n{escape(exception, keep=chr(10))}" if isinstance(exception, str) else line
-
-
-def _as_text(value: str | list[object]) -> str:
-    return value if isinstance(value, str) else ", ".join(map(str, value))
 
 
 def _plain_traceback(stream: TextIO, exc_info: ExcInfo) -> None:
@@ -245,12 +240,6 @@ class LineBudget:
         return left_out
 
 
-def _kind(record: logging.LogRecord) -> str:
-    """Of our facts their name, of a library's lines the library's."""
-    fact = record.msg.get("event") if isinstance(record.msg, dict) else None
-    return str(fact or record.name)
-
-
 class _RedactedLines(logging.StreamHandler[TextIO]):
     """Writes each record as one redacted text."""
 
@@ -265,7 +254,9 @@ class _RedactedLines(logging.StreamHandler[TextIO]):
         """
         for kind, count in self._budget.take_left_out(record.created):
             structlog.get_logger().warning("log.left_out", kind=kind, lines=count)
-        if self._budget.admit(_kind(record), record.created):
+        fact = record.msg.get("event") if isinstance(record.msg, dict) else None
+        kind = str(fact or record.name)  # of our facts their name, of a library's lines the library's
+        if self._budget.admit(kind, record.created):
             super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:

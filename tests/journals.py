@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from ingestor.facts import Fact, proofs
 from ingestor.history import next_segment, read_history
 from ingestor.journal.follower import Damage, Event, Follower, Rows, SegmentEnd
-from ingestor.journal.segment import Cursor, Header, Kind, encode_record
+from ingestor.journal.records import Cursor, Header, Kind, encode_record
 from ingestor.journal.writer import Block, Journal, Rotation, Segments
 from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.ledger import Ledger, day_of, list_ledgers, now_us, read_facts

@@ -38,7 +38,7 @@ from servers import KafkaCluster, LossyKafka, PostgresServer, RedisServer, S3Ser
 
 from ingestor.config.sections import KafkaSettings, PostgresSettings, RedisSettings
 from ingestor.journal.follower import Follower
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import Layout
 from ingestor.schema import TRADES
 from ingestor.sinks import Sink

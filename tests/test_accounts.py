@@ -21,7 +21,7 @@ from journals import (
 )
 
 from ingestor.accounts import read_accounts
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.journal.writer import Block
 from ingestor.layout import Layout
 from ingestor.metrics import Counts

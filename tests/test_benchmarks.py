@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.figure import Figure
 
-from ingestor.capture.fast_frames import scan_text_frames
+from ingestor.capture.connection import scan_text_frames
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from prepared import FRAME, prepared_recording, record_frames
 
-from ingestor.journal.segment import read_synced
+from ingestor.journal.records import read_synced
 from ingestor.ledger import now_us
 from ingestor.operations.collector import Watch
 from ingestor.operations.recorder_status import SinkLag

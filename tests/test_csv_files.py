@@ -27,7 +27,7 @@ from journals import (
 
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Rows, SegmentEnd
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import Layout, SegmentId
 from ingestor.metrics import Counts
 from ingestor.schema import TRADES

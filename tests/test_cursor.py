@@ -4,7 +4,7 @@ from pathlib import Path
 
 from journals import make_root
 
-from ingestor.journal.segment import Cursor, encode_synced, read_synced
+from ingestor.journal.records import Cursor, encode_synced, read_synced
 
 
 def test_what_was_published_is_read(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from journals import Writer, make_root
 from structlog.testing import capture_logs
 
 from ingestor.history import read_history
+from ingestor.journal.records import Cursor
 from ingestor.journal.scan import Backlog, Backlogs
-from ingestor.journal.segment import Cursor
 from ingestor.layout import list_segments
 from ingestor.sinks.retention_slots import Lags, name_root, note_loss, read_losses, read_place, write_place
 

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Event, Rows, SegmentEnd, find_journal_end
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import Layout
 from ingestor.sinks import Sink
 from ingestor.sinks.destinations import ExternalWorker

@@ -30,8 +30,8 @@ from requirements import of_tier
 
 from ingestor.errors import Lagged
 from ingestor.journal.follower import Event, Follower, Rows, find_journal_end
+from ingestor.journal.records import Cursor
 from ingestor.journal.scan import Backlogs, JournalFolder
-from ingestor.journal.segment import Cursor
 from ingestor.journal.writer import Segments
 from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.schema import TRADES

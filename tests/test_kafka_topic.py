@@ -23,7 +23,7 @@ from structlog.testing import capture_logs
 from ingestor.config.sections import KafkaSettings, SinkSettings
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Rows, SegmentEnd
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.sinks.destinations import make_external_workers
 from ingestor.sinks.kafka_topic import CoverageTopic, KafkaTopic, encode_arrow, encode_json, patience_s

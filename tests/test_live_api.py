@@ -17,7 +17,7 @@ from recordings import Print, Recording
 from requirements import of_tier
 
 import ingestor
-from ingestor.dataset.stream import AT_ONCE
+from ingestor.dataset.rows import AT_ONCE
 from ingestor.live.api import HistoryQuery, find_trades
 from ingestor.live.journal_source import read_quotes
 

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from requirements import of_tier
 
-from ingestor.dataset.rows import plain_texts
-from ingestor.dataset.stream import merge_rows
+from ingestor.dataset.rows import merge_rows, plain_texts
 from ingestor.schema import TRADES
 
 Row = tuple[str, int]

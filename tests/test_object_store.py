@@ -11,7 +11,7 @@ from sink_contract import ROOT, fill_journal, read_store
 from ingestor.dataset.compact import compact_days
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import SegmentEnd
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.sinks.object_store import ObjectStore
 from ingestor.sinks.parquet_files import ParquetFiles

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from journals import Clock, make_root, no_file_beyond
 
+from ingestor.journal.records import Cursor, Kind, encode_reasons
 from ingestor.journal.scan import read_headers, read_identity
-from ingestor.journal.segment import Cursor, Kind, encode_reasons
 from ingestor.journal.writer import Segments
 from ingestor.layout import Layout, list_segments
 from ingestor.schema import FORMAT_VERSION, TRADES

@@ -29,7 +29,7 @@ from journals import (
 
 from ingestor.errors import DamagedFile, SinkUnavailable
 from ingestor.journal.follower import Rows, SegmentEnd
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.metrics import Counts
 from ingestor.parquet import check_pages, open_parquet

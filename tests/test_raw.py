@@ -22,7 +22,7 @@ from ingestor.dataset.maintenance import delete_expired_frames
 from ingestor.dataset.raw import list_raw_days, read_frames
 from ingestor.dataset.verify import Verification
 from ingestor.journal.follower import Rows
-from ingestor.journal.segment import Kind, encode_record, expand_frames, read_record, split_raw
+from ingestor.journal.records import Kind, encode_record, expand_frames, read_record, split_raw
 from ingestor.layout import Layout
 from ingestor.ledger import Ledger
 from ingestor.parquet import add_checksums

@@ -18,7 +18,7 @@ from sink_contract import EXTRA, ROOT, Redis, fill_journal
 from ingestor.config.sections import RedisSettings
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Rows
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import Layout
 from ingestor.sinks.destinations import ExternalWorker
 from ingestor.sinks.redis_db import RedisLive, RedisStreams

@@ -5,7 +5,7 @@ from pathlib import Path
 from journals import Holder, Writer, drain, ledger_facts, make_ledger, make_root, unsealed
 from structlog.testing import capture_logs
 
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.ledger import Ledger
 from ingestor.sinks.retention_slots import RetentionSlots, note_loss, read_losses, write_place

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Damage, Event, Rows, SegmentEnd
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.sinks.runner import Runner
 

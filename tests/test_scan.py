@@ -5,8 +5,8 @@ from pathlib import Path
 
 from journals import opened, whole
 
+from ingestor.journal.records import MAGIC, Header, Kind, encode_start
 from ingestor.journal.scan import end_of_records, find_record, last_received_us, read_headers, read_identity
-from ingestor.journal.segment import MAGIC, Header, Kind, encode_start
 from ingestor.metrics import Counts
 
 HEADER = Header(Kind.BLOCK, Counts(frames=9, trades=5), last_received_us=1_700_000_000_000_009)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from journals import opened, trades, whole
 
 from ingestor.errors import FormatTooNew
-from ingestor.journal.segment import (
+from ingestor.journal.records import (
     MAGIC,
     Header,
     Kind,

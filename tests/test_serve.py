@@ -29,7 +29,7 @@ from ingestor.config.sections import RedisSettings
 from ingestor.feeds import Frames
 from ingestor.feeds.finnhub import Finnhub
 from ingestor.journal.follower import Rows
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.metrics import Counts
 from ingestor.sinks.redis_db import RedisLive
 

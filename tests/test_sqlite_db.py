@@ -13,7 +13,7 @@ from sink_contract import EXTRA, ROOT, Sqlite, fill_journal
 
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Rows
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.sinks.sqlite_db import SqliteDatabase
 
 

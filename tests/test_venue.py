@@ -23,7 +23,7 @@ from websockets.exceptions import ConnectionClosed, ConnectionClosedError, Inval
 from websockets.sync.client import ClientConnection, connect
 
 from ingestor.errors import ConfigError
-from ingestor.journal.segment import Header, Kind, encode_raw
+from ingestor.journal.records import Header, Kind, encode_raw
 from ingestor.layout import SegmentId
 from ingestor.metrics import Counts
 from ingestor.simulator.connection import VenueConnection, make_protocol

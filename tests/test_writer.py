@@ -25,8 +25,8 @@ from journals import (
 from ingestor import system
 from ingestor.errors import RowsUnsaved
 from ingestor.journal.follower import Rows
+from ingestor.journal.records import Cursor, read_synced
 from ingestor.journal.scan import read_identity
-from ingestor.journal.segment import Cursor, read_synced
 from ingestor.journal.writer import Rotation
 from ingestor.layout import list_segments
 

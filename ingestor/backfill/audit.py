@@ -160,7 +160,17 @@ class Audit:
             count("missing", in_gap),
             extra,
             differ,
-            [_as_unmatched(row) for row in first.slice(0, NAMED).to_pylist()],
+            [
+                Unmatched(
+                    row["kind"],
+                    int(row["timestamp"].timestamp() * 1000 + 0.5),
+                    row["price"],
+                    row["volume"],
+                    row["trade_id"],
+                    row["in_gap"],
+                )
+                for row in first.slice(0, NAMED).to_pylist()
+            ],
         )
 
     def _read_ours(self, symbol: str) -> pa.Table:
@@ -313,8 +323,3 @@ def _find_around(ids: Any, ours: pa.Table, spans_us: Sequence[tuple[int, int]]) 
         )
         found = pc.or_(found, reaches)
     return found
-
-
-def _as_unmatched(row: dict[str, Any]) -> Unmatched:
-    at_ms = int(row["timestamp"].timestamp() * 1000 + 0.5)
-    return Unmatched(row["kind"], at_ms, row["price"], row["volume"], row["trade_id"], row["in_gap"])

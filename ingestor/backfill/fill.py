@@ -34,7 +34,7 @@ from ingestor.dataset.snapshot import read_consistently
 from ingestor.errors import DamagedFile
 from ingestor.facts import Fact
 from ingestor.history import next_segment, read_history
-from ingestor.journal.segment import Header, Kind
+from ingestor.journal.records import Header, Kind
 from ingestor.journal.writer import Block, Journal, Rotation, Segments, release_ballast
 from ingestor.layout import Layout, list_cursors
 from ingestor.ledger import Ledger, day_of, now_us, read_all_facts, take_over_format_1
@@ -245,14 +245,11 @@ class Backfill:
             return Outcome(hole, 0, compared, agreement, why), None
         missing, absent = around.find_missing(history)
         left = f"{absent} of its ids are not in the history" if absent else None
-        return Outcome(hole, missing.num_rows, compared, agreement, left), self._as_rows(hole.symbol, missing)
-
-    def _as_rows(self, symbol: str, history: pa.Table) -> pa.Table:
-        """Trades of a source in the columns of this root."""
-        own: dict[str, Any] = {name: history.column(name) for name in history.column_names}
-        own |= {self._id_column: history.column("trade_id")} if self._id_column else {}
-        own |= {"symbol": pa.repeat(symbol, history.num_rows)}
-        return complete_rows(own, history.num_rows, self._schema, self._source.name)
+        own: dict[str, Any] = {name: missing.column(name) for name in missing.column_names}
+        own |= {self._id_column: missing.column("trade_id")} if self._id_column else {}
+        own |= {"symbol": pa.repeat(hole.symbol, missing.num_rows)}
+        rows = complete_rows(own, missing.num_rows, self._schema, self._source.name)
+        return Outcome(hole, missing.num_rows, compared, agreement, left), rows
 
     def _read_around(self, holes: Sequence[Hole], margin_us: int) -> pa.Table:
         """The rows of these symbols from the first of the holes to the last, with a margin."""
@@ -339,8 +336,20 @@ class _Around:
         self.between: tuple[int, int] | None = None
         """The ids between which any may be missing."""
         asked_us = self._compare_times(hole, intervals, margin_us, heard)
-        if self._has_ids:
-            self._compare_ids(hole, heard)
+        if self._has_ids:  # they say which trades are alike, however short the time was in which all were heard
+            known = sorted((row for row, _ in heard if row[3] is not None), key=itemgetter(3))
+            earlier = [row[3] for row, at_us in heard if row[3] is not None and at_us < hole.start_us]
+            later = [row[3] for row, at_us in heard if row[3] is not None and at_us >= hole.end_us]
+            if hole.ids is not None:
+                self.between = hole.ids[0] - 1, hole.ids[1] + 1
+            elif earlier and later:
+                self.between = max(earlier), min(later)
+            if self.between is not None:
+                low, high = self.between
+                self.compared = [row for row in known if row[3] <= low][-_COMPARED:]
+                self.compared += [row for row in known if row[3] >= high][:_COMPARED]
+                ids = [row[3] for row in self.compared]
+                self.ids = min([low, *ids]), max([high, *ids])
             times = [row[0] for row in self.compared]
             asked_us = min([asked_us[0], *times]), max([asked_us[1], *times])
         self._compared_ids = {row[3] for row in self.compared} if self._has_ids else set[int]()
@@ -390,21 +399,6 @@ class _Around:
         self.compared = [row for row, _ in heard if _lies_in(row[0], self._margins)]
         """The nearest trades that were heard."""
         return min(start_us, self._hole[0]), max(end_us, self._hole[1])
-
-    def _compare_ids(self, hole: Hole, heard: "list[tuple[_Trade, int]]") -> None:
-        """Ids say which trades are alike, however short the time was in which all of them were heard."""
-        known = sorted((row for row, _ in heard if row[3] is not None), key=itemgetter(3))
-        earlier = [row[3] for row, at_us in heard if row[3] is not None and at_us < hole.start_us]
-        later = [row[3] for row, at_us in heard if row[3] is not None and at_us >= hole.end_us]
-        if hole.ids is not None:
-            self.between = hole.ids[0] - 1, hole.ids[1] + 1
-        elif earlier and later:
-            self.between = max(earlier), min(later)
-        if self.between is not None:
-            low, high = self.between
-            self.compared = [row for row in known if row[3] <= low][-_COMPARED:]
-            self.compared += [row for row in known if row[3] >= high][:_COMPARED]
-            self.ids = min([low, *(row[3] for row in self.compared)]), max([high, *(row[3] for row in self.compared)])
 
     @property
     def is_enough(self) -> bool:

@@ -187,7 +187,11 @@ class Import:
             )  # fmt: skip
             self.reports.append(report)
             if report.bad and not self._skip_bad:
-                raise IngestorError(_describe_faults(path, report))
+                shown = "".join(f"\n{path}, {fault}" for fault in report.faults[:_FAULTS_SHOWN])
+                raise IngestorError(
+                    f"{path}: {report.bad:,} of {report.rows:,} rows can't be imported, so none of the file was: mend "
+                    f"it, or import the others with --skip-bad{shown}"
+                )
             run = None
             if not self._dry_run:
                 run = OfflineRun(self._layout, self._started, self._schema, imports=True)
@@ -430,7 +434,7 @@ def _convert(path: Path, values: Any, to: pa.DataType) -> Any:
     if _is_text(values.type):
         texts = _to_text(values)
         return texts if to == pa.string() else _cast_each(texts, lambda some: some.cast(to))
-    if _is_number(values.type):
+    if pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
         return values.cast(to, safe=False)
     raise ConfigError(f"{path}: a column of {values.type} is neither text nor numbers")
 
@@ -440,8 +444,18 @@ def _to_times(path: Path, values: Any, terms: Terms) -> Any:
     values = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
     if pa.types.is_timestamp(values.type):
         return _to_utc(path, values, terms) if values.type.tz is None else values.cast(TIMESTAMP, safe=False)
-    if terms.unit is not None:
-        return _count_times(path, values, _PER_SECOND[terms.unit])
+    if terms.unit is not None:  # numbers since 1970: whole ones exactly, others to the nearest millisecond
+        per_second = _PER_SECOND[terms.unit]
+        floats = _convert(path, values, pa.float64())
+        if _is_text(values.type):
+            values = _cast_each(_to_text(values), lambda some: some.cast(pa.int64()))
+        whole = values.cast(pa.int64()) if pa.types.is_integer(values.type) else pa.nulls(len(values), pa.int64())
+        if per_second <= 1000:
+            exact = _cast_each(whole, lambda some: pc.multiply_checked(some, 1000 // per_second))
+        else:
+            exact = pc.divide(whole, per_second // 1000)
+        near = pc.round(pc.multiply(floats, 1000 / per_second))
+        return pc.coalesce(exact, _cast_each(near, lambda some: some.cast(pa.int64()))).cast(TIMESTAMP)
     texts = _convert(path, values, pa.string())
     first = next((one.as_py() for one in texts if one.is_valid), "")
     if first.replace(".", "", 1).isdecimal():
@@ -451,20 +465,6 @@ def _to_times(path: Path, values: Any, terms: Terms) -> Any:
     times = _cast_each(zoned, lambda some: some.cast(pa.timestamp("ns", "UTC"))).cast(TIMESTAMP, safe=False)
     naive = _cast_each(local, lambda some: some.cast(pa.timestamp("ns")))
     return times if naive.null_count == len(naive) else pc.coalesce(times, _to_utc(path, naive, terms))
-
-
-def _count_times(path: Path, values: Any, per_second: int) -> Any:
-    """The times of numbers since 1970: whole ones exactly, others to the nearest millisecond."""
-    floats = _convert(path, values, pa.float64())
-    if _is_text(values.type):
-        values = _cast_each(_to_text(values), lambda some: some.cast(pa.int64()))
-    whole = values.cast(pa.int64()) if pa.types.is_integer(values.type) else pa.nulls(len(values), pa.int64())
-    if per_second <= 1000:
-        exact = _cast_each(whole, lambda some: pc.multiply_checked(some, 1000 // per_second))
-    else:
-        exact = pc.divide(whole, per_second // 1000)
-    near = pc.round(pc.multiply(floats, 1000 / per_second))
-    return pc.coalesce(exact, _cast_each(near, lambda some: some.cast(pa.int64()))).cast(TIMESTAMP)
 
 
 def _to_utc(path: Path, naive: pa.Array, terms: Terms) -> pa.Array:
@@ -479,20 +479,8 @@ def _is_text(kind: pa.DataType) -> bool:
     return kind in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary())
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
-
-
 def _as_text(value: pa.Scalar) -> str:
     """What stands in a file, cut where it is long."""
     found = value.as_py()
     text = found.decode(errors="replace") if isinstance(found, bytes) else str(found)
     return "nothing" if found is None else text[:_TEXT_SHOWN]
-
-
-def _describe_faults(path: Path, report: Report) -> str:
-    shown = "".join(f"\n{path}, {fault}" for fault in report.faults[:_FAULTS_SHOWN])
-    return (
-        f"{path}: {report.bad:,} of {report.rows:,} rows can't be imported, so none of the file was: mend it, or "
-        f"import the others with --skip-bad{shown}"
-    )

@@ -128,17 +128,14 @@ class ConnectionLog:
             self._ledger.record("connection.opened", at=opened_us, connection=number)
             log.info("connection.opened", connection=number, **({"address": address} if address else {}))
             life = ConnectionRecord(number, now_s, opened_us, self._observed.trades, opened_us, address)
-            life.renewed_s = self._plan_renewal(now_s)
+            # Renewed never together with another one: earlier, if need be.
+            renewed_s, apart_s = now_s + self._max_age_s, self._max_age_s / _APART
+            for other in sorted(self._lives.values(), key=attrgetter("renewed_s"), reverse=True):
+                if abs(renewed_s - other.renewed_s) < apart_s:
+                    renewed_s = other.renewed_s - apart_s
+            life.renewed_s = renewed_s
             self._lives[number] = life
             return life
-
-    def _plan_renewal(self, now_s: float) -> float:
-        """Never together with another one's: earlier, if need be."""
-        renewed_s, apart_s = now_s + self._max_age_s, self._max_age_s / _APART
-        for other in sorted(self._lives.values(), key=attrgetter("renewed_s"), reverse=True):
-            if abs(renewed_s - other.renewed_s) < apart_s:
-                renewed_s = other.renewed_s - apart_s
-        return renewed_s
 
     def hear(self, life: ConnectionRecord, received_us: int) -> None:
         """Its first frame, since the symbols were asked for: if all were blind, that is over."""
@@ -219,7 +216,13 @@ class ConnectionLog:
             ended = self._ended
             if life.heard_us is not None:
                 ended = [*ended, Heard(life.heard_us, life.seen_until_us, life.last_frame_us)]
-                self._add_holes(life, cause, ended, reading)
+                # It was believed to be read until now: where nobody else was since its last frame, a gap has been.
+                end_us = max(one.until_us for one in ended)
+                if reading:
+                    end_us = min(one.heard_us for one in reading if one.heard_us is not None)
+                for since_us, until_us in find_holes(life.seen_until_us, [one[:2] for one in ended], end_us):
+                    late_us = max(one.last_us for one in ended if one.until_us <= since_us)
+                    self._gaps.add(cause, since_us, until_us, heard_us=late_us)
             if reading:
                 least_us = min(one.seen_until_us for one in reading)
                 self._ended = [one for one in ended if one.until_us > least_us]
@@ -228,14 +231,3 @@ class ConnectionLog:
                 since_us = max((one.until_us for one in ended), default=life.seen_until_us)
                 self._gaps.open(cause, since_us, heard_us=max((one.last_us for one in ended), default=since_us))
             return len(reading)
-
-    def _add_holes(
-        self, life: ConnectionRecord, cause: Cause, ended: list[Heard], reading: list[ConnectionRecord]
-    ) -> None:
-        """It was believed to be read until now: where nobody else was since its last frame, a gap has been."""
-        end_us = max(one.until_us for one in ended)
-        if reading:
-            end_us = min(one.heard_us for one in reading if one.heard_us is not None)
-        for since_us, until_us in find_holes(life.seen_until_us, [one[:2] for one in ended], end_us):
-            late_us = max(one.last_us for one in ended if one.until_us <= since_us)
-            self._gaps.add(cause, since_us, until_us, heard_us=late_us)

@@ -15,16 +15,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import structlog
+import tenacity
 from pydantic import BaseModel, Field
-from tenacity import (
-    AttemptManager,
-    RetryCallState,
-    Retrying,
-    retry_if_exception_type,
-    stop_when_event_set,
-    wait_exponential,
-    wait_random,
-)
 from tenacity.nap import sleep_using_event
 
 from ingestor.capture.connection import Connection, connect
@@ -109,7 +101,9 @@ class Connector:
         self._proxy = choose_proxy(feed.url(), settings.proxy)
         self._waits = waits
         self._stop = stop
-        self._backoff = wait_exponential(waits.again_s, settings.backoff_max) + wait_random(0, waits.again_s)
+        self._backoff = tenacity.wait_exponential(waits.again_s, settings.backoff_max) + tenacity.wait_random(
+            0, waits.again_s
+        )
 
     def connect(self, avoid: Collection[str] = ()) -> Connection:
         """To another address than those to `avoid`, where the venue has more.
@@ -167,17 +161,17 @@ class Connector:
             if time.monotonic() >= deadline_s:
                 raise Stalled(f"no answer to the login for {login.timeout_s:g} s")
 
-    def until_stop(self) -> Iterator[AttemptManager]:
+    def until_stop(self) -> Iterator[tenacity.AttemptManager]:
         """One attempt after the other. One that ends in ConnectionLost is waited out, longer and longer; after one
         that ends well the next comes at once. Any other error ends them, and is raised.
         """
         while not self._stop.is_set():
             with contextlib.suppress(ConnectionLost):  # of the attempt that the stop found
-                yield from Retrying(
-                    retry=retry_if_exception_type(ConnectionLost),
+                yield from tenacity.Retrying(
+                    retry=tenacity.retry_if_exception_type(ConnectionLost),
                     wait=self._pause,
                     sleep=sleep_using_event(self._stop),
-                    stop=stop_when_event_set(self._stop),
+                    stop=tenacity.stop_when_event_set(self._stop),
                     reraise=True,
                 )
 
@@ -185,7 +179,7 @@ class Connector:
         """After we hung up: until the venue has noticed, a second connection would end both."""
         self._stop.wait(self._waits.again_s)
 
-    def _pause(self, state: RetryCallState) -> float:
+    def _pause(self, state: tenacity.RetryCallState) -> float:
         """How long to wait before the next attempt, by what ended the last one."""
         seconds = self._backoff(state)
         error = state.outcome.exception() if state.outcome else None

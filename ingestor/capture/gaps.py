@@ -11,7 +11,7 @@ import structlog
 from ingestor.errors import DamagedFile
 from ingestor.history import History
 from ingestor.journal.follower import Follower, Rows
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.ledger import Ledger, now_us
 

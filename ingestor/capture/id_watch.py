@@ -17,7 +17,7 @@ from ingestor.capture.stream_state import Observed
 from ingestor.errors import DamagedFile
 from ingestor.facts import Fact
 from ingestor.journal.follower import Follower, Rows
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.ledger import Ledger, now_us
 from ingestor.trade_ids import find_seen

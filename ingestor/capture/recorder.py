@@ -21,7 +21,7 @@ from ingestor.capture.wall_clock import STEP_US, VenueTime
 from ingestor.config.sections import JournalSettings
 from ingestor.errors import RowsUnsaved
 from ingestor.feeds import Decoded, Feed, Frames, Notice
-from ingestor.journal.segment import Header, Kind, Pieces, encode_raw
+from ingestor.journal.records import Header, Kind, Pieces, encode_raw
 from ingestor.journal.writer import Block, Journal
 from ingestor.metrics import REPEATED, Counts
 from ingestor.schema import RECEIVED_AT, RUN_SHIFT, recorded
@@ -143,8 +143,10 @@ class BlockDecoder:
             more = decoded.trades.select(["symbol", "timestamp"]).filter(validated.repeated)
             repeated = more if repeated is None else pa.concat_batches([repeated, more])
         counts = _count(len(frames), decoded, rows.num_rows, refused, 0 if repeated is None else repeated.num_rows)
-        if beside_others and rows.num_rows and not refused:
-            self._remember_texts(block, decoded, rows, frame_of)
+        if beside_others and rows.num_rows and not refused and len(decoded.frame_of.unique()) == len(decoded.frame_of):
+            # Nothing was refused, and no frame holds several trades.
+            payloads = [frames.payloads[one] for one in frame_of.to_pylist()]
+            self._texts.remember(block.connection, payloads, rows, last_us)
         batch = self._with_recorder_columns(rows, frame_of, block)
         # Of two connections one block may reach a moment further than the next: what counts is the last so far.
         self._last_us = max(last_us, self._last_us) if self._last_us - last_us < STEP_US else last_us
@@ -168,12 +170,6 @@ class BlockDecoder:
             [replace(one, frame=places[one.frame]) for one in decoded.rejects],
             [replace(one, frame=places[one.frame]) for one in decoded.notices],
         )
-
-    def _remember_texts(self, block: FrameBlock, decoded: Decoded, rows: pa.RecordBatch, frame_of: pa.Array) -> None:
-        """Of a block of which nothing was refused, and no frame holds several trades."""
-        if len(decoded.frame_of.unique()) == len(decoded.frame_of):
-            payloads, received_us = block.frames.payloads, block.frames.received_us[-1]
-            self._texts.remember(block.connection, [payloads[one] for one in frame_of.to_pylist()], rows, received_us)
 
     def _validate(self, block: FrameBlock, trades: pa.RecordBatch) -> Validated:
         """The verdict on these trades: are they sane, and has no other connection brought them already?"""

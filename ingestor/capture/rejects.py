@@ -125,17 +125,13 @@ class Rejects:
         if self.truncated_on != day:
             self.truncated_on = day
             log.error("rejects.flooded", date=day.isoformat(), limit=self._max_bytes)
-        left_out = self._left_out | self._count(refused)
+        newest = {one.reason: one for one in refused}
+        left_out = dict(self._left_out)  # ours once it is written
+        for reason, count in Counter(one.reason for one in refused).items():
+            before = left_out[reason].count if reason in left_out else 0
+            left_out[reason] = _LeftOut(before + count, count, newest[reason])
         self._put(b"".join(one.format(self._run) for one in left_out.values()))
         self._left_out = left_out
-
-    def _count(self, refused: list[Refused]) -> dict[str, _LeftOut]:
-        counts = Counter(one.reason for one in refused)
-        newest = {one.reason: one for one in refused}
-        before = {reason: one.count for reason, one in self._left_out.items()}
-        return {
-            reason: _LeftOut(before.get(reason, 0) + count, count, newest[reason]) for reason, count in counts.items()
-        }
 
     def _put(self, lines: bytes) -> None:
         """Behind the lines that stay."""

@@ -2,13 +2,13 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import structlog
 
 from ingestor.capture.connection import Connection
 from ingestor.capture.gaps import Gaps
-from ingestor.capture.stream_state import Observed, Refusal, Requests
+from ingestor.capture.stream_state import Observed, Requests
 from ingestor.feeds import Feed
 from ingestor.ledger import Ledger, now_us
 
@@ -97,42 +97,35 @@ class Subscriptions:
         """Ask again, some time later, for what the venue refused: its refusals can be false (Finnhub-API #472), and
         places get free.
         """
-        refusals = self._observed.take_refusals(self._requests.others(self._number))
-        if refusals:
-            self._note(refusals, now_s)
+        others = self._requests.others(self._number)
+        refusals, told_us = self._observed.take_refusals(others), now_us()
+        facts = [
+            {
+                "at": told_us,
+                "fact": "symbol.refused",
+                "connection": self._number,
+                "symbol": one.symbol,
+                "text": one.text,
+            }
+            for one in refusals
+        ]
+        if facts:
+            self._ledger.record_all(facts)
+        for refusal in refusals:
+            log.warning("symbol.refused", symbol=refusal.symbol, text=refusal.text, retry_s=self._retry_s)
+            meant = [one for one in self.symbols if one == refusal.symbol]
+            if not meant:  # it may mean any symbol of which no trade came on this connection
+                last_s = self._observed.last_trade_s
+                meant = [one for one in self.symbols if last_s.get(one, float("-inf")) < self._requested_s]
+            elif not any(refusal.symbol in self._requests.brought(other) for other in others):
+                self._gaps.open("refused", refusal.received_us, refusal.symbol)
+            for symbol in meant:
+                self._retry_at_s.setdefault(symbol, now_s + self._retry_s)
         due = [symbol for symbol, at_s in self._retry_at_s.items() if at_s <= now_s]
         if due:
             for symbol in due:
                 del self._retry_at_s[symbol]
             self.request_again("refused", due)
-
-    def _note(self, refusals: Iterable[Refusal], now_s: float) -> None:
-        told_us = now_us()
-        self._ledger.record_all(
-            [
-                {
-                    "at": told_us,
-                    "fact": "symbol.refused",
-                    "connection": self._number,
-                    "symbol": refusal.symbol,
-                    "text": refusal.text,
-                }
-                for refusal in refusals
-            ]
-        )
-        others = self._requests.others(self._number)
-        for refusal in refusals:
-            log.warning("symbol.refused", symbol=refusal.symbol, text=refusal.text, retry_s=self._retry_s)
-            if refusal.symbol in self.symbols:
-                if not any(refusal.symbol in self._requests.brought(other) for other in others):
-                    self._gaps.open("refused", refusal.received_us, refusal.symbol)
-                self._retry_at_s.setdefault(refusal.symbol, now_s + self._retry_s)
-            else:
-                # It may mean any symbol of which no trade came on this connection.
-                last_s = self._observed.last_trade_s
-                silent = [one for one in self.symbols if last_s.get(one, float("-inf")) < self._requested_s]
-                for symbol in silent:
-                    self._retry_at_s.setdefault(symbol, now_s + self._retry_s)
 
     def send_due(self, connection: Connection, now_s: float) -> None:
         """Send what is to be asked for, as fast as the venue wants to be asked, and the heartbeat. Raises

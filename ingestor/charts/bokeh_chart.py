@@ -63,8 +63,14 @@ class Chart:
         self._interval_ms = parse_interval(bars.interval)
         self.update(bars.series([]), (x_range.start, x_range.end))
         self.panes = [self._draw_price(x_range), *self._draw_indicators(x_range)]
-        for pane in self.panes:
-            self._shade(pane)
+        for pane in self.panes:  # blind time, with its cause and length at the pointer
+            shade = pane.vstrip(
+                x0="start", x1="end", source=self._blind_source, fill_color="colour", line_color="colour",
+                fill_alpha=0.3, line_alpha=0.3, level="underlay",
+            )  # fmt: skip
+            pane.add_tools(
+                models.HoverTool(renderers=[shade], tooltips=[("state", "@state"), ("for", "@seconds{0,0.0} s")])
+            )
 
     def update(self, series: Series, seen: tuple[float, float]) -> None:
         """Send what has changed of the stretch of time (ms) that is seen, and of some to its sides."""
@@ -205,16 +211,6 @@ class Chart:
         pane.yaxis.ticker = models.BasicTicker(desired_num_ticks=3 if small else 6)
         pane.js_on_change("inner_width", models.CustomJS(code=_LET_SCROLL))  # as soon as it is laid out
         return pane
-
-    def _shade(self, pane: figure) -> None:
-        """Blind time, with its cause and length at the pointer."""
-        shade = pane.vstrip(
-            x0="start", x1="end", source=self._blind_source, fill_color="colour", line_color="colour",
-            fill_alpha=0.3, line_alpha=0.3, level="underlay",
-        )  # fmt: skip
-        pane.add_tools(
-            models.HoverTool(renderers=[shade], tooltips=[("state", "@state"), ("for", "@seconds{0,0.0} s")])
-        )
 
 
 # Frames

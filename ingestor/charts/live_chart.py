@@ -128,7 +128,11 @@ class _LivePane:
         price = f"{points.prices[-1]:,.10g}" if len(points.prices) else "no trade yet"
         self._newest.set_text(describe_blindness(held) if held else price)
         self._newest.set_color(self._theme.down if held else self._theme.ink)
-        self._shade(blind)
+        for shade in self._shades:
+            shade.remove()
+        first, last = (edge * DAY_MS for edge in self._axes.get_xlim())
+        seen = [one for one in blind if one.start_ms < last and one.end_ms > first]
+        self._shades = shade_blind(self._axes, seen, self._theme)
 
     def _set_limits(self, points: Points, end_ms: float) -> None:
         """From side to side what is shown; a single point, and a price that stands still, need some room too."""
@@ -138,10 +142,3 @@ class _LivePane:
         low, high = float(points.prices.min()), float(points.prices.max())
         room = max((high - low) * 0.15, abs(high) * 1e-5, 1e-9)
         self._axes.set_ylim(low - room, high + room)
-
-    def _shade(self, blind: Sequence[Blind]) -> None:
-        for shade in self._shades:
-            shade.remove()
-        first, last = (edge * DAY_MS for edge in self._axes.get_xlim())
-        seen = [one for one in blind if one.start_ms < last and one.end_ms > first]
-        self._shades = shade_blind(self._axes, seen, self._theme)

@@ -218,7 +218,8 @@ class LiveBars:
         self._recipe = Recipe(parse_interval(interval), UTC, "all", "sip")
         self._bars = bars
         self._tail_ms = self._tail_start(now_ms)
-        start, end = (_time(ms) for ms in (self._tail_ms - bars * self._recipe.interval_ms, self._tail_ms))
+        start_ms = self._tail_ms - bars * self._recipe.interval_ms
+        start, end = (datetime.fromtimestamp(ms / 1000, UTC) for ms in (start_ms, self._tail_ms))
         with no_warnings():
             settled = read_bars(root, interval, [symbol], start, end, engine="arrow")
         starts = settled.column("start").cast(pa.int64())
@@ -274,7 +275,3 @@ class LiveBars:
 
     def _tail_start(self, now_ms: int) -> int:
         return self._recipe.grid(now_ms, now_ms).start_of(now_ms - _LATE_MS)
-
-
-def _time(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)

@@ -12,21 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ingestor.backfill.sources import SOURCES, Source, make_source
-from ingestor.cli.options import (
-    config_dir,
-    example,
-    json_option,
-    parse_time,
-    print_table,
-    query_options,
-    read_span,
-    reading_options,
-    recording_options,
-    root_from,
-    tz_option,
-    warn_of_unknown_symbols,
-    wide_option,
-)
+from ingestor.cli import options
 from ingestor.cli.printing import format_json, format_time, percent, wrap_text
 from ingestor.config import DEFAULT_PATH, Settings, load_settings
 from ingestor.config.feeds import BinanceSettings, find_history
@@ -68,13 +54,13 @@ def _source_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command(
-    epilog=example(
+    epilog=options.example(
         "ingestor backfill --config kraken.yaml --dry-run",
         "ingestor backfill --root data --source alpaca --start 2026-11-20",
     )
 )
-@query_options
-@wide_option
+@options.query_options
+@options.wide_option
 @click.option("--dry-run", is_flag=True, help="Ask and compare, and write nothing. Works beside a running recorder.")
 @_source_options
 @click.option(
@@ -111,8 +97,8 @@ def backfill(
     from ingestor.backfill.fill import Backfill
 
     configure_logs("warning", "auto", [])
-    asked = read_span(start, end, tz)
-    layout = Layout(root_from(config, root))
+    asked = options.read_span(start, end, tz)
+    layout = Layout(options.root_from(config, root))
     settings = _read_settings(config, root)
     open_recording(layout.root)  # names what is no recording before anything is locked
     source = _find_source(layout, settings, config, name, url)
@@ -124,7 +110,7 @@ def backfill(
         work = Backfill(layout, source, min_agreement=min_agreement, dry_run=dry_run)
         holes = work.find_holes(symbols, *bounds)
         outcomes = list(_shown(work.fill(holes), len(holes)))
-    warn_of_unknown_symbols([layout.root], symbols, [hole.symbol for hole in holes])
+    options.warn_of_unknown_symbols([layout.root], symbols, [hole.symbol for hole in holes])
     rows = [_as_row(one, source.name, tz, dry_run=dry_run) for one in outcomes]
     if as_json:
         filled = sum(one.rows for one in outcomes)
@@ -137,17 +123,17 @@ def backfill(
             | ({"result": "not filled"} if one.why else {})
             for row, one in zip(rows, outcomes, strict=True)
         ]
-        print_table([*texts[0]], [[*row.values()] for row in texts], _SPARE_OF_GAPS, wide=wide)
+        options.print_table([*texts[0]], [[*row.values()] for row in texts], _SPARE_OF_GAPS, wide=wide)
         for row, one in zip(rows, outcomes, strict=True):
             if one.why:
                 click.echo(wrap_text("", escape(f"{row['symbol']}, {row['start']}: {one.why}")))
 
 
-@click.command(epilog=example("ingestor audit --config kraken.yaml --day yesterday"))
-@reading_options
-@tz_option
-@json_option
-@wide_option
+@click.command(epilog=options.example("ingestor audit --config kraken.yaml --day yesterday"))
+@options.reading_options
+@options.tz_option
+@options.json_option
+@options.wide_option
 @click.option("--day", required=True, metavar="DATE", help="A UTC date: 2026-11-20, today or yesterday.")
 @_source_options
 def audit(
@@ -171,12 +157,12 @@ def audit(
     from ingestor.backfill.audit import Audit
 
     configure_logs("warning", "auto", [])
-    layout = Layout(root_from(config, root))
+    layout = Layout(options.root_from(config, root))
     settings = _read_settings(config, root)
     open_recording(layout.root)
     source = _find_source(layout, settings, config, name, url)
-    work = Audit(layout, source, parse_time(day, UTC, "--day").date(), symbols)
-    warn_of_unknown_symbols([layout.root], symbols, work.symbols)
+    work = Audit(layout, source, options.parse_time(day, UTC, "--day").date(), symbols)
+    options.warn_of_unknown_symbols([layout.root], symbols, work.symbols)
     found = list(_shown(work.run(), len(work.symbols)))
     rows = [_as_audited(one) for one in found]
     if as_json:
@@ -189,14 +175,14 @@ def audit(
             {**row, "complete": percent(row["complete"])} | ({"result": "failed"} if one.why else {})
             for row, one in zip(rows, found, strict=True)
         ]
-        print_table([*texts[0]], [[*row.values()] for row in texts], _SPARE_OF_SYMBOLS, wide=wide)
+        options.print_table([*texts[0]], [[*row.values()] for row in texts], _SPARE_OF_SYMBOLS, wide=wide)
         for reason in dict.fromkeys(one.why for one in found if one.why):
             click.echo(wrap_text("", escape(reason)))
         unmatched = [one for audited in found for one in _name_unmatched(audited, tz) if not one["in_gap"]]
         if unmatched:
             click.echo("\nWhat no gap explains:")
             table = [[*one.values()][:-1] for one in unmatched[:_SHOWN]]
-            print_table([*unmatched[0]][:-1], table, ("id", "volume"), wide=wide)
+            options.print_table([*unmatched[0]][:-1], table, ("id", "volume"), wide=wide)
             if len(unmatched) > _SHOWN:
                 click.echo(f"… and {len(unmatched) - _SHOWN:,} more: --json names 1,000 of each symbol")
     sys.exit(0 if all(one.clean for one in found) else 1)
@@ -227,15 +213,15 @@ def _check_delimiter(_ctx: click.Context, _param: click.Parameter, text: str) ->
 
 @click.command(
     "import",
-    epilog=example(
+    epilog=options.example(
         "ingestor import aapl.csv --symbol AAPL --columns price=px --time-unit ms",
         "ingestor import *.parquet --time-zone America/New_York --dry-run",
     ),
 )
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@recording_options
-@wide_option
-@json_option
+@options.recording_options
+@options.wide_option
+@options.json_option
 @click.option(
     "--columns",
     metavar="NAME=COLUMN,…",
@@ -280,7 +266,7 @@ def import_(
     from ingestor.backfill.import_files import Import, Terms
 
     configure_logs("warning", "auto", [])
-    layout = Layout(root_from(config, root))
+    layout = Layout(options.root_from(config, root))
     if isinstance(layout.root, StorePath):
         raise ConfigError(f"{layout.root} is a copy, which is only read: import into the root that it was made of")
     if symbol is not None and "symbol" in columns:
@@ -308,7 +294,7 @@ def import_(
 def _print_imported(reports: "list[Report]", *, name_faults: bool, wide: bool) -> None:
     rows = [_as_imported(one) for one in reports]
     if rows:
-        print_table([*rows[0]], [[*row.values()] for row in rows], _SPARE_OF_FILES, wide=wide)
+        options.print_table([*rows[0]], [[*row.values()] for row in rows], _SPARE_OF_FILES, wide=wide)
     for one in reports if name_faults else ():
         for fault in one.faults[:_SHOWN]:
             click.echo(escape(f"{one.file}, {fault}"), err=True)
@@ -428,9 +414,9 @@ def _find_source(
         raise ConfigError(f"no history of {history.venue or history.feed} is known: name one with --source")
     key = None
     if name == "finnhub":
-        key = load_key(config_dir(config))
+        key = load_key(options.config_dir(config))
         if key is None:
             raise ConfigError("Finnhub's history needs the key: FINNHUB_API_KEY, or .env beside the settings")
-    secrets = load_source_secrets(name, config_dir(config))
+    secrets = load_source_secrets(name, options.config_dir(config))
     connection = settings.connection if settings else None
     return make_source(name, url, key.value.get_secret_value() if key else "", secrets, connection)

@@ -8,17 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ingestor.cli.options import (
-    TimeRange,
-    example,
-    json_option,
-    listen_options,
-    query_options,
-    read_span,
-    reading_options,
-    require_extra,
-    root_from,
-)
+from ingestor.cli import options
 from ingestor.cli.printing import format_address, format_bytes, format_json
 from ingestor.errors import ConfigError, IngestorError
 
@@ -35,13 +25,13 @@ _BEFORE = timedelta(minutes=1)
 
 
 @click.command(
-    epilog=example(
+    epilog=options.example(
         "pip install 'finnhub-ingestor[charts]'",
         "ingestor plot --symbols AAPL --png aapl.png --start 2026-11-20",
         "ingestor plot --symbols AAPL",
     )
 )
-@query_options
+@options.query_options
 @click.option("--png", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write a picture here.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 @click.option("--interval", metavar="INTERVAL", help="Bars of the picture.  [default: 400 or fewer from side to side]")
@@ -72,12 +62,16 @@ def plot(
     A picture needs no display, and its file and bars are printed. The window follows the recorder without slowing it
     down; close it to end.
     """
-    require_extra("charts", "matplotlib", "talib")
+    options.require_extra("charts", "matplotlib", "talib")
     from ingestor.charts.series import DARK, LIGHT
 
     if not symbols or len(symbols) > _MAX_SYMBOLS:
         raise click.UsageError(f"name the symbols to draw, up to {_MAX_SYMBOLS}: --symbols AAPL")
-    span, theme, found_root = read_span(start, end, tz), DARK if dark else LIGHT, root_from(config, root)
+    span, theme, found_root = (
+        options.read_span(start, end, tz),
+        DARK if dark else LIGHT,
+        options.root_from(config, root),
+    )
     if png is not None:
         if png.exists() and not overwrite:
             raise ConfigError(f"{png} exists already: choose another name, or add --overwrite")
@@ -86,13 +80,19 @@ def plot(
         told = f"{png}: {bars:,} bars, {format_bytes(size)}"
         click.echo(format_json({"file": str(png), "bars": bars, "bytes": size}) if as_json else told)
         return
-    if span != TimeRange(None, None) or interval is not None or as_json or overwrite:
+    if span != options.TimeRange(None, None) or interval is not None or as_json or overwrite:
         raise click.UsageError("--start, --end, --interval, --overwrite and --json belong to a picture: add --png FILE")
     _show_window(found_root, symbols, points, average, tz, theme)
 
 
 def _write_picture(
-    root: Path, path: Path, symbols: Sequence[str], span: TimeRange, tz: tzinfo, interval: str | None, theme: "Theme"
+    root: Path,
+    path: Path,
+    symbols: Sequence[str],
+    span: options.TimeRange,
+    tz: tzinfo,
+    interval: str | None,
+    theme: "Theme",
 ) -> int:
     """Draw the picture, and return the number of its bars."""
     from ingestor.charts.matplotlib_chart import draw_picture, save_picture
@@ -151,12 +151,12 @@ def _show_window(
 
 
 @click.command(
-    epilog=example(
+    epilog=options.example(
         "pip install 'finnhub-ingestor[charts]'",
         "ingestor dashboard --symbols AAPL,MSFT",
     )
 )
-@reading_options
+@options.reading_options
 @click.option(
     "--interval",
     type=click.Choice(["1s", "5s", "15s", "1m", "5m", "15m", "1h"]),
@@ -164,9 +164,9 @@ def _show_window(
     show_default=True,
     help="Bars to begin with.",
 )
-@listen_options(5006, "Address to listen on, of this machine alone.")
+@options.listen_options(5006, "Address to listen on, of this machine alone.")
 @click.option("--dark/--light", default=None, help="Background.  [default: as the system's]")
-@json_option
+@options.json_option
 def dashboard(
     config: Path | None,
     root: Path | None,
@@ -181,13 +181,13 @@ def dashboard(
 
     Prints the address when it can be opened.
     """
-    require_extra("charts", "bokeh", "talib")
+    options.require_extra("charts", "bokeh", "talib")
     from ingestor.charts.bokeh_app import MAX_SYMBOLS, View, run_dashboard
     from ingestor.charts.series import DARK, LIGHT
     from ingestor.dataset.snapshot import open_recording
 
     if symbols is not None and len(symbols) > MAX_SYMBOLS:
         raise click.UsageError(f"up to {MAX_SYMBOLS} symbols fit side by side")
-    found_root = open_recording(root_from(config, root)).root
+    found_root = open_recording(options.root_from(config, root)).root
     view = View(found_root, symbols or (), interval, None if dark is None else DARK if dark else LIGHT)
     run_dashboard(view, host, port, lambda url: click.echo(format_address(url, as_json=as_json)))

@@ -29,7 +29,7 @@ from ingestor.config.yaml_file import read_yaml
 from ingestor.errors import ConfigError
 from ingestor.layout import Layout, read_holder
 from ingestor.operations.alerts import load_receivers
-from ingestor.operations.preflight import Answer, Rest, VenueUnreachable, find_unknown, measure_disk
+from ingestor.operations.preflight import Rest, VenueUnreachable, find_unknown, measure_disk
 from ingestor.texts import escape, format_size
 
 _LOWER_NAMED, _UNKNOWN_NAMED = 5, 8
@@ -270,7 +270,16 @@ def ask_venue(rest: Rest, tickers: Sequence[str]) -> Iterator[Finding]:
     """Key, clock and symbols; one warning where nobody answers."""
     try:
         answer = rest.get("/quote?symbol=AAPL")
-        yield _judge_key(answer)
+        if answer.status in (401, 403):
+            text = f"the venue refuses it ({answer.status}): copy it anew from finnhub.io"
+            yield Finding("error", "key", text)
+        elif answer.status == 429:
+            text = "the venue says too many calls (429): somebody else uses it, or wait a minute"
+            yield Finding("warning", "key", text)
+        elif answer.status != 200:
+            yield Finding("warning", "key", f"the venue answered {answer.status}: try again later")
+        else:
+            yield Finding("ok", "key", "the venue takes it")
         offset_s = answer.clock_offset_s
         if offset_s is None:
             yield Finding("warning", "clock", "the venue gave no time to compare with")
@@ -289,16 +298,6 @@ def ask_venue(rest: Rest, tickers: Sequence[str]) -> Iterator[Finding]:
                 yield Finding("ok", "symbols", f"the venue knows those of {exchange}")
     except VenueUnreachable as error:
         yield Finding("warning", "venue", f"not reached ({error}): key, symbols and clock are not checked")
-
-
-def _judge_key(answer: Answer) -> Finding:
-    if answer.status in (401, 403):
-        return Finding("error", "key", f"the venue refuses it ({answer.status}): copy it anew from finnhub.io")
-    if answer.status == 429:
-        return Finding("warning", "key", "the venue says too many calls (429): somebody else uses it, or wait a minute")
-    if answer.status != 200:
-        return Finding("warning", "key", f"the venue answered {answer.status}: try again later")
-    return Finding("ok", "key", "the venue takes it")
 
 
 def find_disk_speed(settings: Settings) -> Iterator[Finding]:

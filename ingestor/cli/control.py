@@ -14,18 +14,7 @@ import click
 import structlog
 
 from ingestor import system
-from ingestor.cli.options import (
-    DurationType,
-    config_dir,
-    config_option,
-    example,
-    json_option,
-    reading_options,
-    recording_options,
-    root_from,
-    settings_from,
-    source_from,
-)
+from ingestor.cli import options
 from ingestor.cli.printing import format_json, format_seconds
 from ingestor.config import Flags
 from ingestor.config.addresses import choose_proxy, find_proxy_variable
@@ -43,9 +32,9 @@ _POLL_S = 0.05
 _OUTCOMES = ("settings.reloaded", "settings.refused")
 
 
-@click.command(epilog=example("ingestor reload"))
-@recording_options
-@json_option
+@click.command(epilog=options.example("ingestor reload"))
+@options.recording_options
+@options.json_option
 def reload(config: Path | None, root: Path | None, as_json: bool) -> None:
     """Subscribe and unsubscribe what has changed in `tickers`, on the open connection; wait until that is done.
 
@@ -53,7 +42,7 @@ def reload(config: Path | None, root: Path | None, as_json: bool) -> None:
     mistake is refused with its errors, and the recorder goes on as before: exit 2. The same as SIGHUP to the process,
     which answers only in its log.
     """
-    layout = Layout(settings_from(config, Flags(root=root)).storage.root.absolute())
+    layout = Layout(options.settings_from(config, Flags(root=root)).storage.root.absolute())
     holder = read_holder(layout)
     if holder is None:
         raise IngestorError(f"nothing records into {layout.root}: there is nobody to reload")
@@ -88,24 +77,24 @@ def _list(names: list[str]) -> str:
     return ", ".join(names) or "none"
 
 
-@click.command(epilog=example("ingestor stop --root data"))
-@recording_options
+@click.command(epilog=options.example("ingestor stop --root data"))
+@options.recording_options
 @click.option(
     "--timeout",
-    type=DurationType(),
+    type=options.DurationType(),
     metavar="DURATION",
     default="2m",
     show_default=True,
     help="How long to wait for it to end.",
 )
-@json_option
+@options.json_option
 def stop(config: Path | None, root: Path | None, timeout: float, as_json: bool) -> None:
     """Ask the recorder of this root to stop in order, wait until it has ended, and say what it left.
 
     The same as SIGTERM to the process. Exit 0 when it has stopped in order; 1 when it ended in another way, or still
     runs after --timeout; 3 when nothing was recording.
     """
-    layout = Layout(root_from(config, root).absolute())
+    layout = Layout(options.root_from(config, root).absolute())
     holder = read_holder(layout)
     if holder is None:
         click.echo(f"nothing records into {layout.root}", err=True)
@@ -174,9 +163,9 @@ def _has_open(pid: int, path: Path) -> bool | None:
     return any(os.path.samestat(one, path.stat()) for one in opened)
 
 
-@click.command(epilog=example("ingestor alerts test"))
+@click.command(epilog=options.example("ingestor alerts test"))
 @click.argument("what", type=click.Choice(["test", "failed"]))
-@config_option
+@options.config_option
 def alerts(config: Path | None, what: str) -> None:
     """Send a message to each receiver of alerts (ALERT_URLS): exit 0 if all took it.
 
@@ -186,8 +175,8 @@ def alerts(config: Path | None, what: str) -> None:
     from ingestor.config.sections import AlertSettings
     from ingestor.operations.alerts import load_receivers, send
 
-    settings = settings_from(config, Flags())
-    receivers = load_receivers(settings.alerts or AlertSettings(), config_dir(config))
+    settings = options.settings_from(config, Flags())
+    receivers = load_receivers(settings.alerts or AlertSettings(), options.config_dir(config))
     texts = {"test": "a test: alerts arrive here", "failed": "the recorder has failed: see its log"}
     text = f"{socket.gethostname()}: {texts[what]}"
     failed = 0
@@ -201,8 +190,8 @@ def alerts(config: Path | None, what: str) -> None:
 log = structlog.get_logger()
 
 
-@click.command(epilog=example("ingestor run --symbols AAPL,BINANCE:BTCUSDT"))
-@reading_options
+@click.command(epilog=options.example("ingestor run --symbols AAPL,BINANCE:BTCUSDT"))
+@options.reading_options
 @click.option("--url", metavar="URL", help="Address of the venue. Overrides feed.url.")
 def run(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None, url: str | None) -> None:
     """Record trades until SIGTERM or SIGINT; a second signal leaves the sealing to the next start. SIGHUP takes a
@@ -212,17 +201,17 @@ def run(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None,
     the directory can't be used, 3 where the venue refuses the key, 4 where rows could not be saved.
     """
     require_recorder()
-    source = source_from(config, Flags(symbols=symbols, root=root, url=url))
+    source = options.source_from(config, Flags(symbols=symbols, root=root, url=url))
     settings = source.read()
     variable = settings.feed.key_variable
-    key = load_key(config_dir(config), variable=variable) if settings.feed.needs_key else None
+    key = load_key(options.config_dir(config), variable=variable) if settings.feed.needs_key else None
     if key is None and settings.feed.needs_key:
-        raise ConfigError(describe_missing("there is no API key", variable, config_dir(config)))
+        raise ConfigError(describe_missing("there is no API key", variable, options.config_dir(config)))
     text = key.value.get_secret_value() if key else ""
-    secret = load_secret(SECRET_VARIABLE, config_dir(config)) or "" if settings.feed.needs_secret else ""
+    secret = load_secret(SECRET_VARIABLE, options.config_dir(config)) or "" if settings.feed.needs_secret else ""
     if settings.feed.needs_secret and not secret:
-        raise ConfigError(describe_missing("the login needs a secret", SECRET_VARIABLE, config_dir(config)))
-    receivers = load_receivers(settings.alerts, config_dir(config))
+        raise ConfigError(describe_missing("the login needs a secret", SECRET_VARIABLE, options.config_dir(config)))
+    receivers = load_receivers(settings.alerts, options.config_dir(config))
     secrets = list(filter(None, [text, secret, *receivers])) or [""]
     configure_logs(settings.logging.level, settings.logging.format, secrets)
     if key:

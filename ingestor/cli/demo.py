@@ -81,7 +81,9 @@ def demo(seconds: float, folder: Path | None) -> None:
             _watch(folder / "data", recorder, seconds)
         except KeyboardInterrupt:
             click.echo("\nStopping.", err=True)
-        _stop(recorder)
+        recorder.send_signal(signal.SIGTERM)
+        if code := recorder.wait(_STOP_S):
+            raise IngestorError(f"the recorder ended with exit code {code}: see its log")
     _show(folder)
 
 
@@ -127,13 +129,6 @@ def _watch(root: Path, recorder: subprocess.Popen[str], seconds: float) -> None:
         if now_s - started_s >= seconds or recorder.poll() is not None:
             break
     click.echo("", err=True)
-
-
-def _stop(recorder: subprocess.Popen[str]) -> None:
-    recorder.send_signal(signal.SIGTERM)
-    code = recorder.wait(_STOP_S)
-    if code:
-        raise IngestorError(f"the recorder ended with exit code {code}: see its log")
 
 
 def _show(folder: Path) -> None:

@@ -19,41 +19,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor import __version__
-from ingestor.cli.options import (
-    example,
-    json_option,
-    print_table,
-    query_options,
-    read_span,
-    root_from,
-    warn_of_nothing,
-    wide_option,
-)
+from ingestor.cli import options
 from ingestor.cli.printing import format_bytes, format_json, format_time, wrap_text
 from ingestor.closed_days import COVERAGE_FILE, close_coverage, list_day_files, make_manifest
-from ingestor.coverage import Closed, Coverage, clip, find_coverage
+from ingestor.coverage import Closed, clip, find_coverage
+from ingestor.dataset import merged, snapshot
 from ingestor.dataset.arguments import EVER, Span, to_span
 from ingestor.dataset.coverage import load_coverage
-from ingestor.dataset.merged import (
-    Lack,
-    check_one_venue,
-    disagreements,
-    find_id_column,
-    merge_coverage,
-    read_merged,
-)
 from ingestor.dataset.rows import Selection, known_schema, with_columns
-from ingestor.dataset.snapshot import (
-    date_folder,
-    list_names,
-    open_recording,
-    parse_days,
-    read_consistently,
-    take_snapshot,
-)
 from ingestor.errors import ConfigError, DamagedFile, IngestorError
 from ingestor.history import read_history
-from ingestor.journal.segment import Header, Kind
+from ingestor.journal.records import Header, Kind
 from ingestor.journal.writer import Block, Journal, Rotation, Segments
 from ingestor.layout import Layout
 from ingestor.ledger import Ledger, day_of, now_us
@@ -70,11 +46,11 @@ _BLOCK_ROWS = 1 << 13
 ROTATION = Rotation(age_s=1e9, size=32 << 20)
 
 
-@click.command(epilog=example("ingestor merge data-a data-b --into data", "ingestor verify --root data"))
+@click.command(epilog=options.example("ingestor merge data-a data-b --into data", "ingestor verify --root data"))
 @click.argument("roots", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--into", required=True, type=click.Path(path_type=Path), help="A directory that is not there yet.")
-@json_option
-@wide_option
+@options.json_option
+@options.wide_option
 def merge(roots: tuple[Path, ...], into: Path, as_json: bool, wide: bool) -> None:
     """Make one root of several that recorded the same venue: each trade that any of them has, each once.
 
@@ -87,7 +63,7 @@ def merge(roots: tuple[Path, ...], into: Path, as_json: bool, wide: bool) -> Non
     for day, so_far in merge_roots([Layout(locate_root(root)) for root in roots], Layout(into)):
         report = so_far
         if sys.stderr.isatty():
-            click.echo(f"\r\x1b[2K{day}  {report.merged:,} trades", err=True, nl=False)
+            click.echo(f"\r\x1b[2K{day}  {report.trades:,} trades", err=True, nl=False)
     if sys.stderr.isatty():
         click.echo("\r\x1b[2K", err=True, nl=False)
     rows = [
@@ -101,13 +77,15 @@ def merge(roots: tuple[Path, ...], into: Path, as_json: bool, wide: bool) -> Non
     ]
     if as_json:
         found = [{"root": str(root), "trades": trades} for root, trades in zip(roots, report.rows, strict=True)]
-        click.echo(format_json({"roots": found, "trades": report.merged, "differences": rows}))
+        click.echo(format_json({"roots": found, "trades": report.trades, "differences": rows}))
         return
     counted = [(str(root), trades) for root, trades in zip(roots, report.rows, strict=True)]
-    print_table(("root", "trades"), [*counted, (str(into), report.merged)], (), wide=wide)
+    options.print_table(("root", "trades"), [*counted, (str(into), report.trades)], (), wide=wide)
     if rows:
         click.echo("\nBoth recorded, and one lacks trades:")
-        print_table(("root", "symbol", "minute", "lacks"), [[*row.values()] for row in rows[:_SHOWN]], (), wide=wide)
+        options.print_table(
+            ("root", "symbol", "minute", "lacks"), [[*row.values()] for row in rows[:_SHOWN]], (), wide=wide
+        )
         if len(rows) > _SHOWN:
             click.echo(f"… and {len(rows) - _SHOWN:,} more such minutes: --json names all")
 
@@ -118,9 +96,9 @@ class MergeReport:
 
     rows: list[int]
     """Trades of each root that the result has, in their order."""
-    merged: int = 0
+    trades: int = 0
     """Trades of the result."""
-    differences: list[Lack] = field(default_factory=list)
+    differences: list[merged.Lack] = field(default_factory=list)
     """Minutes that a recorder recorded as a whole, as did another, and of which it lacks trades nevertheless."""
 
 
@@ -137,35 +115,39 @@ def merge_roots(
     Raises ConfigError for roots that can't be merged, NotARecording, FormatTooNew, DamagedFile, OSError.
     """
     for layout in roots:
-        open_recording(layout.root)
-    check_one_venue(roots)
+        snapshot.open_recording(layout.root)
+    merged.check_one_venue(roots)
     histories = [read_history(layout) for layout in roots]
-    schemas = [read_consistently(layout, EVER, known_schema) for layout in roots]
+    schemas = [snapshot.read_consistently(layout, EVER, known_schema) for layout in roots]
     schema = max(schemas, key=len)
     if any(not set(one.names) <= set(schema.names) for one in schemas):
         raise ConfigError("these roots have columns of several feeds: only recorders of one can be merged")
-    id_column = find_id_column(roots)
+    id_column = merged.find_id_column(roots)
     feed = next(filter(None, (history.feed for history in histories)), "")
     venue = next(filter(None, (history.venue for history in histories)), "")
     merged_from = [str(layout.root) for layout in roots] if told is None else list(told)
     ledger = begin_root(into, feed, venue, schema, id_column, merged=merged_from)
     with contextlib.closing(ledger):
         report = MergeReport([0] * len(roots))
-        coverages = [_clipped(load_coverage(layout, symbols, span=span), span) for layout in roots]
+        coverages = [load_coverage(layout, symbols, span=span) for layout in roots]
+        if span != EVER:
+            pieces = [{name: clip(one.intervals(name), *span.bounds_us) for name in one.symbols} for one in coverages]
+            gaps = [clip(one.gaps, *span.bounds_us) for one in coverages]
+            coverages = [find_coverage([], closed=Closed(*both)) for both in zip(pieces, gaps, strict=True)]
         journal = Journal(into, Segments(into, 1, 1, feed, schema), ROTATION)
         sequence = 1 << RUN_SHIFT
         with sealing(into, ledger, id_column):
-            for merged in read_merged(roots, Selection(span, tuple(schema.names), symbols), id_column):
-                sequence = _append(journal, with_columns(merged.rows, schema), sequence)
-                report.merged += merged.rows.num_rows
+            for piece in merged.read_merged(roots, Selection(span, tuple(schema.names), symbols), id_column):
+                sequence = _append(journal, with_columns(piece.rows, schema), sequence)
+                report.trades += piece.rows.num_rows
                 report.rows = [
-                    before + merged.rows.num_rows - sum(lack.trades for lack in merged.lacks if lack.root == number)
+                    before + piece.rows.num_rows - sum(lack.trades for lack in piece.lacks if lack.root == number)
                     for number, before in enumerate(report.rows)
                 ]
-                report.differences += disagreements(merged.lacks, coverages)
-                yield merged.day, report
+                report.differences += merged.disagreements(piece.lacks, coverages)
+                yield piece.day, report
             journal.close()
-        close_coverage(into, merge_coverage(coverages))
+        close_coverage(into, merged.merge_coverage(coverages))
         ledger.record("run.stopped", error=None)
 
 
@@ -218,13 +200,6 @@ def sealing(into: Layout, ledger: Ledger, id_column: str | None) -> Iterator[Non
         raise DamagedFile(f"{into.root}: what was written is not what was read")
 
 
-def _clipped(coverage: Coverage, span: Span) -> Coverage:
-    if span == EVER:
-        return coverage
-    pieces = {symbol: clip(coverage.intervals(symbol), *span.bounds_us) for symbol in coverage.symbols}
-    return find_coverage([], closed=Closed(pieces, clip(coverage.gaps, *span.bounds_us)))
-
-
 def _append(journal: Journal, rows: pa.Table, sequence: int) -> int:
     """Write these rows under the next sequence numbers; the one behind them."""
     for batch in rows.combine_chunks().to_batches(max_chunksize=_BLOCK_ROWS):
@@ -262,8 +237,8 @@ License: {license}
 {terms}"""
 
 
-@click.command(epilog=example("ingestor publish --to nvda-2026 --symbols NVDA --license CC-BY-4.0"))
-@query_options
+@click.command(epilog=options.example("ingestor publish --to nvda-2026 --symbols NVDA --license CC-BY-4.0"))
+@options.query_options
 @click.option("--to", "into", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="A new directory.")
 @click.option("--license", "terms", metavar="TEXT", help="Under which others may use it; goes into the data card.")
 def publish(
@@ -282,8 +257,8 @@ def publish(
     FOLDER is a recording like any other: every command reads it, and verify checks it. It names no path of yours.
     Prints how many trades are in it, and what to look at before you hand it on: the venue's terms.
     """
-    source, target = open_recording(root_from(config, root)), Layout(into)
-    span = to_span(read_span(start, end, tz))
+    source, target = snapshot.open_recording(options.root_from(config, root)), Layout(into)
+    span = to_span(options.read_span(start, end, tz))
     for _ in merge_roots([source], target, span, symbols, told=[]):
         pass
     for folder in (target.journal, target.cursors, target.staging, target.rejects):
@@ -292,7 +267,7 @@ def publish(
     rows, size = _write_card(target, venue, terms)
     if not rows:
         shutil.rmtree(into)
-        warn_of_nothing(source.root, symbols, tz)
+        options.warn_of_nothing(source.root, symbols, tz)
         raise IngestorError("there is nothing to publish: no trades of these symbols in that time")
     if as_json:
         click.echo(format_json({"folder": str(into), "trades": rows, "bytes": size}))
@@ -304,14 +279,14 @@ def publish(
 def _write_card(target: Layout, venue: str, terms: str | None) -> tuple[int, int]:
     """Write manifests, data card and README; the rows and the bytes of the data set."""
     kinds = [kind for kind in (target.trades, target.coverage, target.accounts) if kind.is_dir()]
-    days = sorted({day for kind in kinds for day in parse_days(list_folder(kind))})
+    days = sorted({day for kind in kinds for day in snapshot.parse_days(list_folder(kind))})
     target.manifests.mkdir()
     paths: dict[str, list[str]] = {"trades": [], "coverage": []}
     rows = size = 0
     traded: list[date] = []
     for day in days:
-        folder = date_folder(target, day)
-        trades = {f"trades/{folder.name}/{name}": folder / name for name in list_names(folder)}
+        folder = snapshot.date_folder(target, day)
+        trades = {f"trades/{folder.name}/{name}": folder / name for name in snapshot.list_names(folder)}
         manifest = make_manifest(day, _name_of(target), trades | list_day_files(target, day), mirror=False)
         target.manifest_file(day).write_bytes(manifest.encode())
         rows += manifest.rows
@@ -320,14 +295,19 @@ def _write_card(target: Layout, venue: str, terms: str | None) -> tuple[int, int
             size += one.bytes
             if (kind := one.path.partition("/")[0]) in paths:
                 paths[kind].append(one.path)
-    schemas = {"trades": known_schema(take_snapshot(target, EVER)), "coverage": COVERAGE_FILE}
+    schemas = {"trades": known_schema(snapshot.take_snapshot(target, EVER)), "coverage": COVERAGE_FILE}
+    types = {"timestamp": "datetime", "double": "number", "int64": "integer", "bool": "boolean"}
+    fields = {
+        kind: [{"name": one.name, "type": types.get(str(one.type).partition("[")[0], "string")} for one in schema]
+        for kind, schema in schemas.items()
+    }
     package: dict[str, Any] = {
         "name": _name_of(target).lower(),
         "title": f"Trades of {venue}",
         "licenses": [{"name": terms}] if terms else [],
         "sources": [{"title": venue}],
         "resources": [
-            {"name": kind, "path": files, "format": "parquet", "schema": {"fields": _describe_columns(schemas[kind])}}
+            {"name": kind, "path": files, "format": "parquet", "schema": {"fields": fields[kind]}}
             for kind, files in paths.items()
             if files
         ],
@@ -346,8 +326,3 @@ def _write_card(target: Layout, venue: str, terms: str | None) -> tuple[int, int
 def _name_of(target: Layout) -> str:
     """The name of the data set: that of its folder."""
     return target.root.absolute().name
-
-
-def _describe_columns(schema: pa.Schema) -> list[dict[str, str]]:
-    kinds = {"timestamp": "datetime", "double": "number", "int64": "integer", "bool": "boolean"}
-    return [{"name": one.name, "type": kinds.get(str(one.type).partition("[")[0], "string")} for one in schema]

@@ -75,22 +75,18 @@ def fit_table(
     for name in reversed([one for one in spare if one in wide]):
         if sum(least[one] + 2 for one in {*kept, name}) - 2 <= width:
             kept.add(name)
-    caps = _find_caps({name: wide[name] for name in columns if name in kept}, texts & kept, width)
+    # How wide each column may be so that all of them fit: the widest of texts give way. Numbers and times don't.
+    caps = {name: wide[name] for name in columns if name in kept}
+    excess = sum(caps.values()) + 2 * (len(caps) - 1) - width
+    yielding = sorted(texts & kept)
+    while excess > 0 and yielding and caps[widest := max(yielding, key=lambda name: caps[name])] > _SHORTEST:
+        caps[widest] -= 1
+        excess -= 1
     places = [at for at, name in enumerate(columns) if name in kept]
     shown = ([_cut(row[at], caps[columns[at]]) for at in places] for row in body)
     text = format_table([columns[at] for at in places], shown)
     cut = [f"{name} in full" for name in caps if caps[name] < wide[name]]
     return text, cut + [name for name in columns if name not in kept]
-
-
-def _find_caps(wide: dict[str, int], texts: set[str], width: int) -> dict[str, int]:
-    """How wide each column may be so that all of them fit: the widest of texts give way. Numbers and times don't."""
-    caps = dict(wide)
-    excess = sum(caps.values()) + 2 * (len(caps) - 1) - width
-    while excess > 0 and texts and caps[widest := max(sorted(texts), key=lambda name: caps[name])] > _SHORTEST:
-        caps[widest] -= 1
-        excess -= 1
-    return caps
 
 
 def _cut(cell: object, cap: int) -> object:

@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import ValidationError
 
-from ingestor.cli.options import (
-    example,
-    json_option,
-    listen_options,
-    recording_options,
-    require_extra,
-    root_from,
-)
+from ingestor.cli import options
 from ingestor.cli.printing import format_address
 from ingestor.config.addresses import allowed_hosts, find_host
 from ingestor.config.sections import RedisSettings
@@ -37,14 +30,14 @@ def _check_origins(_ctx: click.Context, _param: click.Parameter, origins: tuple[
 
 
 @click.command(
-    epilog=example(
+    epilog=options.example(
         "pip install 'finnhub-ingestor[live]'",
         "ingestor serve",
     )
 )
-@recording_options
+@options.recording_options
 @click.option("--redis", metavar="URL", help="Take prices from the Redis of a recorder elsewhere.")
-@listen_options(8766)
+@options.listen_options(8766)
 @click.option("--allow-host", "allowed", multiple=True, metavar="NAME", help="A name it is called by; repeatable.")
 @click.option(
     "--allow-origin",
@@ -75,31 +68,31 @@ def _check_origins(_ctx: click.Context, _param: click.Parameter, origins: tuple[
     show_default=True,
     help="Symbols a WebSocket may ask for.",
 )
-@json_option
-def serve(config: Path | None, root: Path | None, as_json: bool, **options: Any) -> None:
+@options.json_option
+def serve(config: Path | None, root: Path | None, as_json: bool, **given: Any) -> None:
     """Serve live prices, history and a page, until Ctrl-C. Does not slow down the recorder.
 
     Prints the address when clients can connect: open it, or send {"action":"subscribe","symbol":"AAPL"} to its
     /live-price over a WebSocket. What happens then is logged on stderr.
     """
-    require_extra("live", "starlette", "uvicorn", "jwt", "cryptography")
+    options.require_extra("live", "starlette", "uvicorn", "jwt", "cryptography")
     from ingestor.live.access import load_verifier
     from ingestor.live.server import PriceService, listen, run_service
     from ingestor.live.subscriptions import Limits
 
     configure_logs("info", "auto", [os.environ.get(name, "") for name in _SECRETS])
-    host: str = options["host"]
-    if options["jwt"] is None and options["public_key"] is not None:
+    host: str = given["host"]
+    if given["jwt"] is None and given["public_key"] is not None:
         raise ConfigError("--public-key FILE belongs to --jwt RS256")
     verifier = None  # nobody is asked for a token
-    if options["jwt"] is not None:
-        verifier = load_verifier(options["jwt"], options["audience"], options["public_key"], os.environ)
-    limits = Limits(options["max_clients"], options["max_symbols"])
-    with listen(host, options["port"], authenticated=verifier is not None) as listening:
-        source, layout = _open_source(config, root, options["redis"])
+    if given["jwt"] is not None:
+        verifier = load_verifier(given["jwt"], given["audience"], given["public_key"], os.environ)
+    limits = Limits(given["max_clients"], given["max_symbols"])
+    with listen(host, given["port"], authenticated=verifier is not None) as listening:
+        source, layout = _open_source(config, root, given["redis"])
         url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         line = format_address(url, as_json=as_json)
-        hosts = allowed_hosts(host, options["allowed"], origins=options["origins"])
+        hosts = allowed_hosts(host, given["allowed"], origins=given["origins"])
         service = PriceService(source, layout, hosts, verifier, limits)
         run_service(service, listening, lambda: click.echo(line))
 
@@ -109,11 +102,11 @@ def _open_source(config: Path | None, root: Path | None, redis: str | None) -> "
     if redis is None:
         from ingestor.live.journal_source import JournalSource
 
-        layout = Layout(root_from(config, root))
+        layout = Layout(options.root_from(config, root))
         return JournalSource(layout), layout
     if root is not None:
         raise ConfigError("--root or --redis: the prices come from one of them")
-    require_extra("live,redis", "redis")
+    options.require_extra("live,redis", "redis")
     from ingestor.live.redis_source import RedisSource
 
     try:

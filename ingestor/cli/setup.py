@@ -18,7 +18,7 @@ import click
 from ingestor.cli.options import config_dir, config_option, example, settings_from
 from ingestor.cli.printing import wrap_text
 from ingestor.config import DEFAULT_PATH, Flags, load_settings
-from ingestor.config.feeds import BINANCE_SYMBOLS, BinanceSettings, FinnhubSettings, JsonSymbolList
+from ingestor.config.feeds import BINANCE_SYMBOLS, BinanceSettings, FinnhubSettings
 from ingestor.config.key import load_key
 from ingestor.errors import ConfigError, IngestorError
 from ingestor.texts import is_visible
@@ -29,6 +29,7 @@ _EXAMPLES = ("finnhub", "binance", "json", "shards")
 _KEYLESS = ("binance", "json")
 ETC = Path("/etc/finnhub-ingestor")
 _HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108  places that the sandbox hides
+_FINNHUB = "Finnhub: US stocks, forex and crypto. Key: FINNHUB_API_KEY (free at https://finnhub.io)."
 _OWN_FEEDS = {"finnhub": "ingestor.yaml", "binance": "binance.yaml"}
 """Venues with a language of their own; all others are files in `config/venues/`."""
 _KEY_TEXT = "# The key that the venue gave you. Keep this file to yourself: chmod 600 .env\nFEED_API_KEY=\n"
@@ -54,11 +55,22 @@ def init(config: Path | None, name: str, venue: str | None, listed: bool) -> Non
     """
     if listed:
         width = max(map(len, list_venues()))
-        for one, what in (("venue", "what"), *((one, _describe(one)) for one in list_venues())):
-            click.echo(wrap_text(f"{one:<{width}}  ", what))
+        click.echo(f"{'venue':<{width}}  what")
+        for one in list_venues():  # by the first sentence of its settings
+            text = _FINNHUB if one == "finnhub" else read_venue(one).decode().splitlines()[0].removeprefix("# ")
+            click.echo(wrap_text(f"{one:<{width}}  ", text.partition(" `")[0]))
         return
-    if venue is not None and venue not in _OWN_FEEDS:
-        _init_venue(config, venue)
+    if venue is not None and venue not in _OWN_FEEDS:  # settings describe it
+        path = config or DEFAULT_PATH.with_name(f"{venue}.yaml")
+        content = read_venue(venue)
+        wrote = [_write_new(path, content.replace(b"FILE", str(path).encode()), 0o640)]
+        steps = [f"name your symbols in {path}"]
+        if b'"{key}"' in content:
+            dotenv = path.parent / ".env"
+            secrets = _KEY_TEXT + (_SECRET_TEXT if b'"{secret}"' in content else "")
+            wrote.append(_write_new(dotenv, secrets.encode(), 0o600))
+            steps.insert(0, f"put {' and '.join(re.findall('FEED_API_[A-Z]+', secrets))} into {dotenv}")
+        _say_next(path, steps, wrote)
         return
     name = venue or name
     file = DEFAULT_PATH.name if name == _EXAMPLES[0] else f"{name}.yaml"
@@ -99,27 +111,6 @@ def read_venue(name: str) -> bytes:
         raise ConfigError(f"no venue `{name}`: {hint}")
     file = _OWN_FEEDS.get(name, f"venues/{name}.yaml")
     return read_packaged(file, f"config/{file}")
-
-
-def _describe(venue: str) -> str:
-    """The first sentence of its settings."""
-    if venue == "finnhub":
-        return "Finnhub: US stocks, forex and crypto. Key: FINNHUB_API_KEY (free at https://finnhub.io)."
-    return read_venue(venue).decode().splitlines()[0].removeprefix("# ").partition(" `")[0]
-
-
-def _init_venue(config: Path | None, venue: str) -> None:
-    """`init` for a venue that settings describe."""
-    path = config or DEFAULT_PATH.with_name(f"{venue}.yaml")
-    content = read_venue(venue)
-    wrote = [_write_new(path, content.replace(b"FILE", str(path).encode()), 0o640)]
-    steps = [f"name your symbols in {path}"]
-    if b'"{key}"' in content:
-        dotenv = path.parent / ".env"
-        secrets = _KEY_TEXT + (_SECRET_TEXT if b'"{secret}"' in content else "")
-        wrote.append(_write_new(dotenv, secrets.encode(), 0o600))
-        steps.insert(0, f"put {' and '.join(re.findall('FEED_API_[A-Z]+', secrets))} into {dotenv}")
-    _say_next(path, steps, wrote)
 
 
 def _write_new(path: Path, content: bytes, mode: int) -> bool:
@@ -171,6 +162,9 @@ def symbols(patterns: tuple[str, ...], config: Path | None, exchange: str, outpu
         known = Rest(base, key.value.get_secret_value(), settings.connection).list_symbols(exchange)
         found = sorted(known or ())
     else:
+        from ingestor.feeds.json_frames import RefusedError
+        from ingestor.feeds.json_map import read_symbols
+
         form = BINANCE_SYMBOLS if isinstance(feed, BinanceSettings) else feed.symbol_list
         if form is None:
             raise ConfigError("the settings don't say where this venue lists its symbols: `feed.symbol_list`")
@@ -178,7 +172,12 @@ def symbols(patterns: tuple[str, ...], config: Path | None, exchange: str, outpu
         answer = Rest(f"{parts.scheme}://{parts.netloc}", "", settings.connection).get(
             form.url.partition(parts.netloc)[2]
         )
-        found = sorted(_read_list(answer.status, answer.body, form))
+        if answer.status != 200:
+            raise IngestorError(f"the venue answered {answer.status}")
+        try:
+            found = sorted(read_symbols(answer.body, form))
+        except RefusedError:
+            raise IngestorError("the venue's list has another form than `feed.symbol_list` says") from None
     if patterns:
         found = [symbol for symbol in found if any(fnmatchcase(symbol, pattern) for pattern in patterns)]
     if not found:
@@ -192,18 +191,6 @@ def symbols(patterns: tuple[str, ...], config: Path | None, exchange: str, outpu
     except OSError as error:
         raise IngestorError(f"{output}: can't be written: {error.strerror}") from None
     click.echo(f"wrote {output}: {len(text.splitlines())} symbols")
-
-
-def _read_list(status: int, body: bytes, form: JsonSymbolList) -> list[str]:
-    from ingestor.feeds.json_frames import RefusedError
-    from ingestor.feeds.json_map import read_symbols
-
-    try:
-        if status == 200:
-            return read_symbols(body, form)
-    except RefusedError:
-        raise IngestorError("the venue's list has another form than `feed.symbol_list` says") from None
-    raise IngestorError(f"the venue answered {status}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +243,15 @@ def install(config: Path | None, dry_run: bool) -> None:
     taken from FINNHUB_API_KEY or from the .env beside --config. Units, user and folders are written anew, which is how
     an upgrade is done, too. Prints each step, and what to do next. Nothing is started.
     """
-    prefix = _usable_prefix(dry_run=dry_run)
-    steps = list(_plan(prefix, config))
+    if not dry_run and os.geteuid() != 0:
+        raise ConfigError("installing needs root: sudo, or --dry-run to see what it would do")
+    hidden = f"{sys.prefix}/".startswith(_HIDDEN)
+    if not dry_run and hidden:
+        raise ConfigError(
+            f"{sys.prefix} is hidden from a service: install the package into {PREFIX} "
+            f"(python3 -m venv {PREFIX}; {PREFIX}/bin/pip install …), and run {PREFIX}/bin/ingestor install"
+        )
+    steps = list(_plan(PREFIX if hidden else sys.prefix, config))
     for step in steps:
         click.echo(step)
         if dry_run:
@@ -273,24 +267,6 @@ def install(config: Path | None, dry_run: bool) -> None:
     else:
         click.echo("\nNow:")
     click.echo("  systemctl enable --now ingestor\n  systemctl status ingestor")
-
-
-def _usable_prefix(*, dry_run: bool) -> str:
-    """The virtual environment that runs this. Raises ConfigError where the service could not use it."""
-    if dry_run:
-        return PREFIX if _is_hidden(sys.prefix) else sys.prefix
-    if os.geteuid() != 0:
-        raise ConfigError("installing needs root: sudo, or --dry-run to see what it would do")
-    if _is_hidden(sys.prefix):
-        raise ConfigError(
-            f"{sys.prefix} is hidden from a service: install the package into {PREFIX} "
-            f"(python3 -m venv {PREFIX}; {PREFIX}/bin/pip install …), and run {PREFIX}/bin/ingestor install"
-        )
-    return sys.prefix
-
-
-def _is_hidden(prefix: str) -> bool:
-    return f"{prefix}/".startswith(_HIDDEN)
 
 
 def _plan(prefix: str, config: Path | None) -> Iterator[Write | Run]:

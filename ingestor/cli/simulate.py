@@ -137,14 +137,6 @@ def simulate(**options: Any) -> None:
     asyncio.run(serve())
 
 
-def _history_settings(options: dict[str, Any]) -> HistorySettings | None:
-    if not options["history"]:
-        if options["history_faults"] or options["history_delay"]:
-            raise ConfigError("--history-fault and --history-delay need --history")
-        return None
-    return HistorySettings(settle_s=options["history_delay"] or 0.0, faults=frozenset(options["history_faults"]))
-
-
 def _venue_settings(options: dict[str, Any]) -> VenueSettings:
     """The settings that these flags describe. Raises ConfigError for what can't be used together, or at all."""
     certificate = (options["tls_cert"], options["tls_key"])
@@ -164,6 +156,12 @@ def _venue_settings(options: dict[str, Any]) -> VenueSettings:
         start_price=options["start_price"],
         start_prices=START_PRICES if options["start_price"] is None else {},
     )
+    faults = Schedule() if options["faults"] is None else load_faults(options["faults"])
+    history = None
+    if options["history"]:
+        history = HistorySettings(settle_s=options["history_delay"] or 0.0, faults=frozenset(options["history_faults"]))
+    elif options["history_faults"] or options["history_delay"]:
+        raise ConfigError("--history-fault and --history-delay need --history")
     return VenueSettings(
         host=options["host"],
         port=options["port"],
@@ -176,8 +174,8 @@ def _venue_settings(options: dict[str, Any]) -> VenueSettings:
         market=market,
         replay=options["replay"],
         speed=options["speed"],
-        faults=Schedule() if options["faults"] is None else load_faults(options["faults"]),
+        faults=faults,
         truth=options["truth"],
-        history=_history_settings(options),
+        history=history,
         certificate=None if certificate[0] is None else certificate,
     )

@@ -12,7 +12,7 @@ from ingestor.cli.options import example, json_option, recording_options, root_f
 from ingestor.cli.printing import format_bytes, format_json, format_seconds, format_time
 from ingestor.layout import Layout
 from ingestor.metrics import REPEATED
-from ingestor.operations.recorder_status import BackfillState, Disk, Flow, Status, read_status
+from ingestor.operations.recorder_status import BackfillState, Flow, Status, read_status
 from ingestor.texts import CAUSES, escape
 
 _QUANTILE = 0.99
@@ -60,7 +60,24 @@ def describe(found: Status) -> Iterator[tuple[str, str]]:
     ]
     yield "gaps", f"in this run: {', '.join(gaps) or 'none'}; connection {link.connections}"
     yield from _describe_flow(vitals.flow)
-    yield from _describe_disk(vitals.disk, found)
+    disk = vitals.disk
+    yield (
+        "loss bound",
+        f"kill -9 {format_seconds(disk.killed_loss_s)}, power cut {format_seconds(disk.unpowered_loss_s)}",
+    )
+    for sink in disk.sinks:
+        behind = (
+            f"{sink.rows:,} rows not there yet, the oldest {format_seconds(sink.seconds)} old"
+            if sink.rows
+            else "up to date"
+        )
+        yield f"{sink.name}", behind
+    room = f"{format_bytes(disk.free_bytes)} free"
+    if found.bytes_per_day is not None:
+        room += f", {format_bytes(found.bytes_per_day)} per day"
+    if found.days_left is not None:
+        room += f": {found.days_left:,.0f} days left"
+    yield "disk", room
     if vitals.backfill is not None:
         yield "backfill", _describe_backfill(vitals.backfill, vitals.at)
 
@@ -95,23 +112,3 @@ def _describe_backfill(backfill: BackfillState, now: float) -> str:
     if backfill.last_round_at is None:
         return f"{done}; {backfill.source} was not asked yet"
     return f"{done}; looked {format_seconds(now - backfill.last_round_at)} ago"
-
-
-def _describe_disk(disk: Disk, found: Status) -> Iterator[tuple[str, str]]:
-    yield (
-        "loss bound",
-        f"kill -9 {format_seconds(disk.killed_loss_s)}, power cut {format_seconds(disk.unpowered_loss_s)}",
-    )
-    for sink in disk.sinks:
-        behind = (
-            f"{sink.rows:,} rows not there yet, the oldest {format_seconds(sink.seconds)} old"
-            if sink.rows
-            else "up to date"
-        )
-        yield f"{sink.name}", behind
-    room = f"{format_bytes(disk.free_bytes)} free"
-    if found.bytes_per_day is not None:
-        room += f", {format_bytes(found.bytes_per_day)} per day"
-    if found.days_left is not None:
-        room += f": {found.days_left:,.0f} days left"
-    yield "disk", room

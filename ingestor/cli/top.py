@@ -74,7 +74,14 @@ class SymbolBoard:
 
     def add_trades(self, batch: "pa.RecordBatch", now: float) -> None:
         """Count these trades (schema.TRADES); columns, not rows: it keeps up with any recorder."""
-        self._turn(now)
+        # A new second begins a new count and a new point of each line of prices.
+        turns = min(int(now) - self._second, _RATE_S) if self._second else 0
+        self._second = int(now)
+        for known in self.rows.values():
+            for _ in range(turns):
+                known.counts.append(0)
+            if turns and known.price is not None:
+                known.prices.append(known.price)
         if not batch.num_rows:
             return
         import pyarrow as pa
@@ -118,16 +125,6 @@ class SymbolBoard:
     def row(self, symbol: str) -> SymbolRow:
         """That of this symbol, made where there was none."""
         return self.rows.setdefault(symbol, SymbolRow(symbol))
-
-    def _turn(self, now: float) -> None:
-        """A new second begins a new count and a new point of each line of prices."""
-        turns = min(int(now) - self._second, _RATE_S) if self._second else 0
-        self._second = int(now)
-        for row in self.rows.values():
-            for _ in range(turns):
-                row.counts.append(0)
-            if turns and row.price is not None:
-                row.prices.append(row.price)
 
 
 HEADINGS = ("symbol", "price", "per s", "age", "delay", "trend", "state", "gaps today")

@@ -15,31 +15,8 @@ from typing import Annotated, Any, ClassVar, Self, get_args
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from ingestor.config.feeds import (
-    FEEDS,
-    BinanceSettings,
-    FeedSettings,
-    FinnhubSettings,
-    JsonSettings,
-    check_binance_tickers,
-    find_history,
-)
+from ingestor.config import feeds, sections
 from ingestor.config.key import KEY_BELONGS
-from ingestor.config.sections import (
-    AlertSettings,
-    BackfillSettings,
-    ConnectionSettings,
-    HealthSettings,
-    JournalSettings,
-    LoggingSettings,
-    ShardSettings,
-    SinkSettings,
-    StorageSettings,
-    TickerFiles,
-    Tickers,
-    null_section,
-    symbols_of_shard,
-)
 from ingestor.config.types import Duration, Section, Switch, lasting, null_as_none
 from ingestor.config.yaml_file import KeyPath, Mistake, YamlFile, read_yaml
 from ingestor.errors import ConfigError
@@ -50,35 +27,35 @@ DEFAULT_PATH = Path("config/ingestor.yaml")
 def _with_files(schema: dict[str, Any]) -> None:
     """What an editor may see instead of a list of tickers."""
     listed = {key: schema.pop(key) for key in ("type", "items")}
-    schema["anyOf"] = [listed | {"minItems": 1}, TickerFiles.model_json_schema()]
+    schema["anyOf"] = [listed | {"minItems": 1}, sections.TickerFiles.model_json_schema()]
 
 
 class Settings(Section):
     """All of one recorder's settings. Durations are seconds, sizes bytes."""
 
-    feed: FeedSettings = Field(default=FinnhubSettings(), description="the venue and its language")
-    tickers: Tickers = Field(
+    feed: feeds.FeedSettings = Field(default=feeds.FinnhubSettings(), description="the venue and its language")
+    tickers: sections.Tickers = Field(
         description="the symbols to record, as the venue names them: a list, or {files: [sp500.txt]}",
         json_schema_extra=_with_files,
     )
     tickers_watch: Switch = Field(
         default=False, description="apply a change of tickers as soon as the file is saved; else on `ingestor reload`"
     )
-    shard: Annotated[ShardSettings | None, BeforeValidator(null_as_none)] = Field(
+    shard: Annotated[sections.ShardSettings | None, BeforeValidator(null_as_none)] = Field(
         default=None, description="record only this recorder's part of the tickers; null records all"
     )
-    storage: StorageSettings = StorageSettings()
-    journal: JournalSettings = JournalSettings()
-    connection: ConnectionSettings = ConnectionSettings()
-    health: HealthSettings = HealthSettings()
-    sinks: SinkSettings = SinkSettings()
-    alerts: Annotated[AlertSettings | None, BeforeValidator(null_section)] = Field(
+    storage: sections.StorageSettings = sections.StorageSettings()
+    journal: sections.JournalSettings = sections.JournalSettings()
+    connection: sections.ConnectionSettings = sections.ConnectionSettings()
+    health: sections.HealthSettings = sections.HealthSettings()
+    sinks: sections.SinkSettings = sections.SinkSettings()
+    alerts: Annotated[sections.AlertSettings | None, BeforeValidator(sections.null_section)] = Field(
         default=None, description="messages to people, by Apprise; null is none"
     )
-    backfill: Annotated[BackfillSettings | None, BeforeValidator(null_section)] = Field(
+    backfill: Annotated[sections.BackfillSettings | None, BeforeValidator(sections.null_section)] = Field(
         default=None, description="fill gaps from a history while recording; null doesn't"
     )
-    logging: LoggingSettings = LoggingSettings()
+    logging: sections.LoggingSettings = sections.LoggingSettings()
     stop_timeout: Annotated[Duration, lasting("0s", "1h")] = Field(
         default=60.0, description="how long an orderly stop may wait for files to be complete"
     )
@@ -88,19 +65,19 @@ class Settings(Section):
         """What this recorder asks for: the tickers, or its shard of them."""
         if self.shard is None:
             return self.tickers
-        return symbols_of_shard(self.tickers, self.shard.index, self.shard.count)
+        return sections.symbols_of_shard(self.tickers, self.shard.index, self.shard.count)
 
     @property
     def history(self) -> str | None:
         """Whose history fills gaps: the source that is named, else the venue's own where it is known."""
-        stream = self.feed.stream if isinstance(self.feed, BinanceSettings) else ""
+        stream = self.feed.stream if isinstance(self.feed, feeds.BinanceSettings) else ""
         named = self.backfill.source if self.backfill else None
-        return named or find_history(self.feed.type, self.feed.venue, stream)
+        return named or feeds.find_history(self.feed.type, self.feed.venue, stream)
 
     @model_validator(mode="after")
     def _recordable(self) -> Self:
         """What the sections say of one another."""
-        if self.shard and isinstance(self.feed, JsonSettings) and self.feed.subscribe is None:
+        if self.shard and isinstance(self.feed, feeds.JsonSettings) and self.feed.subscribe is None:
             raise ValueError("`shard` needs `feed.subscribe`: without it every shard is sent every symbol")
         if self.alerts and self.health.listen is None:
             raise ValueError("`alerts` need `health.listen`: they ask there how the recorder is")
@@ -117,9 +94,11 @@ class Settings(Section):
             raise ValueError(f"`connection.redundant: {self.connection.redundant}` needs several connections: {why}")
         if not self.symbols:
             raise ValueError("this shard gets none of the tickers: there are too few of them for so many shards")
-        if isinstance(self.feed, BinanceSettings):
-            check_binance_tickers(self.symbols)
-        if isinstance(self.feed, JsonSettings) and len(self.symbols) > (most := self.feed.limits.symbols or math.inf):
+        if isinstance(self.feed, feeds.BinanceSettings):
+            feeds.check_binance_tickers(self.symbols)
+        if isinstance(self.feed, feeds.JsonSettings) and len(self.symbols) > (
+            most := self.feed.limits.symbols or math.inf
+        ):
             raise ValueError(
                 f"{len(self.symbols)} tickers: `feed.limits` allows {most} a connection, `shard` divides them"
             )
@@ -182,7 +161,7 @@ class Source:
             return []
         try:
             tickers = read_yaml(self.path).data.get("tickers")
-            return [self.path, *TickerFiles.model_validate(tickers).paths(self.path.parent)]
+            return [self.path, *sections.TickerFiles.model_validate(tickers).paths(self.path.parent)]
         except (ConfigError, ValidationError):
             return [self.path]
 
@@ -229,11 +208,11 @@ def _validate(file: YamlFile, flags: Flags) -> Settings:
 def _read_tickers(file: YamlFile, tickers: Mapping[str, object]) -> list[str]:
     """The symbols of `tickers: {files: …}`. Raises ConfigError."""
     try:
-        found = TickerFiles.model_validate(tickers).read(file.path.parent)
+        found = sections.TickerFiles.model_validate(tickers).read(file.path.parent)
     except ValidationError as error:
         detail = error.errors(include_url=False, include_input=False)[0]
         place = file.place(("tickers", *detail["loc"]))
-        raise ConfigError(file.complaint(Mistake(place, _sentence(detail, TickerFiles)))) from None
+        raise ConfigError(file.complaint(Mistake(place, _sentence(detail, sections.TickerFiles)))) from None
     if not found:
         place = file.place(("tickers",))
         raise ConfigError(file.complaint(Mistake(place, "these files name no symbol, or all are dropped")))
@@ -267,7 +246,7 @@ _SENTENCES = {
 
 def _path_in_file(path: KeyPath) -> KeyPath:
     """The error names the venue after `feed`; the file doesn't."""
-    return path[:1] + path[2:] if path[:1] == ("feed",) and path[1:2] and path[1] in FEEDS else path
+    return path[:1] + path[2:] if path[:1] == ("feed",) and path[1:2] and path[1] in feeds.FEEDS else path
 
 
 _MEANT = {"symbol": "tickers", "symbols": "tickers"}
@@ -281,22 +260,18 @@ def _sentence(detail: ErrorDetails, settings: type[BaseModel]) -> str:
     if detail["type"] == "value_error":
         return str(context["error"])
     if detail["type"] == "extra_forbidden":
-        known = _keys_beside(path, settings)
+        # The keys that are known where `path` stands; after `feed` it names the venue, as pydantic does.
+        section = settings
+        for step in path[:-1]:
+            if step in feeds.FEEDS:
+                section = feeds.FEEDS[str(step)]
+                continue
+            kinds = (section.model_fields[str(step)].annotation, *get_args(section.model_fields[str(step)].annotation))
+            section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), section)
+        known = list(section.model_fields)
         near = [_MEANT[key]] if _MEANT.get(key) in known else difflib.get_close_matches(key.lower(), known, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"known here are {', '.join(known)}"
         return _GONE.get(path) or f"unknown key `{key}`: {KEY_BELONGS if key.lower() in _KEY_WORDS else hint}"
     if template := _SENTENCES.get(detail["type"]):
         return template.format(key=key, **context)
     return detail["msg"]
-
-
-def _keys_beside(path: KeyPath, settings: type[BaseModel]) -> list[str]:
-    """The keys that `settings` knows where `path` stands; after `feed` it names the venue, as pydantic does."""
-    section = settings
-    for key in path[:-1]:
-        if key in FEEDS:
-            section = FEEDS[str(key)]
-            continue
-        kinds = (section.model_fields[str(key)].annotation, *get_args(section.model_fields[str(key)].annotation))
-        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), section)
-    return list(section.model_fields)

@@ -7,30 +7,11 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+import pydantic
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from ingestor.config import types
 from ingestor.config.addresses import is_loopback
-from ingestor.config.types import (
-    KEY_PLACE,
-    SECRET_PLACE,
-    Duration,
-    Section,
-    Switch,
-    TimeZone,
-    VenueUrl,
-    VenueUrlWithKey,
-    lasting,
-    null_as_none,
-)
 
 FREE_PLAN_SYMBOLS = 50
 """What Finnhub's free plan accepts on its one connection."""
@@ -38,11 +19,11 @@ BINANCE_STREAMS = 1024
 """What Binance serves on one connection."""
 
 
-class _Feed(Section):
+class _Feed(types.Section):
     """What every venue's settings have."""
 
-    allow_plaintext: Switch = Field(default=False, description="permit ws:// to another machine")
-    url: VenueUrl = Field(description="where to connect, without a key")
+    allow_plaintext: types.Switch = Field(default=False, description="permit ws:// to another machine")
+    url: types.VenueUrl = Field(description="where to connect, without a key")
 
     @property
     def needs_key(self) -> bool:
@@ -69,13 +50,13 @@ class _Feed(Section):
         """Which venue this is; a language of one venue is that venue, wherever it is served."""
         return ""
 
-    @field_validator("url")
+    @pydantic.field_validator("url")
     @classmethod
-    def _in_clear(cls, url: str, info: ValidationInfo) -> str:
+    def _in_clear(cls, url: str, info: pydantic.ValidationInfo) -> str:
         parts = urlsplit(url)
         in_clear = parts.scheme == "ws" and not is_loopback(parts.hostname or "")
         if in_clear and not info.data.get("allow_plaintext", True):
-            what = "sends the key" if cls is FinnhubSettings or KEY_PLACE in url else "is"
+            what = "sends the key" if cls is FinnhubSettings or types.KEY_PLACE in url else "is"
             raise ValueError(f"ws:// to another machine {what} in clear: use wss://, or set allow_plaintext: true")
         return url
 
@@ -84,7 +65,7 @@ class FinnhubSettings(_Feed):
     """Finnhub: https://finnhub.io/docs/api/websocket-trades."""
 
     type: Literal["finnhub"] = Field(default="finnhub", description="the venue's language")
-    url: VenueUrl = Field(default="wss://ws.finnhub.io", description="where to connect, without the key")
+    url: types.VenueUrl = Field(default="wss://ws.finnhub.io", description="where to connect, without the key")
 
     @property
     def needs_key(self) -> bool:
@@ -96,7 +77,7 @@ class BinanceSettings(_Feed):
     """Binance's spot market: trades with their ids and sides, without a key."""
 
     type: Literal["binance"] = Field(description="the venue's language")
-    url: VenueUrl = Field(
+    url: types.VenueUrl = Field(
         default="wss://stream.binance.com:9443/ws", description="…/ws, or …/stream for combined streams"
     )
     stream: Literal["trade", "aggTrade"] = Field(
@@ -171,7 +152,7 @@ JsonAnswer = str | JsonPattern
 """A whole message as text, or a pattern."""
 
 
-class JsonFields(Section):
+class JsonFields(types.Section):
     """Where a trade's values stand: keys, joined by dots where objects hold objects.
 
     In an array a key is a number, from 0. What begins with `$.` stands in the message, beside the trades.
@@ -179,15 +160,15 @@ class JsonFields(Section):
 
     symbol: JsonField = Field(default="symbol", description="the key of the symbol")
     price: JsonField = Field(default="price", description="of the price, a number or the text of one")
-    volume: Annotated[JsonField | None, BeforeValidator(null_as_none)] = Field(
+    volume: Annotated[JsonField | None, BeforeValidator(types.null_as_none)] = Field(
         default="volume", description="of the volume; null where the venue sends none"
     )
-    timestamp: Annotated[JsonField | None, BeforeValidator(null_as_none)] = Field(
+    timestamp: Annotated[JsonField | None, BeforeValidator(types.null_as_none)] = Field(
         default="timestamp", description="of the trade's time; null: when it came"
     )
 
 
-class JsonColumn(Section):
+class JsonColumn(types.Section):
     """A column of the venue's own."""
 
     source: JsonField = Field(alias="from", description="where its value stands, as in `fields`")
@@ -195,11 +176,11 @@ class JsonColumn(Section):
         default="text", description="integer and number: also as text; codes: a list, joined by commas"
     )
     values: dict[str, str] = Field(default={}, description="of text: what to write for what the venue says")
-    consecutive: Switch = Field(
+    consecutive: types.Switch = Field(
         default=False, description="of integers: it rises by one with each trade of a symbol, so that a jump is a loss"
     )
 
-    @model_validator(mode="after")
+    @pydantic.model_validator(mode="after")
     def _fits_its_type(self) -> Self:
         if self.values and self.type != "text":
             raise ValueError("`values` are for `type: text`")
@@ -220,11 +201,11 @@ def _check_column(name: str) -> str:
     return name
 
 
-class JsonLogin(Section):
+class JsonLogin(types.Section):
     """A message that must be answered before anything is asked for."""
 
     send: JsonTemplate = Field(description="the message, with {key} for the API key and {secret} for a second secret")
-    after: Annotated[JsonPattern | None, BeforeValidator(null_as_none)] = Field(
+    after: Annotated[JsonPattern | None, BeforeValidator(types.null_as_none)] = Field(
         default=None, description="what the venue says before it wants to hear this; null: at once"
     )
     accepted: Annotated[list[JsonPattern], BeforeValidator(_as_patterns), Field(min_length=1)] = Field(
@@ -233,18 +214,20 @@ class JsonLogin(Section):
     refused: Annotated[list[JsonPattern], BeforeValidator(_as_patterns)] = Field(
         default=[], description="the answer that doesn't"
     )
-    timeout: Annotated[Duration, lasting("1s", "5m")] = Field(default=10.0, description="how long to wait for either")
+    timeout: Annotated[types.Duration, types.lasting("1s", "5m")] = Field(
+        default=10.0, description="how long to wait for either"
+    )
 
 
-class JsonHeartbeat(Section):
+class JsonHeartbeat(types.Section):
     """What the venue wants to hear from time to time."""
 
-    every: Annotated[Duration, lasting("1s", "1h")] = Field(description="so often")
+    every: Annotated[types.Duration, types.lasting("1s", "1h")] = Field(description="so often")
     send: str = Field(min_length=1, description="the message: text, or JSON")
     answer: JsonAnswer | None = Field(default=None, description="what the venue says to it, if anything: pong")
 
 
-class JsonRefusal(Section):
+class JsonRefusal(types.Section):
     """How the venue says no to a subscription."""
 
     match: JsonPattern = Field(description="what such a message says")
@@ -262,11 +245,11 @@ def _check_list_url(url: str) -> str:
     return url
 
 
-class JsonSymbolList(Section):
+class JsonSymbolList(types.Section):
     """Where the venue lists its symbols: what `ingestor symbols` asks."""
 
     url: Annotated[str, AfterValidator(_check_list_url)] = Field(description="an HTTP address, without a key")
-    items: Annotated[JsonPath | None, BeforeValidator(null_as_none)] = Field(
+    items: Annotated[JsonPath | None, BeforeValidator(types.null_as_none)] = Field(
         default=None, description="the key of the list, or of an object by symbol; null: the answer itself"
     )
     symbol: JsonField | Literal["*"] = Field(description="the key of the symbol in an item; *: the item's own key")
@@ -278,14 +261,14 @@ BINANCE_SYMBOLS = JsonSymbolList(
 )
 
 
-class JsonLimits(Section):
+class JsonLimits(types.Section):
     """What the venue allows on one connection."""
 
     symbols: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(default=None, description="so many at most")
     messages_per_second: Annotated[float, Field(gt=0, le=1000)] | None = Field(
         default=None, description="from us to the venue"
     )
-    max_age: Annotated[Duration, lasting("1m", "365d")] | None = Field(
+    max_age: Annotated[types.Duration, types.lasting("1m", "365d")] | None = Field(
         default=None, description="then the next connection takes over; a little less than the venue allows"
     )
     connections: Annotated[int, Field(ge=1, le=1000)] = Field(
@@ -300,11 +283,11 @@ class JsonSettings(_Feed):
     """Any venue that sends trades as JSON."""
 
     type: Literal["json"] = Field(description="the venue's language")
-    url: VenueUrlWithKey = Field(description="where to connect; {key} in the query stands for the API key")
-    name: Annotated[str | None, BeforeValidator(null_as_none)] = Field(
+    url: types.VenueUrlWithKey = Field(description="where to connect; {key} in the query stands for the API key")
+    name: Annotated[str | None, BeforeValidator(types.null_as_none)] = Field(
         default=None, description="what tells this venue from others; null: the host of its address"
     )
-    compression: Annotated[Compression | None, BeforeValidator(null_as_none)] = Field(
+    compression: Annotated[Compression | None, BeforeValidator(types.null_as_none)] = Field(
         default=None,
         description="of each message, where the venue compresses it and says nothing of it in the handshake",
     )
@@ -312,40 +295,42 @@ class JsonSettings(_Feed):
     columns: dict[Annotated[str, AfterValidator(_check_column)], JsonColumn] = Field(
         default={}, description="columns of the venue's own, by name, such as trade_id, side and conditions"
     )
-    items: Annotated[JsonPath | None, BeforeValidator(null_as_none)] = Field(
+    items: Annotated[JsonPath | None, BeforeValidator(types.null_as_none)] = Field(
         default=None, description="the key of the list of trades, where a message has one: data, events[].trades[]"
     )
-    prices_by_symbol: Switch = Field(
+    prices_by_symbol: types.Switch = Field(
         default=False, description="a trade may be a map of prices by symbol: {AAPL: 145.67, GOOGL: 2725.67}"
     )
-    signed_prices: Switch = Field(default=False, description="prices may be zero or less, as of futures and spreads")
+    signed_prices: types.Switch = Field(
+        default=False, description="prices may be zero or less, as of futures and spreads"
+    )
     time_unit: Literal["s", "ms", "us", "ns", "iso"] = Field(
         default="ms", description="of the timestamp: since 1970, or iso for text such as 2026-11-20T14:30:00.123Z"
     )
-    time_zone: Annotated[TimeZone | None, BeforeValidator(null_as_none)] = Field(
+    time_zone: Annotated[types.TimeZone | None, BeforeValidator(types.null_as_none)] = Field(
         default=None, description="of iso times that name none, such as Asia/Seoul; without it those are refused"
     )
     match: dict[JsonPath, str] = Field(
         default={}, description="what a message with trades, or each of its trades, says, by key; the rest are notices"
     )
-    login: Annotated[JsonLogin | None, BeforeValidator(null_as_none)] = Field(
+    login: Annotated[JsonLogin | None, BeforeValidator(types.null_as_none)] = Field(
         default=None, description="what to send before all else, and the answer to wait for"
     )
     on_open: list[JsonTemplate] = Field(
         default=[], description="messages that each connection begins with, after the login"
     )
-    subscribe: Annotated[JsonTemplate | None, BeforeValidator(null_as_none)] = Field(
+    subscribe: Annotated[JsonTemplate | None, BeforeValidator(types.null_as_none)] = Field(
         default=None,
         description="message that asks for {symbol} (or {symbol_lower}), with the API key for {key}; null where all is "
         "sent unasked",
     )
-    subscribe_first: Annotated[JsonTemplate | None, BeforeValidator(null_as_none)] = Field(
+    subscribe_first: Annotated[JsonTemplate | None, BeforeValidator(types.null_as_none)] = Field(
         default=None, description="the first one on a connection, where that differs"
     )
     symbols_per_message: Annotated[int, Field(ge=1, le=10_000)] = Field(
         default=1, description="so many are asked for at once: the item of a list that names {symbol} is repeated"
     )
-    heartbeat: Annotated[JsonHeartbeat | None, BeforeValidator(null_as_none)] = Field(
+    heartbeat: Annotated[JsonHeartbeat | None, BeforeValidator(types.null_as_none)] = Field(
         default=None, description="what to send from time to time"
     )
     acknowledged: Annotated[list[JsonPattern], BeforeValidator(_as_patterns)] = Field(
@@ -356,23 +341,25 @@ class JsonSettings(_Feed):
         default=[], description="messages that say nothing of trades, by their text or by what they say"
     )
     limits: JsonLimits = JsonLimits()
-    symbol_list: Annotated[JsonSymbolList | None, BeforeValidator(null_as_none)] = Field(
+    symbol_list: Annotated[JsonSymbolList | None, BeforeValidator(types.null_as_none)] = Field(
         default=None, description="where the venue lists its symbols, for `ingestor symbols`"
     )
-    never_closes: Switch = Field(default=False, description="its markets trade around the clock; else as US stocks do")
-    unsubscribe: Annotated[JsonTemplate | None, BeforeValidator(null_as_none)] = Field(
+    never_closes: types.Switch = Field(
+        default=False, description="its markets trade around the clock; else as US stocks do"
+    )
+    unsubscribe: Annotated[JsonTemplate | None, BeforeValidator(types.null_as_none)] = Field(
         default=None, description="message that gives {symbol} up"
     )
 
     @property
     def needs_key(self) -> bool:
         """Where the settings have a place for it."""
-        return any(KEY_PLACE in text for text in (self.url, *self._messages()))
+        return any(types.KEY_PLACE in text for text in (self.url, *self._messages()))
 
     @property
     def needs_secret(self) -> bool:
         """Where the settings have a place for it."""
-        return any(SECRET_PLACE in text for text in self._messages())
+        return any(types.SECRET_PLACE in text for text in self._messages())
 
     def _messages(self) -> list[str]:
         login = self.login.send if self.login else None
@@ -400,7 +387,7 @@ class JsonSettings(_Feed):
         usual = 443 if parts.scheme == "wss" else 80
         return self.name or f"{parts.hostname}{'' if parts.port in (None, usual) else f':{parts.port}'}"
 
-    @model_validator(mode="after")
+    @pydantic.model_validator(mode="after")
     def _mappable(self) -> Self:
         """What the settings say of one another."""
         keys = (self.fields.symbol, self.fields.price)
@@ -445,10 +432,10 @@ def _feed_type(value: object) -> str | None:
 
 
 FeedSettings = Annotated[
-    Annotated[FinnhubSettings, Tag("finnhub")]
-    | Annotated[BinanceSettings, Tag("binance")]
-    | Annotated[JsonSettings, Tag("json")],
-    Discriminator(
+    Annotated[FinnhubSettings, pydantic.Tag("finnhub")]
+    | Annotated[BinanceSettings, pydantic.Tag("binance")]
+    | Annotated[JsonSettings, pydantic.Tag("json")],
+    pydantic.Discriminator(
         _feed_type, custom_error_type="feed_type", custom_error_message=f"`type` must be one of {', '.join(FEEDS)}"
     ),
 ]

@@ -7,15 +7,8 @@ from typing import Annotated, Any, TypeVar
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    PlainSerializer,
-    WithJsonSchema,
-    model_validator,
-)
+import pydantic
+from pydantic import AfterValidator, BaseModel, BeforeValidator
 
 from ingestor.config.addresses import find_host, parse_proxy, split_address
 from ingestor.config.key import KEY_BELONGS
@@ -37,7 +30,7 @@ def _defaults_as_written(schema: dict[str, Any], model: type[BaseModel]) -> None
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(
+    model_config = pydantic.ConfigDict(
         frozen=True,
         extra="forbid",
         hide_input_in_errors=True,
@@ -45,7 +38,7 @@ class Section(BaseModel):
         serialize_by_alias=True,
     )
 
-    @model_validator(mode="before")
+    @pydantic.model_validator(mode="before")
     @classmethod
     def _all_commented_out(cls, value: object) -> object:
         """A section of which every line is a comment has no value: it is all defaults."""
@@ -99,14 +92,16 @@ _Number = TypeVar("_Number", int, float)
 Duration = Annotated[
     float,
     BeforeValidator(lambda value: parse_duration(value) if isinstance(value, str) else value),
-    PlainSerializer(format_duration, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": f"^{DURATION.pattern}$", "examples": ["250ms", "20s", "15m"]}),
+    pydantic.PlainSerializer(format_duration, return_type=str),
+    pydantic.WithJsonSchema(
+        {"type": "string", "pattern": f"^{DURATION.pattern}$", "examples": ["250ms", "20s", "15m"]}
+    ),
 ]
 Size = Annotated[
     int,
     BeforeValidator(lambda value: parse_size(value) if isinstance(value, str) else value),
-    PlainSerializer(format_size, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": f"^{SIZE.pattern}$", "examples": ["512KB", "64MB", "2GB"]}),
+    pydantic.PlainSerializer(format_size, return_type=str),
+    pydantic.WithJsonSchema({"type": "string", "pattern": f"^{SIZE.pattern}$", "examples": ["512KB", "64MB", "2GB"]}),
 ]
 
 

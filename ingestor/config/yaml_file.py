@@ -58,7 +58,20 @@ class YamlFile:
 
 def read_yaml(path: Path) -> YamlFile:
     """The mapping in this file. Raises ConfigError where there is none to read."""
-    text = _read_text(path)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file: `ingestor init` writes one, --config names another") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
+    if len(raw) > _MAX_BYTES:
+        raise ConfigError(f"{path}: larger than 1 MB: this is no settings file")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        good = error.object[: error.start].decode()
+        _refuse(path, _place_of(good, len(good)), "not UTF-8 from here: save the file as UTF-8")
     if tab := _TAB_INDENT.search(text):
         _refuse(path, _place_of(text, tab.start() + tab[0].index("\t")), "a tab indents this line: use blanks")
     node = _compose(path, text)
@@ -72,23 +85,6 @@ def read_yaml(path: Path) -> YamlFile:
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply") from None
     return YamlFile(path, data, walk.places, walk.mistakes)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file: `ingestor init` writes one, --config names another") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
-    if len(raw) > _MAX_BYTES:
-        raise ConfigError(f"{path}: larger than 1 MB: this is no settings file")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        good = error.object[: error.start].decode()
-        _refuse(path, _place_of(good, len(good)), "not UTF-8 from here: save the file as UTF-8")
 
 
 def _compose(path: Path, text: str) -> yaml.Node | None:
@@ -147,12 +143,6 @@ class _Walk:
         self._above.remove(node)
         return found
 
-    def _list(self, node: yaml.Node, at: KeyPath) -> list[object]:
-        self._enter(node)
-        items = [self._value(item, (*at, index), _place(item)) for index, item in enumerate(node.value)]
-        self._above.remove(node)
-        return items
-
     def _value(self, node: yaml.Node, at: KeyPath, place: Place) -> object:
         self.places[at] = place
         if len(self.places) > _MAX_NODES:
@@ -161,7 +151,10 @@ class _Walk:
             return self.mapping(node, at)
         if isinstance(node, yaml.ScalarNode):
             return self._text(node)
-        return self._list(node, at)
+        self._enter(node)
+        items = [self._value(item, (*at, index), _place(item)) for index, item in enumerate(node.value)]
+        self._above.remove(node)
+        return items
 
     def _text(self, node: yaml.ScalarNode) -> str:
         text = str(node.value)

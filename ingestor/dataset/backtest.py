@@ -154,7 +154,9 @@ def _read_rows(
     own = [name for name in ("side", id_column) if name]
     columns = ("symbol", "timestamp", "received_at", "price", "volume", "sequence", ORIGIN.name, *own)
     for piece in read_merged(layouts, Selection(selection.span, columns, selection.symbols), id_column):
-        rows = _with_origin(piece.rows)
+        rows = piece.rows
+        if ORIGIN.name not in rows.column_names:
+            rows = with_columns(rows, pa.schema([*rows.schema, ORIGIN]))
         heard = pc.is_null(rows.column(ORIGIN.name))
         filled = pc.and_(
             pc.invert(heard), pc.fill_null(pc.invert(pc.starts_with(rows.column(ORIGIN.name), IMPORTED)), False)
@@ -178,12 +180,6 @@ def _read_rows(
         found = pa.table([made[name] for name in _ROWS.names], schema=_ROWS)
         _note_decimals(found, decimals)
         yield from found.combine_chunks().to_batches()
-
-
-def _with_origin(rows: pa.Table) -> pa.Table:
-    if ORIGIN.name in rows.column_names:
-        return rows
-    return with_columns(rows, pa.schema([*rows.schema, ORIGIN]))
 
 
 def _note_decimals(rows: pa.Table, decimals: dict[str, tuple[int, int]]) -> None:
@@ -320,7 +316,16 @@ def _write_catalog(
         places = decimals[stretch.symbol]
         if max(places) > FIXED_PRECISION:
             raise IngestorError(f"nautilus_trader has {FIXED_PRECISION} decimals, and {stretch.symbol!r} more")
-        code, place = _name_instrument(stretch.symbol, usual, named)
+        # Of BINANCE:BTCUSDT the instrument is BTCUSDT, and the venue BINANCE.
+        exchange, _, code = stretch.symbol.rpartition(":")
+        if not _OF_CATALOGS.fullmatch(f"{code}{exchange}"):
+            raise IngestorError(
+                f"nautilus_trader can't read a catalog with {stretch.symbol!r}: choose others by --symbols"
+            )
+        place = exchange or usual
+        other = named.setdefault(f"{code.replace('/', '')}.{place}", stretch.symbol)
+        if other != stretch.symbol:
+            raise IngestorError(f"{stretch.symbol!r} and {other!r} are one in a catalog: choose one by --symbols")
         columns = ("price", "volume", "side", "id", "timestamp", "moment")
         values = zip(*(trades.column(name).to_pylist() for name in columns), strict=True)
         try:
@@ -338,16 +343,3 @@ def _write_catalog(
         return str(instrument)
 
     return write
-
-
-def _name_instrument(symbol: str, venue: str, named: dict[str, str]) -> tuple[str, str]:
-    """The parts of an instrument's id: of BINANCE:BTCUSDT BTCUSDT and BINANCE, else the symbol and `venue`. `named` has
-    the symbol of each folder. Raises IngestorError where the catalog couldn't be asked for it.
-    """
-    exchange, _, code = symbol.rpartition(":")
-    if not _OF_CATALOGS.fullmatch(f"{code}{exchange}"):
-        raise IngestorError(f"nautilus_trader can't read a catalog with {symbol!r}: choose others by --symbols")
-    folder = f"{code.replace('/', '')}.{exchange or venue}"
-    if named.setdefault(folder, symbol) != symbol:
-        raise IngestorError(f"{symbol!r} and {named[folder]!r} are one in a catalog: choose one by --symbols")
-    return code, exchange or venue

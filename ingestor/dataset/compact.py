@@ -33,8 +33,7 @@ import structlog
 
 from ingestor import parquet
 from ingestor.dataset import snapshot
-from ingestor.dataset.rows import concat_rows, plain_texts, with_columns
-from ingestor.dataset.stream import AT_ONCE, HELD_ROWS, merge_rows, open_rows
+from ingestor.dataset.rows import AT_ONCE, HELD_ROWS, concat_rows, merge_rows, open_rows, plain_texts, with_columns
 from ingestor.errors import CompactionRunning, ConservationViolated, DamagedFile
 from ingestor.layout import (
     DIRECTORY_MODE,

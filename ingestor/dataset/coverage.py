@@ -18,20 +18,8 @@ import pyarrow as pa
 
 from ingestor.closed_days import list_closed_symbols, oldest_and_newest_closed_days, read_closed_coverage
 from ingestor.coverage import IRRELEVANT, Coverage, Interval, clip, find_coverage, state_at
-from ingestor.dataset.arguments import (
-    EVER,
-    FOREVER_US,
-    Engine,
-    Names,
-    Roots,
-    Span,
-    Time,
-    check_engine,
-    day_start_ms,
-    find_names,
-    find_roots,
-    find_span,
-)
+from ingestor.dataset import arguments
+from ingestor.dataset.arguments import EVER, FOREVER_US, Engine, Names, Roots, Span, Time
 from ingestor.errors import NotARecording
 from ingestor.journal.scan import last_received_us
 from ingestor.layout import Layout, list_segments
@@ -102,10 +90,10 @@ def read_coverage(
     """
     from ingestor.dataset.rows import as_frame
 
-    check_engine(engine)
-    span = find_span(start, end, tz)
-    chosen = find_names(symbols)
-    layouts = [Layout(one) for one in find_roots(root)]
+    arguments.check_engine(engine)
+    span = arguments.find_span(start, end, tz)
+    chosen = arguments.find_names(symbols)
+    layouts = [Layout(one) for one in arguments.find_roots(root)]
     coverage = load_merged_coverage(layouts, chosen, span)
     warn_of_unknown(layouts, chosen, coverage.symbols)
     intervals = [one for symbol in coverage.symbols for one in clip(coverage.intervals(symbol), *span.bounds_us)]
@@ -160,7 +148,10 @@ def find_states(rows: pa.Table, coverage: Coverage, *, open_end: bool = True) ->
 
 
 def load_coverage(
-    layout: Layout, symbols: Collection[str] | None = None, journaled_us: int | None = None, span: Span = EVER
+    layout: Layout,
+    symbols: Collection[str] | None = None,
+    journaled_us: int | None = None,
+    span: Span = EVER,
 ) -> Coverage:
     """The coverage of these symbols (None: all); while a recorder runs, up to its newest frame.
 
@@ -192,7 +183,10 @@ def load_coverage(
 
 
 def read_known_coverage(
-    layout: Layout, symbols: Collection[str] | None = None, journaled_us: int | None = None, span: Span = EVER
+    layout: Layout,
+    symbols: Collection[str] | None = None,
+    journaled_us: int | None = None,
+    span: Span = EVER,
 ) -> Coverage:
     """Like `load_coverage`, but empty where a root has neither ledger nor coverage, such as a copy of the trades alone.
 
@@ -337,7 +331,7 @@ def known_symbols(layout: Layout, days: int = _KNOWN_DAYS) -> set[str]:
     """
     _, recent = oldest_and_newest_closed_days(layout, days)
     if recent or list_ledgers(layout):
-        today = Span(day_start_ms(recent[-1]) if recent else None, None)
+        today = Span(arguments.day_start_ms(recent[-1]) if recent else None, None)
         return list_closed_symbols(layout, recent) | set(read_known_coverage(layout, span=today).symbols)
     import pyarrow.compute as pc
 
@@ -362,7 +356,9 @@ def explain_nothing(root: Path, symbols: Sequence[str] | None, tz: tzinfo) -> st
     """
     layout, chosen = Layout(locate_root(root)), None if symbols is None else tuple(symbols)
     first_days, last_days = oldest_and_newest_closed_days(layout, _KNOWN_DAYS)
-    coverage = read_known_coverage(layout, chosen, span=Span(day_start_ms(last_days[-1]) if last_days else None, None))
+    coverage = read_known_coverage(
+        layout, chosen, span=Span(arguments.day_start_ms(last_days[-1]) if last_days else None, None)
+    )
     pieces = [piece for symbol in coverage.symbols for piece in coverage.intervals(symbol)]
     pieces += _first_said(layout, chosen, [*first_days, *last_days])
     pieces += _first_said(layout, chosen, last_days[::-1])

@@ -85,7 +85,12 @@ class SqliteFile:
 
     def __init__(self, path: Path, schema: pa.Schema, *, numbered: bool = True) -> None:
         """`numbered`: no two rows have one `sequence`."""
-        columns = ", ".join(f'"{field.name}" {_sqlite_type(field, numbered=numbered)}' for field in schema)
+        whole = {field.name for field in schema if pa.types.is_integer(field.type) or pa.types.is_boolean(field.type)}
+        real = {field.name for field in schema if pa.types.is_floating(field.type)}
+        types = {name: "REAL" if name in real else "INTEGER" if name in whole else "TEXT" for name in schema.names}
+        if numbered and "sequence" in types:
+            types["sequence"] = "INTEGER PRIMARY KEY"
+        columns = ", ".join(f'"{name}" {type_}' for name, type_ in types.items())
         self._database = sqlite3.connect(path, isolation_level=None)
         try:
             self._database.execute("PRAGMA journal_mode = OFF")  # a file that isn't whole is thrown away
@@ -115,14 +120,6 @@ def with_iso_times(table: pa.Table) -> pa.Table:
             text = pc.binary_replace_slice(table.column(index).cast(pa.string()), 10, 11, "T")
             table = table.set_column(index, field.name, text)
     return table
-
-
-def _sqlite_type(field: pa.Field, *, numbered: bool) -> str:
-    if field.name == "sequence" and numbered:
-        return "INTEGER PRIMARY KEY"
-    if pa.types.is_floating(field.type):
-        return "REAL"
-    return "INTEGER" if pa.types.is_integer(field.type) or pa.types.is_boolean(field.type) else "TEXT"
 
 
 _FILES: dict[Kind, Callable[..., ExportFile]] = {

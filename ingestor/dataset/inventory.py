@@ -14,26 +14,14 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from ingestor import parquet
 from ingestor.dataset.snapshot import date_folder, list_days, list_names, read_origin, split_names, whole_compactions
 from ingestor.errors import DamagedFile, Lagged, NotARecording
 from ingestor.journal.follower import Damage, Event, Follower, Rows, SegmentEnd
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import Layout, SegmentId, check_is_file, is_own, list_segments
 from ingestor.ledger import read_all_facts
 from ingestor.metrics import Counts
-from ingestor.parquet import (
-    FORMAT_KEY,
-    ORIGIN_KEY,
-    WHOLE,
-    Digest,
-    Span,
-    add_digests,
-    check_pages,
-    digest_rows,
-    first_line,
-    named_errors,
-    open_parquet,
-)
 from ingestor.schema import FORMAT_VERSION, ORIGIN, TRADES
 from ingestor.trade_ids import IdRanges
 
@@ -55,7 +43,7 @@ class Recount:
     first_sequence: int | None = None
     last_sequence: int | None = None
     """The lowest and the highest."""
-    digests: list[Digest] = field(default_factory=list)
+    digests: list[parquet.Digest] = field(default_factory=list)
     """Of the rows in each span that was asked for."""
     faults: list[tuple[str, str]] = field(default_factory=list)
     """(what is wrong, what was expected)."""
@@ -74,12 +62,14 @@ class Recount:
                 self.ids.add_columns(*batch.columns)
         self._widen(*pc.min_max(rows.column("sequence")).as_py().values())
 
-    def digest(self, rows: pa.Table | pa.RecordBatch, spans: Sequence[Span]) -> None:
+    def digest(self, rows: pa.Table | pa.RecordBatch, spans: Sequence[parquet.Span]) -> None:
         """Digest rows that have all their columns, span by span."""
         if not spans:
             return
-        found = digest_rows(rows, spans)
-        self.digests = [add_digests(*both) for both in zip(self.digests, found, strict=True)] if self.digests else found
+        found = parquet.digest_rows(rows, spans)
+        self.digests = (
+            [parquet.add_digests(*both) for both in zip(self.digests, found, strict=True)] if self.digests else found
+        )
 
     def join(self, other: "Recount") -> None:
         """Count another file of the same segment."""
@@ -101,16 +91,16 @@ def count_values(symbols: Any) -> dict[str, int]:
 
 
 def recount_parquet(
-    path: Path, day: date, columns: list[str], id_column: str | None, spans: Sequence[Span] = ()
+    path: Path, day: date, columns: list[str], id_column: str | None, spans: Sequence[parquet.Span] = ()
 ) -> tuple[Recount, str]:
     """The rows of a file of the dataset, and the origin it names. Raises FileNotFoundError; lists other faults."""
     recount = Recount()
     origin = ""
     try:
-        check_pages(path)
-        with open_parquet(path, page_checksum_verification=True) as file, named_errors(path):
+        parquet.check_pages(path)
+        with parquet.open_parquet(path, page_checksum_verification=True) as file, parquet.named_errors(path):
             metadata = file.schema_arrow.metadata or {}
-            origin = metadata.get(ORIGIN_KEY, b"").decode(errors="replace")
+            origin = metadata.get(parquet.ORIGIN_KEY, b"").decode(errors="replace")
             recount.faults += _faults_of_schema(file.schema_arrow, columns)
             if not recount.faults:
                 _recount_groups(file, day, recount, id_column, spans)
@@ -145,26 +135,28 @@ def recount_csv(path: Path, columns: list[str]) -> Recount:
                     return recount
                 last = sequences[-1].as_py()
                 recount.add(batch)
-                recount.digest(batch, [WHOLE])
+                recount.digest(batch, [parquet.WHOLE])
     except FileNotFoundError:
         raise
     except DamagedFile as error:
         recount.faults.append((str(error).removeprefix(f"{path}: "), "whole lines"))
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        recount.faults.append((f"can't be read: {first_line(error)}", "whole lines"))
+        recount.faults.append((f"can't be read: {parquet.first_line(error)}", "whole lines"))
     return recount
 
 
 def _recount_groups(
-    file: pq.ParquetFile, day: date, recount: Recount, id_column: str | None, spans: Sequence[Span]
+    file: pq.ParquetFile, day: date, recount: Recount, id_column: str | None, spans: Sequence[parquet.Span]
 ) -> None:
     unsorted = misplaced = False
     before: pa.Table | None = None
     sequences: list[pa.ChunkedArray] = []
+    ordinal = (day - _EPOCH).days
     for index in range(file.metadata.num_row_groups):
         rows = file.read_row_group(index)
         unsorted |= not is_sorted(rows if before is None else pa.concat_tables([before, rows]))
-        misplaced |= not _lies_in(rows.column("timestamp"), day)
+        bounds = pc.min_max(rows.column("timestamp").cast(pa.timestamp("ms", tz="UTC")).cast(pa.int64())).as_py()
+        misplaced |= any(bound is not None and bound // _DAY_MS != ordinal for bound in bounds.values())
         before = rows.slice(rows.num_rows - 1)
         sequences.append(rows.column("sequence"))
         recount.add(rows, id_column)
@@ -212,15 +204,9 @@ def is_sorted(rows: pa.Table) -> bool:
     return rows.num_rows < 2 or pc.all(pc.fill_null(in_order, False)).as_py() is True
 
 
-def _lies_in(timestamps: pa.ChunkedArray, day: date) -> bool:
-    bounds = pc.min_max(timestamps.cast(pa.timestamp("ms", tz="UTC")).cast(pa.int64())).as_py()
-    ordinal = (day - _EPOCH).days
-    return all(bound is None or bound // _DAY_MS == ordinal for bound in bounds.values())
-
-
 def _faults_of_schema(schema: pa.Schema, columns: list[str]) -> list[tuple[str, str]]:
     """Faults of a schema that is not as this root's ledger and this version have it."""
-    version = (schema.metadata or {}).get(FORMAT_KEY, b"missing").decode(errors="replace")
+    version = (schema.metadata or {}).get(parquet.FORMAT_KEY, b"missing").decode(errors="replace")
     if version not in map(str, range(1, FORMAT_VERSION + 1)):
         return [(f"format {version}", str(FORMAT_VERSION))]
     # A day's compacted file has the origin where any of its rows was filled, whatever the newest run recorded.

@@ -206,7 +206,12 @@ class Maintenance:
                 keep, venue = self._keep_frames, self._venue_now()
                 delete_expired_frames(self._layout, self._ledger, keep, now, venue, self._turned)
             if self.child is None and (has_days_to_close(self._layout, day) or has_work(self._layout, day)):
-                self._start(day)
+                root = str(self._layout.root)
+                command = [sys.executable, "-m", "ingestor", "compact", "--root", root, "--background"]
+                self.child = subprocess.Popen(  # noqa: S603  our own
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+                )
+                log.info("compaction.started", before=day.isoformat(), pid=self.child.pid)
         except (OSError, IngestorError) as error:
             log.error("upkeep.failed", error=_text(error), hint="it is tried again tomorrow")
 
@@ -220,11 +225,6 @@ class Maintenance:
                 self.child.kill()
                 self.child.wait()
             self.child = None
-
-    def _start(self, day: date) -> None:
-        command = [sys.executable, "-m", "ingestor", "compact", "--root", str(self._layout.root), "--background"]
-        self.child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # noqa: S603  our own
-        log.info("compaction.started", before=day.isoformat(), pid=self.child.pid)
 
 
 class MaintenanceLoop:

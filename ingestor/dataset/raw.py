@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ingestor.dataset.arguments import EVER, Span, day_start_ms
 from ingestor.dataset.rows import with_columns
 from ingestor.dataset.snapshot import Snapshot, check_format, list_names, parse_days, read_consistently, split_names
 from ingestor.errors import DamagedFile, Lagged
 from ingestor.journal.follower import Follower, Rows
-from ingestor.journal.segment import Cursor, RawHead, expand_frames, split_raw
+from ingestor.journal.records import Cursor, RawHead, expand_frames, split_raw
 from ingestor.layout import Layout, SegmentId, list_segments
 from ingestor.parquet import ORIGIN_KEY, check_pages, named_errors, open_parquet
 from ingestor.schema import FRAMES, PACKED_FRAMES, RECEIVED_AT
@@ -181,17 +180,18 @@ def read_recorded(layout: Layout, first: int, end: int, schema: pa.Schema) -> pa
         for path in (path for paths in snapshot.files.values() for path in paths):
             with open_parquet(path, page_checksum_verification=True) as file, named_errors(path):
                 check_format(path, file.metadata.metadata)
-                groups = [number for number in range(file.num_row_groups) if _may_hold(file, number, first, end)]
+                at = file.schema_arrow.get_field_index("sequence")
+                bounds = [file.metadata.row_group(group).column(at).statistics for group in range(file.num_row_groups)]
+                groups = [
+                    group
+                    for group, held in enumerate(bounds)
+                    if held is None or not held.has_min_max or (held.min < end and held.max >= first)
+                ]
                 if groups:
                     tables.append(select(file.read_row_groups(groups)))
         return pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in tables)])
 
     return read_consistently(layout, EVER, read).sort_by("sequence")
-
-
-def _may_hold(file: pq.ParquetFile, group: int, first: int, end: int) -> bool:
-    held = file.metadata.row_group(group).column(file.schema_arrow.get_field_index("sequence")).statistics
-    return held is None or not held.has_min_max or (held.min < end and held.max >= first)
 
 
 class Difference(NamedTuple):

@@ -24,10 +24,9 @@ import pyarrow as pa
 
 from ingestor.dataset.arguments import EVER, Span
 from ingestor.errors import DamagedFile, FormatTooNew, Lagged, NotARecording
-from ingestor.facts import Fact
 from ingestor.history import read_state
 from ingestor.journal.follower import Follower, Rows
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import Layout, SegmentId, list_segments, segment_of
 from ingestor.ledger import list_ledgers, read_first_fact
 from ingestor.parquet import FORMAT_KEY, ORIGIN_KEY, named_errors, open_parquet
@@ -86,15 +85,12 @@ def date_folder(layout: Layout, day: date) -> Path:
 def list_names(folder: Path) -> tuple[str, ...]:
     """Our own files in a date's folder; none where it is gone. Raises DamagedFile where it can't be listed."""
     try:
-        return tuple(sorted(path.name for path in folder.iterdir() if _holds_rows(path.name)))
+        names = [path.name for path in folder.iterdir() if path.name.endswith(".parquet")]
+        return tuple(sorted(one for one in names if segment_of(one.removesuffix(".parquet")) or Compacted.parse(one)))
     except FileNotFoundError:
         return ()
     except OSError as error:
         raise DamagedFile(f"{folder}: can't be read: {error.strerror}") from None
-
-
-def _holds_rows(name: str) -> bool:
-    return name.endswith(".parquet") and bool(segment_of(name.removesuffix(".parquet")) or Compacted.parse(name))
 
 
 def current_files(folder: Path, names: Iterable[str]) -> list[Path]:
@@ -192,7 +188,11 @@ def open_recording(root: str | Path) -> Layout:
         hint = f"; the root is {layout.root.parent}" if Layout(layout.root.parent).journal.is_dir() else ""
         place = layout.root if isinstance(layout.root, StorePath) else layout.root.absolute()
         raise NotARecording(f"{layout.root} holds no recording: there is no `trades` and no `journal` in {place}{hint}")
-    started = _last_start(layout)
+    started = None  # `run.started` or `day.started` of the newest run that has one
+    with contextlib.suppress(FileNotFoundError):  # its day was closed: a later file is there now
+        firsts = map(read_first_fact, reversed(list_ledgers(layout)))
+        started = next((first for first in firsts if first.get("fact") in {"run.started", "day.started"}), None)
+    started = started or read_state(layout)  # empty in a root without a ledger
     if started.get("format", 0) > FORMAT_VERSION:
         raise FormatTooNew(f"{layout.root} is of format {started['format']}; this version reads up to {FORMAT_VERSION}")
     if "parquet" not in started.get("formats", ["parquet"]):
@@ -297,13 +297,3 @@ def _read_journal(layout: Layout, unsealed: tuple[SegmentId, ...]) -> list[Rows]
             follower = Follower(layout, Cursor(later[0].number, 0), synced_only=False)
         else:
             return events
-
-
-def _last_start(layout: Layout) -> Fact:
-    """The `run.started` or `day.started` of the newest run that has one; empty in a root without a ledger."""
-    with contextlib.suppress(FileNotFoundError):  # its day was closed: a later file is there now
-        for path in reversed(list_ledgers(layout)):
-            first = read_first_fact(path)
-            if first.get("fact") in {"run.started", "day.started"}:
-                return first
-    return read_state(layout)

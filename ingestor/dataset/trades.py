@@ -12,20 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.dataset.arguments import (
-    Engine,
-    Names,
-    Roots,
-    Span,
-    Time,
-    check_engine,
-    check_word,
-    find_names,
-    find_root,
-    find_roots,
-    find_span,
-    find_time,
-)
+from ingestor.dataset import arguments
+from ingestor.dataset.arguments import Engine, Names, Roots, Span, Time
 from ingestor.dataset.coverage import CoverageWatch, SymbolState, read_states, warn_of_unknown
 from ingestor.dataset.inventory import has_fills
 from ingestor.dataset.market_rules import are_abroad, in_session, judge_rows
@@ -39,10 +27,10 @@ from ingestor.dataset.rows import (
     plain_texts,
     read_dates,
     sort_rows,
+    stream_rows,
     with_columns,
 )
 from ingestor.dataset.snapshot import open_recording, read_consistently, take_snapshot
-from ingestor.dataset.stream import stream_rows
 from ingestor.errors import NotARecording
 from ingestor.journal.follower import Follower, Rows, find_journal_end
 from ingestor.layout import Layout, read_holder
@@ -111,12 +99,12 @@ def read_trades(
     Raises NotARecording, FormatTooNew, ValueError for an argument that can't
     be used, ConfigError where pandas is missing.
     """
-    check_engine(engine)
-    check_word("conditions", conditions, ("all", "sip"))
-    check_word("repeats", repeats, ("keep", "drop"))
-    span = find_span(start, end, tz)
-    chosen, picked = find_names(symbols), find_names(columns, "column")
-    layouts = [open_recording(one) for one in find_roots(root)]
+    arguments.check_engine(engine)
+    arguments.check_word("conditions", conditions, ("all", "sip"))
+    arguments.check_word("repeats", repeats, ("keep", "drop"))
+    span = arguments.find_span(start, end, tz)
+    chosen, picked = arguments.find_names(symbols), arguments.find_names(columns, "column")
+    layouts = [open_recording(one) for one in arguments.find_roots(root)]
     calendar = read_calendar(layouts[0].holidays)
 
     def pick(schema: pa.Schema, read_dates: _ReadDates) -> pa.Table:
@@ -149,7 +137,11 @@ def read_trades(
     elif not rows.num_rows:
         warn_of_unknown(layouts, chosen)
     if coverage:
-        states = _read_states(layouts, rows)
+        states = read_states(layouts, rows)
+        if ORIGIN.name in rows.column_names:  # what was filled or imported did not come then
+            source = rows.column(ORIGIN.name)
+            brought = pc.if_else(pc.starts_with(source, IMPORTED), "imported", "filled")
+            states = pc.if_else(pc.is_valid(source), brought, states)
         rows = (rows if picked is None else rows.select(picked)).append_column("coverage", states)
     return as_frame(rows, engine, tz)
 
@@ -178,10 +170,10 @@ def scan_trades(
     Warns of a symbol that is not recorded. Raises NotARecording, FormatTooNew, ValueError for an argument that can't be
     used; the reader raises DamagedFile, OSError.
     """
-    layouts = [open_recording(one) for one in find_roots(root)]
-    chosen, picked = find_names(symbols), find_names(columns, "column")
+    layouts = [open_recording(one) for one in arguments.find_roots(root)]
+    chosen, picked = arguments.find_names(symbols), arguments.find_names(columns, "column")
     warn_of_unknown(layouts, chosen)
-    schema, pieces = stream_trades(layouts, find_span(start, end, tz), chosen, picked)
+    schema, pieces = stream_trades(layouts, arguments.find_span(start, end, tz), chosen, picked)
 
     def batches() -> Iterator[pa.RecordBatch]:
         for _, rows in pieces:
@@ -191,7 +183,10 @@ def scan_trades(
 
 
 def stream_trades(
-    layouts: Sequence[Layout], span: Span, symbols: tuple[str, ...] | None, columns: tuple[str, ...] | None = None
+    layouts: Sequence[Layout],
+    span: Span,
+    symbols: tuple[str, ...] | None,
+    columns: tuple[str, ...] | None = None,
 ) -> tuple[pa.Schema, Iterator[tuple[date, pa.Table]]]:
     """The columns, and the trades of a span in pieces with these columns, each with its UTC date, in bounded memory.
 
@@ -236,16 +231,6 @@ def _pick_rows(layouts: Sequence[Layout], span: Span, pick: Callable[[pa.Schema,
     return pick(schema, partial(read_merged_dates, layouts))
 
 
-def _read_states(layouts: Sequence[Layout], rows: pa.Table) -> Any:
-    """The state of each row's symbol when it came; what was filled did not come then."""
-    states = read_states(layouts, rows)
-    if ORIGIN.name not in rows.column_names:
-        return states
-    origin = rows.column(ORIGIN.name)
-    brought = pc.if_else(pc.starts_with(origin, IMPORTED), "imported", "filled")
-    return pc.if_else(pc.is_valid(origin), brought, states)
-
-
 def _of_origin(rows: pa.Table, origin: str) -> pa.Table:
     """The rows that came in this way: `all`, `heard`, `filled`, `imported`, or the name of a source."""
     if origin == "all":
@@ -266,7 +251,7 @@ def first_trades(root: Roots, span: Span, symbols: tuple[str, ...] | None, count
 
     Raises NotARecording, FormatTooNew, ConfigError for roots of two venues, OSError.
     """
-    layouts = [open_recording(one) for one in find_roots(root)]
+    layouts = [open_recording(one) for one in arguments.find_roots(root)]
 
     def pick(schema: pa.Schema, read_dates: _ReadDates) -> pa.Table:
         schema = schema if ORIGIN.name in schema.names else schema.append(ORIGIN)
@@ -317,11 +302,11 @@ def follow(
     With `idle_s` an empty batch comes whenever nothing came for that long, so that the caller gets a turn. Raises
     NotARecording where `root` has no journal, Lagged where the caller fell behind what the journal keeps, FormatTooNew.
     """
-    chosen = find_names(symbols)
+    chosen = arguments.find_names(symbols)
     since = None
     if not (isinstance(from_, str) and from_ in ("now", "start")):
-        since = from_ if isinstance(from_, datetime) and from_.tzinfo else find_time(from_)
-    layout = Layout(find_root(root))
+        since = from_ if isinstance(from_, datetime) and from_.tzinfo else arguments.find_time(from_)
+    layout = Layout(arguments.find_root(root))
     if not layout.journal.is_dir():
         hint = "a copy can't be followed" if layout.trades.is_dir() else "name the root that the recorder writes to"
         raise NotARecording(

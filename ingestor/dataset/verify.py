@@ -16,17 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ingestor import closed_days
 from ingestor.accounts import read_accounts, read_seals
-from ingestor.closed_days import (
-    Manifest,
-    Row,
-    hash_file,
-    list_closed_days,
-    list_day_files,
-    list_manifests,
-    read_day,
-    read_manifest,
-)
 from ingestor.dataset import inventory
 from ingestor.dataset.merged import check_one_venue
 from ingestor.dataset.raw import list_raw_files, recount_frames
@@ -219,7 +210,7 @@ class Verification:
     def run(self) -> Iterator[list[Difference]]:
         """The differences, a list (mostly empty) for each step of the work. Raises OSError."""
         yield [*self._early, *self._check_names(), *self._check_side_files()]
-        for day in list_manifests(self._layout):
+        for day in closed_days.list_manifests(self._layout):
             yield list(self._check_manifest(day))
         yield from self._check_ledger()
         damaged: list[DamagedFile] = []
@@ -287,10 +278,10 @@ class Verification:
                             "right checksums",
                         )
                     ]
-        for day in list_closed_days(self._layout):
+        for day in closed_days.list_closed_days(self._layout):
             path = self._layout.coverage_file(day)
             try:
-                yield list(_check_coverage(_place(self._layout, path), day, read_day(path)))
+                yield list(_check_coverage(_place(self._layout, path), day, closed_days.read_day(path)))
             except DamagedFile as error:
                 yield [self._damaged(error)]
 
@@ -298,7 +289,7 @@ class Verification:
         """What the manifest of a closed day says of each of its files. One that is being written anew says nothing."""
         path = self._layout.manifest_file(day)
         try:
-            manifest = read_manifest(path)
+            manifest = closed_days.read_manifest(path)
         except FileNotFoundError:
             return
         except DamagedFile as error:
@@ -313,7 +304,7 @@ class Verification:
         if isinstance(self._layout.root, StorePath):  # perhaps it was compacted meanwhile
             self._layout.root.store.forget()
         with contextlib.suppress(FileNotFoundError):
-            if read_manifest(path) == manifest:  # still the one that was read
+            if closed_days.read_manifest(path) == manifest:  # still the one that was read
                 yield from found
 
     def _check_names(self) -> Iterator[Difference]:
@@ -622,7 +613,7 @@ def _is_in_the_way(name: str) -> bool:
     return folder == "csv" and last.endswith((".csv", ".csv.gz"))
 
 
-def _check_coverage(place: str, day: date, rows: list[Row]) -> Iterator[Difference]:
+def _check_coverage(place: str, day: date, rows: list[closed_days.Row]) -> Iterator[Difference]:
     """A file of coverage: sorted, one state at a time, of its date."""
     start_us = (day - date(1970, 1, 1)).days * DAY_US
     for before, row in pairwise(rows):
@@ -662,7 +653,7 @@ def _unbalanced(place: str, counts: Counts, rows: int, reasons: Mapping[str, int
         yield Difference(place, f"{told:,} reasons of rejects", f"{rejected:,} (counted by its records)")
 
 
-def compare_files(manifest: Manifest, files: Mapping[str, Path], source: str) -> Iterator[Difference]:
+def compare_files(manifest: closed_days.Manifest, files: Mapping[str, Path], source: str) -> Iterator[Difference]:
     """What a manifest says of a day's files, by where they stand in the copy; `source` is where it was read."""
     told = {one.path: one for one in manifest.files}
     for name in sorted(files.keys() | told.keys()):
@@ -675,7 +666,7 @@ def compare_files(manifest: Manifest, files: Mapping[str, Path], source: str) ->
             continue
         try:
             with path.open("rb") as file:
-                size, sha256 = path.stat().st_size, hash_file(file)
+                size, sha256 = path.stat().st_size, closed_days.hash_file(file)
         except OSError as error:
             yield Difference(name, f"can't be read: {error.strerror}", f"{one.bytes:,} bytes ({source})")
             continue
@@ -707,10 +698,10 @@ def compare_with_copy(layout: Layout, copy: Layout) -> Iterator[list[Difference]
     """
     deleted = inventory.read_deleted(layout)
     unsealed = {f"{file.id}.parquet" for file in list_segments(layout) if not file.sealed}
-    for day in sorted({*list_days(layout), *list_manifests(copy), *list_days(copy)}):
+    for day in sorted({*list_days(layout), *closed_days.list_manifests(copy), *list_days(copy)}):
         path = copy.manifest_file(day)
         try:
-            manifest = read_manifest(path)
+            manifest = closed_days.read_manifest(path)
         except FileNotFoundError:
             manifest = None
         except DamagedFile as error:
@@ -749,9 +740,9 @@ def _list_trades(layout: Layout, day: date) -> list[Path]:
     return [folder / name for name in list_names(folder)]
 
 
-def _list_files(layout: Layout, day: date, manifest: Manifest) -> dict[str, Path]:
+def _list_files(layout: Layout, day: date, manifest: closed_days.Manifest) -> dict[str, Path]:
     """The files of a closed day, by the names that they have in the manifest's copy: a mirror or a root."""
-    files = {_place(layout, path): path for path in _list_trades(layout, day)} | list_day_files(layout, day)
+    files = {_place(layout, path): path for path in _list_trades(layout, day)} | closed_days.list_day_files(layout, day)
     is_mirror = any(one.path.startswith(("date=", f"{MIRROR}/")) for one in manifest.files)
     return {mirrored_name(name) if is_mirror else name: path for name, path in files.items()}
 

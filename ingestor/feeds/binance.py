@@ -14,22 +14,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.feeds import Decoded, Frames, Notice, Terms
-from ingestor.feeds.json_frames import (
-    DECIMAL,
-    JsonObject,
-    Reading,
-    RefusedError,
-    decode_blocks,
-    no_false,
-    notice_text,
-    read_json,
-    read_table,
-    take_decimal,
-    take_integer,
-    take_object,
-    take_text,
-)
+from ingestor.feeds import Decoded, Frames, Notice, Terms, json_frames
 from ingestor.schema import TIMESTAMP, VENUE_FIELDS
 
 BINANCE_TRADES = pa.schema(
@@ -93,26 +78,36 @@ class Binance:
 
     def decode(self, frames: Frames) -> Decoded:
         """What the frames say. Never raises on bad input: what can't be read is a Reject."""
-        return decode_blocks(self, frames)
+        return json_frames.decode_blocks(self, frames)
 
     def read_strictly(self, frames: Frames, first: int) -> Decoded:
         """Frame by frame; the first of them is number `first`."""
-        reading = Reading()
+        reading = json_frames.Reading()
         for frame, payload in enumerate(frames.payloads, first):
             _read(frame, payload, reading)
         return reading.decoded(BINANCE_TRADES)
 
     def read_block(self, frames: Frames, first: int) -> Decoded | None:
         """As one, or None where pyarrow can't be relied on to read them as strict `json` would."""
-        table = read_table(frames.payloads, _FRAME)
-        events = None if table is None else _events(table.combine_chunks().to_batches()[0])
-        if events is None:
+        table = json_frames.read_table(frames.payloads, _FRAME)
+        if table is None:
             return None
+        batch = table.combine_chunks().to_batches()[0]
+        # A row per frame: its event's fields, null where it holds none.
+        enveloped = pc.is_valid(batch["stream"])
+        if not pc.any(enveloped).as_py():
+            events = batch.select([field.name for field in _EVENT_FIELDS])
+        else:
+            if not json_frames.no_false(pc.or_(enveloped, pc.is_null(batch["e"]))):  # only some are in an envelope
+                return None
+            fields = batch["data"].flatten()
+            kind = pc.if_else(enveloped, fields[0], pa.scalar(None, pa.string()))  # without `stream` it is no envelope
+            events = pa.record_batch([kind, *fields[1:]], schema=pa.schema(_EVENT_FIELDS))
         is_trade = pc.is_in(events["e"], pa.array(_ID_KEYS))
-        trades = _columns(events if no_false(is_trade) else events.filter(is_trade))
+        trades = _columns(events if json_frames.no_false(is_trade) else events.filter(is_trade))
         if trades is None:
             return None
-        others = Reading()
+        others = json_frames.Reading()
         for row in pc.indices_nonzero(pc.invert(is_trade)).to_pylist():
             _read(first + row, frames.payloads[row], others)
         frame_of = pc.add(pc.indices_nonzero(is_trade).cast(pa.int64()), pa.scalar(first))
@@ -149,18 +144,6 @@ def _decimal(number: float) -> str:
 # A block at a time
 
 
-def _events(frames: pa.RecordBatch) -> pa.RecordBatch | None:
-    """A row per frame: its event's fields, null where it holds none. None where only some are in an envelope."""
-    enveloped = pc.is_valid(frames["stream"])
-    if not pc.any(enveloped).as_py():
-        return frames.select([field.name for field in _EVENT_FIELDS])
-    if not no_false(pc.or_(enveloped, pc.is_null(frames["e"]))):
-        return None
-    fields = frames["data"].flatten()
-    kind = pc.if_else(enveloped, fields[0], pa.scalar(None, pa.string()))  # without `stream` it is no envelope
-    return pa.record_batch([kind, *fields[1:]], schema=pa.schema(_EVENT_FIELDS))
-
-
 def _columns(events: pa.RecordBatch) -> pa.RecordBatch | None:
     """The trades that these events are, or None where there is one to reject."""
     trade_id = pc.if_else(pc.equal(events["e"], pa.scalar("trade")), events["t"], events["a"])
@@ -179,10 +162,10 @@ def _columns(events: pa.RecordBatch) -> pa.RecordBatch | None:
 
 def _doubles(decimals: pa.Array) -> pa.Array | None:
     """Each the nearest double; None where one is no decimal number, or too large."""
-    if not no_false(pc.match_substring_regex(decimals, rf"\A{DECIMAL.pattern}\z")):
+    if not json_frames.no_false(pc.match_substring_regex(decimals, rf"\A{json_frames.DECIMAL.pattern}\z")):
         return None
     doubles = decimals.cast(pa.float64())
-    return doubles if no_false(pc.is_finite(doubles)) else None
+    return doubles if json_frames.no_false(pc.is_finite(doubles)) else None
 
 
 # A frame at a time
@@ -191,55 +174,49 @@ Row = tuple[int, str, float, float, None, int, str]
 """Of BINANCE_TRADES; the time in milliseconds."""
 
 
-def _read(frame: int, payload: bytes, reading: Reading) -> None:
+def _read(frame: int, payload: bytes, reading: json_frames.Reading) -> None:
     """Add what this frame says."""
     try:
-        document = take_object(read_json(payload), _FRAME_KEYS)
-        event = _event(document)
-        if event is None:
+        document = json_frames.take_object(json_frames.read_json(payload), _FRAME_KEYS)
+        event = document
+        if document.get("stream") is not None:
+            json_frames.take_text(document["stream"], "no_event")
+            if not isinstance(document.get("data"), json_frames.JsonObject):
+                raise json_frames.RefusedError("no_data")
+            event = json_frames.take_object(document["data"], {"e"})
+        elif document.get("e") is None and not document.keys().isdisjoint({"result", "error", "code"}):
             reading.notices.append(_answer(frame, document))
-        elif (kind := take_text(event.get("e"), "no_event")) in _ID_KEYS:
+            return
+        if (kind := json_frames.take_text(event.get("e"), "no_event")) in _ID_KEYS:
             reading.add_trades(frame, [event], partial(_trade, id_key=_ID_KEYS[kind]))
         else:
-            reading.notices.append(Notice(frame, "unknown", notice_text(kind)))
-    except RefusedError as refused:
+            reading.notices.append(Notice(frame, "unknown", json_frames.notice_text(kind)))
+    except json_frames.RefusedError as refused:
         reading.reject(frame, refused)
 
 
-def _event(document: JsonObject) -> JsonObject | None:
-    """The event in a frame; None where it answers a request."""
-    if document.get("stream") is not None:
-        take_text(document["stream"], "no_event")
-        if not isinstance(document.get("data"), JsonObject):
-            raise RefusedError("no_data")
-        return take_object(document["data"], {"e"})
-    if document.get("e") is None and not document.keys().isdisjoint({"result", "error", "code"}):
-        return None
-    return document
-
-
-def _answer(frame: int, document: JsonObject) -> Notice:
+def _answer(frame: int, document: json_frames.JsonObject) -> Notice:
     """What became of a request: `{"result":null,"id":1}`, `{"error":{"code":2,"msg":"…"},"id":1}`; older servers
     write an error's fields without the envelope.
     """
     error = document if "code" in document else document.get("error")
     if error is None:
         return Notice(frame, "ack", "")
-    said = error.get("msg") if isinstance(error, JsonObject) else error
-    return Notice(frame, "error", notice_text(said), refuses=True)
+    said = error.get("msg") if isinstance(error, json_frames.JsonObject) else error
+    return Notice(frame, "error", json_frames.notice_text(said), refuses=True)
 
 
-def _trade(event: JsonObject, id_key: str) -> Row:
-    take_object(event, _TRADE_KEYS | {id_key})
+def _trade(event: json_frames.JsonObject, id_key: str) -> Row:
+    json_frames.take_object(event, _TRADE_KEYS | {id_key})
     row = (
-        take_integer(event.get("T"), "bad_time"),
-        take_text(event.get("s"), "bad_symbol"),
-        take_decimal(event.get("p"), "bad_price"),
-        take_decimal(event.get("q"), "bad_volume"),
+        json_frames.take_integer(event.get("T"), "bad_time"),
+        json_frames.take_text(event.get("s"), "bad_symbol"),
+        json_frames.take_decimal(event.get("p"), "bad_price"),
+        json_frames.take_decimal(event.get("q"), "bad_volume"),
         None,
-        take_integer(event.get(id_key), "bad_id"),
+        json_frames.take_integer(event.get(id_key), "bad_id"),
     )
     buyer_made = event.get("m")
     if not isinstance(buyer_made, bool):
-        raise RefusedError("bad_side")
+        raise json_frames.RefusedError("bad_side")
     return *row, "sell" if buyer_made else "buy"  # by the aggressor: where the buyer made the price, it sold

@@ -8,21 +8,7 @@ from urllib.parse import quote, urlsplit
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.feeds import Decoded, Frames, Notice, Terms
-from ingestor.feeds.json_frames import (
-    JsonObject,
-    Reading,
-    RefusedError,
-    decode_blocks,
-    no_false,
-    notice_text,
-    read_json,
-    read_table,
-    take_integer,
-    take_number,
-    take_object,
-    take_text,
-)
+from ingestor.feeds import Decoded, Frames, Notice, Terms, json_frames
 from ingestor.schema import TIMESTAMP, VENUE_TRADES
 
 _FRAME_KEYS = frozenset(("data", "type"))
@@ -43,50 +29,49 @@ _TRADE = pa.struct(
 _FRAME = pa.schema([pa.field("data", pa.list_(_TRADE)), pa.field("type", pa.string())])
 
 
-def read_frame(frame: int, payload: bytes, reading: Reading) -> None:
+def read_frame(frame: int, payload: bytes, reading: json_frames.Reading) -> None:
     """Add to `reading` what the frame of this number says."""
     try:
-        document = take_object(read_json(payload), _FRAME_KEYS)
-        kind = take_text(document.get("type"), "no_type")
+        document = json_frames.take_object(json_frames.read_json(payload), _FRAME_KEYS)
+        kind = json_frames.take_text(document.get("type"), "no_type")
         if kind == "trade":
             items = document.get("data")
             if not isinstance(items, list):
-                raise RefusedError("no_data")
+                raise json_frames.RefusedError("no_data")
             reading.add_trades(frame, items, _trade)
+        elif kind in ("ping", "news"):
+            reading.notices.append(Notice(frame, kind, ""))
+        elif kind != "error":
+            reading.notices.append(Notice(frame, "unknown", json_frames.notice_text(kind)))
+        elif "msg" in document.repeated:
+            raise json_frames.RefusedError("repeated_key")
         else:
-            reading.notices.append(_notice(frame, kind, document))
-    except RefusedError as refused:
+            text = json_frames.notice_text(document.get("msg"))
+            symbol = None
+            if invalid := f"{text} ".startswith(f"{_INVALID_SYMBOL} "):
+                symbol = text.removeprefix(_INVALID_SYMBOL).strip() or None
+            refuses = invalid or text.startswith(_TOO_MANY_SYMBOLS)
+            reading.notices.append(Notice(frame, kind, text, symbol=symbol, refuses=refuses))
+    except json_frames.RefusedError as refused:
         reading.reject(frame, refused)
-
-
-def _notice(frame: int, kind: str, document: JsonObject) -> Notice:
-    if kind in ("ping", "news"):
-        return Notice(frame, kind, "")
-    if kind != "error":
-        return Notice(frame, "unknown", notice_text(kind))
-    if "msg" in document.repeated:
-        raise RefusedError("repeated_key")
-    text = notice_text(document.get("msg"))
-    if f"{text} ".startswith(f"{_INVALID_SYMBOL} "):
-        symbol = text.removeprefix(_INVALID_SYMBOL).strip()
-        return Notice(frame, kind, text, symbol=symbol or None, refuses=True)
-    return Notice(frame, kind, text, refuses=text.startswith(_TOO_MANY_SYMBOLS))
 
 
 def _trade(item: Any) -> tuple[int, str, float, float | None, str | None]:
     """One row of VENUE_TRADES; the time in milliseconds."""
-    item = take_object(item, _TRADE_KEYS)
+    item = json_frames.take_object(item, _TRADE_KEYS)
     volume, codes = item.get("v"), item.get("c")
     row = (
-        take_integer(item.get("t"), "bad_time"),
-        take_text(item.get("s"), "bad_symbol"),
-        take_number(item.get("p"), "bad_price"),
-        None if volume is None else take_number(volume, "bad_volume"),
+        json_frames.take_integer(item.get("t"), "bad_time"),
+        json_frames.take_text(item.get("s"), "bad_symbol"),
+        json_frames.take_number(item.get("p"), "bad_price"),
+        None if volume is None else json_frames.take_number(volume, "bad_volume"),
     )
     if codes is None:
         return *row, None
-    if not isinstance(codes, list) or any(take_text(code, "bad_conditions") == "" or "," in code for code in codes):
-        raise RefusedError("bad_conditions")
+    if not isinstance(codes, list) or any(
+        json_frames.take_text(code, "bad_conditions") == "" or "," in code for code in codes
+    ):
+        raise json_frames.RefusedError("bad_conditions")
     return *row, ",".join(codes)
 
 
@@ -151,26 +136,26 @@ class Finnhub:
 
     def decode(self, frames: Frames) -> Decoded:
         """What the frames say. Never raises on bad input: what can't be read is a Reject."""
-        return decode_blocks(self, frames)
+        return json_frames.decode_blocks(self, frames)
 
     def read_strictly(self, frames: Frames, first: int) -> Decoded:
         """Frame by frame; the first of them is number `first`."""
-        reading = Reading()
+        reading = json_frames.Reading()
         for frame, payload in enumerate(frames.payloads, first):
             read_frame(frame, payload, reading)
         return reading.decoded(VENUE_TRADES)
 
     def read_block(self, frames: Frames, first: int) -> Decoded | None:
         """As one, or None where pyarrow can't be relied on to read them as strict `json` would."""
-        table = read_table(frames.payloads, _FRAME)
+        table = json_frames.read_table(frames.payloads, _FRAME)
         if table is None:
             return None
         is_trade = pc.equal(table["type"], pa.scalar("trade")).fill_null(False)
-        lists = (table["data"] if no_false(is_trade) else table["data"].filter(is_trade)).combine_chunks()
+        lists = (table["data"] if json_frames.no_false(is_trade) else table["data"].filter(is_trade)).combine_chunks()
         trades = _columns(lists)
         if trades is None:
             return None
-        others = Reading()
+        others = json_frames.Reading()
         for row in pc.indices_nonzero(pc.invert(is_trade)).to_pylist():
             read_frame(first + row, frames.payloads[row], others)
         numbers = pc.add(pc.indices_nonzero(is_trade).cast(pa.int64()), pa.scalar(first))
@@ -194,10 +179,10 @@ def _columns(lists: Any) -> pa.RecordBatch | None:
     time, symbol, price, volume, codes = (items.field(key) for key in "tspvc")
     if time.null_count or symbol.null_count or price.null_count:
         return None
-    if not (no_false(pc.is_finite(price)) and no_false(pc.is_finite(volume))):
+    if not (json_frames.no_false(pc.is_finite(price)) and json_frames.no_false(pc.is_finite(volume))):
         return None
     each = codes.flatten()
-    if each.null_count or not no_false(pc.greater(pc.binary_length(each), pa.scalar(0))):
+    if each.null_count or not json_frames.no_false(pc.greater(pc.binary_length(each), pa.scalar(0))):
         return None
     if pc.any(pc.match_substring(each, ",")).as_py():
         return None

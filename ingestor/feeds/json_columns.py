@@ -18,19 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.config.feeds import JsonSettings
-from ingestor.feeds.json_frames import (
-    ANY_DECIMAL,
-    JsonObject,
-    RefusedError,
-    no_false,
-    read_json,
-    read_lists,
-    read_table,
-    take_decimal,
-    take_integer,
-    take_number,
-    take_text,
-)
+from ingestor.feeds import json_frames
 from ingestor.schema import VENUE_TRADES
 
 Path = tuple[str, ...]
@@ -84,11 +72,13 @@ class Column:
         if self.type == "integer":
             return _whole(value, reason)
         if self.type == "codes":
-            codes = [take_text(as_text(code), reason) for code in (value if isinstance(value, list) else [value])]
+            codes = [
+                json_frames.take_text(as_text(code), reason) for code in (value if isinstance(value, list) else [value])
+            ]
             if any(not code or "," in code for code in codes):
-                raise RefusedError(reason)
+                raise json_frames.RefusedError(reason)
             return ",".join(codes)
-        text = take_text(as_text(value), reason)
+        text = json_frames.take_text(as_text(value), reason)
         return self.values.get(text, text)
 
     def write(self, value: Any) -> Any:
@@ -104,9 +94,9 @@ def _whole(value: Any, reason: str) -> int:
     """A whole number that int64 holds, or the digits of one."""
     if isinstance(value, str):
         if not _DIGITS.fullmatch(value) or not -(2**63) <= int(value) < 2**63:
-            raise RefusedError(reason)
+            raise json_frames.RefusedError(reason)
         return int(value)
-    return take_integer(value, reason)
+    return json_frames.take_integer(value, reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +174,10 @@ def find(value: Any, path: Path) -> Any:
     for key in path:
         if isinstance(value, list):
             value = value[int(key)] if key.isdecimal() and len(key) < 10 and int(key) < len(value) else None
-        elif not isinstance(value, JsonObject):
+        elif not isinstance(value, json_frames.JsonObject):
             return None
         elif key in value.repeated:
-            raise RefusedError("repeated_key")
+            raise json_frames.RefusedError("repeated_key")
         else:
             value = value.get(key)
     return value
@@ -202,24 +192,28 @@ def as_text(value: Any) -> str | None:
 
 def take_amount(value: Any, reason: str) -> float:
     """A number, or the text of one."""
-    return take_decimal(value, reason, ANY_DECIMAL) if isinstance(value, str) else take_number(value, reason)
+    return (
+        json_frames.take_decimal(value, reason, json_frames.ANY_DECIMAL)
+        if isinstance(value, str)
+        else json_frames.take_number(value, reason)
+    )
 
 
 def milliseconds(value: Any, layout: Layout) -> int:
     """Since 1970; what is finer is cut off."""
     if layout.time_unit == "iso":
         try:
-            time = datetime.fromisoformat(take_text(value, "bad_time"))
+            time = datetime.fromisoformat(json_frames.take_text(value, "bad_time"))
             if time.tzinfo is None and layout.zone is None:  # nobody can tell when it was
-                raise RefusedError("no_time_zone")
+                raise json_frames.RefusedError("no_time_zone")
             return ((time if time.tzinfo else time.replace(tzinfo=layout.zone)) - EPOCH) // MS
         except (ValueError, OverflowError):
-            raise RefusedError("bad_time") from None
+            raise json_frames.RefusedError("bad_time") from None
     number = value if type(value) is int else take_amount(value, "bad_time")
     exact = Decimal(value) if isinstance(value, str) else Decimal(repr(number))
     whole = int(_CUTTING.divide(exact, PER_MS[layout.time_unit]))
     if not -(2**63) <= whole < 2**63:
-        raise RefusedError("bad_time")
+        raise json_frames.RefusedError("bad_time")
     return whole
 
 
@@ -306,44 +300,35 @@ class ColumnReader:
         """The trades of these frames, which all begin with the same byte; None where they can't be read. Frames without
         trades are left out.
         """
+        samples: list[Any] = []
+        for payload in payloads[:: -(-len(payloads) // _SAMPLES)]:
+            try:
+                document = json_frames.read_json(payload)
+                if holds_trades(document):
+                    samples.append(document)
+            except json_frames.RefusedError:
+                continue
         try:
-            samples = self._take_samples(payloads, holds_trades)
             return self._read(payloads, received_us, samples) if samples else None
         except (Unreadable, pa.ArrowException):
             return None
-
-    def _take_samples(self, payloads: list[bytes], holds_trades: Callable[[Any], bool]) -> list[Any]:
-        samples = []
-        for payload in payloads[:: -(-len(payloads) // _SAMPLES)]:
-            try:
-                document = read_json(payload)
-                if holds_trades(document):
-                    samples.append(document)
-            except RefusedError:
-                continue
-        return samples
 
     def _read(self, payloads: list[bytes], received_us: Sequence[int], samples: list[Any]) -> Block:
         layout, tree = self._layout, self._tree
         as_lists = isinstance(samples[0], list)
         expected = _type_of(samples, tree, layout.items, whole=as_lists)
         if as_lists:
-            table = read_lists(payloads, pa.schema([pa.field(_LIST, expected)]), _LIST)
+            table = json_frames.read_lists(payloads, pa.schema([pa.field(_LIST, expected)]), _LIST)
         else:
-            table = read_table(payloads, pa.schema(list(expected)))
+            table = json_frames.read_table(payloads, pa.schema(list(expected)))
         if table is None:
             raise Unreadable
         batch = table.combine_chunks().to_batches()[0]
         document = batch[_LIST] if as_lists else batch.to_struct_array()
-        item, frame_of = self._find_trades(document, payloads)
-        columns = _Columns(document, item, frame_of, payloads)
-        return Block(self._convert(columns, received_us), frame_of)
-
-    def _find_trades(self, document: pa.Array, payloads: list[bytes]) -> tuple[pa.Array, pa.Array]:
-        """The objects at the end of the path to the trades that say what they should, and the frame of each."""
+        # The objects at the end of the path to the trades that say what they should, and the frame of each.
         found, frame_of = document, pa.arange(0, len(document))
         for level, asked in enumerate(self._levels):
-            at_end = level == len(self._layout.items)
+            at_end = level == len(layout.items)
             if pa.types.is_list(found.type):
                 frame_of = frame_of.take(pc.list_parent_indices(found))
                 found = found.flatten()
@@ -353,11 +338,12 @@ class ColumnReader:
             for keys, text in asked:
                 said = _as_texts(_extract(found, keys), payloads)
                 fitting = pc.and_(fitting, pc.fill_null(pc.equal(said, text), fill_value=False))
-            if not no_false(fitting):
+            if not json_frames.no_false(fitting):
                 found, frame_of = found.filter(fitting), frame_of.filter(fitting)
             if not at_end:
-                found = _extract(found, self._layout.items[level : level + 1])
-        return found, frame_of
+                found = _extract(found, layout.items[level : level + 1])
+        columns = _Columns(document, found, frame_of, payloads)
+        return Block(self._convert(columns, received_us), frame_of)
 
     def _convert(self, columns: "_Columns", received_us: Sequence[int]) -> pa.RecordBatch:
         layout = self._layout
@@ -406,7 +392,7 @@ def _type_of(values: Iterable[Any], tree: Tree | str | None, path: Path | None, 
     if kinds == {list} and (path is not None or tree in ("codes", None)):
         items = (item for value in values for item in value)
         return pa.list_(_type_of(items, "text" if tree == "codes" else tree, path, whole=whole))
-    if kinds == {JsonObject} and not isinstance(tree, str):
+    if kinds == {json_frames.JsonObject} and not isinstance(tree, str):
         wanted = tree or {}
         keys = dict.fromkeys([*wanted, *(key for value in values for key in value)] if whole else wanted)
         fields = []
@@ -488,21 +474,21 @@ def _as_texts(values: pa.Array, payloads: list[bytes]) -> pa.Array:
 
 def _as_doubles(values: pa.Array) -> pa.Array:
     if pa.types.is_string(values.type):
-        if not no_false(pc.match_substring_regex(values, _DECIMAL)):
+        if not json_frames.no_false(pc.match_substring_regex(values, _DECIMAL)):
             raise Unreadable
         if pc.any(pc.starts_with(values, "+")).as_py():  # Arrow knows no such sign
             values = pc.utf8_ltrim(values, "+")
         values = values.cast(pa.float64())
     if pa.types.is_null(values.type):
         return pa.nulls(len(values), pa.float64())
-    if not pa.types.is_float64(values.type) or not no_false(pc.is_finite(values)):
+    if not pa.types.is_float64(values.type) or not json_frames.no_false(pc.is_finite(values)):
         raise Unreadable
     return values
 
 
 def _as_integers(values: pa.Array) -> pa.Array:
     if pa.types.is_string(values.type):
-        if not no_false(pc.match_substring_regex(values, _WHOLE)):
+        if not json_frames.no_false(pc.match_substring_regex(values, _WHOLE)):
             raise Unreadable
         return values.cast(pa.int64())
     if pa.types.is_null(values.type):
@@ -517,7 +503,9 @@ def _as_codes(values: pa.Array, payloads: list[bytes]) -> pa.Array:
     if is_list and pa.types.is_null(values.type.value_type):  # all are empty
         return pc.if_else(values.is_valid(), pa.scalar(""), pa.scalar(None, pa.string()))
     codes = _as_texts(values.flatten() if is_list else values, payloads)
-    if (is_list and codes.null_count) or not no_false(pc.invert(pc.match_substring_regex(codes, r",|\A\z"))):
+    if (is_list and codes.null_count) or not json_frames.no_false(
+        pc.invert(pc.match_substring_regex(codes, r",|\A\z"))
+    ):
         raise Unreadable
     return pc.binary_join(values.cast(pa.list_(pa.string())), ",") if is_list else codes
 
@@ -527,7 +515,7 @@ def _as_ms(values: pa.Array, unit: str) -> pa.Array:
     if unit == "iso":
         if pa.types.is_null(values.type):
             return pa.nulls(len(values), pa.int64())
-        if not pa.types.is_string(values.type) or not no_false(pc.match_substring_regex(values, _ISO)):
+        if not pa.types.is_string(values.type) or not json_frames.no_false(pc.match_substring_regex(values, _ISO)):
             raise Unreadable
         return pc.divide(values.cast(pa.timestamp("ns", "UTC")).cast(pa.int64()), _NS_PER_MS)
     whole = _as_integers(values)

@@ -18,32 +18,7 @@ import pyarrow.compute as pc
 
 from ingestor.config.feeds import Compression, JsonLogin, JsonSettings, JsonSymbolList, find_list
 from ingestor.config.types import KEY_PLACE
-from ingestor.feeds import Decoded, Frames, Heartbeat, Login, Notice, Terms, json_columns
-from ingestor.feeds.json_columns import (
-    EPOCH,
-    MS,
-    PER_MS,
-    Layout,
-    Path,
-    Place,
-    as_text,
-    find,
-    milliseconds,
-    take_amount,
-    to_path,
-    to_place,
-)
-from ingestor.feeds.json_frames import (
-    JsonObject,
-    Reading,
-    RefusedError,
-    decode_blocks,
-    deflate,
-    inflate,
-    notice_text,
-    read_json,
-    take_text,
-)
+from ingestor.feeds import Decoded, Frames, Heartbeat, Login, Notice, Terms, json_columns, json_frames
 from ingestor.schema import VENUE_TRADES
 
 
@@ -63,7 +38,7 @@ class JsonMap:
         self._settings = settings
         self._key = key
         self._filling = {"{key}": key, "{secret}": secret}
-        self._layout = layout = Layout.of(settings)
+        self._layout = layout = json_columns.Layout.of(settings)
         self.schema = layout.schema
         answers = _Answers(settings, tuple(filter(None, (key, secret))))
         self._reader = _Reader(layout, answers, settings.compression)
@@ -133,11 +108,11 @@ class JsonMap:
 
     def decode(self, frames: Frames) -> Decoded:
         """What the frames say. Never raises on bad input: what can't be read is a Reject."""
-        return decode_blocks(self, frames)
+        return json_frames.decode_blocks(self, frames)
 
     def read_strictly(self, frames: Frames, first: int) -> Decoded:
         """Frame by frame; the first of them is number `first`."""
-        reading = Reading()
+        reading = json_frames.Reading()
         for frame, (payload, received_us) in enumerate(zip(frames.payloads, frames.received_us, strict=True), first):
             self._reader.read(frame, payload, received_us // 1000, reading)
         return reading.decoded(self.schema)
@@ -161,7 +136,7 @@ class JsonMap:
         if block is None:
             return None
         frame_of = pa.array(alike, pa.int64()).take(block.frame_of)
-        others = Reading()
+        others = json_frames.Reading()
         for frame in sorted({*range(len(frames))}.difference(frame_of.to_pylist())):
             self._reader.read(first + frame, frames.payloads[frame], frames.received_us[frame] // 1000, others)
         if others.rows:
@@ -174,19 +149,23 @@ class JsonMap:
         rows = zip(*(column.to_pylist() for column in columns), strict=True)
         texts = [self._written(*row).encode() for row in rows]
         compression = self._settings.compression
-        return [deflate(text, compression) for text in texts] if compression else texts
+        return [json_frames.deflate(text, compression) for text in texts] if compression else texts
 
     def _written(self, time_ms: int, symbol: str, price: float, volume: float | None, *own: Any) -> str:
         layout = self._layout
-        values: list[tuple[Place, object]] = [(layout.symbol, symbol), (layout.price, price)]
+        values: list[tuple[json_columns.Place, object]] = [(layout.symbol, symbol), (layout.price, price)]
         if layout.volume and volume is not None:
             values.append((layout.volume, volume))
         if layout.timestamp:
             written: int | str | float = time_ms / 1000
             if layout.time_unit == "iso":
-                written = (EPOCH + time_ms * MS).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+                written = (
+                    (json_columns.EPOCH + time_ms * json_columns.MS)
+                    .isoformat(timespec="milliseconds")
+                    .replace("+00:00", "Z")
+                )
             elif layout.time_unit != "s":
-                written = int(time_ms * PER_MS[layout.time_unit])
+                written = int(time_ms * json_columns.PER_MS[layout.time_unit])
             values.append((layout.timestamp, written))
         said = dict(zip(self.schema.names[len(VENUE_TRADES) - 1 :], own, strict=True))
         values += [(column.place, column.write(said[column.name])) for column in layout.columns]
@@ -211,7 +190,13 @@ def _named(template: str, symbol: str) -> str:
     return template.replace("{symbol_lower}", _escaped(symbol.lower())).replace("{symbol}", _escaped(symbol))
 
 
-def _put(at: Any, path: Path, value: Any, listed: frozenset[Path] = frozenset(), above: Path = ()) -> Any:
+def _put(
+    at: Any,
+    path: json_columns.Path,
+    value: Any,
+    listed: frozenset[json_columns.Path] = frozenset(),
+    above: json_columns.Path = (),
+) -> Any:
     """`at` with the value at the end of the path; what is missing on the way is made, in each item of a list."""
     if not path:
         return value
@@ -223,7 +208,7 @@ def _put(at: Any, path: Path, value: Any, listed: frozenset[Path] = frozenset(),
     elif isinstance(at, list):
         at[0] = _put(at[0], path, value, listed, above)
     else:
-        at = JsonObject([]) if at is None else at
+        at = json_frames.JsonObject([]) if at is None else at
         here = (*above, path[0])
         below = at.get(path[0])
         if below is None and here in listed and path[1:]:
@@ -243,7 +228,7 @@ Row = tuple[Any, ...]
 class _Reader:
     """Reads messages of this layout."""
 
-    layout: Layout
+    layout: json_columns.Layout
     answers: "_Answers"
     compression: Compression | None
 
@@ -254,8 +239,8 @@ class _Reader:
         texts, size = [], 0
         for payload in payloads:
             try:
-                texts.append(inflate(payload, self.compression))
-            except RefusedError:
+                texts.append(json_frames.inflate(payload, self.compression))
+            except json_frames.RefusedError:
                 return None
             size += len(texts[-1])
             if size > _TEXTS_MAX:
@@ -268,19 +253,19 @@ class _Reader:
         self._look(document, self.layout.items, self.layout.match, found)
         return bool(found.items)
 
-    def read(self, frame: int, payload: bytes, received_ms: int, reading: Reading) -> None:
+    def read(self, frame: int, payload: bytes, received_ms: int, reading: json_frames.Reading) -> None:
         """Add what this frame says. Only where it holds no trades it may be an answer; without `match` any message
         might be a trade, so that answers are looked for first.
         """
         try:
             if self.compression:
-                payload = inflate(payload, self.compression)
+                payload = json_frames.inflate(payload, self.compression)
             if self.answers.texts and payload in self.answers.texts:
                 reading.notices.append(Notice(frame, "news", ""))
                 return
-            document = read_json(payload)
-            if not isinstance(document, list | JsonObject):
-                raise RefusedError("not_an_object")
+            document = json_frames.read_json(payload)
+            if not isinstance(document, list | json_frames.JsonObject):
+                raise json_frames.RefusedError("not_an_object")
             if not self.layout.match and (answer := self.answers.find(frame, document)):
                 reading.notices.append(answer)
                 return
@@ -291,13 +276,15 @@ class _Reader:
             elif found.other is not None and not found.items:
                 reading.notices.append(self.answers.describe(frame, *found.other))
             elif found.astray and not found.items:
-                raise RefusedError("no_data")
+                raise json_frames.RefusedError("no_data")
             else:
                 reading.add_trades(frame, found.items, lambda item: self._row(item, document, received_ms))
-        except RefusedError as refused:
+        except json_frames.RefusedError as refused:
             reading.reject(frame, refused)
 
-    def _look(self, value: Any, path: Path, match: Sequence[tuple[Path, str]], found: "_Found") -> None:
+    def _look(
+        self, value: Any, path: json_columns.Path, match: Sequence[tuple[json_columns.Path, str]], found: "_Found"
+    ) -> None:
         """Find the trades at the end of the path that say what they should; what is asked of what lies on the way is
         asked there, and of each item of a list.
         """
@@ -306,12 +293,12 @@ class _Reader:
             return
         below = [(keys, text) for keys, text in match if path and keys[0] == path[0] and keys[1:]]
         for keys, text in match:
-            if (keys, text) not in below and (said := as_text(find(value, keys))) != text:
+            if (keys, text) not in below and (said := json_columns.as_text(json_columns.find(value, keys))) != text:
                 found.other = found.other or (value, said)
                 return
         if path:
-            self._look(find(value, path[:1]), path[1:], [(keys[1:], text) for keys, text in below], found)
-        elif isinstance(value, JsonObject):
+            self._look(json_columns.find(value, path[:1]), path[1:], [(keys[1:], text) for keys, text in below], found)
+        elif isinstance(value, json_frames.JsonObject):
             is_map = (
                 self.layout.by_symbol
                 and bool(value)
@@ -326,11 +313,13 @@ class _Reader:
         else:
             found.astray = True
 
-    def _look_into(self, items: list[Any], path: Path, match: Sequence[tuple[Path, str]], found: "_Found") -> None:
+    def _look_into(
+        self, items: list[Any], path: json_columns.Path, match: Sequence[tuple[json_columns.Path, str]], found: "_Found"
+    ) -> None:
         """The same in a list."""
         of_list = [(keys, text) for keys, text in match if keys[0].isdecimal() and not self._are_arrays(items)]
         for keys, text in of_list:
-            if (said := as_text(find(items, keys))) != text:
+            if (said := json_columns.as_text(json_columns.find(items, keys))) != text:
                 found.other = found.other or (items, said)
                 return
         of_items = [one for one in match if one not in of_list]
@@ -349,36 +338,36 @@ class _Reader:
     def _are_arrays(self, items: list[Any]) -> bool:
         return all(isinstance(item, list) for item in items)
 
-    def _take(self, item: Any, match: Sequence[tuple[Path, str]], found: "_Found") -> None:
+    def _take(self, item: Any, match: Sequence[tuple[json_columns.Path, str]], found: "_Found") -> None:
         """An item of the list of trades."""
-        if isinstance(item, JsonObject):
+        if isinstance(item, json_frames.JsonObject):
             self._look(item, (), match, found)
             return
         for keys, text in match:
-            if (said := as_text(find(item, keys))) != text:
+            if (said := json_columns.as_text(json_columns.find(item, keys))) != text:
                 found.other = found.other or (item, said)
                 return
         found.items.append(item)
 
     def _row(self, item: Any, document: Any, received_ms: int) -> Row:
         layout = self.layout
-        if not isinstance(item, list if layout.arrays else JsonObject):
-            raise RefusedError("not_an_object")
+        if not isinstance(item, list if layout.arrays else json_frames.JsonObject):
+            raise json_frames.RefusedError("not_an_object")
         places = (layout.timestamp, layout.symbol, layout.price, layout.volume)
         time, symbol, price, volume = (
-            find(document if place.in_message else item, place.path) if place else None for place in places
+            json_columns.find(document if place.in_message else item, place.path) if place else None for place in places
         )
         row: Row = (
-            received_ms if time is None else milliseconds(time, layout),
-            take_text(symbol, "bad_symbol"),
-            take_amount(price, "bad_price"),
-            None if volume is None else take_amount(volume, "bad_volume"),
+            received_ms if time is None else json_columns.milliseconds(time, layout),
+            json_frames.take_text(symbol, "bad_symbol"),
+            json_columns.take_amount(price, "bad_price"),
+            None if volume is None else json_columns.take_amount(volume, "bad_volume"),
             None,
         )
         if not layout.columns:
             return row
         own = [
-            column.read(find(document if column.place.in_message else item, column.place.path))
+            column.read(json_columns.find(document if column.place.in_message else item, column.place.path))
             for column in layout.columns
         ]
         return (*row[:-1], *own) if layout.columns[0].name == "conditions" else (*row, *own)
@@ -402,15 +391,15 @@ class _Answers:
         self._refused = [
             (
                 _pattern(one.match),
-                to_place(one.text),
-                to_place(one.symbol),
+                json_columns.to_place(one.text),
+                json_columns.to_place(one.symbol),
                 re.compile(one.symbol_in) if one.symbol_in else None,
             )
             for one in settings.refused
         ]
 
     @property
-    def paths(self) -> list[list[Path]]:
+    def paths(self) -> list[list[json_columns.Path]]:
         """Where each pattern looks."""
         refused = [pattern for pattern, *_ in self._refused]
         return [[path for path, _ in one] for one in (*refused, *self._not_let_in, *self._acknowledged, *self._ignored)]
@@ -428,11 +417,11 @@ class _Answers:
 
         def judge(payload: bytes) -> tuple[Literal["asked", "accepted", "refused"], str] | None:
             try:
-                document = read_json(inflate(payload, compression) if compression else payload)
+                document = json_frames.read_json(json_frames.inflate(payload, compression) if compression else payload)
                 for verdict, pattern in patterns:
                     if (item := _fitting(document, pattern)) is not None:
                         return verdict, self._words(item)
-            except RefusedError:  # it is a reject, which the recorder tells
+            except json_frames.RefusedError:  # it is a reject, which the recorder tells
                 return None
             return None
 
@@ -442,8 +431,8 @@ class _Answers:
         """The answer that this message is, or None. Raises RefusedError: `repeated_key`."""
         for pattern, text, symbol, symbol_in in self._refused:
             if (item := _fitting(document, pattern)) is not None:
-                words = as_text(find(item, text.path)) if text else self._words(item)
-                named = as_text(find(item, symbol.path)) if symbol else None
+                words = json_columns.as_text(json_columns.find(item, text.path)) if text else self._words(item)
+                named = json_columns.as_text(json_columns.find(item, symbol.path)) if symbol else None
                 if symbol_in:
                     match = symbol_in.search(((named if symbol else words) or "")[:_SEARCHED])
                     named = match[1] if match else None
@@ -468,38 +457,44 @@ class _Answers:
 
     def _words(self, value: Any) -> str:
         """What a message says for people."""
-        texts = (as_text(find(value, (key,))) for key in ("msg", "message", "reason", "error"))
+        texts = (
+            json_columns.as_text(json_columns.find(value, (key,))) for key in ("msg", "message", "reason", "error")
+        )
         return self._blotted(next(filter(None, texts), None))
 
     def _blotted(self, text: str | None) -> str:
         for secret in self._secrets:
             text = text.replace(secret, "***") if text else text
-        return notice_text(text)
+        return json_frames.notice_text(text)
 
 
 def read_symbols(answer: bytes, form: JsonSymbolList) -> list[str]:
     """The symbols in a venue's list, each once, as they come. Raises RefusedError where it is none."""
-    found = find(read_json(answer), to_path(form.items or ""))
+    found = json_columns.find(json_frames.read_json(answer), json_columns.to_path(form.items or ""))
     pairs: list[tuple[str | None, Any]] | None
     if form.symbol == "*":
-        pairs = list(found.items()) if isinstance(found, JsonObject) else None
+        pairs = list(found.items()) if isinstance(found, json_frames.JsonObject) else None
     else:
-        path = to_path(form.symbol)
-        pairs = [(as_text(find(item, path)), item) for item in found] if isinstance(found, list) else None
+        path = json_columns.to_path(form.symbol)
+        pairs = (
+            [(json_columns.as_text(json_columns.find(item, path)), item) for item in found]
+            if isinstance(found, list)
+            else None
+        )
     if pairs is None:
-        raise RefusedError("no_data")
+        raise json_frames.RefusedError("no_data")
     pattern = _pattern(form.match)
     fitting = [name for name, item in pairs if all(_says(item, path, text) for path, text in pattern)]
     return list(dict.fromkeys(name for name in fitting if name))
 
 
-Pattern = tuple[tuple[Path, str], ...]
+Pattern = tuple[tuple[json_columns.Path, str], ...]
 """What is said, by path."""
 _SEARCHED = 1000
 
 
 def _pattern(match: Mapping[str, str]) -> Pattern:
-    return tuple((to_path(path), text) for path, text in match.items())
+    return tuple((json_columns.to_path(path), text) for path, text in match.items())
 
 
 def _fitting(document: Any, pattern: Pattern) -> Any:
@@ -508,13 +503,13 @@ def _fitting(document: Any, pattern: Pattern) -> Any:
     return next((one for one in candidates if all(_says(one, path, text) for path, text in pattern)), None)
 
 
-def _says(value: Any, path: Path, text: str) -> bool:
+def _says(value: Any, path: json_columns.Path, text: str) -> bool:
     """Whether this stands there, in a list on the way in one of its items."""
     if isinstance(value, list) and not (path and path[0].isdecimal()):
         return any(_says(item, path, text) for item in value)
     if path:
-        return _says(find(value, path[:1]), path[1:], text)
-    return value is not None if text == "*" else as_text(value) == text
+        return _says(json_columns.find(value, path[:1]), path[1:], text)
+    return value is not None if text == "*" else json_columns.as_text(value) == text
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """The journal: an append-only log of segments, with one writer and any number of readers, in any process.
 
-- A **record** is a checked header and a body (`segment.py`): whose segment it is, the schema, a block of rows, the
+- A **record** is a checked header and a body (`records.py`): whose segment it is, the schema, a block of rows, the
   reasons of rejects, or the end. Nothing but a whole record passes as one.
 - A **segment** is one file of records, ordered by its number, because wall clocks step back. It is over at its end
   record, or where its records stop and a later segment has begun. A segment may say that it continues an earlier one

@@ -14,26 +14,7 @@ import pyarrow as pa
 
 from ingestor import system
 from ingestor.errors import DamagedFile, Lagged
-from ingestor.journal.scan import (
-    JournalFolder,
-    blames_file,
-    end_of_records,
-    find_record,
-    open_file,
-    open_segment,
-    read_schema,
-)
-from ingestor.journal.segment import (
-    Cursor,
-    Kind,
-    Record,
-    decode_reasons,
-    decode_rows,
-    decode_schema,
-    read_record,
-    read_synced,
-    upgrade_raw,
-)
+from ingestor.journal import records, scan
 from ingestor.layout import Layout, SegmentFile, SegmentId, list_segments
 from ingestor.metrics import Counts
 from ingestor.schema import TRADES
@@ -49,7 +30,7 @@ class Rows:
     reasons: dict[str, int]
     first_received_us: int
     last_received_us: int
-    at: Cursor
+    at: records.Cursor
     raw: bytes | None = None
     """The body of the record of its frames as they came, for `segment.split_raw`; None where they are not kept."""
 
@@ -61,7 +42,7 @@ class Damage:
     segment: SegmentId
     offset: int
     content: bytes
-    at: Cursor
+    at: records.Cursor
     """The place behind them."""
     unreadable: str | None = None
     """Why not one byte could be read: a folder, a link that leads nowhere, no permission. `content` is empty then."""
@@ -72,31 +53,31 @@ class SegmentEnd:
     """A segment is complete: no row of it will follow."""
 
     segment: SegmentId
-    at: Cursor
+    at: records.Cursor
     """The place from which to go on."""
 
 
 Event = Rows | Damage | SegmentEnd
 
 
-def find_journal_end(layout: Layout) -> Cursor:
+def find_journal_end(layout: Layout) -> records.Cursor:
     """Behind the last record of the journal that is whole now, synced or not: where a view begins. Raises DamagedFile
     where this user may not read the last segment, OSError.
     """
     while True:
         segments = list_segments(layout)
         if not segments:
-            return Cursor(0, 0)
+            return records.Cursor(0, 0)
         last = segments[-1]
         try:
-            return Cursor(last.id.number, end_of_records(last.path))
+            return records.Cursor(last.id.number, scan.end_of_records(last.path))
         except FileNotFoundError:  # sealed, and so renamed, since it was listed
             continue
         except OSError as error:
             if error.errno == errno.EACCES:
                 raise _forbidden(last, error) from None
-            if blames_file(error):
-                return Cursor(last.id.number, 0)  # no file: nothing will ever be read of it
+            if scan.blames_file(error):
+                return records.Cursor(last.id.number, 0)  # no file: nothing will ever be read of it
             raise
 
 
@@ -110,13 +91,13 @@ class Follower:
     synced.
     """
 
-    def __init__(self, layout: Layout, start: Cursor | None, *, synced_only: bool) -> None:
+    def __init__(self, layout: Layout, start: records.Cursor | None, *, synced_only: bool) -> None:
         self._layout = layout
-        self._folder = JournalFolder(layout)
+        self._folder = scan.JournalFolder(layout)
         self._synced_only = synced_only
         self._segment: _ReadSegment | _LostSegment | None = None
         self._last_sequence = -1
-        self.cursor = start or Cursor(0, 0)
+        self.cursor = start or records.Cursor(0, 0)
 
     def read(self) -> Iterator[Event]:
         """All that there is now. Raises Lagged where the cursor's segment is gone, FormatTooNew, OSError; DamagedFile
@@ -129,7 +110,7 @@ class Follower:
                     return
             limit = None  # the segment's end
             if self._synced_only:
-                synced = read_synced(self._layout)
+                synced = records.read_synced(self._layout)
                 limit = synced.offset if synced.segment == self._segment.file.id.number else 0
             for event in self._segment.read(limit):
                 self.cursor = event.at
@@ -139,7 +120,7 @@ class Follower:
             ended = self._segment.file.id
             self._segment.close()
             self._segment = None
-            self.cursor = Cursor(ended.number + 1, 0)
+            self.cursor = records.Cursor(ended.number + 1, 0)
             yield SegmentEnd(ended, self.cursor)
 
     def close(self) -> None:
@@ -166,9 +147,9 @@ class Follower:
         Raises DamagedFile, OSError.
         """
         try:
-            return _ReadSegment(self._folder, file, open_segment(self._layout, file), offset)
+            return _ReadSegment(self._folder, file, scan.open_segment(self._layout, file), offset)
         except OSError as error:
-            if not blames_file(error) or isinstance(error, FileNotFoundError):
+            if not scan.blames_file(error) or isinstance(error, FileNotFoundError):
                 raise
             if self._folder.cap(file.id.number) is not None:
                 return _LostSegment(file, offset, error.strerror or str(error))
@@ -206,7 +187,7 @@ class _LostSegment:
     def __init__(self, file: SegmentFile, offset: int, reason: str) -> None:
         self.file = file
         self.over = False
-        self._damage = Damage(file.id, offset, b"", Cursor(file.id.number, offset + 1), reason)
+        self._damage = Damage(file.id, offset, b"", records.Cursor(file.id.number, offset + 1), reason)
 
     def close(self) -> None:
         """Nothing: it was never opened."""
@@ -220,7 +201,7 @@ class _LostSegment:
 class _ReadSegment:
     """One segment, being read from an offset on."""
 
-    def __init__(self, folder: JournalFolder, file: SegmentFile, fd: int, offset: int) -> None:
+    def __init__(self, folder: scan.JournalFolder, file: SegmentFile, fd: int, offset: int) -> None:
         """`fd` is its file, and closed with it."""
         self.file = file
         self.over = False
@@ -232,7 +213,7 @@ class _ReadSegment:
         self._raw: bytes | None = None
         self._fd = fd
         if offset:
-            self._schema = read_schema(fd)
+            self._schema = scan.read_schema(fd)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -247,35 +228,35 @@ class _ReadSegment:
         end = self._folder.final_end(self.file.id.number, self._fd)
         if end is not None:
             while self._offset < end and not self.over:
-                record = read_record(self._fd, self._offset, end)
+                record = records.read_record(self._fd, self._offset, end)
                 if record is not None:
                     yield from self._take(record)
                     continue
-                start, self._offset = self._offset, find_record(self._fd, self._offset + 1, end) or end
+                start, self._offset = self._offset, scan.find_record(self._fd, self._offset + 1, end) or end
                 self._reasons, self._raw = {}, None
                 yield from self._damage(start)
             self.over = True
-        while not self.over and (record := read_record(self._fd, self._offset, limit)) is not None:
+        while not self.over and (record := records.read_record(self._fd, self._offset, limit)) is not None:
             yield from self._take(record)
 
-    def _take(self, record: Record) -> Iterator[Rows | Damage]:
+    def _take(self, record: records.Record) -> Iterator[Rows | Damage]:
         self._offset = record.end
         match record.header.kind:
-            case Kind.SCHEMA:
-                self._schema = decode_schema(record)
-            case Kind.REASONS:
-                self._reasons = decode_reasons(record)
-            case Kind.FRAMES:
+            case records.Kind.SCHEMA:
+                self._schema = records.decode_schema(record)
+            case records.Kind.REASONS:
+                self._reasons = records.decode_reasons(record)
+            case records.Kind.FRAMES:
                 self._raw = record.body
-            case Kind.RAW:
-                self._raw = upgrade_raw(record.body)
-            case Kind.END:
+            case records.Kind.RAW:
+                self._raw = records.upgrade_raw(record.body)
+            case records.Kind.END:
                 self.over = True
-            case Kind.BLOCK:
+            case records.Kind.BLOCK:
                 reasons, self._reasons = self._reasons, {}
                 raw, self._raw = self._raw, None
                 header = record.header
-                at = Cursor(self.file.id.number, record.end)
+                at = records.Cursor(self.file.id.number, record.end)
                 batch = self._decode(record)
                 if batch is None:
                     yield from self._damage(record.offset)
@@ -288,14 +269,14 @@ class _ReadSegment:
     def _damage(self, start: int) -> Iterator[Damage]:
         content = system.pread(self._fd, self._offset - start, start)
         if content.strip(b"\0"):
-            yield Damage(self.file.id, start, content, Cursor(self.file.id.number, self._offset))
+            yield Damage(self.file.id, start, content, records.Cursor(self.file.id.number, self._offset))
 
-    def _decode(self, record: Record) -> pa.RecordBatch | None:
+    def _decode(self, record: records.Record) -> pa.RecordBatch | None:
         """The rows of a block; None where the schema's record was damaged, and no other segment's fits."""
         if self._schema is None:
             self._schema = self._find_schema()
         try:
-            batch = decode_rows(record, self._schema)
+            batch = records.decode_rows(record, self._schema)
             batch.validate()
         except pa.ArrowException:
             return None
@@ -307,11 +288,11 @@ class _ReadSegment:
         others = [file for file in self._folder.segments() if file.id.run == self.file.id.run]
         for file in sorted(others, key=lambda other: abs(other.id.number - number)):
             try:
-                fd = open_file(file.path)
+                fd = scan.open_file(file.path)
             except OSError:  # sealed, freed or no file: there may be another one
                 continue
             try:
-                schema = read_schema(fd)
+                schema = scan.read_schema(fd)
             finally:
                 os.close(fd)
             if schema is not None:

@@ -15,17 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from ingestor import system
-from ingestor.journal.segment import (
-    MAGIC,
-    Cursor,
-    Header,
-    Kind,
-    Record,
-    decode_schema,
-    read_header,
-    read_record,
-    read_synced,
-)
+from ingestor.journal import records
 from ingestor.layout import Layout, SegmentFile, SegmentId, list_segments
 
 _WINDOW = 1 << 20
@@ -46,12 +36,12 @@ def find_record(fd: int, offset: int, size: int) -> int | None:
         except OSError as error:
             if error.errno == errno.ENXIO:
                 return None
-        chunk = system.pread(fd, _WINDOW + len(MAGIC) - 1, offset)
-        at = chunk.find(MAGIC)
+        chunk = system.pread(fd, _WINDOW + len(records.MAGIC) - 1, offset)
+        at = chunk.find(records.MAGIC)
         while at >= 0:
-            if read_record(fd, offset + at, size) is not None:
+            if records.read_record(fd, offset + at, size) is not None:
                 return offset + at
-            at = chunk.find(MAGIC, at + 1)
+            at = chunk.find(records.MAGIC, at + 1)
         offset += _WINDOW
     return None
 
@@ -105,8 +95,8 @@ def read_identity(path: Path) -> dict[str, Any] | None:
 
 
 def _read_identity(fd: int) -> dict[str, Any] | None:
-    record = read_record(fd, 0)
-    if record is None or record.header.kind is not Kind.START:
+    record = records.read_record(fd, 0)
+    if record is None or record.header.kind is not records.Kind.START:
         return None
     identity: dict[str, Any] = json.loads(record.body)
     return identity
@@ -115,8 +105,8 @@ def _read_identity(fd: int) -> dict[str, Any] | None:
 def read_schema(fd: int) -> pa.Schema | None:
     """The schema that this segment tells, even where the record before is damaged; None where its own is."""
     for record in islice(_whole_records(fd), 2):
-        if record.header.kind is Kind.SCHEMA:
-            return decode_schema(record)
+        if record.header.kind is records.Kind.SCHEMA:
+            return records.decode_schema(record)
     return None
 
 
@@ -222,7 +212,7 @@ class JournalFolder:
         return cap
 
 
-def read_headers(path: Path, offset: int, limit: int | None) -> Iterator[Header]:
+def read_headers(path: Path, offset: int, limit: int | None) -> Iterator[records.Header]:
     """The headers of the records from `offset` on, one after the other, up to `limit`; damage is stepped over.
 
     Bodies are not read, so nothing is checked: to measure by, not to copy from. Raises OSError.
@@ -232,7 +222,7 @@ def read_headers(path: Path, offset: int, limit: int | None) -> Iterator[Header]
         size = os.fstat(fd).st_size
         end = size if limit is None else min(limit, size)
         while offset < end:
-            found = read_header(fd, offset)
+            found = records.read_header(fd, offset)
             if found is None or found[1] > end:
                 offset = find_record(fd, offset + 1, end) or end
             else:
@@ -242,7 +232,7 @@ def read_headers(path: Path, offset: int, limit: int | None) -> Iterator[Header]
         os.close(fd)
 
 
-def _read_records(path: Path) -> Iterator[Record]:
+def _read_records(path: Path) -> Iterator[records.Record]:
     """The whole records that a segment holds now, stepping over what is none."""
     fd = open_file(path)
     try:
@@ -251,11 +241,11 @@ def _read_records(path: Path) -> Iterator[Record]:
         os.close(fd)
 
 
-def _whole_records(fd: int) -> Iterator[Record]:
+def _whole_records(fd: int) -> Iterator[records.Record]:
     offset: int | None = 0
     size = os.fstat(fd).st_size
     while offset is not None:
-        record = read_record(fd, offset, size)
+        record = records.read_record(fd, offset, size)
         if record is None:
             offset = find_record(fd, offset + 1, size)
         else:
@@ -282,9 +272,9 @@ class Backlogs:
         self._layout = layout
         self._whole: dict[int, Backlog] = {}
 
-    def measure(self, start: Cursor, end: Cursor | None = None) -> Backlog:
+    def measure(self, start: records.Cursor, end: records.Cursor | None = None) -> Backlog:
         """The rows from `start` to `end` (None: as far as the journal is synced). Raises OSError."""
-        end = end or read_synced(self._layout)
+        end = end or records.read_synced(self._layout)
         files = list_segments(self._layout)
         backlog = Backlog()
         for file in files:

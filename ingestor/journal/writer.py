@@ -12,25 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pyarrow as pa
 import structlog
 
 from ingestor import system
 from ingestor.errors import RowsUnsaved
+from ingestor.journal import records
 from ingestor.journal.scan import blames_file, open_file
-from ingestor.journal.segment import (
-    Cursor,
-    Header,
-    Kind,
-    Pieces,
-    encode_reasons,
-    encode_record,
-    encode_schema,
-    encode_start,
-    encode_synced,
-)
 from ingestor.layout import FILE_MODE, Layout, SegmentId, list_segments, open_own, sync_directory
 from ingestor.schema import FORMAT_VERSION
 
@@ -91,11 +80,11 @@ class Unsynced:
     """The records, in order, each with the number of its rows."""
 
     def __init__(self) -> None:
-        self._records: list[tuple[int, Pieces]] = []
+        self._records: list[tuple[int, records.Pieces]] = []
         self._bytes = 0
         self._since_s = 0.0
 
-    def __iter__(self) -> Iterator[tuple[int, Pieces]]:
+    def __iter__(self) -> Iterator[tuple[int, records.Pieces]]:
         return iter(self._records)
 
     def __len__(self) -> int:
@@ -115,7 +104,7 @@ class Unsynced:
         """Whether this is more than should be held in memory: sync now, whatever the interval."""
         return self._bytes >= _MAX
 
-    def add(self, rows: int, pieces: Pieces) -> None:
+    def add(self, rows: int, pieces: records.Pieces) -> None:
         if not self._records:
             self._since_s = time.monotonic()
         self._records.append((rows, pieces))
@@ -137,11 +126,11 @@ class OpenSegment:
         self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
 
     @property
-    def end(self) -> Cursor:
+    def end(self) -> records.Cursor:
         """The place behind what is written."""
-        return Cursor(self.id.number, self.size)
+        return records.Cursor(self.id.number, self.size)
 
-    def write(self, pieces: Pieces) -> None:
+    def write(self, pieces: records.Pieces) -> None:
         """Append a record. Raises OSError; the file may then end in a part of it."""
         left = [memoryview(piece) for piece in pieces if len(piece)]
         while left:
@@ -154,7 +143,7 @@ class OpenSegment:
 
     def write_end(self) -> None:
         """Append the record that says that nothing follows. Raises OSError."""
-        self.write(encode_record(Header(Kind.END), b""))
+        self.write(records.encode_record(records.Header(records.Kind.END), b""))
 
     def sync(self) -> None:
         """Make what is written survive a power cut. Raises OSError."""
@@ -196,7 +185,7 @@ class Segments:
         """Of the next segment."""
         self._clock = clock
 
-    def open(self, previous: SegmentId | None, continues: Cursor | None) -> OpenSegment:
+    def open(self, previous: SegmentId | None, continues: records.Cursor | None) -> OpenSegment:
         """A new segment: created, synced and its directory synced before the first row. Raises OSError.
 
         `previous` is this run's segment before it. Its number is not taken twice, even where it is given up: a reader
@@ -213,8 +202,8 @@ class Segments:
             "continues": None if continues is None else [continues.segment, continues.offset],
         }
         try:
-            opened.write(encode_start(identity))
-            opened.write(encode_schema(self.schema))
+            opened.write(records.encode_start(identity))
+            opened.write(records.encode_schema(self.schema))
             opened.sync_whole()
             sync_directory(self._layout.journal)
         except OSError:
@@ -227,10 +216,10 @@ class Segments:
 class Block:
     """What the recorder hands over: rows with their sequence numbers, the counts, and why others were rejected."""
 
-    header: Header
+    header: records.Header
     rows: pa.RecordBatch
     reasons: dict[str, int] = field(default_factory=dict)
-    raw: Pieces = field(default_factory=list)
+    raw: records.Pieces = field(default_factory=list)
     """The record of its frames as they came, where they are kept."""
 
 
@@ -259,13 +248,28 @@ class Journal:
         self.sync_s = 0.0
         """How long those took together."""
         for left in list_segments(layout):
-            if not left.sealed:
-                _sync_left(left.path)
+            if left.sealed:
+                continue
+            # So that what a reader has seen of it stays. Only what the disk itself refuses ends us.
+            try:
+                fd = open_file(left.path)
+            except OSError as error:
+                if not blames_file(error):
+                    raise
+                hint = "the recording goes on without it"
+                log.error("segment.unreadable", file=left.path.name, error=error.strerror, hint=hint)
+                continue
+            try:
+                system.sync_whole(fd)
+            finally:
+                os.close(fd)
         fill_ballast(layout)
         self._synced_fd = open_own(layout.synced, os.O_WRONLY)
-        os.ftruncate(self._synced_fd, min(os.fstat(self._synced_fd).st_size, len(encode_synced(Cursor(0, 0)))))
+        os.ftruncate(
+            self._synced_fd, min(os.fstat(self._synced_fd).st_size, len(records.encode_synced(records.Cursor(0, 0))))
+        )
         self._open = segments.open(None, None)
-        self.synced = Cursor(0, 0)
+        self.synced = records.Cursor(0, 0)
         self._settle(self._open)
 
     @property
@@ -277,8 +281,8 @@ class Journal:
         """Append one block. Where the disk refuses, the rows are kept and `failed` is set; never raises OSError."""
         rows = block.rows.num_rows
         # The reasons next to the block: where the disk has changed the frames, they still count.
-        pieces = block.raw + (encode_reasons(block.reasons) if block.reasons else [])
-        pieces += encode_record(block.header, block.rows.serialize() if rows else b"")
+        pieces = block.raw + (records.encode_reasons(block.reasons) if block.reasons else [])
+        pieces += records.encode_record(block.header, block.rows.serialize() if rows else b"")
         self.unsynced.add(rows, pieces)
         try:
             self._write(self._open, rows, pieces)
@@ -366,7 +370,7 @@ class Journal:
         self._open.close()
         os.close(self._synced_fd)
 
-    def _write(self, segment: OpenSegment, rows: int, pieces: Pieces) -> None:
+    def _write(self, segment: OpenSegment, rows: int, pieces: records.Pieces) -> None:
         """Append a record that holds so many rows. Raises OSError."""
         if rows and segment.first_row_at is None:
             segment.first_row_at = self._clock()
@@ -389,25 +393,10 @@ class Journal:
 
     def _settle(self, segment: OpenSegment) -> None:
         """All that is written is synced: tell the readers, then forget the rows. Raises OSError."""
-        os.pwrite(self._synced_fd, encode_synced(segment.end), 0)
+        os.pwrite(self._synced_fd, records.encode_synced(segment.end), 0)
         self.synced = segment.end
         self.unsynced.clear()
 
     def _fail(self, error: OSError) -> None:
         self.failed = error
         log.error("journal.failed", segment=str(self._open.id), error=error.strerror, rows=self.unsynced.rows)
-
-
-def _sync_left(path: Path) -> None:
-    """Sync what an earlier run left, so that what a reader has seen of it stays. Raises OSError of the disk alone."""
-    try:
-        fd = open_file(path)
-    except OSError as error:
-        if not blames_file(error):
-            raise
-        log.error("segment.unreadable", file=path.name, error=error.strerror, hint="the recording goes on without it")
-        return
-    try:
-        system.sync_whole(fd)
-    finally:
-        os.close(fd)

@@ -33,8 +33,7 @@ from ingestor.dataset.arguments import Span, find_span
 from ingestor.dataset.bar_grid import parse_interval
 from ingestor.dataset.bars import read_bars
 from ingestor.dataset.coverage import describe_unknown, no_warnings, read_coverage
-from ingestor.dataset.rows import Selection
-from ingestor.dataset.stream import stream_runs
+from ingestor.dataset.rows import Selection, stream_runs
 from ingestor.errors import IngestorError
 from ingestor.layout import Layout
 from ingestor.live.access import EVERYTHING, Grant, HostGuard, Unauthorized, Verifier, bearer_token
@@ -376,17 +375,16 @@ class _Api:
                     if as_arrow:
                         return Response(as_arrow_stream(page.rows), headers=headers, media_type=_ARROW)
                     told = {name: as_json_rows(page.rows), "next": page.cursor}
-                    notes = [] if page.rows.num_rows else self._unknown(query.symbols or (), grant)
+                    notes: list[str] = []
+                    if not page.rows.num_rows:  # which of the symbols is not recorded, and what may be meant
+                        known = [symbol for symbol in list(self._hub.board.quotes) if grant.allows(symbol)]
+                        asked = (query.symbols or ())[:_NAMED_MAX]
+                        notes = [describe_unknown(symbol, known) for symbol in asked if symbol not in known]
                     return JSONResponse(told | ({"notes": notes} if notes else {}), headers=headers)
 
                 return await asyncio.to_thread(encode)
 
         return self.guarded(answer)
-
-    def _unknown(self, symbols: Sequence[str], grant: Grant) -> list[str]:
-        """A sentence for each of these symbols that is not recorded, with the one that may be meant."""
-        known = [symbol for symbol in list(self._hub.board.quotes) if grant.allows(symbol)]
-        return [describe_unknown(symbol, known) for symbol in symbols[:_NAMED_MAX] if symbol not in known]
 
     async def symbols(self, _request: Request, grant: Grant) -> Response:
         """`/symbols`: the quote of each symbol that is granted."""

@@ -11,9 +11,8 @@ import structlog
 
 from ingestor.dataset.arguments import Span, day_start_ms
 from ingestor.dataset.coverage import CoverageWatch, SymbolState
-from ingestor.dataset.rows import Selection
+from ingestor.dataset.rows import Selection, stream_rows
 from ingestor.dataset.snapshot import list_days, take_snapshot
-from ingestor.dataset.stream import stream_rows
 from ingestor.dataset.trades import follow
 from ingestor.errors import Lagged
 from ingestor.layout import Layout, read_holder

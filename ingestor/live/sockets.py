@@ -174,16 +174,13 @@ class _Conversation:
                 case Unsubscribe(named):
                     self._hub.unsubscribe(self._subscriber, named)
         except (BadRequest, TooMany, Unauthorized) as error:
-            self._refuse(str(error))
+            self._subscriber.enqueue(frame(self._error(str(error))))
+            self._faults += 1
+            if self._faults == _FAULTS_MAX:
+                self._subscriber.give_up(f"{_FAULTS_MAX} errors in a row; the last: {error}")
             return _FAULT_S
         self._faults = 0
         return len(named) * _SYMBOL_S
-
-    def _refuse(self, reason: str) -> None:
-        self._subscriber.enqueue(frame(self._error(reason)))
-        self._faults += 1
-        if self._faults == _FAULTS_MAX:
-            self._subscriber.give_up(f"{_FAULTS_MAX} errors in a row; the last: {reason}")
 
     def _subscribe(self, symbols: Sequence[str], every_s: float | None, *, gaps: bool) -> None:
         if self._grant is None:

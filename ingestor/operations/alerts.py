@@ -129,18 +129,15 @@ class Incidents:
             news.append(f"all well again: {'; '.join(self._ended)}")
             self._ended = []
         lines = [f"{at.astimezone(UTC):%H:%M} UTC: {text}" for text in news]
-        if self._is_quiet(at):
-            self._held += lines
-            return None
+        if self._settings.quiet is not None:  # in these hours it is held
+            begin, end = self._settings.quiet
+            zone = UTC if self._settings.time_zone == "UTC" else ZoneInfo(self._settings.time_zone)
+            local = at.astimezone(zone).time()
+            if begin <= local < end if begin < end else local >= begin or local < end:
+                self._held += lines
+                return None
         lines, self._held = self._held + lines, []
         return "\n".join(lines) or None
-
-    def _is_quiet(self, at: datetime) -> bool:
-        if self._settings.quiet is None:
-            return False
-        begin, end = self._settings.quiet
-        local = at.astimezone(UTC if self._settings.time_zone == "UTC" else ZoneInfo(self._settings.time_zone)).time()
-        return begin <= local < end if begin < end else local >= begin or local < end
 
 
 # The process

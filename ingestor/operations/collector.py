@@ -12,17 +12,8 @@ from ingestor import __version__
 from ingestor.capture.stream_state import BOUNDS_S
 from ingestor.capture.wall_clock import VenueTime
 from ingestor.metrics import REPEATED
+from ingestor.operations import recorder_status
 from ingestor.operations.backfill_process import BackfillProcess
-from ingestor.operations.recorder_status import (
-    ClockState,
-    Disk,
-    Flow,
-    Histogram,
-    Link,
-    RecorderStatus,
-    SinkLag,
-    Strange,
-)
 from ingestor.recording import Recording
 from ingestor.sinks.destinations import configured_sinks
 from ingestor.sinks.retention_slots import Lag, Lags
@@ -45,10 +36,12 @@ class _Sample(NamedTuple):
     rejected: int
 
 
-def read_clock(venue: VenueTime) -> ClockState:
+def read_clock(venue: VenueTime) -> recorder_status.ClockState:
     """What the venue shows of our clock."""
     trades_us = venue.trades_us
-    return ClockState(wrong_s=venue.wrong_us / 1e6, trades_s=None if trades_us is None else trades_us / 1e6)
+    return recorder_status.ClockState(
+        wrong_s=venue.wrong_us / 1e6, trades_s=None if trades_us is None else trades_us / 1e6
+    )
 
 
 class Watch:
@@ -80,10 +73,10 @@ class Watch:
         while self._uncommitted and self._uncommitted[0].trades <= committed:
             self._uncommitted.popleft()
 
-    def look(self) -> RecorderStatus:
+    def look(self) -> recorder_status.RecorderStatus:
         """The status now. Raises OSError if the disk can't be asked."""
         recording, now, now_s = self._recording, time.time(), time.monotonic()
-        return RecorderStatus(
+        return recorder_status.RecorderStatus(
             at=now,
             version=__version__,
             pid=os.getpid(),
@@ -97,12 +90,12 @@ class Watch:
             backfill=self._backfill.state if self._backfill else None,
         )
 
-    def _read_link(self, now: float, now_s: float) -> Link:
+    def _read_link(self, now: float, now_s: float) -> recorder_status.Link:
         sessions, observed, gaps = self._recording.sessions, self._recording.observed, self._recording.gaps
         symbols = self._recording.subscriptions.symbols
         last_frame_us, whole = max(session.last_frame_us or 0 for session in sessions), gaps.whole
         last_trades_us = observed.last_trade_us.copy()  # in one step: the recorder adds to it
-        return Link(
+        return recorder_status.Link(
             connected=any(session.connected for session in sessions),
             answered=any(session.answered for session in sessions),
             connections=self._recording.connection_log.connections,
@@ -122,7 +115,7 @@ class Watch:
             gap_s=0.0 if whole is None else max(now - whole.since_us / 1e6, 0.0),
         )
 
-    def _read_flow(self, now_s: float) -> Flow:
+    def _read_flow(self, now_s: float) -> recorder_status.Flow:
         buffer, recorder = self._recording.buffer, self._recording.recorder
         recent = list(self._recent)
         first, last = recent[0], recent[-1]
@@ -135,15 +128,19 @@ class Watch:
                 self._recording.subscriptions.symbols, datetime.now(UTC)
             )
             puzzling = not recorder.counts.trades and (unread.rejected or awaited)
-            strange = Strange(messages=unread.messages, reason=unread.reason, sample=unread.sample, puzzling=puzzling)
+            strange = recorder_status.Strange(
+                messages=unread.messages, reason=unread.reason, sample=unread.sample, puzzling=puzzling
+            )
         flooded = rejected >= _FLOOD_MIN and rejected >= _FLOOD_SHARE * (rejected + trades)
-        return Flow(
+        return recorder_status.Flow(
             frames_received=buffer.frames_put,
             counts=recorder.counts,
             reasons=dict(recorder.reasons),
             trades_per_s=(recorder.counts.trades - before.trades) / took_s if took_s > 0 else 0.0,
             rejects_flood=flooded or self._recording.rejects.truncated_on == datetime.now(UTC).date(),
-            delays=Histogram(BOUNDS_S, tuple(recorder.delays.within), recorder.delays.count, recorder.delays.sum_s),
+            delays=recorder_status.Histogram(
+                BOUNDS_S, tuple(recorder.delays.within), recorder.delays.count, recorder.delays.sum_s
+            ),
             buffer_bytes=buffer.bytes,
             buffer_max_bytes=self._recording.settings.connection.buffer,
             pauses=buffer.pauses,
@@ -167,7 +164,7 @@ class Watch:
         reading = () if waits else (session for session in sessions if session.connected)
         return max((now_s - session.turned_at_s for session in reading), default=0.0)
 
-    def _read_disk(self, now_s: float) -> Disk:
+    def _read_disk(self, now_s: float) -> recorder_status.Disk:
         settings, journal = self._recording.settings, self._recording.journal
         volume = os.statvfs(self._recording.layout.root)
         killed_loss_s = settings.journal.linger + self._recording.buffer.lag_s()
@@ -177,7 +174,9 @@ class Watch:
             rows = file_sink.rows[self._recording.run] - self._recording.recorder.fills.rows
             behind = self._recording.recorder.counts.trades - rows
             since_s = next((one.at_s for one in list(self._uncommitted) if one.trades > rows), now_s)
-            sinks.append(SinkLag(file_sink.name, max(behind, 0), now_s - since_s if behind > 0 else 0.0))
+            sinks.append(
+                recorder_status.SinkLag(file_sink.name, max(behind, 0), now_s - since_s if behind > 0 else 0.0)
+            )
         # The sinks of the other process are read from their cursors. Where one is far behind, reading the journal's
         # headers takes a moment, so that is not done for everybody who asks.
         if now_s >= self._external_due_s:
@@ -185,8 +184,8 @@ class Watch:
             self._external_lags = self._external.look()
         skipped = self._recording.slots.skipped
         lags = self._external_lags.items()
-        sinks += [SinkLag(name, lag.rows, lag.seconds, skipped[name], lag.fault) for name, lag in lags]
-        return Disk(
+        sinks += [recorder_status.SinkLag(name, lag.rows, lag.seconds, skipped[name], lag.fault) for name, lag in lags]
+        return recorder_status.Disk(
             failing=self._recording.observed.disk_failing,
             syncs=journal.syncs,
             sync_s=journal.sync_s,

@@ -87,7 +87,13 @@ class Rest:
             raise VenueUnreachable(f"{self._parts.hostname}: {reason}") from None
         finally:
             connection.close()
-        offset_s = _clock_offset_s(answer.getheader("Date"), asked_at, time.time())
+        answered_at = time.time()
+        try:
+            second = parsedate_to_datetime(answer.getheader("Date") or "").timestamp()
+        except ValueError:
+            offset_s = None
+        else:  # 0 where the venue's second lies within the call
+            offset_s = asked_at - (second + 1) if asked_at > second + 1 else min(answered_at - second, 0.0)
         after = answer.getheader("Retry-After") or ""
         return Answer(answer.status, body, offset_s, float(after) if after.isdecimal() else None)
 
@@ -105,17 +111,6 @@ class Rest:
                 if found := frozenset(str(entry["symbol"]) for entry in json.loads(answer.body)):
                     return found
         return None
-
-
-def _clock_offset_s(date: str | None, asked_at: float, answered_at: float) -> float | None:
-    """0 where the venue's second lies within the call."""
-    try:
-        second = parsedate_to_datetime(date or "").timestamp()
-    except ValueError:
-        return None
-    if asked_at > second + 1:
-        return asked_at - (second + 1)
-    return min(answered_at - second, 0.0)
 
 
 def find_unknown(symbols: Iterable[str], rest: Rest) -> Iterator[tuple[str, list[str] | None]]:

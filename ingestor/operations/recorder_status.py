@@ -292,7 +292,14 @@ def read_status(layout: Layout) -> Status:
     holder = read_holder(layout)
     if holder is None:
         return Status(str(layout.root), None, None, None, [], None, None)
-    vitals, unanswered = _ask(holder.health)
+    vitals = unanswered = None
+    if holder.health is None:
+        unanswered = "nobody can say how it is: health.listen is off, or its port was taken"
+    else:
+        try:
+            vitals = ask_status(holder.health)
+        except (OSError, ValueError) as error:
+            unanswered = f"it does not answer at {holder.health}: {error}"
     ailments = [unanswered] if unanswered else []
     rate, days_left = measure_growth(layout, time.time()), None
     if vitals is not None:
@@ -320,16 +327,6 @@ def ask_status(address: str) -> RecorderStatus:
         raise ValueError(f"no answer that can be read: {error!r}") from None
     finally:
         connection.close()
-
-
-def _ask(address: str | None) -> tuple[RecorderStatus | None, str | None]:
-    """(status, None) or (None, why not)."""
-    if address is None:
-        return None, "nobody can say how it is: health.listen is off, or its port was taken"
-    try:
-        return ask_status(address), None
-    except (OSError, ValueError) as error:
-        return None, f"it does not answer at {address}: {error}"
 
 
 def measure_growth(layout: Layout, now: float) -> float | None:

@@ -49,7 +49,9 @@ class LiveSettings:
             self._ledger.record("settings.refused", error=str(error))
             log.error("settings.refused", error=str(error), kept="the settings that it runs with")
             return
-        waiting = sorted(_changed(self._settings, new))
+        # Each setting but the tickers that differs, such as `storage.rotate.age`.
+        kept, read = (set(_flatten(one.model_dump(mode="json"), "")) for one in (self._settings, new))
+        waiting = sorted({name for name, _ in kept ^ read if name != "tickers"})
         before = self._settings.symbols
         self._settings = self._settings.model_copy(update={"tickers": new.tickers})
         after = self._settings.symbols
@@ -60,12 +62,6 @@ class LiveSettings:
         log.info("settings.reloaded", added=added, dropped=dropped)
         if waiting:
             log.warning("settings.waiting", changed=waiting, hint="these need a restart")
-
-
-def _changed(old: Settings, new: Settings) -> set[str]:
-    """`storage.rotate.age` of each setting but the tickers that differs."""
-    before, after = (set(_flatten(settings.model_dump(mode="json"), "")) for settings in (old, new))
-    return {name for name, _ in before ^ after if name != "tickers"}
 
 
 def _flatten(section: dict[str, Any], above: str) -> Iterator[tuple[str, str]]:

@@ -172,19 +172,17 @@ class _Instrument:
         if self._random.random() < OUT_OF_ORDER:
             time_ms -= self._random.randint(*STEP_BACK_MS)
         conditions = forms[int(self._random.random() * len(forms))]
-        return Trade(self._symbol, self._next_price(elapsed_s), volume, time_ms, conditions)
-
-    def _next_price(self, elapsed_s: float) -> float:
         passed_s = elapsed_s - self._last_s
         self._last_s = elapsed_s
         step = self._drift * passed_s + self._volatility * math.sqrt(passed_s) * self._random.gauss(0, 1)
         # Bounded so that no volatility, however wild, ends in an infinite price.
         self._price = min(max(self._price * math.exp(min(step, 50.0)), self._tick), 1e12)
         if self._kind is _STOCK and not self._tick_given and self._random.random() < SUB_PENNY:
-            return round(self._price, 4)
-        # The nearest multiple of the tick, at least one, without the binary dust that multiplying leaves.
-        decimals = max(0, math.ceil(-math.log10(self._tick)) + 2)
-        return round(max(1, round(self._price / self._tick)) * self._tick, decimals)
+            price = round(self._price, 4)
+        else:  # the nearest multiple of the tick, at least one, without the binary dust that multiplying leaves
+            decimals = max(0, math.ceil(-math.log10(self._tick)) + 2)
+            price = round(max(1, round(self._price / self._tick)) * self._tick, decimals)
+        return Trade(self._symbol, price, volume, time_ms, conditions)
 
     def _volume(self) -> float:
         if self._kind is _FOREX:

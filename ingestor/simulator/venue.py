@@ -20,42 +20,10 @@ from websockets.http11 import Request
 from ingestor.config.addresses import describe_refusal
 from ingestor.config.feeds import JsonSettings
 from ingestor.errors import ConfigError
-from ingestor.simulator.connection import (
-    READ_BYTES,
-    TruthFile,
-    VenueConnection,
-    http_answer,
-    is_combined,
-    key_of,
-    make_protocol,
-    read_handshake,
-)
+from ingestor.simulator import connection, market, protocols
 from ingestor.simulator.faults import FaultInjector, Schedule
 from ingestor.simulator.history import History, HistorySettings
-from ingestor.simulator.market import (
-    Batch,
-    FrameReplay,
-    Intervals,
-    Market,
-    MarketSettings,
-    Replay,
-    Source,
-    holds_frames,
-)
-from ingestor.simulator.protocols import (
-    BINANCE_STREAMS,
-    PING,
-    PLAIN_JSON,
-    Heartbeat,
-    JsonVenue,
-    LoginRequest,
-    Message,
-    SymbolRefusal,
-    SymbolRequest,
-    VenueProtocol,
-    make_language,
-    text_frame,
-)
+from ingestor.simulator.market import MarketSettings
 
 log = structlog.get_logger("ingestor.simulator")
 
@@ -81,8 +49,8 @@ class VenueSettings:
     host: str = "127.0.0.1"
     port: int = 0
     """0 takes a free one."""
-    protocol: VenueProtocol = "finnhub"
-    json_feed: JsonSettings = PLAIN_JSON
+    protocol: protocols.VenueProtocol = "finnhub"
+    json_feed: JsonSettings = protocols.PLAIN_JSON
     """Language of the protocol `json`."""
     symbols: tuple[str, ...] = ()
     """Traded here. Empty: whatever is asked for, except what begins with INVALID."""
@@ -107,7 +75,7 @@ class VenueSettings:
 class TradePacer:
     """Takes batches of trades from a source when they are due. All times are of one clock, whichever that is."""
 
-    def __init__(self, source: Source, now_s: float) -> None:
+    def __init__(self, source: market.Source, now_s: float) -> None:
         self._source = source
         self._numbers: Counter[str] = Counter()
         self._due_s = now_s
@@ -121,10 +89,10 @@ class TradePacer:
         """Nothing was wanted until now."""
         self._due_s = max(self._due_s, now_s)
 
-    def due_batches(self, universe: Sequence[str], now_s: float) -> list[Batch]:
+    def due_batches(self, universe: Sequence[str], now_s: float) -> list[market.Batch]:
         """The batches of these symbols that are due, at most BURST_MESSAGES."""
         self._due_s = max(self._due_s, now_s - ARREARS_S)
-        batches: list[Batch] = []
+        batches: list[market.Batch] = []
         while self._due_s <= now_s and len(batches) < BURST_MESSAGES:
             batch = self._source.batch(universe, time.time_ns() // 1_000_000)
             if batch is None:
@@ -147,21 +115,21 @@ class Venue:
         settings: VenueSettings,
         server: asyncio.Server,
         accepted: asyncio.Queue[Accepted],
-        source: Source,
-        truth: TruthFile | None,
+        source: market.Source,
+        truth: connection.TruthFile | None,
     ) -> None:
         """Needs a running event loop, whose clock it uses. `server` puts what it accepts into `accepted`."""
         self._settings = settings
         self._server = server
         self._accepted = accepted
         self._truth = truth
-        self._language = make_language(settings.protocol, settings.json_feed)
+        self._language = protocols.make_language(settings.protocol, settings.json_feed)
         self._injector = FaultInjector(settings.faults)
         self._pacer = TradePacer(source, asyncio.get_running_loop().time())
         self._history = None if settings.history is None else History(settings.history)
         self._handshakes = 0
-        self._by_key: dict[str, VenueConnection] = {}
-        self._clients: dict[int, VenueConnection] = {}
+        self._by_key: dict[str, connection.VenueConnection] = {}
+        self._clients: dict[int, connection.VenueConnection] = {}
         self._universe = settings.symbols
         self._wanted = asyncio.Event()
         self._trades_sent = 0
@@ -247,13 +215,13 @@ class Venue:
 
     async def _open_connection(  # noqa: C901, PLR0911  a return for each way in which it ends
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> VenueConnection | None:
+    ) -> connection.VenueConnection | None:
         """The handshake. None where it ends in no connection: the answer, if any, has been written."""
         if self._injector.outage:
             writer.transport.abort()
             return None
-        protocol = make_protocol()
-        request = await read_handshake(protocol, reader)
+        protocol = connection.make_protocol()
+        request = await connection.read_handshake(protocol, reader)
         if request is None:
             return None
         if self._history is not None:
@@ -268,11 +236,11 @@ class Venue:
         await asyncio.sleep(active.handshake_delay_s())
         if reader.at_eof() or writer.transport.is_closing():
             return None
-        needs_key, key = self._settings.protocol == "finnhub", key_of(request)
+        needs_key, key = self._settings.protocol == "finnhub", connection.key_of(request)
         if fault := active.answer():
-            response = http_answer(fault.status, fault.location)
+            response = connection.http_answer(fault.status, fault.location)
         elif needs_key and self._settings.keys is not None and key not in self._settings.keys:
-            response = http_answer(401)
+            response = connection.http_answer(401)
         else:
             response = protocol.accept(request)
         protocol.send_response(response)
@@ -280,8 +248,8 @@ class Venue:
         if response.status_code != 101:
             log.info("client.refused", connection=number, status=response.status_code)
             return None
-        opened_s, combined = self._injector.now_s, is_combined(request)
-        client = VenueConnection(number, opened_s, protocol, writer, self._truth, combined=combined)
+        opened_s, combined = self._injector.now_s, connection.is_combined(request)
+        client = connection.VenueConnection(number, opened_s, protocol, writer, self._truth, combined=combined)
         log.info("client.connected", connection=number)
         if needs_key:
             # One connection per key: a second one ends both. The key of one that was closed is free at once.
@@ -299,14 +267,14 @@ class Venue:
         keys = self._settings.keys
         return self._settings.protocol != "finnhub" or keys is None or request.headers.get("X-Finnhub-Token") in keys
 
-    async def _serve_client(self, client: VenueConnection, reader: asyncio.StreamReader) -> None:
+    async def _serve_client(self, client: connection.VenueConnection, reader: asyncio.StreamReader) -> None:
         """An open connection until it ends: its subscriptions, its pings, its faults."""
         if self._settings.protocol in UNASKED:
             client.subscribed_s.update(dict.fromkeys(self._settings.symbols, client.opened_s))
         self._clients[client.number] = client
         self._find_wanted_symbols()
-        if isinstance(self._language, JsonVenue) and (greeting := self._language.greeting()):
-            client.write(text_frame(greeting))
+        if isinstance(self._language, protocols.JsonVenue) and (greeting := self._language.greeting()):
+            client.write(protocols.text_frame(greeting))
         try:
             async with asyncio.TaskGroup() as tasks:
                 chores = [tasks.create_task(self._ping(client)), tasks.create_task(self._injector.inject(client))]
@@ -320,18 +288,18 @@ class Venue:
             self._find_wanted_symbols()
             log.info("client.left", connection=client.number, trades=client.trades_sent)
 
-    async def _listen(self, client: VenueConnection, reader: asyncio.StreamReader) -> None:
+    async def _listen(self, client: connection.VenueConnection, reader: asyncio.StreamReader) -> None:
         try:
-            while data := await reader.read(READ_BYTES):
+            while data := await reader.read(connection.READ_BYTES):
                 for text in client.hear(data, answering=not self._injector.active(client).silent()):
                     client.tell(self._injector.now_s, self._settings.json_feed.limits.messages_per_second)
                     request = self._language.read(text)
-                    if isinstance(self._language, JsonVenue):
+                    if isinstance(self._language, protocols.JsonVenue):
                         request = self._judge_client(client, self._language, request)
                     if request is None:  # as at Finnhub, what can't be understood gets no answer
                         log.warning("message.ignored", connection=client.number, text=text[:200])
                         continue
-                    if not isinstance(request, SymbolRequest):
+                    if not isinstance(request, protocols.SymbolRequest):
                         continue
                     for answer in self._language.answer(request, self._change_subscriptions(client, request)):
                         if not self._injector.active(client).silent():
@@ -344,32 +312,35 @@ class Venue:
             log.debug("connection.broken", connection=client.number, reason=type(error).__name__)
 
     def _judge_client(
-        self, client: VenueConnection, venue: JsonVenue, request: SymbolRequest | LoginRequest | Heartbeat | None
-    ) -> SymbolRequest | LoginRequest | Heartbeat | None:
+        self,
+        client: connection.VenueConnection,
+        venue: protocols.JsonVenue,
+        request: protocols.SymbolRequest | protocols.LoginRequest | protocols.Heartbeat | None,
+    ) -> protocols.SymbolRequest | protocols.LoginRequest | protocols.Heartbeat | None:
         """Answer logins and heartbeats, and hang up on who breaks the rules that the settings state."""
         settings, answer = venue.settings, None
-        if isinstance(request, LoginRequest):
+        if isinstance(request, protocols.LoginRequest):
             client.logged_in = self._settings.keys is None or request.key in self._settings.keys
             answer = venue.answer_login(accepted=client.logged_in)
         elif settings.login and not client.logged_in:
             client.close(CloseCode.POLICY_VIOLATION, "Log in first")
-            return request and Heartbeat()
-        elif isinstance(request, Heartbeat):
+            return request and protocols.Heartbeat()
+        elif isinstance(request, protocols.Heartbeat):
             answer = venue.answer_heartbeat()
         elif request and len(request.symbols) > settings.symbols_per_message:
             log.warning("client.greedy", connection=client.number, symbols=len(request.symbols))
-            for refusal in venue.answer(request, [SymbolRefusal("too many", "?", named=False)]):
+            for refusal in venue.answer(request, [protocols.SymbolRefusal("too many", "?", named=False)]):
                 client.say(**refusal)
-            return Heartbeat()
+            return protocols.Heartbeat()
         if answer is not None and not self._injector.active(client).silent():
-            client.write(text_frame(answer))
-        if isinstance(request, LoginRequest) and not client.logged_in:
+            client.write(protocols.text_frame(answer))
+        if isinstance(request, protocols.LoginRequest) and not client.logged_in:
             client.close(CloseCode.POLICY_VIOLATION, "")
         return request
 
-    async def _ping(self, client: VenueConnection) -> None:
+    async def _ping(self, client: connection.VenueConnection) -> None:
         """Finnhub's pings are messages, Binance's are the protocol's own; the others have none, but may want some."""
-        if isinstance(self._language, JsonVenue) and (heartbeat := self._language.settings.heartbeat):
+        if isinstance(self._language, protocols.JsonVenue) and (heartbeat := self._language.settings.heartbeat):
             while client.open:  # hang up on who is silent for half as long again as it may be
                 await asyncio.sleep(heartbeat.every / 4)
                 if self._injector.now_s - client.told_s > 1.5 * heartbeat.every:
@@ -380,17 +351,19 @@ class Venue:
             if self._injector.active(client).silent():
                 continue
             if self._settings.protocol == "binance":
-                client.write(PING)
+                client.write(protocols.PING)
             else:
                 client.say(type="ping")
 
-    def _change_subscriptions(self, client: VenueConnection, request: SymbolRequest) -> list[SymbolRefusal]:
+    def _change_subscriptions(
+        self, client: connection.VenueConnection, request: protocols.SymbolRequest
+    ) -> list[protocols.SymbolRefusal]:
         """Start or stop sending these symbols; returns those that are refused."""
         if not request.wanted:
             for symbol in request.symbols:
                 client.subscribed_s.pop(symbol, None)
             return []
-        limit = BINANCE_STREAMS if self._settings.protocol == "binance" else self._settings.limit
+        limit = protocols.BINANCE_STREAMS if self._settings.protocol == "binance" else self._settings.limit
         if self._settings.protocol == "json":
             limit = self._settings.json_feed.limits.symbols or limit
         traded = self._settings.symbols
@@ -399,9 +372,9 @@ class Venue:
             fault = self._injector.active(client).refusal(symbol)
             is_traded = symbol in traded if traded else not symbol.startswith("INVALID")
             if fault is not None or not is_traded:
-                refusals.append(SymbolRefusal("invalid", symbol, named=fault is None or fault.named))
+                refusals.append(protocols.SymbolRefusal("invalid", symbol, named=fault is None or fault.named))
             elif len(client.subscribed_s) >= limit and symbol not in client.subscribed_s:
-                refusals.append(SymbolRefusal("too many", symbol))
+                refusals.append(protocols.SymbolRefusal("too many", symbol))
             else:
                 client.subscribed_s[symbol] = self._injector.now_s
         return refusals
@@ -443,12 +416,12 @@ class Venue:
                 await asyncio.sleep(max(pause_s, TICK_S) if pause_s > 0 else 0)
         log.info("replay.finished", trades=self.trades_sent)
 
-    def _deliver(self, client: VenueConnection, batches: list[Batch]) -> None:
+    def _deliver(self, client: connection.VenueConnection, batches: list[market.Batch]) -> None:
         """To one client what it asked for, as its faults let it through; frames as they came, whatever they hold."""
         active = self._injector.active(client)
         if active.silent():
             return
-        frames = [Message(batch.frame, ()) for batch in batches if batch.frame is not None]
+        frames = [protocols.Message(batch.frame, ()) for batch in batches if batch.frame is not None]
         if frames:
             client.send(frames, copies=active.copies(), in_fragments=active.fragments())
             return
@@ -480,15 +453,15 @@ async def open_venue(settings: VenueSettings) -> Venue:
         raise ConfigError("the truth is about trades, and the protocol `bars` sends none")
     if settings.protocol in UNASKED and not settings.symbols:
         settings = replace(settings, symbols=STREAMED_SYMBOLS)
-    source: Source
-    if settings.replay is not None and holds_frames(settings.replay):
+    source: market.Source
+    if settings.replay is not None and market.holds_frames(settings.replay):
         if settings.truth is not None:
             raise ConfigError(f"the truth is about trades, and the frames in {settings.replay} are sent as they came")
-        source = FrameReplay(settings.replay, settings.speed)
+        source = market.FrameReplay(settings.replay, settings.speed)
     elif settings.replay is not None:
-        source = Replay(settings.replay, settings.speed)
+        source = market.Replay(settings.replay, settings.speed)
     else:
-        source = Intervals(settings.market) if settings.protocol == "bars" else Market(settings.market)
+        source = market.Intervals(settings.market) if settings.protocol == "bars" else market.Market(settings.market)
     accepted: asyncio.Queue[Accepted] = asyncio.Queue()
     context = None
     if settings.certificate is not None:
@@ -505,7 +478,7 @@ async def open_venue(settings: VenueSettings) -> Venue:
     except OSError as error:
         raise ConfigError(describe_refusal(settings.host, settings.port, error)) from error
     try:
-        truth = None if settings.truth is None else TruthFile(settings.truth)
+        truth = None if settings.truth is None else connection.TruthFile(settings.truth)
     except OSError as error:
         server.close()
         raise ConfigError(f"{settings.truth}: the truth can't be written there: {error.strerror}") from error

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 
 
 def advise(told: str, advice: Mapping[str, str]) -> str:

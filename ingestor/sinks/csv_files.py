@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from ingestor import system
 from ingestor.errors import ConfigError, DamagedFile, SinkUnavailable
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import (
     FILE_MODE,
     Layout,
@@ -65,7 +65,9 @@ class CsvFiles:
         try:
             if rows.batch.num_rows:
                 if self._file is None:
-                    self._file = self._open(rows)
+                    # Cut back to what the cursor vouches for.
+                    heading = ",".join(rows.batch.schema.names) + "\n"
+                    self._file = _GrowingFile(self._layout.csv_file(rows.segment), self._known, heading)
                 self._file.append(encode_csv(rows.batch))
                 self.rows[rows.segment.run] += rows.batch.num_rows
         except OSError as error:
@@ -107,11 +109,6 @@ class CsvFiles:
         self.tick(float("inf"))
         if self._file is not None:
             self._file.close()
-
-    def _open(self, rows: Rows) -> "_GrowingFile":
-        """The segment's file, cut back to what the cursor vouches for. Raises OSError."""
-        heading = ",".join(rows.batch.schema.names) + "\n"
-        return _GrowingFile(self._layout.csv_file(rows.segment), self._known, heading)
 
     def _commit(self, at: Cursor) -> None:
         self._at = at

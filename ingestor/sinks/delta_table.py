@@ -83,7 +83,13 @@ class DeltaTable:
         if self._there is None:
             self._there = self._list()
         there = self._there
-        new = {name: read_footer(name) for name, told in files.items() if not _is_same(there.get(name), told)}
+        new = {
+            name: read_footer(name)
+            for name, told in files.items()
+            if (old := there.get(name)) is None
+            or old.size != told.size
+            or told.modified_ms not in {None, old.modified_ms}
+        }
         gone = there.keys() - files.keys()
         if not new and not gone:
             return 0
@@ -125,8 +131,11 @@ class DeltaTable:
         from deltalake import DeltaTable as Opened
         from deltalake import Schema
 
-        schemas = [footer.schema.to_arrow_schema().remove_metadata() for footer in footers.values()]
-        columns = {field.name: _type_in_delta(field.type) for schema in schemas for field in schema}
+        columns: dict[str, pa.DataType] = {}
+        for field in (field for footer in footers.values() for field in footer.schema.to_arrow_schema()):
+            # The table has plain texts, and times in microseconds; the files keep their own.
+            kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+            columns[field.name] = pa.timestamp("us", tz="UTC") if pa.types.is_timestamp(kind) else kind
         if not self._is_made():
             partitions = {name: _PARTITIONS[name] for name in (*self._partitions, "date")}
             schema = Schema.from_arrow(pa.schema(list({**columns, **partitions}.items())))
@@ -147,17 +156,6 @@ class DeltaTable:
 
     def _values(self, name: str) -> dict[str, str | None]:
         return {**self._partitions, "date": name.rpartition("date=")[2][:10]}
-
-
-def _is_same(there: TableFile | None, told: TableFile) -> bool:
-    return there is not None and there.size == told.size and told.modified_ms in {None, there.modified_ms}
-
-
-def _type_in_delta(kind: pa.DataType) -> pa.DataType:
-    """As the table's schema has it; the files keep theirs."""
-    if pa.types.is_dictionary(kind):
-        return kind.value_type
-    return pa.timestamp("us", tz="UTC") if pa.types.is_timestamp(kind) else kind
 
 
 def _statistics(footer: pq.FileMetaData) -> dict[str, Any]:

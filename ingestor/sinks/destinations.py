@@ -16,20 +16,13 @@ from threading import Event as Flag
 from typing import TYPE_CHECKING
 
 import structlog
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception_type,
-    stop_when_event_set,
-    wait_exponential,
-    wait_random,
-)
+import tenacity
 from tenacity.nap import sleep_using_event
 
 from ingestor.config.sections import SinkSettings
 from ingestor.errors import ConfigError, Lagged, SinkUnavailable
 from ingestor.journal.follower import Damage, Event, Follower, Rows, find_journal_end
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.sinks import Sink
 from ingestor.sinks.retention_slots import name_root, note_loss, read_fault, read_place, write_fault, write_place
@@ -71,7 +64,7 @@ class ExternalWorker:
         self._stop = stop
         self._view = view
         self._keeps_slot = keeps_slot and not view
-        self._backoff = wait_exponential(_PAUSE_S, _PAUSE_MAX_S) + wait_random(0, _PAUSE_S)
+        self._backoff = tenacity.wait_exponential(_PAUSE_S, _PAUSE_MAX_S) + tenacity.wait_random(0, _PAUSE_S)
         self._kept = read_place(layout, name)
         self._tick_due_s = 0.0
         self._fault: str | None = read_fault(layout, name) or None
@@ -83,11 +76,11 @@ class ExternalWorker:
         start.
         """
         while not self._done:
-            retrying = Retrying(
-                retry=retry_if_exception_type(SinkUnavailable),
+            retrying = tenacity.Retrying(
+                retry=tenacity.retry_if_exception_type(SinkUnavailable),
                 wait=self._pause,
                 sleep=sleep_using_event(self._stop),
-                stop=stop_when_event_set(self._stop),
+                stop=tenacity.stop_when_event_set(self._stop),
                 reraise=True,
             )
             try:
@@ -96,7 +89,7 @@ class ExternalWorker:
                 log.warning("sink.left_behind", sink=self.name, error=str(error))
                 return
 
-    def _pause(self, state: RetryCallState) -> float:
+    def _pause(self, state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
         self._note_fault(str(error))
         return self._backoff(state)
@@ -244,7 +237,12 @@ def make_external_workers(
 ) -> list[ExternalWorker]:
     """One for each sink that is asked for; Redis has two, a record and a view. Nothing is open yet. Raises OSError."""
     root = name_root(layout)
-    coverage = _make_coverage_topic(settings, layout, feed, secrets.get("kafka"), root)
+    coverage = None
+    if settings.kafka is not None and (topic := settings.kafka.topics(feed)[1]) is not None:
+        from ingestor.sinks.kafka_topic import CoverageTopic
+
+        # One for all lives of Kafka's sink: it knows what was sent.
+        coverage = CoverageTopic(settings.kafka, topic, secrets.get("kafka"), root, layout)
     workers = [
         ExternalWorker(
             layout,
@@ -259,18 +257,6 @@ def make_external_workers(
         live = partial(_open, "redis_live", settings, layout, feed, secrets.get("redis"), root, None)
         workers.append(ExternalWorker(layout, "redis_live", live, stop, view=True))
     return workers
-
-
-def _make_coverage_topic(
-    settings: SinkSettings, layout: Layout, feed: str, password: str | None, root: str
-) -> "CoverageTopic | None":
-    """One for all lives of Kafka's sink: it knows what was sent. None where it is not asked for."""
-    kafka = settings.kafka
-    if kafka is None or (topic := kafka.topics(feed)[1]) is None:
-        return None
-    from ingestor.sinks.kafka_topic import CoverageTopic
-
-    return CoverageTopic(kafka, topic, password, root, layout)
 
 
 def _open(

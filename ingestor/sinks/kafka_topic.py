@@ -17,7 +17,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from ingestor.config.sections import KafkaSettings
 from ingestor.errors import ConfigError, SinkUnavailable
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import Layout
 from ingestor.sinks import advise
 from ingestor.sinks.coverage_days import NEWEST, CoverageDays
@@ -130,7 +130,19 @@ class KafkaTopic:
 
     def write(self, rows: Rows) -> None:
         for key, value, headers in self._encode(rows.batch):
-            self._produce(key, value, [*headers, ("root", self._root)])
+            with_root: Headers = [*headers, ("root", self._root)]
+            for _ in range(1 + round(self._patience_s / _ROOM_S)):
+                try:
+                    self._producer.produce(self._topic, value, key, headers=with_root, on_delivery=self._note_delivery)
+                except BufferError:  # librdkafka holds as much as it may: wait for the brokers
+                    self._hear(self._producer.poll, _ROOM_S)
+                except KafkaException as error:
+                    raise SinkUnavailable(f"kafka: {error.args[0].str()}") from None
+                else:
+                    self._waiting += 1
+                    break
+            else:
+                raise self._unavailable()
         self._unconfirmed += rows.batch.num_rows
         self._received_us = max(self._received_us, rows.batch.column("received_at")[-1].cast(pa.int64()).as_py())
         self._at = rows.at
@@ -161,19 +173,6 @@ class KafkaTopic:
         self._producer.purge()
         with suppress(SinkUnavailable):
             self._hear(self._producer.flush, 0.0)
-
-    def _produce(self, key: bytes, value: bytes, headers: Headers) -> None:
-        for _ in range(1 + round(self._patience_s / _ROOM_S)):
-            try:
-                self._producer.produce(self._topic, value, key, headers=headers, on_delivery=self._note_delivery)
-            except BufferError:  # librdkafka holds as much as it may: wait for the brokers
-                self._hear(self._producer.poll, _ROOM_S)
-            except KafkaException as error:
-                raise SinkUnavailable(f"kafka: {error.args[0].str()}") from None
-            else:
-                self._waiting += 1
-                return
-        raise self._unavailable()
 
     def _confirm(self) -> None:
         """Wait until the brokers have acknowledged everything. Raises SinkUnavailable."""

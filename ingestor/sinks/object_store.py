@@ -29,28 +29,12 @@ import structlog
 from pyarrow import fs as pafs
 from pyarrow import parquet as pq
 
-from ingestor.closed_days import (
-    Manifest,
-    hash_file,
-    is_mirrored,
-    list_closed_days,
-    list_day_files,
-    make_manifest,
-    mirrored_manifest,
-)
+from ingestor import closed_days, ledger
 from ingestor.errors import DamagedFile, SinkUnavailable
 from ingestor.facts import Fact, decode_line, encode_line
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import Layout, SegmentId, is_own, list_rejects, list_segments, make_folder, write_whole
-from ingestor.ledger import (
-    LedgerFile,
-    day_of,
-    list_closed_facts,
-    list_ledger_files,
-    parse_ledger_name,
-    read_all_facts,
-)
 from ingestor.sinks import advise, delta_table
 from ingestor.store import MIRROR, join_place, mirrored_name, name_in_root, open_place
 
@@ -202,7 +186,7 @@ class ObjectStore:
         for day in sorted(expired):
             # The manifest says that the trades of this day are gone on purpose.
             self._reopen(day)
-            manifest = Manifest(day.isoformat(), self._root, (), 0, "", trades_deleted=True)
+            manifest = closed_days.Manifest(day.isoformat(), self._root, (), 0, "", trades_deleted=True)
             self._put(_manifest_name(day), manifest.encode())
             self._others[_manifest_name(day)] = 0, 0
         for name in missing:
@@ -254,13 +238,13 @@ class ObjectStore:
         segments; then, of one closed day in each pass, the manifest.
         """
         layout = self._layout
-        ledgers = list_ledger_files(layout)
+        ledgers = ledger.list_ledger_files(layout)
         newest = ledgers[-1].path.stat().st_size if ledgers and not unsealed else None
         state = (unsealed[:1], [file.path.name for file in ledgers], newest)
         if state != self._proved and now_s >= self._proof_due_s:
             self._proof_due_s = now_s + _PROOF_S
             copies, horizon = copy_ledger(ledgers, unsealed[0].number if unsealed else None)
-            closed = [day for day in list_closed_days(layout) if horizon is None or day < horizon]
+            closed = [day for day in closed_days.list_closed_days(layout) if horizon is None or day < horizon]
             for day in closed:
                 self._bring_file(layout.coverage_file(day))
             names = {f"{segment}.parquet" for segment in unsealed}
@@ -274,7 +258,7 @@ class ObjectStore:
                     self._bring_file(path)
                 self._remove_gathered(kind, paths)
             self._remove_expired_frames({_day_of(name) for name in here})
-            for path in [*list_rejects(layout), *list_closed_facts(layout), layout.holidays]:
+            for path in [*list_rejects(layout), *ledger.list_closed_facts(layout), layout.holidays]:
                 self._bring_file(path)
             for file_name, content in copies.items():
                 name, known = mirrored_name(f"ledger/{file_name}"), (len(content), zlib.crc32(content))
@@ -286,7 +270,9 @@ class ObjectStore:
             open_from = min((segment.started.date() for segment in unsealed), default=date.max)
             days = {_day_of(name) for name in here if name in self._there}
             days -= {_day_of(name) for name in self._leaving}  # what is there beside what a manifest names
-            self._due = [day for day in closed if day < open_from and day in days and not self._has_manifest(day)]
+            due = [day for day in closed if day < open_from and day in days]
+            vouched = {day for day in due if _manifest_name(day) in self._others}
+            self._due = [day for day in due if day not in vouched or not closed_days.is_mirrored(self._layout, day)]
         if self._due:
             self._write_manifest(self._due.pop(), here)
 
@@ -356,7 +342,7 @@ class ObjectStore:
         """Files of the ledger whose day is data, here and there."""
         prefix = f"{MIRROR}/ledger/"
         for name in [name for name in self._others if name.startswith(prefix)]:
-            file = parse_ledger_name(Path(name))
+            file = ledger.parse_ledger_name(Path(name))
             if file is None or file.path.name in here or not file.checked:
                 continue
             if mirrored_name(f"coverage/date={file.day}/coverage.parquet") in self._others:
@@ -365,12 +351,9 @@ class ObjectStore:
 
     # Manifests
 
-    def _has_manifest(self, day: date) -> bool:
-        return is_mirrored(self._layout, day) and _manifest_name(day) in self._others
-
     def _reopen(self, day: date) -> None:
         """What is there of this day is about to change: nothing vouches for it meanwhile."""
-        mirrored_manifest(self._layout, day).unlink(missing_ok=True)
+        closed_days.mirrored_manifest(self._layout, day).unlink(missing_ok=True)
         if _manifest_name(day) in self._others:
             self._files.delete_file(f"{self._base}/{_manifest_name(day)}")
             del self._others[_manifest_name(day)]
@@ -379,9 +362,9 @@ class ObjectStore:
         """Read the copy of a closed day back, bring again what is not as it is here, and write down what is there."""
         layout = self._layout
         files = {f"trades/{name}": layout.trades / name for name in here if _day_of(name) == day}
-        files |= list_day_files(layout, day)
+        files |= closed_days.list_day_files(layout, day)
         try:
-            manifest = make_manifest(day, self._root, files, mirror=True)
+            manifest = closed_days.make_manifest(day, self._root, files, mirror=True)
         except FileNotFoundError:  # compacted since it was listed
             return
         except DamagedFile as error:  # which `verify` names: nothing vouches for it
@@ -389,7 +372,7 @@ class ObjectStore:
             return
         for name, one in zip(sorted(files), manifest.files, strict=True):
             with self._files.open_input_stream(f"{self._base}/{one.path}") as stream:
-                if hash_file(stream) == one.sha256:
+                if closed_days.hash_file(stream) == one.sha256:
                     continue
             log.warning("mirror.damaged", file=one.path)
             self._put(one.path, files[name].read_bytes())
@@ -397,7 +380,7 @@ class ObjectStore:
             return
         self._put(_manifest_name(day), manifest.encode())
         self._others[_manifest_name(day)] = 0, 0
-        path = mirrored_manifest(layout, day)
+        path = closed_days.mirrored_manifest(layout, day)
         make_folder(path.parent)
         write_whole(path, manifest.encode().decode(), layout.staging)
         log.info("mirror.verified", day=day.isoformat(), files=len(manifest.files), rows=manifest.rows)
@@ -456,7 +439,7 @@ def _list_here(layout: Layout) -> tuple[dict[str, int], list[int]]:
     return here, [segment.number for segment in unsealed]
 
 
-def copy_ledger(files: Sequence[LedgerFile], first_open: int | None) -> tuple[dict[str, bytes], date | None]:
+def copy_ledger(files: Sequence[ledger.LedgerFile], first_open: int | None) -> tuple[dict[str, bytes], date | None]:
     """The files of the ledger, by name, as they stood when the newest row of a segment before `first_open` (None: of
     all) was received: what they say of later times may not be mirrored yet. And the date of that moment; None where the
     recorder has stopped and all is there.
@@ -486,12 +469,12 @@ def copy_ledger(files: Sequence[LedgerFile], first_open: int | None) -> tuple[di
     if copies and not stopped:  # else it would end with the last fact
         copies[max(copies)].append(encode_line({"at": horizon_us, "fact": "ledger.copied"}).encode())
     joined = {name: b"".join(kept) for name, kept in copies.items()}
-    return joined, None if stopped else day_of(horizon_us)
+    return joined, None if stopped else ledger.day_of(horizon_us)
 
 
 def _read_deleted(layout: Layout, fact: str = "day.deleted") -> set[date]:
     """The days that retention has deleted here: whole days, and the ledger says so. Raises OSError."""
-    facts = read_all_facts(layout, '"fact":"s')
+    facts = ledger.read_all_facts(layout, '"fact":"s')
     return {date.fromisoformat(told["date"]) for told in facts if told["fact"] == fact}
 
 

@@ -17,7 +17,7 @@ import structlog
 
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
-from ingestor.journal.segment import Cursor, decompress, pack_frames, split_raw, unpack_frames
+from ingestor.journal.records import Cursor, decompress, pack_frames, split_raw, unpack_frames
 from ingestor.layout import Layout, SegmentId, list_segments, locked_date, publish, sync_directory
 from ingestor.ledger import DAY_US, Ledger
 from ingestor.parquet import add_checksums, file_schema, sort_trades, write_parquet
@@ -58,7 +58,11 @@ class ParquetFiles:
     def end_segment(self, end: SegmentEnd) -> None:
         try:
             files = publish_rows(self._layout, end.segment, self._batches)
-            self._commit(end.segment)
+            # Every date's file is published: from now on the dataset speaks for this segment.
+            unsealed = self._layout.open_segment(end.segment)
+            if unsealed.exists():  # else a first attempt had renamed it and failed after that
+                unsealed.rename(self._layout.sealed_segment(end.segment))
+            sync_directory(self._layout.journal)
         except OSError as error:
             raise SinkUnavailable(f"can't seal {end.segment}: {error.strerror or error}") from None
         self._batches = []
@@ -78,13 +82,6 @@ class ParquetFiles:
 
     def close(self) -> None:
         """Nothing: the rows of a segment that has not ended are in the journal."""
-
-    def _commit(self, segment: SegmentId) -> None:
-        """Every date's file is published: from now on the dataset speaks for this segment. Raises OSError."""
-        unsealed = self._layout.open_segment(segment)
-        if unsealed.exists():  # else a first attempt had renamed it and failed after that
-            unsealed.rename(self._layout.sealed_segment(segment))
-        sync_directory(self._layout.journal)
 
 
 def publish_rows(layout: Layout, segment: SegmentId, batches: list[pa.RecordBatch]) -> dict[date, int]:

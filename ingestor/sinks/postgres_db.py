@@ -22,7 +22,7 @@ from adbc_driver_postgresql import dbapi
 from ingestor.config.sections import PostgresSettings
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import Layout
 from ingestor.sinks import advise
 from ingestor.sinks.coverage_days import CoverageDays
@@ -129,7 +129,10 @@ class PostgresDatabase:
         if self._at != self._committed:
             self._commit()
         for day, rows in self._coverage.due(self._received_us, now_s):
-            self._replace_coverage(day, rows)
+            with self._translated(), self._link.cursor() as cursor:
+                cursor.execute(f"DELETE FROM coverage WHERE start >= '{day}' AND start < '{day + timedelta(1)}'")  # noqa: S608
+                cursor.adbc_ingest("coverage", rows, mode="append", db_schema_name=self._settings.schema_name)
+                self._link.commit()
 
     def committed(self) -> Cursor:
         return self._committed
@@ -158,12 +161,6 @@ class PostgresDatabase:
             self._link.commit()
         self._committed = self._at
         self._waiting, self._rows = [], 0
-
-    def _replace_coverage(self, day: date, rows: pa.Table) -> None:
-        with self._translated(), self._link.cursor() as cursor:
-            cursor.execute(f"DELETE FROM coverage WHERE start >= '{day}' AND start < '{day + timedelta(1)}'")  # noqa: S608
-            cursor.adbc_ingest("coverage", rows, mode="append", db_schema_name=self._settings.schema_name)
-            self._link.commit()
 
     def _fit_table(self, cursor: Any, schema: pa.Schema) -> None:
         """Make the table, the partitions, and the columns of a feed's own that it hasn't yet."""

@@ -14,15 +14,8 @@ import time
 from pathlib import Path
 
 import structlog
+import tenacity
 from pydantic import BaseModel, ConfigDict, Field
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception_type,
-    stop_when_event_set,
-    wait_exponential,
-    wait_random,
-)
 
 from ingestor.config.sections import LoggingSettings, SinkSettings
 
@@ -71,7 +64,7 @@ class SinkProcess:
 
     def __init__(self, handover: SinkSetup) -> None:
         self.handover = handover
-        self._backoff = wait_exponential(_PAUSE_S, _PAUSE_MAX_S) + wait_random(0, _PAUSE_S)
+        self._backoff = tenacity.wait_exponential(_PAUSE_S, _PAUSE_MAX_S) + tenacity.wait_random(0, _PAUSE_S)
         self.stop = threading.Event()
         """Set: nothing more will be journaled."""
         self.hurried = threading.Event()
@@ -83,11 +76,11 @@ class SinkProcess:
     def run(self) -> None:
         """Until `stop`, and until the process has come to the end of the journal or `stop_timeout` is over."""
         while not self.stop.is_set():
-            retrying = Retrying(
-                retry=retry_if_exception_type(_Died),
-                wait=self._pause,
+            retrying = tenacity.Retrying(
+                retry=tenacity.retry_if_exception_type(_Died),
+                wait=self._backoff,
                 sleep=self._sleep,
-                stop=stop_when_event_set(self.stop),
+                stop=tenacity.stop_when_event_set(self.stop),
                 retry_error_callback=lambda state: None,  # noqa: ARG005  `stop` came while it was dead
             )
             retrying(self._live_once)
@@ -110,9 +103,6 @@ class SinkProcess:
         end_s = time.monotonic() + seconds
         while (left_s := end_s - time.monotonic()) > 0 and not self.stop.wait(min(left_s, _WATCH_S)):
             self.turned_at_s = time.monotonic()
-
-    def _pause(self, state: RetryCallState) -> float:
-        return self._backoff(state)
 
     def _live_once(self) -> None:
         """One life of the process. Returns where it ended as it was told to, or after a good while; raises _Died."""

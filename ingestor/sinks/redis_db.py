@@ -7,7 +7,7 @@ back with an older state, its cursor does too, and the rows between are given ag
 
 import json
 from collections.abc import Iterable
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 from ingestor.config.sections import RedisSettings
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import Layout
 from ingestor.sinks import advise
 from ingestor.sinks.coverage_days import NEWEST, CoverageDays
@@ -104,9 +104,23 @@ class RedisStreams:
         if self._at != self._committed:
             self._commit()
         for day, rows in self._coverage.due(self._received_us, now_s) if self._coverage is not None else ():
-            if not self._put_coverage(day, rows):
+            # Replace what is said of this date.
+            told: dict[str, list[dict[str, str]]] = {}
+            for row in rows.to_pylist():
+                spans = {name: row.pop(name).isoformat() for name in ("start", "end")}
+                told.setdefault(row.pop("symbol"), []).append(spans | {k: v for k, v in row.items() if v is not None})
+            pipeline = self._client.pipeline(transaction=True)
+            for symbol, pieces in told.items():
+                pipeline.hset(f"coverage:{symbol}", day.isoformat(), json.dumps(pieces, separators=(",", ":")))
+                pipeline.hdel(f"coverage:{symbol}", (day - _COVERED).isoformat())
+            try:
+                pipeline.execute()
+            except ResponseError as error:  # trades come first: it is done without
+                log.warning("redis.coverage_refused", error=str(error), hint=f"let its user read and write {_OURS}")
                 self._coverage = None
                 return
+            except RedisError as error:
+                raise _unavailable(error) from error
 
     def committed(self) -> Cursor:
         return self._committed
@@ -114,25 +128,6 @@ class RedisStreams:
     def close(self) -> None:
         """Leave what no tick has committed to the next start."""
         self._client.close()
-
-    def _put_coverage(self, day: date, rows: pa.Table) -> bool:
-        """Replace what is said of a date; False where it is refused: trades come first. Raises SinkUnavailable."""
-        told: dict[str, list[dict[str, str]]] = {}
-        for row in rows.to_pylist():
-            spans = {name: row.pop(name).isoformat() for name in ("start", "end")}
-            told.setdefault(row.pop("symbol"), []).append(spans | {k: v for k, v in row.items() if v is not None})
-        pipeline = self._client.pipeline(transaction=True)
-        for symbol, pieces in told.items():
-            pipeline.hset(f"coverage:{symbol}", day.isoformat(), json.dumps(pieces, separators=(",", ":")))
-            pipeline.hdel(f"coverage:{symbol}", (day - _COVERED).isoformat())
-        try:
-            pipeline.execute()
-        except ResponseError as error:
-            log.warning("redis.coverage_refused", error=str(error), hint=f"let its user read and write {_OURS}")
-            return False
-        except RedisError as error:
-            raise _unavailable(error) from error
-        return True
 
     def _commit(self) -> None:
         """Add what waits, and the cursor, in one transaction. Raises SinkUnavailable.

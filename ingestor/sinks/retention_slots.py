@@ -21,8 +21,8 @@ from pydantic import BaseModel, Field
 
 from ingestor.accounts import count_trades
 from ingestor.errors import DamagedFile
+from ingestor.journal.records import Cursor
 from ingestor.journal.scan import Backlogs
-from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout, SegmentFile, read_small, set_aside, write_whole
 from ingestor.ledger import Ledger, now_us, read_all_facts
 

@@ -11,8 +11,8 @@ import structlog
 
 from ingestor.errors import DamagedFile, Lagged, SinkUnavailable
 from ingestor.journal.follower import Damage, Event, Follower, Rows
+from ingestor.journal.records import Cursor
 from ingestor.journal.scan import blames_file, open_file
-from ingestor.journal.segment import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.sinks import Sink
 from ingestor.sinks.retention_slots import RetentionSlots
@@ -47,9 +47,14 @@ class Runner:
         while not self.hurried.is_set():
             stopping = self._stop.is_set()  # looked at before reading: what is read after it is all there will be
             at_end = self._deliver_all()
-            self._tick()
+            self.turned_at_s = time.monotonic()
+            for sink in self._sinks:
+                self._attempt(sink, self.turned_at_s)
+            self._free()
             if stopping and at_end:
-                self._close()
+                for sink in self._sinks:
+                    self._attempt(sink, None)  # None: close
+                self._free()
                 return
             if at_end:
                 self._stop.wait(_POLL_S)
@@ -82,17 +87,6 @@ class Runner:
             self._works("freeing", error)
         else:
             self._works("freeing", None)
-
-    def _tick(self) -> None:
-        self.turned_at_s = time.monotonic()
-        for sink in self._sinks:
-            self._attempt(sink, self.turned_at_s)
-        self._free()
-
-    def _close(self) -> None:
-        for sink in self._sinks:
-            self._attempt(sink, None)
-        self._free()
 
     def _deliver(self, event: Event) -> None:
         """Hand one event to each sink that has not had it, waiting for those that are unavailable."""

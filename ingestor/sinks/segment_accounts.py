@@ -12,7 +12,7 @@ import structlog
 from ingestor.accounts import write_account
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
-from ingestor.journal.segment import Cursor, split_raw
+from ingestor.journal.records import Cursor, split_raw
 from ingestor.layout import FILE_MODE, Layout, SegmentId, publish, set_mode
 from ingestor.ledger import Ledger
 from ingestor.metrics import Counts

@@ -5,16 +5,15 @@ that collides with another one is an error, and neither is lost.
 import contextlib
 import sqlite3
 from collections.abc import Iterator
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.errors import SinkUnavailable
 from ingestor.journal.follower import Damage, Rows, SegmentEnd
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import Layout
 from ingestor.sinks import advise
 from ingestor.sinks.coverage_days import CoverageDays
@@ -80,7 +79,19 @@ class SqliteDatabase:
             insert = f"INSERT INTO trades ({names}) VALUES ({marks}) ON CONFLICT (sequence) DO NOTHING"  # noqa: S608  names are quoted
             values = list(zip(*(_as_sql(column).to_pylist() for column in rows.batch.columns), strict=True))
             if self._database.executemany(insert, values).rowcount < len(values):
-                self._check_same(names, rows.batch.schema.names.index("sequence"), values)
+                # Some of these rows were there already: given before by a root whose cursor was lost, and so the same.
+                # Where another row has the number of one, none is put over another, none left out.
+                at = rows.batch.schema.names.index("sequence")
+                span = (values[0][at], values[-1][at])
+                select = f"SELECT {names} FROM trades WHERE sequence BETWEEN ? AND ?"  # noqa: S608  names are quoted
+                there = {row[at]: row for row in self._database.execute(select, span)}
+                other = next((row[at] for row in values if there.get(row[at]) != row), None)
+                if other is not None:
+                    self._database.execute("ROLLBACK")
+                    raise SinkUnavailable(
+                        f"{self._path} holds another row under the sequence number {other}: nothing is put over it;"
+                        " give sinks.sqlite.path a new database, and compare the two"
+                    )
         self._waiting += rows.batch.num_rows
         if self._waiting >= _ROWS_A_TRANSACTION:
             self._commit()
@@ -96,7 +107,13 @@ class SqliteDatabase:
         if self._at != self._committed:
             self._commit()
         for day, rows in self._coverage.due(self._received_us, now_s):
-            self._replace_coverage(day, rows)
+            values = list(zip(*(_as_sql(column.combine_chunks()).to_pylist() for column in rows.columns), strict=True))
+            with _translated(self._path):
+                self._database.execute("BEGIN IMMEDIATE")
+                span = (day.isoformat(), (day + timedelta(1)).isoformat())
+                self._database.execute("DELETE FROM coverage WHERE start >= ? AND start < ?", span)
+                self._database.executemany("INSERT INTO coverage VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+                self._database.execute("COMMIT")
 
     def committed(self) -> Cursor:
         return self._committed
@@ -110,22 +127,6 @@ class SqliteDatabase:
         if not self._database.in_transaction:
             self._database.execute("BEGIN IMMEDIATE")
 
-    def _check_same(self, names: str, at: int, values: list[tuple[Any, ...]]) -> None:
-        """Some of these rows were there already: given before by a root whose cursor was lost, and so the same.
-
-        Raises SinkUnavailable where another row has the number of one: none is put over another, none left out.
-        """
-        span = (values[0][at], values[-1][at])
-        select = f"SELECT {names} FROM trades WHERE sequence BETWEEN ? AND ?"  # noqa: S608  names are quoted
-        there = {row[at]: row for row in self._database.execute(select, span)}
-        other = next((row[at] for row in values if there.get(row[at]) != row), None)
-        if other is not None:
-            self._database.execute("ROLLBACK")
-            raise SinkUnavailable(
-                f"{self._path} holds another row under the sequence number {other}: nothing is put over it; give"
-                " sinks.sqlite.path a new database, and compare the two"
-            )
-
     def _commit(self) -> None:
         with _translated(self._path):
             self._begin()
@@ -134,15 +135,6 @@ class SqliteDatabase:
             self._database.execute("COMMIT")
         self._committed = self._at
         self._waiting = 0
-
-    def _replace_coverage(self, day: date, rows: pa.Table) -> None:
-        values = list(zip(*(_as_sql(column.combine_chunks()).to_pylist() for column in rows.columns), strict=True))
-        with _translated(self._path):
-            self._database.execute("BEGIN IMMEDIATE")
-            span = (day.isoformat(), (day + timedelta(1)).isoformat())
-            self._database.execute("DELETE FROM coverage WHERE start >= ? AND start < ?", span)
-            self._database.executemany("INSERT INTO coverage VALUES (?, ?, ?, ?, ?, ?, ?)", values)
-            self._database.execute("COMMIT")
 
     def _fit_table(self, schema: pa.Schema) -> None:
         """Make the table, or the columns of a feed's own that it hasn't yet."""

@@ -41,7 +41,7 @@ from journals import (
 from structlog.testing import capture_logs
 
 from ingestor.journal.follower import Follower
-from ingestor.journal.segment import read_synced
+from ingestor.journal.records import read_synced
 from ingestor.layout import list_segments
 
 crashes = st.builds(Crash, after=st.integers(0, 12), before=st.integers(0, 3))

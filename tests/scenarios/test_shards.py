@@ -22,7 +22,7 @@ from sink_contract import TopicReader
 from ingestor.config import load_settings
 from ingestor.config.sections import symbols_of_shard
 from ingestor.config.yaml_file import read_yaml
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import Layout
 from ingestor.schema import TRADES
 from ingestor.sinks.retention_slots import Lags, name_root, read_place

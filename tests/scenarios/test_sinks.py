@@ -45,7 +45,7 @@ from sink_contract import (
 )
 
 from ingestor.config.sections import KafkaSettings
-from ingestor.journal.segment import Cursor
+from ingestor.journal.records import Cursor
 from ingestor.layout import Layout, list_segments
 from ingestor.operations.recorder_status import read_status
 from ingestor.sinks.kafka_topic import CoverageTopic

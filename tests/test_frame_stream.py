@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from requirements import of_tier
 from websocket import ABNF, WebSocket, WebSocketException
 
-from ingestor.capture.fast_frames import FrameStream, NothingYet, scan_text_frames
+from ingestor.capture.connection import FrameStream, NothingYet, scan_text_frames
 
 Ends = tuple[socket.socket, socket.socket]
 """The venue's end and ours."""
