@@ -1,11 +1,13 @@
 """What is exported for backtesters is what was recorded, is read back by them, and bridges no blind time.
 
-hftbacktest and nautilus_trader are too large for the extra `dev`: what reads by them runs where they are installed.
+hftbacktest and nautilus_trader are too large for the extra `dev`, and hold pandas back: what reads by them runs where
+they are installed. REQUIRE_BACKTEST=1 requires it, as the workflow's job of this name does.
 """
 
 import csv
 import importlib
 import json
+import os
 import sys
 from datetime import datetime
 from importlib.util import find_spec
@@ -35,7 +37,8 @@ EXCHANGE, LOCAL, TRADE = 1 << 31, 1 << 30, 2
 
 
 def needs(package: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(find_spec(package) is None, reason=f"needs {package}: pip install -e '.[backtest]'")
+    skips = find_spec(package) is None and os.environ.get("REQUIRE_BACKTEST") != "1"
+    return pytest.mark.skipif(skips, reason=f"needs {package}: pip install -e '.[backtest]'")
 
 
 needs_hftbacktest, needs_nautilus = needs("hftbacktest"), needs("nautilus_trader")
