@@ -18,19 +18,32 @@ from dask.distributed import Client, LocalCluster
 
 import ingestor
 
+DAY = timedelta(days=1)
+
 
 def bars_of_date(roots: list[str], interval: str, day: date) -> pa.Table:
     """What a task does."""
-    return ingestor.read_bars(roots, interval, start=day, end=day + timedelta(days=1), engine="arrow")
+    return ingestor.read_bars(roots, interval, start=day, end=day + DAY, engine="arrow")
+
+
+def find_dates(roots: list[str]) -> set[date]:
+    """The UTC dates that trades may be of. `describe` would tell them, too, but read every trade, in this process."""
+    told = ingestor.read_coverage(roots, engine="arrow")
+    if not told.num_rows:
+        return set()
+    first, last = pc.min(told["start"]).as_py().date(), pc.max(told["end"]).as_py().date()
+    # Coverage is by receipt: what a venue sent again, or a clock put elsewhere, is of other dates.
+    before = ingestor.read_trades(roots, columns="timestamp", end=first, engine="arrow")
+    after = ingestor.read_trades(roots, columns="timestamp", start=last + DAY, engine="arrow")
+    others = pc.unique(pa.concat_tables([before, after])["timestamp"].cast(pa.date32())).to_pylist()
+    return {*others, *(first + number * DAY for number in range((last - first).days + 1))}
 
 
 def make_bars(client: Client, roots: list[str], interval: str) -> pa.Table:
     """The bars of all dates, with the coverage of each: what `read_bars` gives, sorted by (symbol, start)."""
-    told = ingestor.describe(roots, engine="arrow")  # a symbol without trades has no first one
-    if told["first"].null_count == told.num_rows:
-        raise SystemExit(f"there are no trades in {', '.join(roots)}")
-    first, last = pc.min(told["first"]).as_py().date(), pc.max(told["last"]).as_py().date()
-    days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
+    days = sorted(find_dates(roots))
+    if not days:
+        raise SystemExit(f"nothing was recorded in {', '.join(roots)}")
     tables = client.gather([client.submit(bars_of_date, roots, interval, day) for day in days])
     joined = pa.concat_tables(tables, promote_options="default")  # `filled` is where anything was filled
     return joined.sort_by([("symbol", "ascending"), ("start", "ascending")])
