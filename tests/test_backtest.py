@@ -1,7 +1,7 @@
 """What is exported for backtesters is what was recorded, is read back by them, and bridges no blind time.
 
 hftbacktest and nautilus_trader are too large for the extra `dev`, and hold pandas back: what reads by them runs where
-they are installed. REQUIRE_BACKTEST=1 requires it, as the workflow's job of this name does.
+they are installed. REQUIRE_BACKTEST=1 requires it, as a job of the workflow does.
 """
 
 import csv
