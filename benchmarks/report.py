@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 from scenarios import EverySink, Overload, Paced, Salvage, journal_per_day
 from throughput import Run
 
-from ingestor.charts.series import LIGHT
-
 RECORDER, SCRIPT, CRYPTOFEED, BOTH = "ingestor, Parquet", "usual script", "cryptofeed", "ingestor, Parquet and CSV"
 KEEPING = "ingestor, Parquet, raw"
 _LINGER_MS = 100
@@ -399,6 +397,8 @@ def find_bars(rounds: list[Round]) -> list[Bar]:
 def draw(figure: Any, bars: Sequence[Bar]) -> None:
     """A panel for CPU, one for the rate; a row per contender, ours in colour, each with its number."""
     from matplotlib.ticker import NullLocator
+
+    from ingestor.charts.series import LIGHT
 
     figure.set_facecolor(LIGHT.ground)
     cpu = {one.name: one.cpu_us for one in bars}

@@ -1,6 +1,8 @@
 """The benchmarks count honestly: what was not written, or written twice, is no result."""
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,11 +10,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from documents import REPOSITORY
 from matplotlib.figure import Figure
 
 from ingestor.capture.connection import scan_text_frames
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 import fuzz
 from processes import BenchmarkFailed, Contender, LeftOut, recorder
@@ -50,7 +53,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def lossy(tmp_path: Path) -> Callable[[str], Contender]:
     """A contender that is the usual script, but for one line."""
-    honest = (Path(__file__).parents[1] / "benchmarks/contenders/script.py").read_text()
+    honest = (REPOSITORY / "benchmarks/contenders/script.py").read_text()
     before = "while (trades := waiting.get()) is not None:\n"
     assert before in honest
 
@@ -182,6 +185,16 @@ def test_what_was_measured_stays_whatever_becomes_of_another_part(tmp_path: Path
     assert [one["verdict"] for one in written["targets"]] == ["met"]
     assert missing_lines(bench.measured) == ["Left out: sinks: needs redis-server", "Failed: rounds: a row is lost"]
     assert table(bench.measured)
+
+
+def test_what_starts_the_contenders_holds_no_library() -> None:
+    """A child's peak RSS begins with its parent's."""
+    program = "import sys; import run; print(*sorted({'matplotlib', 'numpy', 'pyarrow'} & set(sys.modules)))"
+    paths = {"PYTHONPATH": f"{REPOSITORY / 'benchmarks'}:{REPOSITORY}"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, env=os.environ | paths
+    )
+    assert done.stdout.split() == []
 
 
 def test_a_load_server_that_never_waited_is_named() -> None:
