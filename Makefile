@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FOR ?= 20s
+# A virtual environment with cryptofeed, for `make bench`; docs/performance.md says which.
+CRYPTOFEED ?=
 # What the tests of a file share is made once, by one worker; files go out in order, the scenarios, which take longest, first.
 BY_FILE := --dist loadfile --no-loadscope-reorder
 QUICK := $(BIN)/pytest -n 3 $(BY_FILE) --quick
@@ -40,7 +42,7 @@ docs: $(VENV)/.docs ## Build the web site of docs/ into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.dev ## Measure against what a user would otherwise run
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py $(CRYPTOFEED:%=--cryptofeed-python %/bin/python)
 
 bench-quick: $(VENV)/.dev ## The same in a minute, less exact
 	$(BIN)/python benchmarks/run.py --quick

@@ -126,9 +126,9 @@ def running(command: Sequence[str], log: Path) -> Iterator[Process]:
     process.wait()
 
 
-def answer_of(command: Sequence[str], log: Path) -> dict[str, Any]:
+def answer_of(command: Sequence[str], log: Path, python: str = sys.executable) -> dict[str, Any]:
     """The JSON object that a program prints; empty where it prints nothing."""
-    with running([sys.executable, *command], log) as process:
+    with running([python, *command], log) as process:
         text = process.stdout.read()
     facts: dict[str, Any] = json.loads(text or "{}")
     return facts

@@ -13,6 +13,8 @@ Every run's rows and their total volume are held to what was sent; a run that lo
 Without --quick it then measures what stands around the recorder: reading (reading.py), the live API and the dashboard
 (live.py), the sinks (sinks.py).
 
+cryptofeed runs where it is named, on the recorder's version of Python: docs/performance.md says how.
+
 A part that this machine can't measure (a server, openssl or cryptofeed is missing) is left out, and the report says so.
 A part that fails is named, the others are still measured, and the exit code is 1. What there is so far is written as
 JSON to benchmarks/results/ after each part; in the end it is printed as one table, and drawn where matplotlib is
@@ -20,6 +22,7 @@ installed.
 """
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -78,6 +81,12 @@ class Plan:
 FULL = Plan(3, (1, 5, 10), (1, 5, 10), (1, 5), 20, 50, 4, 40, 3, 15, 60, 8, 3, 2_000_000)
 QUICK = Plan(1, (1, 5), (1,), (1,), 10, 12, 2, 8, 1, 6, 1.5, 2, 1, 400_000)
 QUIET_RATE = 57
+CRYPTOFEED_RELEASE = "3"
+ABOUT_CRYPTOFEED = """
+import importlib.metadata, json, sys
+about = {"release": importlib.metadata.version("cryptofeed"), "python": "%d.%d" % sys.version_info[:2]}
+print(json.dumps(about))
+"""
 RESULTS = HERE / "results"
 
 SCRIPTS = (
@@ -119,9 +128,12 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round, less of everything, under a minute")
-    parser.add_argument("--cryptofeed-python", metavar="PYTHON", help="of a venv with cryptofeed, to run it as well")
+    parser.add_argument("--cryptofeed-python", metavar="PYTHON", help="of a venv with cryptofeed 3, to run it as well")
     parser.add_argument("--work", type=Path, help="where to record meanwhile; the disk counts (default: TMPDIR)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.cryptofeed_python and shutil.which(arguments.cryptofeed_python) is None:
+        parser.error(f"--cryptofeed-python: {arguments.cryptofeed_python} is no program")
+    return arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +148,15 @@ class Bench:
     results: Path
     tls: list[Tls] = field(default_factory=list)
     """One, where this machine can make it."""
+    cryptofeed: list[Contender] = field(default_factory=list)
+    """One, where it can be held against the recorder."""
     measured: Measured = field(default_factory=Measured)
     notes: list[str] = field(default_factory=list)
 
     def measure(self, *, with_others: bool) -> None:
         """Everything, in about the time that the plan allows."""
-        if self.cryptofeed_python is None:
-            self.measured.left_out["cryptofeed"] = "its virtual environment was not named: --cryptofeed-python"
         self.part("TLS", self.prepare_tls)
+        self.part("cryptofeed", self.prepare_cryptofeed)
         for number in range(self.plan.rounds):
             self.part(f"round {number + 1} of {self.plan.rounds}", partial(self.measure_round, number))
         for rate in (57, 10_000, 200_000):
@@ -174,6 +187,23 @@ class Bench:
 
     def prepare_tls(self) -> None:
         self.tls.append(make_tls(self.load.parent))
+
+    def prepare_cryptofeed(self) -> None:
+        """CPU is compared on one version of Python, since a newer one may take less for the same."""
+        if self.cryptofeed_python is None:
+            raise LeftOut("its virtual environment was not named: --cryptofeed-python")
+        if not self.tls:
+            raise LeftOut("it connects by TLS only")
+        about = answer_of(["-c", ABOUT_CRYPTOFEED], self.load.parent / "cryptofeed.log", self.cryptofeed_python)
+        release, python, ours = about["release"], about["python"], f"{sys.version_info.major}.{sys.version_info.minor}"
+        if release.partition(".")[0] != CRYPTOFEED_RELEASE:
+            raise LeftOut(f"needs release {CRYPTOFEED_RELEASE}, and {release} is installed")
+        if python != ours:
+            both = "docs/performance.md says how to run both on one"
+            raise LeftOut(f"it runs on Python {python}, the recorder on {ours}: {both}")
+        base = Contender(CRYPTOFEED, script="cryptofeed_csv.py", ends_by_itself=False)
+        self.cryptofeed.append(replace(base, python=self.cryptofeed_python))
+        self.add("cryptofeed", about, [], [f"cryptofeed {release} on Python {python}, as the recorder."])
 
     def measure_round(self, number: int) -> None:
         self.measured.rounds.append(self.round(number))
@@ -246,10 +276,9 @@ class Bench:
     def round(self, number: int) -> Round:
         """Each contender once with each load."""
         result = Round()
-        cryptofeed = [cryptofeed_from(self.cryptofeed_python)] if self.cryptofeed_python and self.tls else []
         for contender in (*RECORDERS, *SCRIPTS):
             result.idle[contender.name] = run_load(contender, self.load, 1, 0, None, self.folder)
-        for contender in cryptofeed:
+        for contender in self.cryptofeed:
             result.idle[contender.name] = run_load(contender, self.load, 1, 0, self.tls[0], self.folder)
         for size in self.plan.sizes:
             self.say(f"round {number + 1} of {self.plan.rounds}, {size} a frame")
@@ -258,7 +287,7 @@ class Bench:
                 result.runs.append(run_load(contender, self.load, size, self.parts(contender), None, self.folder))
         for size in self.plan.tls_sizes if self.tls else ():
             self.say(f"round {number + 1} of {self.plan.rounds}, {size} a frame, TLS")
-            for contender in (RECORDERS[0], SCRIPTS[0], *cryptofeed):
+            for contender in (RECORDERS[0], SCRIPTS[0], *self.cryptofeed):
                 result.runs.append(
                     run_load(contender, self.load, size, self.parts(contender), self.tls[0], self.folder)
                 )
@@ -280,12 +309,6 @@ class Bench:
         decode = limit_part(self.folder.parent, "decode", str(self.load), str(size))
         write = limit_part(self.folder.parent, "write", str(self.load))
         return Limit(size, receive * 1e6, decode * 1e6, write * 1e6)
-
-
-def cryptofeed_from(python: str) -> Contender:
-    """It connects by TLS only."""
-    base = Contender(CRYPTOFEED, script="cryptofeed_csv.py", ends_by_itself=False)
-    return replace(base, python=python)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from ingestor.capture.connection import scan_text_frames
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 import fuzz
-from processes import BenchmarkFailed, Contender, LeftOut, recorder
+from processes import BenchmarkFailed, Contender, LeftOut, Tls, recorder
 from reading import ReadingPlan, check_rows, make_recordings, measure_reading, reading_notes, reading_targets
 from report import (
     CRYPTOFEED,
@@ -195,6 +195,62 @@ def test_what_starts_the_contenders_holds_no_library() -> None:
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, env=os.environ | paths
     )
     assert done.stdout.split() == []
+
+
+OURS = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+@pytest.fixture
+def bench_with(tmp_path: Path) -> Callable[[str, str], Bench]:
+    """A benchmark with a Python that tells of this release of cryptofeed, and that it is of this version itself."""
+    python = tmp_path / "python"
+
+    def make(release: str, version: str) -> Bench:
+        python.write_text(f"#!/bin/sh\necho '{json.dumps({'release': release, 'python': version})}'\n")
+        python.chmod(0o700)
+        tls = Tls(tmp_path / "certificate.pem", tmp_path / "key.pem")
+        return Bench(QUICK, tmp_path / "load", tmp_path, str(python), 0.0, tmp_path / "results", [tls])
+
+    return make
+
+
+def test_cryptofeed_runs_on_the_python_of_the_recorder(bench_with: Callable[[str, str], Bench]) -> None:
+    bench = bench_with("3.0.1", OURS)
+    bench.part("cryptofeed", bench.prepare_cryptofeed)
+    assert [(one.name, one.python) for one in bench.cryptofeed] == [(CRYPTOFEED, bench.cryptofeed_python)]
+    assert bench.measured.others["cryptofeed"] == {"release": "3.0.1", "python": OURS}
+    assert bench.notes[-1] == f"cryptofeed 3.0.1 on Python {OURS}, as the recorder."
+    assert not bench.measured.left_out
+
+
+@pytest.mark.parametrize(
+    ("release", "python", "why"),
+    [
+        ("3.0.1", "3.7", f"it runs on Python 3.7, the recorder on {OURS}"),
+        ("2.4.1", OURS, "needs release 3, and 2.4.1 is installed"),
+        ("30.0", OURS, "needs release 3, and 30.0 is installed"),
+    ],
+)
+def test_another_cryptofeed_is_left_out(
+    release: str, python: str, why: str, bench_with: Callable[[str, str], Bench]
+) -> None:
+    bench = bench_with(release, python)
+    bench.part("cryptofeed", bench.prepare_cryptofeed)
+    assert bench.measured.left_out["cryptofeed"].startswith(why)
+    assert not bench.cryptofeed
+
+
+def test_cryptofeed_is_left_out_where_it_is_not_named_or_cannot_connect(
+    bench_with: Callable[[str, str], Bench],
+) -> None:
+    named = bench_with("3.0.1", OURS)
+    for bench, why in (
+        (replace(named, cryptofeed_python=None), "its virtual environment was not named"),
+        (replace(named, tls=[]), "it connects by TLS only"),
+    ):
+        bench.part("cryptofeed", bench.prepare_cryptofeed)
+        assert bench.measured.left_out["cryptofeed"].startswith(why)
+        assert not bench.cryptofeed
 
 
 def test_a_load_server_that_never_waited_is_named() -> None:

@@ -2,8 +2,8 @@
 
     python cryptofeed_csv.py URL FILE [CA_FILE]
 
-Runs in a virtual environment of its own that has cryptofeed 2.4: its needs and ours need not agree. Ends half a
-second after SIGTERM, which comes when all is read: what still waits in its queues is written by then.
+Runs in a virtual environment of its own that has cryptofeed 3: its needs and ours need not agree. Ends half a second
+after SIGTERM, which comes when all is read: what still waits in its queues is written by then.
 """
 
 import asyncio
@@ -14,23 +14,23 @@ import sys
 from decimal import Decimal
 from pathlib import Path
 
+import uvloop
 from cryptofeed import FeedHandler
+from cryptofeed import _json as json  # what its own exchanges decode with: msgspec
 from cryptofeed.connection import AsyncConnection, WebsocketEndpoint
 from cryptofeed.defines import TRADES
 from cryptofeed.feed import Feed
 from cryptofeed.symbols import Symbols
 from cryptofeed.types import Trade
-from yapic import json
 
 _SYMBOL = "AAPL-USD"
 _DRAIN_S = 0.5
 
 
-class Finnhub(Feed):  # type: ignore[misc]  # cryptofeed ships no types
+class Finnhub(Feed):  # type: ignore[misc]  # not installed where types are checked
     """Finnhub as one of cryptofeed's exchanges."""
 
     id = "FINNHUB"
-    rest_endpoints: tuple[()] = ()
     websocket_channels = {TRADES: "trade"}  # noqa: RUF012  cryptofeed's own way to say it
 
     async def subscribe(self, connection: AsyncConnection) -> None:
@@ -46,14 +46,12 @@ class Finnhub(Feed):  # type: ignore[misc]  # cryptofeed ships no types
                 await self.callback(TRADES, trade, received)
 
 
-def main(url: str, path: str, ca_file: str | None) -> None:
-    if ca_file:
-        os.environ["SSL_CERT_FILE"] = ca_file
+async def main(url: str, path: str) -> None:
     Symbols.set(
         Finnhub.id, {_SYMBOL: "AAPL"}, {"instrument_type": {_SYMBOL: "spot"}}
     )  # else it asks the venue for them
     Finnhub.websocket_endpoints = [WebsocketEndpoint(url)]
-    with Path(path).open("w", newline="") as file:
+    with Path(path).open("w", newline="") as file:  # noqa: ASYNC230  a buffered file, as such scripts have it
         rows = csv.writer(file)
         rows.writerow(("timestamp", "symbol", "price", "volume", "conditions", "received_at"))
 
@@ -62,13 +60,15 @@ def main(url: str, path: str, ca_file: str | None) -> None:
                 (trade.timestamp, trade.symbol, trade.price, trade.amount, ",".join(trade.raw["c"]), received)
             )
 
-        handler = FeedHandler(config={"log": {"filename": os.devnull, "level": "WARNING"}, "uvloop": True})
+        handler = FeedHandler(config={"log": {"filename": None, "level": "WARNING"}})  # to stderr alone
         handler.add_feed(Finnhub(symbols=[_SYMBOL], channels=[TRADES], callbacks={TRADES: write}))
-        loop = asyncio.new_event_loop()  # uvloop's, by now
-        asyncio.set_event_loop(loop)
-        loop.add_signal_handler(signal.SIGTERM, loop.call_later, _DRAIN_S, loop.stop)
-        handler.run(install_signal_handlers=False)
+        loop = asyncio.get_running_loop()
+        # Its own handler of the signal stops at once, and what it has read but not handled yet is lost.
+        loop.add_signal_handler(signal.SIGTERM, loop.call_later, _DRAIN_S, handler.request_stop)
+        await handler.run_async(install_signal_handlers=False)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None)
+    if len(sys.argv) > 3:
+        os.environ["SSL_CERT_FILE"] = sys.argv[3]
+    uvloop.run(main(sys.argv[1], sys.argv[2]))  # as FeedHandler.run would
