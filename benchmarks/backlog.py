@@ -1,9 +1,14 @@
-"""What a view costs at rest, by how many segments stand in the journal: `python -m benchmarks.backlog`.
+"""What a view costs at rest, by how many segments stand in the journal.
 
-Prints a line each for a journal without a backlog and with 64 and 300 segments: the CPU time of one `follow()` at
-rest, as a share of a core.
+    python benchmarks/backlog.py [--turns 3]
+
+Prints `{"none": …, "many": …, "ratio": …}`: the CPU time of one `follow()` at rest, as a share of a core, behind no
+segment and behind 300, and the one by the other; medians of so many turns.
 """
 
+import argparse
+import json
+import statistics
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,8 +20,22 @@ from ingestor.journal.writer import Segments
 from ingestor.layout import Layout
 from ingestor.schema import TRADES
 
+_MANY = 300
 _SETTLE_S = 3.0
 _REST_S = 5.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=3)
+    print(json.dumps(measure_turns(parser.parse_args().turns)))
+
+
+def measure_turns(count: int) -> dict[str, float]:
+    """One after the other, since a machine is slower in one minute than in the next."""
+    turns = [(measure(0), measure(_MANY)) for _ in range(count)]
+    none, many = (statistics.median(shares) for shares in zip(*turns, strict=True))
+    return {"none": none, "many": many, "ratio": statistics.median(one[1] / one[0] for one in turns)}
 
 
 def measure(segments: int) -> float:
@@ -45,5 +64,4 @@ def _rest(batches: Iterator[object], seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    for segments in (0, 64, 300):
-        print(f"follow() at rest, {segments:3} segments behind it: {measure(segments):.2%} of a core")
+    main()

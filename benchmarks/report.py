@@ -329,6 +329,14 @@ def sink_targets(rates: Sequence[dict[str, Any]]) -> list[Target]:
     ]
 
 
+def backlog_targets(shares: dict[str, float]) -> list[Target]:
+    """Of one `follow()` at rest (backlog.py)."""
+    return [
+        Target("follow() at rest behind 300 segments, of a core", True, 1, shares["many"] * 100, "%"),
+        Target("follow() at rest behind 300 segments / none", True, 1.1, shares["ratio"]),
+    ]
+
+
 def bottlenecks(rounds: list[Round]) -> list[str]:
     """A sentence for each kind of run in which the load server hardly ever waited: it may have set the pace."""
     found = {

@@ -11,7 +11,7 @@ run without trades takes to stop.
 Every run's rows and their total volume are held to what was sent; a run that lost or doubled one ends the benchmark.
 
 Without --quick it then measures what stands around the recorder: reading (reading.py), the live API and the dashboard
-(live.py), the sinks (sinks.py).
+(live.py), the sinks (sinks.py), and what a view costs at rest (backlog.py).
 
 cryptofeed runs where it is named, on the recorder's version of Python: docs/performance.md says how.
 
@@ -46,6 +46,7 @@ from report import (
     Measured,
     Round,
     Target,
+    backlog_targets,
     missing_lines,
     sink_lines,
     sink_targets,
@@ -171,6 +172,7 @@ class Bench:
             self.part("reading", self.measure_reading)
             self.part("live", self.measure_live)
             self.part("sinks", self.measure_sinks)
+            self.part("follow() at rest", self.measure_rest)
 
     def part(self, name: str, measure: Callable[[], None]) -> None:
         """One after the other: where one can't be measured, or proves nothing, the others still are. What there is by
@@ -263,6 +265,10 @@ class Bench:
         told = answer_of([str(HERE / "sinks.py"), "--json"], self.load.parent / "sinks.log")
         self.measured.left_out |= {f"sink {kind}": reason for kind, reason in told["left_out"].items()}
         self.add("sinks", told["sinks"], sink_targets(told["sinks"]), sink_lines(told["sinks"]))
+
+    def measure_rest(self) -> None:
+        told = answer_of([str(HERE / "backlog.py")], self.load.parent / "backlog.log")
+        self.add("follow() at rest", told, backlog_targets(told), [])
 
     def add(self, name: str, facts: Any, targets: list[Target], notes: list[str]) -> None:
         """A part around the recorder."""

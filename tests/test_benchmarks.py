@@ -17,6 +17,7 @@ from ingestor.capture.connection import scan_text_frames
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
+import backlog
 import fuzz
 from processes import BenchmarkFailed, Contender, LeftOut, Tls, recorder
 from reading import ReadingPlan, check_rows, make_recordings, measure_reading, reading_notes, reading_targets
@@ -26,6 +27,7 @@ from report import (
     SCRIPT,
     Round,
     Target,
+    backlog_targets,
     bottlenecks,
     cpu_ratio,
     draw,
@@ -295,6 +297,14 @@ def test_a_sink_is_measured_on_what_it_holds_in_the_end(tmp_path: Path) -> None:
     mirrored = (tmp_path / "directory/place/mirror").glob("date=*/*.parquet")
     assert sum(pq.read_metadata(path).num_rows for path in mirrored) == rate.rows
     assert told[1].split()[:2] == ["directory", f"{rate.rows_a_second:,.0f}"]
+
+
+def test_a_view_at_rest_is_measured_without_and_behind_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, less in (("_MANY", 3), ("_SETTLE_S", 0.1), ("_REST_S", 0.3)):
+        monkeypatch.setattr(backlog, name, less)
+    told = backlog.measure_turns(1)
+    assert told["ratio"] == told["many"] / told["none"] > 0
+    assert [one.measured for one in backlog_targets(told)] == [told["many"] * 100, told["ratio"]]
 
 
 @pytest.mark.long
