@@ -1,7 +1,7 @@
 """The venue of the benchmarks: sends frames that were encoded beforehand, to one client, as fast as that takes them.
 
     python benchmarks/load_server.py FOLDER --frame-size 1 --parts 20 [--tls CERT KEY] [--close]
-    python benchmarks/load_server.py FOLDER --rate 57 --seconds 30
+    python benchmarks/load_server.py FOLDER --rate 57 --seconds 30 [--batches]
 
 It must never be the bottleneck, so it does as little as a server can: a handshake, then large pieces of ready bytes
 into the socket, and the time it waits for the client is measured. It begins at the client's first frame (its first
@@ -9,7 +9,8 @@ subscription). Behind the last trade it sends a ping: the pong says that the cli
 
 Without `--rate` it sends `--parts` parts of the load (trade_load.py), however long that takes. With `--rate` it sends
 so many trades a second, each stamped with the moment it is sent: its price is that moment in µs since 1970 (exact in a
-double; `t` has only ms). Both then wait until the client is gone, or, with `--close`, say goodbye.
+double; `t` has only ms). With `--batches`, a frame holds one to ten of them, as Finnhub's do. Both then wait until the
+client is gone, or, with `--close`, say goodbye.
 
 It tells what happens on stdout, a JSON object a line: `listening` (port), `subscribed` (at), `read` (when the client
 had read it all, and what the server itself used) or `left` (the client went before that), with moments in seconds
@@ -35,6 +36,7 @@ _PIECE = 1 << 20
 _PING, _PONG, _CLOSE = 9, 10, 8
 _SINGLE_RATE = 1000
 _TICK_S = 0.001
+_BATCH = (1, 10)
 
 
 @dataclass(slots=True)
@@ -111,6 +113,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--frame-size", type=int, default=1, help="trades a frame")
     parser.add_argument("--parts", type=int, default=0, help=f"how many parts of {PART_TRADES} trades to send")
     parser.add_argument("--rate", type=float, help="instead: stamped trades, so many a second, one a frame")
+    parser.add_argument("--batches", action="store_true", help="with --rate: one to ten trades a frame")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long, with --rate")
     parser.add_argument("--tls", nargs=2, metavar=("CERT", "KEY"), help="serve wss")
     parser.add_argument("--close", action="store_true", help="close the connection when all is read")
@@ -152,7 +155,7 @@ def send_load(client: Client, arguments: argparse.Namespace) -> None:
     pieces = read_parts(arguments.folder, arguments.frame_size, arguments.parts)
     began_s, cpu_s, client.waited_s = time.time(), time.process_time(), 0.0
     if arguments.rate:
-        trades = send_stamped(client, arguments.rate, arguments.seconds)
+        trades = send_stamped(client, arguments.rate, arguments.seconds, batches=arguments.batches)
     else:
         trades = arguments.parts * PART_TRADES
         for number in range(arguments.parts):
@@ -174,27 +177,28 @@ def read_parts(folder: Path, frame_size: int, wanted: int) -> list[bytes]:
     return [path.read_bytes() for path in paths if path.exists()]
 
 
-def send_stamped(client: Client, rate: float, seconds: float) -> int:
+def send_stamped(client: Client, rate: float, seconds: float, *, batches: bool) -> int:
     """Send so many trades a second, each stamped; returns how many.
 
-    At low rates each by itself, at random moments; at high rates those of a millisecond together.
+    At low rates, and in batches, each frame by itself, at random moments; at high rates those of a millisecond
+    together.
     """
-    random = Random(1)
+    random, alone = Random(1), batches or rate <= _SINGLE_RATE
     trades, due_s = 0, time.monotonic()
     end_s = due_s + seconds
     while due_s < end_s:
         time.sleep(max(0.0, due_s - time.monotonic()))
-        count = 1 if rate <= _SINGLE_RATE else round(rate * _TICK_S)
-        client.send(stamped_frame(time.time_ns() // 1000, trades % 50) * count)
-        trades += count
-        due_s += random.expovariate(rate) if rate <= _SINGLE_RATE else _TICK_S
+        frames, size = (1 if alone else round(rate * _TICK_S)), (random.randint(*_BATCH) if batches else 1)
+        client.send(stamped_frame(time.time_ns() // 1000, trades % 50, size) * frames)
+        trades += frames * size
+        due_s += random.expovariate(rate / size) if alone else _TICK_S
     return trades
 
 
-def stamped_frame(now_us: int, symbol: int) -> bytes:
-    """A trade whose price says when it was sent."""
+def stamped_frame(now_us: int, symbol: int, size: int) -> bytes:
+    """So many trades whose price says when they were sent."""
     trade = f'{{"c":["1","12"],"p":{now_us},"s":"{SYMBOLS[symbol]}","t":{now_us // 1000},"v":100}}'
-    return encode_frame(f'{{"data":[{trade}],"type":"trade"}}'.encode())
+    return encode_frame(f'{{"data":[{",".join([trade] * size)}],"type":"trade"}}'.encode())
 
 
 def tell(event: str, **facts: float) -> None:

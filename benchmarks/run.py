@@ -54,7 +54,16 @@ from report import (
     write_plot,
     write_results,
 )
-from scenarios import help_ratio, run_every_sink, run_idle, run_overload, run_paced, run_paced_script, run_salvage
+from scenarios import (
+    Paced,
+    help_ratio,
+    run_every_sink,
+    run_idle,
+    run_overload,
+    run_paced,
+    run_paced_script,
+    run_salvage,
+)
 from throughput import limit_part, receive_and_discard, run_load
 
 
@@ -162,6 +171,7 @@ class Bench:
             self.part(f"round {number + 1} of {self.plan.rounds}", partial(self.measure_round, number))
         for rate in (57, 10_000, 200_000):
             self.part(f"{rate:,} trades/s", partial(self.measure_paced, rate))
+        self.part(f"{QUIET_RATE} trades/s, in batches", self.measure_batches)
         self.part("idle symbols", self.measure_idle)
         self.part("every sink", self.measure_every_sink)
         self.part("overload", self.measure_overload)
@@ -216,11 +226,22 @@ class Bench:
             self.measured.paced.append(run_paced(self.load, rate, self.plan.latency_s, self.folder, RECORDERS[0]))
             return
         for turn in range(self.plan.quiet_turns):
-            paced = run_paced(self.load, rate, self.plan.quiet_s, self.folder, RECORDERS[0])
-            script = run_paced_script(self.load, rate, self.plan.quiet_s, self.folder, SCRIPTS[0])
-            self.measured.quiet_ratios.append(paced.cpu_share / script)
+            paced, ratio = self.quiet_turn(batches=False)
+            self.measured.quiet_ratios.append(ratio)
             if turn == 0:
                 self.measured.paced.append(paced)
+
+    def measure_batches(self) -> None:
+        """The same in frames as Finnhub sends them."""
+        for _ in range(self.plan.quiet_turns):
+            self.measured.batch_ratios.append(self.quiet_turn(batches=True)[1])
+
+    def quiet_turn(self, *, batches: bool) -> tuple[Paced, float]:
+        """The recorder at a free key's rate, and its CPU by that of the usual script right after it."""
+        seconds = self.plan.quiet_s
+        paced = run_paced(self.load, QUIET_RATE, seconds, self.folder, RECORDERS[0], batches=batches)
+        script = run_paced_script(self.load, QUIET_RATE, seconds, self.folder, SCRIPTS[0], batches=batches)
+        return paced, paced.cpu_share / script
 
     def measure_idle(self) -> None:
         for _ in range(self.plan.quiet_turns // 2):

@@ -72,7 +72,7 @@ def private_bytes(pid: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Paced:
-    """A recorder at a steady rate, one trade a frame, followed by another process."""
+    """A recorder at a steady rate, followed by another process."""
 
     rate: float
     lasted_s: float
@@ -92,12 +92,16 @@ class Paced:
     journal_bytes: int
 
 
-def run_paced(load: Path, rate: float, seconds: float, folder: Path, contender: Contender) -> Paced:
-    """Send a recorder so many trades a second. Raises BenchmarkFailed where one is not written."""
+def run_paced(
+    load: Path, rate: float, seconds: float, folder: Path, contender: Contender, *, batches: bool = False
+) -> Paced:
+    """Send a recorder so many trades a second, in batches or one a frame. Raises BenchmarkFailed where one is not
+    written.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     root, watch = folder / "data", Watch()
-    options = ["--rate", str(rate), "--seconds", str(seconds)]
+    options = ["--rate", str(rate), "--seconds", str(seconds), *["--batches"] * batches]
     with (
         venue(load, options, None, folder / "venue.log") as at,
         running(contender.command(at, folder), folder / "contender.log") as process,
@@ -136,14 +140,16 @@ def run_paced(load: Path, rate: float, seconds: float, folder: Path, contender: 
     )
 
 
-def run_paced_script(load: Path, rate: float, seconds: float, folder: Path, contender: Contender) -> float:
+def run_paced_script(
+    load: Path, rate: float, seconds: float, folder: Path, contender: Contender, *, batches: bool = False
+) -> float:
     """What another program that writes CSV takes of one core at a steady rate, from the end of the first third to the
     end. Raises BenchmarkFailed where a trade is not written.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     watch = Watch()
-    options = ["--rate", str(rate), "--seconds", str(seconds), "--close"]
+    options = ["--rate", str(rate), "--seconds", str(seconds), "--close", *["--batches"] * batches]
     with (
         venue(load, options, None, folder / "venue.log") as at,
         running(contender.command(at, folder), folder / "contender.log") as process,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 import backlog
 import fuzz
+from load_server import Client, send_stamped
 from processes import BenchmarkFailed, Contender, LeftOut, Tls, recorder
 from reading import ReadingPlan, check_rows, make_recordings, measure_reading, reading_notes, reading_targets
 from report import (
@@ -97,6 +99,19 @@ def test_the_same_trades_are_in_every_frame_size(load: Path) -> None:
     assert heard[0] == heard[1] == heard[2]
     assert len(heard[0]) == PART_TRADES
     assert sum(trade["v"] for trade in heard[0]) == volume_of(load, 1) == volume_of(load, 3) / 3
+
+
+@pytest.mark.parametrize(("batches", "sizes"), [(False, range(1, 2)), (True, range(1, 11))])
+def test_a_frame_of_a_steady_rate_holds_one_trade_or_a_batch(*, batches: bool, sizes: range) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        sent = send_stamped(Client(ours), 1000, 0.2, batches=batches)
+        ours.shutdown(socket.SHUT_WR)
+        payloads, _ = scan_text_frames(theirs.makefile("rb").read())
+    frames = [json.loads(payload)["data"] for payload in payloads]
+    assert sum(map(len, frames)) == sent
+    assert set(map(len, frames)) <= set(sizes)
+    assert batches == any(len(frame) > 1 for frame in frames)
 
 
 @pytest.mark.parametrize(
