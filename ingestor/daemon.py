@@ -67,9 +67,10 @@ class Report:
     """Logs one summary soon after the start, then a line of progress per minute; never a line per trade."""
 
     def __init__(self, recording: Recording) -> None:
-        self._sessions = recording.sessions
-        self._connection_log = recording.connection_log
-        self._subscriptions = recording.subscriptions
+        self._groups = recording.groups
+        self._sessions = [session for group in recording.groups for session in group.sessions]
+        self._connections = recording.connections
+        self._division = recording.division
         self._markets = recording.markets
         self._buffer = recording.buffer
         self._recorder = recording.recorder
@@ -113,7 +114,7 @@ class Report:
                 rejected=counts.rejected_frames + counts.rejected_trades - self._recorder.reasons[REPEATED],
                 ticking=sum(at_s >= minute_ago_s for at_s in list(self._observed.last_trade_s.values())),
                 connected=self._connected,
-                connections=self._connection_log.connections,
+                connections=self._connections.opened,
                 **({"open": self._open} if len(self._sessions) > 1 else {}),
                 buffer_bytes=self._buffer.bytes,
                 lag_ms=round(self._buffer.lag_s() * 1000),
@@ -126,14 +127,14 @@ class Report:
 
     @property
     def _connected(self) -> bool:
-        return self._open > 0
+        return all(group.connected for group in self._groups)
 
     def summary(self, now: datetime) -> str:
         """One sentence for a newcomer: `connected; 2 of 4 ticking; AAPL, MSFT silent: the US market is closed`."""
         link = "connected" if self._connected else "not connected"
         if len(self._sessions) > 1:
             link = f"{len(self._sessions)} connections, {self._open} open"
-        symbols = self._subscriptions.symbols
+        symbols = self._division.symbols
         silent = [symbol for symbol in symbols if symbol not in self._observed.last_trade_s]
         ticking = f"{len(symbols) - len(silent)} of {len(symbols)} ticking"
         closed = [symbol for symbol in silent if self._markets.phase(symbol, now) == "closed"]
@@ -152,8 +153,8 @@ class Report:
     def _why_silent(self) -> str:
         """As far as it is known. Names may differ from those asked for; a message may fit nothing."""
         counts = self._recorder.counts
-        unasked = sorted(set(self._observed.last_trade_s) - set(self._subscriptions.symbols))
-        if not self._connected:
+        unasked = sorted(set(self._observed.last_trade_s) - set(self._division.symbols))
+        if not self._open:
             return "there is no connection"
         if not counts.frames:
             return "the venue has sent nothing yet"
@@ -197,7 +198,9 @@ class Daemon:
         self._signals = signals
         self._sinks_stop = sinks_stop
         self._ended = threading.Event()
-        self._readers = [Worker("reader", session.run, self._ended) for session in recording.sessions]
+        self._readers = [
+            Worker("reader", session.run, self._ended) for group in recording.groups for session in group.sessions
+        ]
         self._recorder = Worker("recorder", recording.recorder.run, self._ended)
         self._files = Worker("files", recording.runner.run, self._ended)
         self._sinks = sinks
@@ -208,7 +211,7 @@ class Daemon:
         self._backfill = backfill
         # What ends this thread ends nothing else: its own event is looked at by nobody.
         self._backfill_worker = Worker("backfill", backfill.run, threading.Event()) if backfill else None
-        self._live_settings = LiveSettings(source, recording.settings, recording.subscriptions, recording.ledger)
+        self._live_settings = LiveSettings(source, recording.settings, recording.division, recording.ledger)
         storage = recording.settings.storage
         self._maintenance = MaintenanceLoop(
             recording.layout, recording.ledger, storage.retention, recording.clock.venue_now,

@@ -37,6 +37,7 @@ _RESTATED = (
     "raw",
     "backfill",
     "imports",
+    "groups",
 )
 
 _read_json = json.JSONDecoder().raw_decode

@@ -53,6 +53,8 @@ class History:
     """The `gap.opened` facts that nothing closed."""
     asked: tuple[str, ...] = ()
     """Symbols that it still asked for when it ended."""
+    groups: tuple[tuple[str, ...], ...] = ()
+    """Those that it asked for on one connection each, where it divided them among several."""
     ended: int = 0
     """The end of its coverage, at most."""
     right: int | None = None
@@ -91,6 +93,11 @@ def read_history(layout: Layout) -> History:
         last_received=max(told.last_received_us, kept.last_received) if lost else told.last_received_us,
         open_gaps=tuple(gaps.values()),
         asked=tuple(sorted(told.asked)),
+        groups=tuple(
+            tuple(symbol for symbol, one in told.asked.items() if one.connection == connection)
+            for connection in sorted({one.connection for one in told.asked.values()})
+            if "groups" in told.started
+        ),
         right=None if told.is_right or not told.run else told.right_us,
         feed=told.started.get("feed") or kept.feed,
         venue=told.started.get("venue"),

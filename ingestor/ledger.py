@@ -10,6 +10,8 @@ checksums, in `coverage/`.
                         id_column: in which the venue counts each symbol's trades (null: it doesn't),
                         closed: the last segment that has an account, raw: true where frames are kept as they came,
                         open_gaps: those that earlier runs left open, told again (gap, cause, since, symbol),
+                        groups: into so many the symbols are divided, each with connections of its own, where that
+                        is more than one: what befalls these is a gap for each symbol, and none is for all,
                         asked: the symbols that the run before still asked for, ended: when it was last heard of,
                         right: the last that a clock known to be right has shown, where that is not `ended`;
                         merged, redecoded: of which roots a root was made that no recorder made;
@@ -22,7 +24,8 @@ checksums, in `coverage/`.
     connection.opened   connection: its number in this run
     connection.joined   connection: the symbols were asked for on it, while another one is read: its requests go on
     symbols.requested   connection, symbols (null: the same as the last time that all were asked for); since: up to that
-                        receipt another connection had brought these, and it has ended; this one was open already
+                        receipt another connection had brought these, and it has ended; this one was open already.
+                        Without symbols: that one has ended, and others are heard all the while
     symbols.proven      connection, base, symbols: the receive time of each symbol's first trade on this connection is
                         base + its number
     symbol.proven       the same of one symbol: symbol, connection, since (format 1)

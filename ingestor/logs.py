@@ -39,6 +39,7 @@ SENTENCES = {
     "recording.summarized": "{summary}",
     "recording.progressed": "{trades:,} trades so far, {trades_per_s:,} per second; {ticking} symbols ticking",
     "segment.sealed": "wrote {rows:,} trades to files of {dates}",
+    "symbols.divided": "one connection does not take {symbols:,} symbols: there are {groups} groups, each with its own",
     "gap.recorded": "was {blind} for {seconds} s, {who}",
     "symbol.refused": "the venue refused {symbol}: {text}",
     "stop.requested": "stopping: {reason}",
@@ -174,7 +175,8 @@ def _as_sentence(_logger: WrappedLogger, _method: str, event: EventDict, *, colo
     at, level, fact = str(fields.pop("timestamp"))[11:19], str(fields.pop("level")), str(fields.pop("event"))
     exception = event.get("exception")
     fields.pop("exception", None)
-    fields |= {"blind": describe_blindness(event.get("cause")), "who": fields.get("symbol") or "all symbols"}
+    who = fields.get("symbol") or f"{fields.get('symbols', 'all')} symbols"
+    fields |= {"blind": describe_blindness(event.get("cause")), "who": who}
     try:
         text = SENTENCES[fact].format_map(fields)
     except KeyError:

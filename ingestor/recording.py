@@ -13,17 +13,17 @@ from typing import Any
 
 from ingestor import __version__
 from ingestor.capture.buffer import Buffer
-from ingestor.capture.connection_log import ConnectionLog
+from ingestor.capture.connection_log import ConnectionLog, Connections
 from ingestor.capture.connector import Backoff, Connector, KnownKey
-from ingestor.capture.gaps import Gaps, OpenGap, find_inherited_gaps
+from ingestor.capture.gaps import Gaps, GroupGaps, OpenGap, find_inherited_gaps
 from ingestor.capture.id_watch import IdWatch, LastId, find_last_ids
 from ingestor.capture.market_calendar import Holidays, Markets, find_rest_base
 from ingestor.capture.monitor import ConnectionMonitor, TradeWatch
 from ingestor.capture.recorder import BlockDecoder, Keeper, Recorder
 from ingestor.capture.rejects import Rejects
-from ingestor.capture.session import Session
-from ingestor.capture.stream_state import Observed, Observer, Requests
-from ingestor.capture.subscriptions import Subscriptions
+from ingestor.capture.session import Group, Session
+from ingestor.capture.stream_state import Observed, Observer
+from ingestor.capture.subscriptions import Division, Subscriptions
 from ingestor.capture.wall_clock import Clock, Reading
 from ingestor.config import Settings
 from ingestor.config.addresses import choose_proxy
@@ -49,11 +49,13 @@ FileSink = ParquetFiles | CsvFiles
 _WAITS = Backoff()
 _STAGGER_S = 2.0
 """Between the first connections of two sessions: what befalls one as it begins does not befall both."""
+_GROUP_STAGGER_S = 0.5
+"""Between those of two groups, which share nothing: a venue may count how fast connections are opened."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run on one root, and what its threads share: facts, gaps, the clock, what was observed, waiting frames."""
+    """One run on one root, and what its threads share: facts, gaps, the clock, the symbols, waiting frames."""
 
     layout: Layout
     number: int
@@ -62,7 +64,10 @@ class Run:
     gaps: Gaps
     clock: Clock
     observed: Observed
-    requests: Requests
+    division: Division
+    group_gaps: Sequence[Gaps | GroupGaps]
+    """Of each group of the division."""
+    connections: Connections
     buffer: Buffer
 
     @classmethod
@@ -79,9 +84,18 @@ class Run:
     ) -> "Run":
         """`symbols` are to be asked for; `inherited` are the gaps that the runs before left open."""
         gaps, observed = Gaps(ledger, number, inherited), Observed()
-        clock, requests = Clock(ledger, gaps, read_clock), Requests(ledger, observed, symbols)
-        clock.on_step += [observed.step, requests.step]
-        return cls(layout, number, feed, ledger, gaps, clock, observed, requests, Buffer(buffer_bytes))
+        gaps.drop_others(symbols, now_us())
+        clock = Clock(ledger, gaps, read_clock)
+        division = Division(ledger, observed, symbols, feed.terms.symbols_per_connection)
+        clock.on_step += [observed.step, *(requests.step for requests in division.groups)]
+        group_gaps: list[Gaps | GroupGaps] = [gaps]
+        if len(division.groups) > 1:
+            gaps.divide(symbols)
+            group_gaps = [GroupGaps(gaps, requests.symbols) for requests in division.groups]
+        connections = Connections(feed.terms.max_age_s, len(division.groups))
+        return cls(
+            layout, number, feed, ledger, gaps, clock, observed, division, group_gaps, connections, Buffer(buffer_bytes)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +126,12 @@ class JournalWriter:
         journal = Journal(layout, segments, rotation)
         rejects = Rejects(layout, run.number, rejects_per_day)
         keeper = Keeper(journal, rejects, run.buffer, run.observed)
-        observer = Observer(run.gaps, run.observed, run.requests, may_replay=feed.terms.may_replay)
+        groups, group_of = list(zip(run.group_gaps, run.division.groups, strict=True)), run.connections.group_of
+        observer = Observer(run.observed, groups, group_of, may_replay=feed.terms.may_replay)
         column = feed.terms.id_column
         ids = IdWatch(column, run.ledger, run.gaps, run.observed, last_ids) if column else None
         venue = run.clock.venue
-        decoder = BlockDecoder(feed, run.number, venue)
+        decoder = BlockDecoder(feed, run.number, venue, group_of)
         recorder = Recorder(
             decoder, settings, run.buffer, journal, keeper, observer, venue, ids, keeps_frames=keeps_frames
         )
@@ -127,12 +142,10 @@ class JournalWriter:
 class Capture:
     """From the venue to the Buffer: the readers' threads, one for each session."""
 
-    subscriptions: Subscriptions
     markets: Markets
-    connection_log: ConnectionLog
     monitor: ConnectionMonitor
     """Of the first session."""
-    sessions: list[Session]
+    groups: list[Group]
 
     @classmethod
     def build(
@@ -146,30 +159,34 @@ class Capture:
         waits: Backoff = _WAITS,
     ) -> "Capture":
         """Asks nothing of the venue yet. `rest_base` is where holidays are asked for, None for nowhere."""
-        feed, ledger, gaps, observed = run.feed, run.ledger, run.gaps, run.observed
-        symbols = run.requests.wanted
-        gaps.drop_others(symbols, now_us())
+        feed, ledger, observed = run.feed, run.ledger, run.observed
         proxy = choose_proxy(rest_base, settings.proxy) if rest_base else None
         holidays = Holidays(run.layout, rest_base, key, settings.ca_file, proxy)
-        markets = Markets(holidays, never_close=feed.terms.never_closes, night=settings.night)
-        connection_log = ConnectionLog(ledger, gaps, observed, run.requests, feed.terms.max_age_s)
         known_key = KnownKey(run.layout, key)
-        trade_watch = TradeWatch(symbols, settings.silence, time.monotonic())
-        run.clock.on_step.append(connection_log.step)
-        parts: list[tuple[Subscriptions, ConnectionMonitor, Session]] = []
-        for number in range(settings.redundant):
-            connector = Connector(feed, settings, known_key, waits, stop)
-            subscriptions = Subscriptions(feed, ledger, gaps, observed, run.requests, waits.symbol_s)
-            monitor = ConnectionMonitor(
-                subscriptions, settings, run.buffer, gaps, observed, markets, run.clock, connection_log, trade_watch,
-                run.requests,
-            )  # fmt: skip
-            session = Session(
-                feed.terms, connector, monitor, connection_log, run.buffer, run.clock, stop, number * _STAGGER_S
-            )
-            run.clock.on_step.append(session.step)
-            parts.append((subscriptions, monitor, session))
-        return cls(parts[0][0], markets, connection_log, parts[0][1], [session for _, _, session in parts])
+        monitors, all_markets, groups = [], [], []
+        for place, (gaps, requests) in enumerate(zip(run.group_gaps, run.division.groups, strict=True)):
+            markets = Markets(holidays, never_close=feed.terms.never_closes, night=settings.night)
+            connection_log = ConnectionLog(ledger, gaps, observed, requests, run.connections, place)
+            trade_watch = TradeWatch(requests.wanted, settings.silence, time.monotonic())
+            run.clock.on_step.append(connection_log.step)
+            sessions = []
+            for number in range(settings.redundant):
+                connector = Connector(feed, settings, known_key, waits, stop)
+                subscriptions = Subscriptions(feed, ledger, gaps, observed, requests, waits.symbol_s)
+                monitor = ConnectionMonitor(
+                    subscriptions, settings, run.buffer, gaps, observed, markets, run.clock, connection_log,
+                    trade_watch, requests,
+                )  # fmt: skip
+                begins_after_s = number * _STAGGER_S + place * _GROUP_STAGGER_S
+                session = Session(
+                    feed.terms, connector, monitor, connection_log, run.buffer, run.clock, stop, begins_after_s
+                )
+                run.clock.on_step.append(session.step)
+                sessions.append(session)
+                monitors.append(monitor)
+            all_markets.append(markets)
+            groups.append(Group(sessions, connection_log, gaps))
+        return cls(all_markets[0], monitors[0], groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,10 +231,10 @@ class Recording:
     clock: Clock
     observed: Observed
     buffer: Buffer
-    subscriptions: Subscriptions
+    division: Division
+    connections: Connections
     markets: Markets
-    connection_log: ConnectionLog
-    sessions: list[Session]
+    groups: list[Group]
     journal: Journal
     rejects: Rejects
     recorder: Recorder
@@ -270,10 +287,10 @@ def prepare(
         clock=run.clock,
         observed=run.observed,
         buffer=run.buffer,
-        subscriptions=capture.subscriptions,
+        division=run.division,
+        connections=run.connections,
         markets=capture.markets,
-        connection_log=capture.connection_log,
-        sessions=capture.sessions,
+        groups=capture.groups,
         journal=writer.journal,
         rejects=writer.rejects,
         recorder=writer.recorder,
@@ -292,6 +309,7 @@ def _begin_ledger(
     run, at_us = history.run + 1, now_us()
     ledger = Ledger(layout, run, day_of(at_us))
     raw: dict[str, Any] = {} if settings.storage.raw is None else {"raw": True}
+    groups: dict[str, Any] = {} if settings.groups == 1 else {"groups": settings.groups}
     ledger.record(
         "run.started",
         at=at_us,
@@ -306,6 +324,7 @@ def _begin_ledger(
         formats=list(settings.storage.formats),
         first_segment=first_segment,
         **raw,
+        **groups,
         closed=history.closed,
         open_gaps=[
             {"gap": gap.id, "cause": gap.cause, "since": gap.since_us, "symbol": gap.symbol} for gap in inherited

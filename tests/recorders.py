@@ -12,14 +12,14 @@ import pyarrow as pa
 from journals import ledger_facts
 
 from ingestor.capture.buffer import Buffer
-from ingestor.capture.connection_log import ConnectionLog
+from ingestor.capture.connection_log import ConnectionLog, Connections
 from ingestor.capture.connector import Backoff
 from ingestor.capture.gaps import Gaps, OpenGap
 from ingestor.capture.monitor import ConnectionMonitor
 from ingestor.capture.recorder import Recorder
-from ingestor.capture.session import Session
+from ingestor.capture.session import Group, Session
 from ingestor.capture.stream_state import Observed
-from ingestor.capture.subscriptions import Subscriptions
+from ingestor.capture.subscriptions import Division
 from ingestor.capture.wall_clock import Clock, Reading
 from ingestor.config.sections import ConnectionSettings, JournalSettings
 from ingestor.coverage import find_coverage, state_at
@@ -65,10 +65,10 @@ class Rig:
     observed: Observed
     journal: Journal
     recorder: Recorder
-    subscriptions: Subscriptions
+    division: Division
+    connections: Connections
     monitor: ConnectionMonitor
-    connection_log: ConnectionLog
-    sessions: list[Session]
+    groups: list[Group]
     stop: threading.Event
     errors: list[BaseException] = field(default_factory=list)
 
@@ -91,9 +91,19 @@ class Rig:
         eventually(lambda: self.observed.trades >= target, f"{more} more trades")
 
     @property
+    def sessions(self) -> list[Session]:
+        """Of all groups."""
+        return [session for group in self.groups for session in group.sessions]
+
+    @property
     def session(self) -> Session:
         """The first one."""
         return self.sessions[0]
+
+    @property
+    def connection_log(self) -> ConnectionLog:
+        """Of the first group."""
+        return self.groups[0].connection_log
 
     def read(self, session: Session | None = None) -> None:
         """A reader thread's work, the first one's unless told; what ends it is kept."""
@@ -132,7 +142,7 @@ def make_rig(
     capture = Capture.build(shared, settings, KEY, stop, rest_base=None, waits=waits)
     return Rig(
         layout, ledger, shared.buffer, shared.gaps, shared.clock, shared.observed, writer.journal, writer.recorder,
-        capture.subscriptions, capture.monitor, capture.connection_log, capture.sessions, stop,
+        shared.division, shared.connections, capture.monitor, capture.groups, stop,
     )  # fmt: skip
 
 

@@ -113,7 +113,7 @@ def recording(root: Path, source: str, url: str, *, killed: bool = False) -> Ite
     ended.set()
     with capture_logs():
         run = prepare(settings, KEY, layout, stop, ended)
-        reader = threading.Thread(target=run.sessions[0].run)
+        reader = threading.Thread(target=run.groups[0].sessions[0].run)
         recorder = threading.Thread(target=run.recorder.run)
         reader.start()
         recorder.start()

@@ -34,7 +34,7 @@ from ingestor.cli.options import (
 from ingestor.cli.setup import list_venues
 from ingestor.config import Flags
 from ingestor.config.addresses import Proxy, choose_proxy, find_proxy_variable, parse_proxy
-from ingestor.config.feeds import check_binance_tickers
+from ingestor.config.feeds import BinanceSettings
 from ingestor.dataset.arguments import find_span
 from ingestor.dataset.arguments import parse_time as parse_local_time
 from ingestor.errors import ConfigError
@@ -339,7 +339,7 @@ def verdicts(done: Result) -> dict[str, str]:
 )
 def test_no_symbol_of_binance_is_named(symbol: str, name: str) -> None:
     with pytest.raises(ValueError, match=f"is no symbol of Binance: write {name}"):
-        check_binance_tickers([symbol])
+        BinanceSettings(type="binance").check_symbols([symbol], 1)
 
 
 @pytest.mark.parametrize(

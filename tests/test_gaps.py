@@ -1,5 +1,6 @@
 """Intervals of blindness, as the ledger then tells them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,51 @@ def test_a_clock_that_is_set_back_keeps_no_gap_open(ledger: Ledger) -> None:
     gaps.step(-900)
     gaps.hear(["AAPL"], 140, lambda _: 120, lambda since_us: 120 if since_us < 120 else None)
     assert gaps.whole is None
+
+
+def within(*received_us: int) -> tuple[int, Callable[[str], int], Callable[[int], int | None]]:
+    """What a block of trades with these receipts tells."""
+
+    def first_after(since_us: int) -> int | None:
+        return next((at_us for at_us in received_us if at_us > since_us), None)
+
+    return received_us[-1], lambda _: received_us[0], first_after
+
+
+def test_a_trade_from_before_a_loss_ends_what_was_open_and_the_loss_follows(layout: Layout, ledger: Ledger) -> None:
+    """The recorder may come to it when the connection is lost already."""
+    gaps = Gaps(ledger, 1, [])
+    gaps.open("stall", 100)
+    gaps.open("connection", 200)
+    gaps.hear(["AAPL"], *within(150))
+    assert gaps.whole == OpenGap("r000001-2", "connection", 200)
+    gaps.open("connection", 220)
+    gaps.hear(["AAPL"], *within(180))
+    assert gaps.whole is not None
+    gaps.close(300)
+    gaps.open("stall", 310)
+    gaps.hear(["AAPL"], *within(320))
+    assert gaps.whole is None, "what followed was over with the first frame"
+    told = [(fact["cause"], fact["since"], fact.get("until")) for fact in facts(layout)]
+    assert told[:4] == [
+        ("stall", 100, None),
+        ("stall", 100, 150),
+        ("connection", 200, None),
+        ("connection", 200, 300),
+    ]
+
+
+def test_a_trade_that_waits_ends_a_gap_beside_which_another_was_found(layout: Layout, ledger: Ledger) -> None:
+    gaps = Gaps(ledger, 1, [])
+    gaps.open("stall", 100)
+    gaps.add("connection", 120, 140, heard_us=120)
+    gaps.hear(["AAPL"], *within(140))
+    told = [(fact["fact"], fact["cause"], fact["since"], fact.get("until")) for fact in facts(layout)]
+    assert told == [
+        ("gap.opened", "stall", 100, None),
+        ("gap.closed", "stall", 100, 101),
+        ("gap.opened", "connection", 120, None),
+        ("gap.closed", "connection", 120, 140),
+        ("gap.opened", "stall", 100, None),
+        ("gap.closed", "stall", 100, 140),
+    ]

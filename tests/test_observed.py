@@ -1,6 +1,6 @@
 """What the recorder tells the session."""
 
-from ingestor.capture.stream_state import Observed, Refusal
+from ingestor.capture.stream_state import Observed, Refusal, Refusals
 
 
 def test_trades_by_symbol() -> None:
@@ -11,36 +11,28 @@ def test_trades_by_symbol() -> None:
     assert observed.trades == 6
     assert observed.last_trade_us == {"AAPL": 2000, "MSFT": 1000}
     assert observed.last_trade_s["AAPL"] >= first_s == observed.last_trade_s["MSFT"]
-    assert observed.last_received_us == 2000
-
-
-def test_a_block_without_trades_is_no_sign_of_life() -> None:
-    observed = Observed()
-    observed.saw_trades({"AAPL": 1}, 1000)
-    observed.saw_trades({}, 2000)
-    assert observed.last_received_us == 1000
 
 
 def test_refusals_are_taken_once_the_last_of_each_symbol() -> None:
-    observed = Observed()
+    refusals = Refusals()
     for text in ("Invalid symbol A", "Invalid symbol A again"):
-        observed.saw_refusal(Refusal("A", text, 1))
-    observed.saw_refusal(Refusal(None, "too many", 2))
-    assert [one.text for one in observed.take_refusals()] == ["Invalid symbol A again", "too many"]
-    assert list(observed.take_refusals()) == []
+        refusals.add(Refusal("A", text, 1))
+    refusals.add(Refusal(None, "too many", 2))
+    assert [one.text for one in refusals.take()] == ["Invalid symbol A again", "too many"]
+    assert list(refusals.take()) == []
 
 
 def test_what_a_venue_invents_is_bounded() -> None:
-    observed = Observed()
+    observed, refusals = Observed(), Refusals()
     for thousand in range(30):
         observed.saw_trades({f"S{thousand}-{one}": 1 for one in range(1000)}, thousand)
         for one in range(1000):
-            observed.saw_refusal(Refusal(f"S{thousand}-{one}", "", 1))
+            refusals.add(Refusal(f"S{thousand}-{one}", "", 1))
     observed.saw_trades({"S0-0": 1}, 99)
     assert observed.trades == 30_001
     assert len(observed.last_trade_s) == len(observed.last_trade_us) == 10_000
     assert observed.last_trade_us["S0-0"] == 99
-    assert len(list(observed.take_refusals())) == 1000
+    assert len(list(refusals.take())) == 1000
 
 
 def test_when_the_disk_last_failed_outlives_its_recovery() -> None:
@@ -58,7 +50,7 @@ def test_when_the_disk_last_failed_outlives_its_recovery() -> None:
 def test_what_was_asked_for_is_not_bounded_and_what_a_venue_invents_is() -> None:
     observed = Observed()
     asked = {f"S{number}": 1 for number in range(12_000)}
-    observed.asked = frozenset(asked)
+    observed.ask(asked)
     observed.saw_trades({f"X{number}": 1 for number in range(20_000)}, 1)
     observed.saw_trades(asked, 2)
     assert asked.keys() <= observed.last_trade_s.keys()

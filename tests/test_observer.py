@@ -58,6 +58,14 @@ def test_what_was_received_before_a_gap_does_not_end_it(rig: Rig) -> None:
     assert rig.gaps.whole is not None
 
 
+def test_a_block_without_trades_is_no_sign_of_life(rig: Rig) -> None:
+    (group,) = rig.division.groups
+    record_all(rig, (1, [frame({"s": "MSFT"})], AT_US), (1, [PING], AT_US + 5))
+    assert group.last_received_us == AT_US
+    group.step(-7)
+    assert group.last_received_us == AT_US - 7
+
+
 def test_the_venues_words_are_heard(rig: Rig) -> None:
     frames = [
         b'{"msg":"Invalid symbol X","type":"error"}',
@@ -69,7 +77,7 @@ def test_the_venues_words_are_heard(rig: Rig) -> None:
         rig.buffer.put(1, frames, AT_US)
         rig.buffer.close()
         rig.recorder.run()
-    assert [(one.symbol, one.received_us) for one in rig.observed.take_refusals()] == [("X", AT_US)]
+    assert [(one.symbol, one.received_us) for one in rig.division.groups[0].refusals.take()] == [("X", AT_US)]
     said = [(one["event"], one.get("text") or one.get("type")) for one in logs]
     assert said == [("venue.complained", "Server is tired"), ("notice.unknown", "dance")]
 

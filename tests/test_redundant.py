@@ -29,7 +29,7 @@ from test_raw import Put, feed, stop
 
 import ingestor
 from ingestor.capture.buffer import Buffer, FrameBlock
-from ingestor.capture.connection_log import ConnectionLog, ConnectionRecord, find_holes
+from ingestor.capture.connection_log import ConnectionLog, ConnectionRecord, Connections, find_holes
 from ingestor.capture.gaps import Gaps
 from ingestor.capture.monitor import Pursuit
 from ingestor.capture.recorder import BlockDecoder
@@ -65,7 +65,7 @@ SECOND_US = 1_000_000
 
 def both_hear(rig: Rig, opened: int) -> bool:
     """So many connections were opened in all, and two of them are read."""
-    return rig.connection_log.connections == opened and len(rig.connection_log._reading()) == 2
+    return rig.connections.opened == opened and len(rig.connection_log._reading()) == 2
 
 
 def test_either_may_be_cut_at_any_time(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ class Story:
         observed = Observed()
         self.gaps = Gaps(self.ledger, 1, [])
         self.requests = Requests(self.ledger, observed, SYMBOLS)
-        self.log = ConnectionLog(self.ledger, self.gaps, observed, self.requests)
+        self.log = ConnectionLog(self.ledger, self.gaps, observed, self.requests, Connections())
         self.open: dict[int, Life] = {}
         self.lives: list[Life] = []
         self.waiting: list[tuple[Life, str, int]] = []
@@ -496,8 +496,8 @@ def test_the_truth_of_both_is_told(tmp_path: Path) -> None:
     ):
         lock.announce(health=server.address)
         one_open: Any = SimpleNamespace(bytes_received=1)
-        recording.sessions[1]._connection = one_open
-        recording.sessions[1].last_frame_us = now_us()
+        recording.groups[0].sessions[1]._connection = one_open
+        recording.groups[0].sessions[1].last_frame_us = now_us()
         recording.recorder.counts = Counts(frames=7, decoded=7, rejected_trades=7)
         recording.recorder.reasons["repeated_id"] = 7
         status = Watch(recording).look()

@@ -37,7 +37,7 @@ def path(tmp_path: Path) -> Path:
 def live(recording: Recording, path: Path, flags: Flags = NO_FLAGS, **more: Any) -> LiveSettings:
     source = Source(path, flags)
     settings = source.read().model_copy(update=more)
-    return LiveSettings(source, settings, recording.subscriptions, recording.ledger)
+    return LiveSettings(source, settings, recording.division, recording.ledger)
 
 
 def outcomes(recording: Recording) -> list[dict[str, Any]]:
@@ -48,8 +48,9 @@ def outcomes(recording: Recording) -> list[dict[str, Any]]:
 
 def wanted(recording: Recording) -> tuple[str, ...]:
     """What the session would ask for now: it takes changes over itself, in its own thread."""
-    recording.subscriptions.adopt_changes(None)
-    return recording.subscriptions.symbols
+    (group,) = recording.division.groups
+    group.adopt(group.wanted)
+    return group.symbols()
 
 
 def test_tickers_are_taken_over(recording: Recording, path: Path) -> None:
@@ -169,7 +170,7 @@ def test_it_is_not_watched_unless_asked(recording: Recording, path: Path) -> Non
 
 def test_settings_of_flags_alone_can_be_read_again(recording: Recording) -> None:
     source = Source(None, Flags(symbols=["AAPL", "MSFT"]))
-    settings = LiveSettings(source, Settings(tickers=("AAPL", "MSFT")), recording.subscriptions, recording.ledger)
+    settings = LiveSettings(source, Settings(tickers=("AAPL", "MSFT")), recording.division, recording.ledger)
     settings.reload()
     assert wanted(recording) == ("AAPL", "MSFT")
 

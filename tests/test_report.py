@@ -89,7 +89,7 @@ def test_a_silence_is_told_with_what_came_instead(
     tmp_path: Path, feed: dict[str, Any], frames: list[bytes], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with prepared_recording(tmp_path, feed=feed, tickers=["AAPL", "MSFT"]) as recording:
-        monkeypatch.setattr(type(recording.sessions[0]), "connected", True)
+        monkeypatch.setattr(type(recording.groups[0].sessions[0]), "connected", True)
         record_frames(recording, frames, now_us())
         told = Report(recording).summary(NOON)
     assert says in told

@@ -37,7 +37,7 @@ def test_a_change_is_asked_for_in_the_same_way(tmp_path: Path) -> None:
         running(make_rig(tmp_path, venue.url, MANY[:2], feed=Binance(venue.url, "trade"))) as rig,
     ):
         rig.wait_fact("symbol.proven", symbol=MANY[1])
-        rig.subscriptions.change(MANY[1:3])
+        rig.division.change(MANY[1:3])
         rig.wait_fact("symbol.proven", symbol=MANY[2])
         (dropped,) = rig.facts("symbol.dropped")
     assert dropped["symbol"] == MANY[0]

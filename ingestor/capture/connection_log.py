@@ -7,13 +7,12 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import NamedTuple
 
 import structlog
 
 from ingestor.capture.connection import Connection
-from ingestor.capture.gaps import Cause, Gaps
+from ingestor.capture.gaps import Cause, Gaps, GroupGaps
 from ingestor.capture.stream_state import Observed, Requests
 from ingestor.errors import ConnectionLost, Stalled
 from ingestor.facts import Fact
@@ -25,7 +24,11 @@ _SHORT_S = 1.0
 _LONG_S = 30.0
 _SHORT_LIVES_OF_A_SHARED_KEY = 3
 _APART = 4
-"""Planned renewals of two connections are at least a part of their greatest age, one of so many, from each other."""
+"""Planned renewals of two connections are at least a part of their greatest age, one of so many, from each other; where
+there are several groups of symbols, that is shared among these.
+"""
+_GROUPS_KNOWN = 10_000
+"""Of so many connections is known for whom they were: frames of one that has ended may still wait."""
 
 
 @dataclass(slots=True)
@@ -82,9 +85,53 @@ def find_holes(since_us: int, heard: Iterable[tuple[int, int]], end_us: int) -> 
         yield since_us, end_us
 
 
+class Connections:
+    """Numbers the connections of a run, over all groups of symbols, and keeps their planned renewals apart."""
+
+    def __init__(self, max_age_s: float = math.inf, groups: int = 1) -> None:
+        """`max_age_s`: of the feed's terms."""
+        self._max_age_s = max_age_s
+        self._apart_s = max_age_s / (_APART * groups)
+        self._lock = threading.Lock()
+        self._renewed_s: dict[int, float] = {}
+        """Of those that are open: when each gets a successor (monotonic)."""
+        self.opened = 0
+        """So many were opened."""
+        self.group_of: dict[int, int] = {}
+        """By connection; those of the first group, 0, are left out."""
+
+    def begin(self, group: int) -> tuple[int, float]:
+        """One more has opened: its number, and when it is to be renewed, never together with another one: earlier, if
+        need be.
+        """
+        with self._lock:
+            self.opened += 1
+            renewed_s = time.monotonic() + self._max_age_s
+            for other_s in sorted(self._renewed_s.values(), reverse=True):
+                if abs(renewed_s - other_s) < self._apart_s:
+                    renewed_s = other_s - self._apart_s
+            self._renewed_s[self.opened] = renewed_s
+            if group:
+                self.group_of[self.opened] = group
+            if len(self.group_of) > _GROUPS_KNOWN:
+                for ended in sorted(self.group_of.keys() - self._renewed_s.keys())[: _GROUPS_KNOWN // 2]:
+                    del self.group_of[ended]
+            return self.opened, renewed_s
+
+    def retire(self, number: int) -> None:
+        """Its successor is being opened."""
+        with self._lock:
+            self._renewed_s[number] = math.inf
+
+    def end(self, number: int) -> None:
+        """It is read no more."""
+        with self._lock:
+            del self._renewed_s[number]
+
+
 class ConnectionLog:
-    """Records the connections of all sessions, and the gaps that they leave: where none of them was read. Any thread
-    may tell it of its own.
+    """Records the connections of a group of symbols, and the gaps that they leave: where none of them was read. Any
+    thread may tell it of its own.
 
     While another connection is read, one that ends leaves no gap. But each is believed to be read until its end is
     known, and only then is it known when its last frame was received: where nobody else had been listening since, the
@@ -92,22 +139,27 @@ class ConnectionLog:
     """
 
     def __init__(
-        self, ledger: Ledger, gaps: Gaps, observed: Observed, requests: Requests, max_age_s: float = math.inf
+        self,
+        ledger: Ledger,
+        gaps: Gaps | GroupGaps,
+        observed: Observed,
+        requests: Requests,
+        connections: Connections,
+        group: int = 0,
     ) -> None:
-        """`max_age_s`: of the feed's terms."""
+        """`gaps` and `requests` are the group's; `connections` those of the whole run."""
         self._ledger = ledger
         self._gaps = gaps
         self._observed = observed
         self._requests = requests
-        self._max_age_s = max_age_s
+        self._connections = connections
+        self._group = group
         self._lock = threading.Lock()
         self._lives: dict[int, ConnectionRecord] = {}
         """Those that have not ended."""
         self._ended: list[Heard] = []
         """Those that have, as long as one is open that may have been silent since."""
         self._short_lives = 0
-        self.connections = 0
-        """So many were opened."""
 
     @property
     def addresses(self) -> Collection[str]:
@@ -123,17 +175,11 @@ class ConnectionLog:
     def begin(self, opened_us: int, address: str = "") -> ConnectionRecord:
         """A connection has opened."""
         with self._lock:
-            self.connections += 1
-            number, now_s = self.connections, time.monotonic()
+            number, renewed_s = self._connections.begin(self._group)
+            now_s, trades = time.monotonic(), self._observed.trades
             self._ledger.record("connection.opened", at=opened_us, connection=number)
             log.info("connection.opened", connection=number, **({"address": address} if address else {}))
-            life = ConnectionRecord(number, now_s, opened_us, self._observed.trades, opened_us, address)
-            # Renewed never together with another one: earlier, if need be.
-            renewed_s, apart_s = now_s + self._max_age_s, self._max_age_s / _APART
-            for other in sorted(self._lives.values(), key=attrgetter("renewed_s"), reverse=True):
-                if abs(renewed_s - other.renewed_s) < apart_s:
-                    renewed_s = other.renewed_s - apart_s
-            life.renewed_s = renewed_s
+            life = ConnectionRecord(number, now_s, opened_us, trades, opened_us, address, renewed_s)
             self._lives[number] = life
             return life
 
@@ -157,13 +203,14 @@ class ConnectionLog:
     def was_of_use(self, life: ConnectionRecord) -> bool:
         """Whether the next connection may be tried at once: trades came on this one, or it lasted."""
         age_s = time.monotonic() - life.opened_s
-        alone = not self._requests.others(life.number)
+        alone = self._requests.of_all and not self._requests.others(life.number)
         came = self._observed.trades > life.trades_before if alone else self._requests.brought(life.number)
         return age_s >= _LONG_S or (age_s >= _SHORT_S and bool(came))
 
     def retire(self, life: ConnectionRecord) -> None:
         """It is too old, and read on elsewhere."""
         life.watched, life.renewed_s = False, math.inf
+        self._connections.retire(life.number)
         self._ledger.record("connection.retired", connection=life.number, frames=life.frames)
         log.info("connection.retired", connection=life.number)
 
@@ -211,6 +258,7 @@ class ConnectionLog:
         with self._lock:
             life.watched = False
             del self._lives[life.number]
+            self._connections.end(life.number)
             self._requests.end(life.number, life.seen_until_us, told)
             reading = self._reading()
             ended = self._ended

@@ -80,7 +80,7 @@ class IdWatch:
         self._asked: frozenset[str] = frozenset()
         self._holes: dict[str, list[_Hole]] = {}
         self._waiting: list[tuple[int, frozenset[str], pa.RecordBatch]] = []
-        """Connection, the symbols with a gap of their own, and the rows that are still to be checked."""
+        """Connection, the symbols that it sent nothing of, and the rows that are still to be checked."""
         self._waiting_rows = 0
         self._waiting_s = 0.0
 
@@ -92,7 +92,7 @@ class IdWatch:
             return
         if not self._waiting:
             self._waiting_s = now_s
-        self._waiting.append((connection, self._gaps.blind_symbols, rows))
+        self._waiting.append((connection, self._gaps.silent_symbols, rows))
         self._waiting_rows += rows.num_rows
 
     def turn(self, now_s: float) -> None:

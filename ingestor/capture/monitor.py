@@ -21,7 +21,7 @@ import structlog
 from ingestor.capture.buffer import Buffer
 from ingestor.capture.connection import Connection
 from ingestor.capture.connection_log import ConnectionLog, ConnectionRecord
-from ingestor.capture.gaps import Gaps
+from ingestor.capture.gaps import Gaps, GroupGaps
 from ingestor.capture.market_calendar import Markets, Phase
 from ingestor.capture.stream_state import Observed, Requests
 from ingestor.capture.subscriptions import Subscriptions
@@ -144,7 +144,7 @@ class _Pace:
 
 
 class TradeWatch:
-    """Watches the trades of a run, over all of its connections."""
+    """Watches the trades of a group of symbols, over all of its connections."""
 
     def __init__(self, symbols: Iterable[str], silence_s: float, now_s: float) -> None:
         self._silence_s = silence_s
@@ -298,7 +298,7 @@ class ConnectionMonitor:
         subscriptions: Subscriptions,
         settings: ConnectionSettings,
         buffer: Buffer,
-        gaps: Gaps,
+        gaps: Gaps | GroupGaps,
         observed: Observed,
         markets: Markets,
         clock: Clock,
@@ -306,7 +306,7 @@ class ConnectionMonitor:
         trade_watch: TradeWatch,
         requests: Requests,
     ) -> None:
-        """`trade_watch` is one for all sessions: the one that leads looks at it."""
+        """`trade_watch` is one for all sessions of a group: the one that leads looks at it."""
         now_s = time.monotonic()
         self._connection_log = connection_log
         self._requests = requests
@@ -390,7 +390,7 @@ class ConnectionMonitor:
         phases = self._markets.phases(self._subscriptions.symbols, datetime.now(UTC))
         doubt = self._trade_watch.judge(self._observed.last_trade_s, phases, now_s)
         if doubt.drought and doubt.blind:  # the recorder ends it, with the next trade
-            self._gaps.open("stall", max(self._observed.last_received_us, life.opened_us))
+            self._gaps.open("stall", max(self._requests.last_received_us, life.opened_us))
         if doubt.drought == "reconnect":
             raise Stalled(f"frames came, but no trades for {doubt.silence_s:.0f} s")
         if doubt.drought == "resubscribe":

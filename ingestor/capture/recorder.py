@@ -3,9 +3,12 @@
 import operator
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import compress
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -33,7 +36,7 @@ _RETRY_S = 1.0
 _IDLE_S = 0.25
 _CALM_S = 0.5
 _FILL_ROWS = 1 << 13
-_CONNECTIONS_KEPT = 8
+_CONNECTIONS_KEPT = 64
 """The text of the last frame is kept of so many."""
 
 
@@ -111,17 +114,27 @@ class DecodedBlock:
 class BlockDecoder:
     """Decodes a run's frames, block by block: which trades to record, and what to refuse. It writes nothing."""
 
-    def __init__(self, feed: Feed, run: int, venue: VenueTime) -> None:
+    def __init__(
+        self, feed: Feed, run: int, venue: VenueTime, group_of: Mapping[int, int] = MappingProxyType({})
+    ) -> None:
+        """`group_of`: by connection, of which group of symbols it is; 0 where it has none. Two groups bring nothing
+        alike.
+        """
         self._feed = feed
+        self._group_of = group_of
         self._schema = recorded(feed.schema)
         self._venue = venue
-        self._deduplicator = Deduplicator(feed.schema, own_times=feed.terms.own_times)
+        self._deduplicators: defaultdict[int, Deduplicator] = defaultdict(
+            partial(Deduplicator, feed.schema, own_times=feed.terms.own_times)
+        )
+        """By group."""
         self._has_ids = "trade_id" in feed.schema.names
-        self._texts = KnownTexts()
+        self._texts: defaultdict[int, KnownTexts] = defaultdict(KnownTexts)
+        """By group."""
         self._last_us = 0
         """The last receipt so far, unless the clock was set back."""
         self._last: dict[int, bytes] = {}
-        """By connection: the text of the frame before its next block."""
+        """By connection: the text of the frame before its next block; the one that was read last is the last."""
         self.next_frame = 0
         """How many frames of the run came before the next block."""
         self.next_sequence = run << RUN_SHIFT
@@ -130,11 +143,13 @@ class BlockDecoder:
         """The next block of the run."""
         frames, known, repeated = block.frames, None, None
         first_us, last_us = frames.received_us[0], frames.received_us[-1]
-        beside_others = self._has_ids and self._texts.hear(block.connection, last_us)
-        if beside_others and (found := self._texts.find(block.connection, frames.payloads, last_us)):
+        group = self._group_of.get(block.connection, 0)
+        texts, deduplicator = self._texts[group], self._deduplicators[group]
+        beside_others = self._has_ids and texts.hear(block.connection, last_us)
+        if beside_others and (found := texts.find(block.connection, frames.payloads, last_us)):
             known, repeated = found
         decoded = self._feed.decode(frames) if known is None else self._decode_others(frames, known)
-        validated = self._validate(block, decoded.trades)
+        validated = self._validate(block, decoded.trades, deduplicator)
         rows, frame_of = decoded.trades, decoded.frame_of
         if validated.kept is not None:
             rows, frame_of = rows.filter(validated.kept), frame_of.filter(validated.kept)
@@ -146,16 +161,16 @@ class BlockDecoder:
         if beside_others and rows.num_rows and not refused and len(decoded.frame_of.unique()) == len(decoded.frame_of):
             # Nothing was refused, and no frame holds several trades.
             payloads = [frames.payloads[one] for one in frame_of.to_pylist()]
-            self._texts.remember(block.connection, payloads, rows, last_us)
+            texts.remember(block.connection, payloads, rows, last_us)
         batch = self._with_recorder_columns(rows, frame_of, block)
         # Of two connections one block may reach a moment further than the next: what counts is the last so far.
         self._last_us = max(last_us, self._last_us) if self._last_us - last_us < STEP_US else last_us
         header = Header(Kind.BLOCK, counts, self.next_frame, self.next_sequence, first_us, self._last_us)
-        self._deduplicator.remember(block.connection, rows, last_us)
+        deduplicator.remember(block.connection, rows, last_us)
         self.next_frame += len(frames)
         self.next_sequence += rows.num_rows
-        if block.connection not in self._last and len(self._last) == _CONNECTIONS_KEPT:
-            del self._last[min(self._last)]
+        if self._last.pop(block.connection, None) is None and len(self._last) == _CONNECTIONS_KEPT:
+            del self._last[next(iter(self._last))]
         self._last[block.connection] = frames.payloads[-1]
         return DecodedBlock(header, batch, refused, decoded.notices, repeated)
 
@@ -171,7 +186,7 @@ class BlockDecoder:
             [replace(one, frame=places[one.frame]) for one in decoded.notices],
         )
 
-    def _validate(self, block: FrameBlock, trades: pa.RecordBatch) -> Validated:
+    def _validate(self, block: FrameBlock, trades: pa.RecordBatch, deduplicator: Deduplicator) -> Validated:
         """The verdict on these trades: are they sane, and has no other connection brought them already?"""
         now_us = block.frames.received_us[-1]
         validated = validate(trades, now_us, signed_prices=self._feed.terms.signed_prices)
@@ -183,7 +198,7 @@ class BlockDecoder:
                 behind_us = self._venue.saw_ahead(ahead_us, now_us)
                 if behind_us:
                     validated = validate(trades, now_us + behind_us, signed_prices=self._feed.terms.signed_prices)
-        known = self._deduplicator.find(block.connection, trades)
+        known = deduplicator.find(block.connection, trades)
         return validated if known is None else validated.without(known)
 
     def _with_recorder_columns(self, rows: pa.RecordBatch, frame_of: pa.Array, block: FrameBlock) -> pa.RecordBatch:

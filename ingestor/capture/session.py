@@ -1,13 +1,15 @@
 """Reads a connection to the venue, opens the next one, and hands what comes to the buffer.
 
-Several sessions may do so side by side (`connection.redundant`): each is a connection after the other. An old one is
-read on until its successor has received something.
+Several sessions may do so side by side, for all symbols each (`connection.redundant`), or for a group of them where one
+connection doesn't take all: each is a connection after the other. An old one is read on until its successor has
+received something.
 """
 
 import contextlib
 import math
 import threading
 import time
+from dataclasses import dataclass
 
 import structlog
 
@@ -15,6 +17,7 @@ from ingestor.capture.buffer import Buffer
 from ingestor.capture.connection import Connection
 from ingestor.capture.connection_log import ConnectionLog, ConnectionRecord
 from ingestor.capture.connector import Connector
+from ingestor.capture.gaps import Gaps, GroupGaps
 from ingestor.capture.monitor import ConnectionMonitor
 from ingestor.capture.wall_clock import Clock
 from ingestor.errors import ConnectionLost, FeedRefused, Stalled
@@ -227,3 +230,27 @@ class Session:
         if self._buffer.pauses != pauses and life.paused_s is None:
             life.paused_s, life.paused_us = before_s, received_us
         life.last_frame_us = self.last_frame_us = received_us
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The sessions of those symbols that share their connections: each session asks for all of them."""
+
+    sessions: list[Session]
+    connection_log: ConnectionLog
+    gaps: Gaps | GroupGaps
+
+    @property
+    def connected(self) -> bool:
+        """One of them is."""
+        return any(session.connected for session in self.sessions)
+
+    @property
+    def answered(self) -> bool:
+        """On one of their connections something came, too."""
+        return any(session.answered for session in self.sessions)
+
+    @property
+    def last_frame_us(self) -> int:
+        """When the last frame was received, on whichever connection; 0: none was."""
+        return max(session.last_frame_us or 0 for session in self.sessions)

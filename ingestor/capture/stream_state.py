@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import structlog
 
 from ingestor.capture.buffer import FrameBlock
-from ingestor.capture.gaps import Gaps
+from ingestor.capture.gaps import Gaps, GroupGaps
 from ingestor.capture.rejects import Refused, make_sample
 from ingestor.capture.validate import FEW
 from ingestor.facts import Fact
@@ -104,12 +104,32 @@ class Unread:
     """It should have been a trade; else it was passed over as something else."""
 
 
-class Observed:
-    """Written by the recorder's thread, read by any. What a venue invents is bounded: symbols and refusals."""
+class Refusals:
+    """What the venue refused of a group, until it is asked for again. Bounded, whatever a venue invents."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._refusals: dict[tuple[int, str | None], Refusal] = {}
+        self._waiting: dict[tuple[int, str | None], Refusal] = {}
+
+    def add(self, refusal: Refusal) -> None:
+        """One more; it replaces an earlier one of its symbol on its connection."""
+        with self._lock:
+            if len(self._waiting) < _REFUSALS_MAX:
+                self._waiting[refusal.connection, refusal.symbol] = refusal
+
+    def take(self, but: Collection[int] = ()) -> list[Refusal]:
+        """The refusals since the last call, the last one of each symbol; those of the connections `but` are left."""
+        with self._lock:
+            taken = [refusal for refusal in self._waiting.values() if refusal.connection not in but]
+            self._waiting = {key: refusal for key, refusal in self._waiting.items() if refusal.connection in but}
+        return taken
+
+
+class Observed:
+    """Of the whole run. Written by the recorder's thread, read by any. What symbols a venue invents is bounded."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._invented: set[str] = set()
         self.asked: frozenset[str] = frozenset()
         """The symbols that are asked for: all others are the venue's invention, and bounded."""
@@ -117,8 +137,6 @@ class Observed:
         """By symbol, on the monotonic clock: when its last trade was decoded."""
         self.last_trade_us: dict[str, int] = {}
         """By symbol: when its last trade was received, in µs since 1970."""
-        self.last_received_us = 0
-        """When the last trade of any symbol was received."""
         self.trades = 0
         self.unread: Unread | None = None
         self.disk_failing = False
@@ -136,14 +154,16 @@ class Observed:
             known |= others & self._invented
         self.last_trade_us.update(dict.fromkeys(known, received_us))
         self.last_trade_s.update(dict.fromkeys(known, now_s))
-        if symbols:
-            self.last_received_us = received_us
         self.trades += sum(symbols.values())
 
     def step(self, by_us: int) -> None:
         """The wall clock was set by so much: receipts before it, on the clock as it is now."""
         self.last_trade_us = {symbol: at_us + by_us for symbol, at_us in self.last_trade_us.copy().items()}
-        self.last_received_us += by_us if self.last_received_us else 0
+
+    def ask(self, wanted: Iterable[str], dropped: Iterable[str] = ()) -> None:
+        """These are asked for from now on, and those not any more."""
+        with self._lock:
+            self.asked = self.asked.difference(dropped).union(wanted)
 
     def saw_disk(self, *, failing: bool) -> None:
         """The disk refused, or works again."""
@@ -151,21 +171,9 @@ class Observed:
             self.disk_failed_s = time.monotonic()
         self.disk_failing = failing
 
-    def saw_refusal(self, refusal: Refusal) -> None:
-        with self._lock:
-            if len(self._refusals) < _REFUSALS_MAX:
-                self._refusals[refusal.connection, refusal.symbol] = refusal
-
-    def take_refusals(self, but: Collection[int] = ()) -> list[Refusal]:
-        """The refusals since the last call, the last one of each symbol; those of the connections `but` are left."""
-        with self._lock:
-            taken = [refusal for refusal in self._refusals.values() if refusal.connection not in but]
-            self._refusals = {key: refusal for key, refusal in self._refusals.items() if refusal.connection in but}
-        return taken
-
 
 class Requests:
-    """On which connection the ledger asks for each symbol, and what each connection has brought. For any thread.
+    """On which connection the ledger asks for each symbol of a group, and what each has brought. For any thread.
 
     The ledger asks for a symbol on one connection at a time. Where another one is opened beside it, that is told as
     `connection.joined`, and nothing changes: a symbol is proven by whichever brings it. When a connection ends, what it
@@ -173,15 +181,19 @@ class Requests:
     are asked for anew on it, and unproven until it brings them.
     """
 
-    def __init__(self, ledger: Ledger, observed: Observed, symbols: Sequence[str]) -> None:
-        """`symbols` are those that are to be asked for."""
+    def __init__(self, ledger: Ledger, observed: Observed, symbols: Sequence[str], *, of_all: bool = True) -> None:
+        """`symbols` are those that are to be asked for; `of_all`: there is no other group."""
         self._ledger = ledger
         self._observed = observed
         self._lock = threading.Lock()
+        self.of_all = of_all
         self.wanted = tuple(symbols)
         """What is to be asked for from now on, as of the last change."""
         self._adopted = self.wanted
-        observed.asked = frozenset(symbols)
+        observed.ask(symbols)
+        self.refusals = Refusals()
+        self.last_received_us = 0
+        """When the last trade of any of these, on any connection, was received."""
         self._listed: tuple[str, ...] | None = None
         """What the ledger says was last asked for as a whole: said once, it need not be said at each reconnect."""
         self._open: frozenset[int] = frozenset()
@@ -201,6 +213,10 @@ class Requests:
         """By connection, where there are others: the venue's time of the newest trade that it brought."""
         self._brought: dict[int, dict[str, int]] = {}
         """By connection: when it brought a symbol's first trade."""
+
+    def symbols(self) -> tuple[str, ...]:
+        """What is asked for until a session comes to the last change."""
+        return self._adopted
 
     def others(self, connection: int) -> frozenset[int]:
         """The other connections that are read, and on which symbols were asked for."""
@@ -224,7 +240,7 @@ class Requests:
             self._ended_us.clear()
             self._asked_on = dict.fromkeys(symbols, connection)
             self._added_us.clear()
-            known, self._listed = self._listed == symbols, symbols
+            known, self._listed = self.of_all and self._listed == symbols, symbols
             self._ledger.record("symbols.requested", connection=connection, symbols=None if known else list(symbols))
 
     def adopt(self, wanted: tuple[str, ...]) -> list[str]:
@@ -235,7 +251,7 @@ class Requests:
             keep = set(wanted)
             dropped = [symbol for symbol in self._adopted if symbol not in keep]
             self._adopted = wanted
-            self._observed.asked = frozenset(wanted)
+            self._observed.ask(wanted, dropped)
             told_us = self._ledger.now_us()
             self._ledger.record_all([{"at": told_us, "fact": "symbol.dropped", "symbol": one} for one in dropped])
             for symbol in dropped:
@@ -276,6 +292,9 @@ class Requests:
                 # brought what this one had. Told first: behind the end of this one it would say that somebody is read.
                 last = {later_us[max(later_us)]}
                 facts = [*self._go_on(connection, seen_until_us, at_us, last, say=False), *facts]
+            if told and not self._open and not self.of_all:
+                # Other groups are heard: only these symbols are blind, as their gaps tell.
+                facts.append(self._request(connection, [], seen_until_us, at_us))
             if facts:
                 self._ledger.record_all(facts)
 
@@ -356,6 +375,7 @@ class Requests:
                     told[one] = {symbol: at_us + by_us for symbol, at_us in times.items()}
             self._added_us = {symbol: at_us + by_us for symbol, at_us in self._added_us.items()}
             self._ended_us = {one: at_us + by_us for one, at_us in self._ended_us.items()}
+            self.last_received_us += by_us if self.last_received_us else 0
 
 
 def _proof(connection: int, first_us: Mapping[str, int], at_us: int) -> Fact:
@@ -370,11 +390,20 @@ _NEVER = Unread(0, "", "", rejected=False)
 class Observer:
     """For the recorder's thread."""
 
-    def __init__(self, gaps: Gaps, observed: Observed, requests: Requests, *, may_replay: bool = False) -> None:
-        """`may_replay`: of the feed's terms."""
-        self._gaps = gaps
+    def __init__(
+        self,
+        observed: Observed,
+        groups: Sequence[tuple[Gaps | GroupGaps, Requests]],
+        group_of: Mapping[int, int],
+        *,
+        may_replay: bool = False,
+    ) -> None:
+        """`groups` of symbols; `group_of` has the place in it by connection, and 0 where it has none. `may_replay`: of
+        the feed's terms.
+        """
         self._observed = observed
-        self._requests = requests
+        self._groups = groups
+        self._group_of = group_of
         self._unknown_seen: set[str] = set()
         self._refused_seen: set[str] = set()
         self._sampled_s = float("-inf")
@@ -396,43 +425,35 @@ class Observer:
             ticking: dict[str, int] = Counter(symbols.to_pylist())
         else:
             ticking = {entry["values"]: entry["counts"] for entry in symbols.value_counts().to_pylist()}
+        gaps, requests = self._groups[self._group_of.get(block.connection, 0)]
         self._observed.saw_trades(ticking, block.frames.received_us[-1])
-        brought = self._requests.brought(block.connection).keys()
+        brought = requests.brought(block.connection).keys()
         fresh = ticking.keys() - brought
         if repeated is not None:
             fresh |= set(repeated["symbol"].unique().to_pylist()) - brought
-        if self._requests.others(block.connection):
-            self._requests.saw(block.connection, [rows, *([] if repeated is None else [repeated])])
+        if requests.others(block.connection):
+            requests.saw(block.connection, [rows, *([] if repeated is None else [repeated])])
         if proven := fresh & self._observed.asked:  # what nobody asked for is not claimed, and fills no ledger
             # The first trade of a symbol on this connection proves its subscription.
             last_us = block.frames.received_us[-1]  # of one that is not recorded: it came by then
             first_us = {one: _first_received_us(rows, one) if one in ticking else last_us for one in proven}
-            self._requests.prove(block.connection, first_us)
+            requests.prove(block.connection, first_us)
         if ticking:
-            self._hear(rows, ticking, block.frames.received_us[-1])
+            requests.last_received_us = block.frames.received_us[-1]
+            _hear(gaps, rows, ticking, requests.last_received_us)
             if self._replay and self._replay.finds(block, rows):
                 self._replay = None
         for notice in notices:
-            self._observe_notice(notice, block)
+            self._observe_notice(notice, block, requests)
         strange = [notice for notice in notices if notice.kind == "unknown"]
         if strange or refused:
             self._look_at_unread(block, strange, refused)
 
-    def _hear(self, rows: pa.RecordBatch, symbols: Collection[str], last_us: int) -> None:
-        """These trades are recorded: no gap of their symbols holds any of them."""
-
-        def first_after(since_us: int) -> int | None:
-            received_us: Any = rows.column("received_at").cast(pa.int64())
-            later = received_us.filter(pc.greater(received_us, since_us))
-            return None if not len(later) else int(later[0].as_py())
-
-        self._gaps.hear(symbols, last_us, partial(_first_received_us, rows), first_after)
-
-    def _observe_notice(self, notice: Notice, block: FrameBlock) -> None:
+    def _observe_notice(self, notice: Notice, block: FrameBlock, requests: Requests) -> None:
         frames = block.frames
         if notice.refuses:
             refusal = Refusal(notice.symbol, notice.text, frames.received_us[notice.frame], block.connection)
-            self._observed.saw_refusal(refusal)
+            requests.refusals.add(refusal)
         elif notice.kind == "error":
             log.warning("venue.complained", text=notice.text)
         elif notice.kind == "unknown" and notice.text not in self._unknown_seen:
@@ -486,6 +507,17 @@ class _Replay:
             "venue marks them, leave them out with feed.match",
         )
         return True
+
+
+def _hear(gaps: Gaps | GroupGaps, rows: pa.RecordBatch, symbols: Collection[str], last_us: int) -> None:
+    """These trades are recorded: no gap of their symbols holds any of them."""
+
+    def first_after(since_us: int) -> int | None:
+        received_us: Any = rows.column("received_at").cast(pa.int64())
+        later = received_us.filter(pc.greater(received_us, since_us))
+        return None if not len(later) else int(later[0].as_py())
+
+    gaps.hear(symbols, last_us, partial(_first_received_us, rows), first_after)
 
 
 def _first_received_us(rows: pa.RecordBatch, symbol: str) -> int:

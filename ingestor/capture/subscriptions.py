@@ -1,4 +1,6 @@
-"""Asks the venue for symbols, and asks again for those that it refused or that fell silent."""
+"""Asks the venue for symbols, and asks again for those that it refused or that fell silent; divides them among
+connections where one doesn't take all.
+"""
 
 import math
 from collections import deque
@@ -7,8 +9,9 @@ from collections.abc import Sequence
 import structlog
 
 from ingestor.capture.connection import Connection
-from ingestor.capture.gaps import Gaps
+from ingestor.capture.gaps import Gaps, GroupGaps
 from ingestor.capture.stream_state import Observed, Requests
+from ingestor.errors import ConfigError
 from ingestor.feeds import Feed
 from ingestor.ledger import Ledger, now_us
 
@@ -18,6 +21,54 @@ _LOOK_S = 0.5
 """How often there is a look at what is due."""
 
 
+class Division:
+    """The symbols of a run in groups, each of which has connections of its own. One where one connection takes all."""
+
+    def __init__(self, ledger: Ledger, observed: Observed, symbols: Sequence[str], most: int | None) -> None:
+        """As few groups of at most `most` symbols as there can be, about as large, in the order of the symbols."""
+        count = -(-len(symbols) // most) if most else 1
+        size = -(-len(symbols) // count)
+        if count > 1:
+            log.info("symbols.divided", symbols=len(symbols), groups=count)
+        self._most = most
+        self.groups = [
+            Requests(ledger, observed, symbols[at : at + size], of_all=count == 1)
+            for at in range(0, len(symbols), size)
+        ]
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """All that are wanted, as of the last change."""
+        return tuple(symbol for group in self.groups for symbol in group.wanted)
+
+    def change(self, symbols: Sequence[str]) -> None:
+        """From now on these; from any thread. An open connection stays, and what both lists hold is not touched: what
+        is new is asked for where there is room. Raises ConfigError where there is none, or a connection would be left
+        without a symbol; then nothing is changed.
+        """
+        keep, had = set(symbols), set(self.symbols)
+        lists = [[symbol for symbol in group.wanted if symbol in keep] for group in self.groups]
+        # What a session has not dropped yet has its place there: it is asked for in one group at a time.
+        held = {symbol: place for place, group in enumerate(self.groups) for symbol in group.symbols()}
+        left: list[str] = []
+        for symbol in (symbol for symbol in symbols if symbol not in had):
+            homes = [lists[held[symbol]]] if symbol in held else lists
+            home = next((one for one in homes if len(one) < (self._most or math.inf)), None)
+            (left if home is None else home).append(symbol)
+        again = "restart the recorder, which divides them anew"
+        if left:
+            raise ConfigError(
+                f"{len(left)} of {len(symbols)} tickers, such as {left[0]}, are more than the {len(lists)} connections"
+                f" have room for, of {self._most} symbols each: {again}"
+            )
+        if not all(lists):
+            raise ConfigError(f"{len(symbols)} tickers leave a connection of {len(lists)} without any: {again}")
+        if len(lists) == 1:
+            lists = [list(symbols)]
+        for group, wanted in zip(self.groups, lists, strict=True):
+            group.wanted = tuple(wanted)
+
+
 class Subscriptions:
     """The symbols of a session. Nothing survives a connection: each begins with `request_all`."""
 
@@ -25,7 +76,7 @@ class Subscriptions:
         self,
         feed: Feed,
         ledger: Ledger,
-        gaps: Gaps,
+        gaps: Gaps | GroupGaps,
         observed: Observed,
         requests: Requests,
         retry_s: float,
@@ -56,14 +107,8 @@ class Subscriptions:
         self.send_due(connection, now_s)
         self._requests.ask(number, self.symbols)
 
-    def change(self, symbols: Sequence[str]) -> None:
-        """From now on these, in all sessions; from any thread. An open connection stays, and what both lists hold is
-        not touched.
-        """
-        self._requests.wanted = tuple(symbols)
-
     def adopt_changes(self, connection: Connection | None) -> bool:
-        """Take over what `change` asked for, in the reader's thread; whether there was anything.
+        """Take over what `Division.change` asked for, in the reader's thread; whether there was anything.
 
         What is new is asked for on the open connection, after what is not wanted any more was given up: places may
         be few. Where there is none, the next one begins with all.
@@ -98,7 +143,7 @@ class Subscriptions:
         places get free.
         """
         others = self._requests.others(self._number)
-        refusals, told_us = self._observed.take_refusals(others), now_us()
+        refusals, told_us = self._requests.refusals.take(others), now_us()
         facts = [
             {
                 "at": told_us,

@@ -147,6 +147,11 @@ def find_oddities(settings: Settings, _directory: Path) -> Iterator[Finding]:
     if settings.shard:
         ours = f"{len(settings.symbols)} of {len(settings.tickers)} tickers: {', '.join(settings.symbols)}"
         yield Finding("ok", "shard", f"{settings.shard.index} of {settings.shard.count} records {ours}")
+    if settings.groups > 1:
+        each = f"{settings.feed.symbols_per_connection:,} symbols at most on each"
+        twice = ", two for each symbol" if settings.connection.redundant > 1 else ""
+        count = settings.groups * settings.connection.redundant
+        yield Finding("ok", "venue", f"{len(settings.symbols):,} tickers need {count} connections: {each}{twice}")
     if settings.feed.type == "finnhub" and (count := len(settings.symbols)) > FREE_PLAN_SYMBOLS:
         text = f"{count}: Finnhub's free plan refuses those after {FREE_PLAN_SYMBOLS}; fewer, or a paid plan"
         yield Finding("warning", "tickers", text)

@@ -5,7 +5,6 @@ sections are in `feeds` and `sections`; here they come together and are read. Se
 """
 
 import difflib
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,6 +67,12 @@ class Settings(Section):
         return sections.symbols_of_shard(self.tickers, self.shard.index, self.shard.count)
 
     @property
+    def groups(self) -> int:
+        """Into so many the symbols are divided, as a connection does not take more; each has connections of its own."""
+        most = self.feed.symbols_per_connection
+        return -(-len(self.symbols) // most) if most else 1
+
+    @property
     def history(self) -> str | None:
         """Whose history fills gaps: the source that is named, else the venue's own where it is known."""
         stream = self.feed.stream if isinstance(self.feed, feeds.BinanceSettings) else ""
@@ -94,14 +99,7 @@ class Settings(Section):
             raise ValueError(f"`connection.redundant: {self.connection.redundant}` needs several connections: {why}")
         if not self.symbols:
             raise ValueError("this shard gets none of the tickers: there are too few of them for so many shards")
-        if isinstance(self.feed, feeds.BinanceSettings):
-            feeds.check_binance_tickers(self.symbols)
-        if isinstance(self.feed, feeds.JsonSettings) and len(self.symbols) > (
-            most := self.feed.limits.symbols or math.inf
-        ):
-            raise ValueError(
-                f"{len(self.symbols)} tickers: `feed.limits` allows {most} a connection, `shard` divides them"
-            )
+        self.feed.check_symbols(self.symbols, self.groups * self.connection.redundant)
         return self
 
 

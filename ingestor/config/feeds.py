@@ -46,6 +46,14 @@ class _Feed(types.Section):
         return "Finnhub ends both where a key has a second one"
 
     @property
+    def symbols_per_connection(self) -> int | None:
+        """So many can be asked for on one connection; None: any number, or there is no second connection for more."""
+        return None
+
+    def check_symbols(self, symbols: Sequence[str], connections: int) -> None:
+        """Raises ValueError where these symbols can't be asked for, on so many connections as they take."""
+
+    @property
     def venue(self) -> str:
         """Which venue this is; a language of one venue is that venue, wherever it is served."""
         return ""
@@ -89,16 +97,18 @@ class BinanceSettings(_Feed):
         """There can."""
         return None
 
+    @property
+    def symbols_per_connection(self) -> int:
+        """By Binance's documentation."""
+        return BINANCE_STREAMS
 
-def check_binance_tickers(symbols: Sequence[str]) -> None:
-    """Raises ValueError for what Binance would take without a word, and send nothing of."""
-    for symbol in symbols:
-        # Binance joins its pairs without a sign; some names are Chinese, and futures have `_` and a date.
-        name = "".join(char for char in symbol.rpartition(":")[2].upper() if char.isalnum() or char == "_")
-        if symbol != name:
-            raise ValueError(f"`{symbol}` is no symbol of Binance: write {name or 'BTCUSDT'}")
-    if len(symbols) > BINANCE_STREAMS:
-        raise ValueError(f"{len(symbols)} tickers: Binance serves {BINANCE_STREAMS} a connection, `shard` divides them")
+    def check_symbols(self, symbols: Sequence[str], connections: int) -> None:  # noqa: ARG002  as many as there are
+        """Raises ValueError for what Binance would take without a word, and send nothing of."""
+        for symbol in symbols:
+            # Binance joins its pairs without a sign; some names are Chinese, and futures have `_` and a date.
+            name = "".join(char for char in symbol.rpartition(":")[2].upper() if char.isalnum() or char == "_")
+            if symbol != name:
+                raise ValueError(f"`{symbol}` is no symbol of Binance: write {name or 'BTCUSDT'}")
 
 
 def _check_path(text: str) -> str:
@@ -264,7 +274,9 @@ BINANCE_SYMBOLS = JsonSymbolList(
 class JsonLimits(types.Section):
     """What the venue allows on one connection."""
 
-    symbols: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(default=None, description="so many at most")
+    symbols: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        default=None, description="so many at most; more are divided among several connections, if `connections` allows"
+    )
     messages_per_second: Annotated[float, Field(gt=0, le=1000)] | None = Field(
         default=None, description="from us to the venue"
     )
@@ -272,7 +284,7 @@ class JsonLimits(types.Section):
         default=None, description="then the next connection takes over; a little less than the venue allows"
     )
     connections: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=1, description="so many at once, of one client: for connection.redundant"
+        default=1, description="so many at once, of one client: for more symbols, and for connection.redundant"
     )
 
 
@@ -379,6 +391,24 @@ class JsonSettings(_Feed):
         if "trade_id" not in self.columns:
             return "`feed.columns` has no `trade_id`, by which to tell apart what both bring"
         return None
+
+    @property
+    def symbols_per_connection(self) -> int | None:
+        """By its `limits`."""
+        return self.limits.symbols
+
+    def check_symbols(self, symbols: Sequence[str], connections: int) -> None:
+        """Raises ValueError where its `limits` allow less."""
+        most, allowed = self.limits.symbols, self.limits.connections
+        if most is None or len(symbols) <= most:
+            return
+        if self.subscribe is None:
+            raise ValueError(f"{len(symbols)} tickers: `feed.limits` allows {most} on a connection, which brings all")
+        if connections > allowed:
+            raise ValueError(
+                f"{len(symbols)} tickers need {connections} connections, of {most} symbols each, and"
+                f" `feed.limits.connections` allows {allowed}: `shard` divides them among recorders"
+            )
 
     @property
     def venue(self) -> str:

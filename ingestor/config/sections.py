@@ -217,7 +217,7 @@ class ConnectionSettings(types.Section):
 
     redundant: Annotated[int, Field(ge=1, le=2)] = Field(
         default=1,
-        description="so many connections at once, each for all symbols, where the venue allows several: what both "
+        description="so many connections at once, each for the same symbols, where the venue allows several: what both "
         "bring is recorded once, and one may be lost without a gap",
     )
     silence: Annotated[types.Duration, types.lasting("1s", "1h")] = Field(

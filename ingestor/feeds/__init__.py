@@ -94,6 +94,8 @@ class Terms:
     """Between two messages to it, at least."""
     max_age_s: float = math.inf
     """How old a connection may get: a little less than what the venue allows."""
+    symbols_per_connection: int | None = None
+    """So many symbols can be asked for on one connection; None: any number."""
     overlap_s: float = 5.0
     """How long it and its successor are both read: what one hears, the other hears within this time."""
     own_times: bool = True

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ingestor.config.feeds import BINANCE_STREAMS
 from ingestor.feeds import Decoded, Frames, Notice, Terms, json_frames
 from ingestor.schema import TIMESTAMP, VENUE_FIELDS
 
@@ -25,7 +26,13 @@ BINANCE_TRADES = pa.schema(
     ]
 )
 
-_TERMS = Terms(message_pause_s=0.25, max_age_s=23.75 * 3600, never_closes=True, id_column="trade_id")
+_TERMS = Terms(
+    message_pause_s=0.25,
+    max_age_s=23.75 * 3600,
+    symbols_per_connection=BINANCE_STREAMS,
+    never_closes=True,
+    id_column="trade_id",
+)
 """Five messages per second and 24 h per connection are what Binance allows; our pings and pongs count, too."""
 _STREAMS_A_MESSAGE = 200
 """A connection has 1024 streams at most, and so takes six messages."""

@@ -48,6 +48,7 @@ class JsonMap:
             # What is due is sent twice per second, so that in no second more than this comes together.
             message_pause_s=1.5 / limits.messages_per_second if limits.messages_per_second else 0.0,
             max_age_s=limits.max_age or math.inf,
+            symbols_per_connection=settings.symbols_per_connection,
             # Without ids nobody can tell apart what two connections both bring.
             overlap_s=5.0 if "trade_id" in self.schema.names else 0.0,
             own_times=settings.fields.timestamp is not None,

@@ -91,25 +91,27 @@ class Watch:
         )
 
     def _read_link(self, now: float, now_s: float) -> recorder_status.Link:
-        sessions, observed, gaps = self._recording.sessions, self._recording.observed, self._recording.gaps
-        symbols = self._recording.subscriptions.symbols
-        last_frame_us, whole = max(session.last_frame_us or 0 for session in sessions), gaps.whole
+        groups, observed, gaps = self._recording.groups, self._recording.observed, self._recording.gaps
+        symbols, blind = self._recording.division.symbols, gaps.blind_symbols
+        last_frame_us = min(group.last_frame_us for group in groups)
+        whole = next((gap for group in groups if (gap := group.gaps.whole) is not None), None)
         last_trades_us = observed.last_trade_us.copy()  # in one step: the recorder adds to it
         return recorder_status.Link(
-            connected=any(session.connected for session in sessions),
-            answered=any(session.answered for session in sessions),
-            connections=self._recording.connection_log.connections,
-            redundant=len(sessions),
-            open=sum(session.connected for session in sessions),
+            connected=all(group.connected for group in groups),
+            answered=all(group.answered for group in groups),
+            connections=self._recording.connections.opened,
+            groups=len(groups),
+            redundant=sum(len(group.sessions) for group in groups),
+            open=sum(session.connected for group in groups for session in group.sessions),
             silence_s=max(now - (last_frame_us / 1e6 if last_frame_us else self._started_at), 0.0),
             silence_max_s=self._recording.settings.connection.silence,
             symbols=len(symbols),
             ticking=0
-            if whole is not None  # nobody is heard: trades of the minute before the gap say nothing of now
-            else sum(observed.last_trade_s.get(symbol, -math.inf) >= now_s - 60.0 for symbol in symbols),
+            if gaps.whole is not None  # nobody is heard: trades of the minute before the gap say nothing of now
+            else sum(observed.last_trade_s.get(one, -math.inf) >= now_s - 60.0 and one not in blind for one in symbols),
             last_trade_at={symbol: at_us / 1e6 for symbol, at_us in islice(last_trades_us.items(), _SYMBOLS_MAX)},
             gap=None if whole is None else whole.cause,
-            blind_symbols=tuple(sorted(gaps.blind_symbols)[:_SYMBOLS_MAX]),
+            blind_symbols=tuple(sorted(blind)[:_SYMBOLS_MAX]),
             gaps=dict(gaps.opened),
             blind_s={cause: blind_us / 1e6 for cause, blind_us in gaps.blind_us.copy().items()},
             gap_s=0.0 if whole is None else max(now - whole.since_us / 1e6, 0.0),
@@ -125,7 +127,7 @@ class Watch:
         strange, unread = None, self._recording.observed.unread
         if unread is not None:
             awaited = time.time() - self._started_at >= _PATIENCE_S and self._recording.markets.any_open(
-                self._recording.subscriptions.symbols, datetime.now(UTC)
+                self._recording.division.symbols, datetime.now(UTC)
             )
             puzzling = not recorder.counts.trades and (unread.rejected or awaited)
             strange = recorder_status.Strange(
@@ -159,9 +161,10 @@ class Watch:
 
     def _reader_turned_s(self, now_s: float) -> float:
         """Of the session that is furthest behind."""
-        sessions, buffer = self._recording.sessions, self._recording.buffer
+        groups, buffer = self._recording.groups, self._recording.buffer
         waits = buffer.bytes >= self._recording.settings.connection.buffer // 2  # for room: the recorder's affair
-        reading = () if waits else (session for session in sessions if session.connected)
+        sessions = () if waits else (session for group in groups for session in group.sessions)
+        reading = (session for session in sessions if session.connected)
         return max((now_s - session.turned_at_s for session in reading), default=0.0)
 
     def _read_disk(self, now_s: float) -> recorder_status.Disk:

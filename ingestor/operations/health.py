@@ -59,9 +59,9 @@ _COUNTERS = (
 )
 _GAUGES = (
     _Number("ingestor_start_time_seconds", "When this run began, since 1970.", lambda v: v.started_at),
-    _Number("ingestor_connected", "1 while a connection to the venue is open.", lambda v: v.link.connected),
+    _Number("ingestor_connected", "1 while all symbols have an open connection.", lambda v: v.link.connected),
     _Number("ingestor_connections_open", "Connections to the venue that are open.", lambda v: v.link.open),
-    _Number("ingestor_connections_wanted", "connection.redundant.", lambda v: v.link.redundant),
+    _Number("ingestor_connections_wanted", "Connections to the venue that are to be open.", lambda v: v.link.redundant),
     _Number("ingestor_silence_seconds", "Since anything came from the venue.", lambda v: v.link.silence_s),
     _Number("ingestor_symbols", "Symbols asked for.", lambda v: v.link.symbols),
     _Number("ingestor_symbols_ticking", "Symbols with a trade in the last minute.", lambda v: v.link.ticking),
@@ -70,7 +70,11 @@ _GAUGES = (
         "Symbols with an open gap of their own, such as those the venue refused.",
         lambda v: len(v.link.blind_symbols),
     ),
-    _Number("ingestor_blind", "1 while a gap for all symbols is open.", lambda v: v.link.gap is not None),
+    _Number(
+        "ingestor_blind",
+        "1 while a gap for all symbols is open, or for all of a connection.",
+        lambda v: v.link.gap is not None,
+    ),
     _Number("ingestor_buffer_bytes", "Frames that wait for the recorder.", lambda v: v.flow.buffer_bytes),
     _Number("ingestor_buffer_limit_bytes", "Where the reader pauses.", lambda v: v.flow.buffer_max_bytes),
     _Number("ingestor_recorder_lag_seconds", "Age of the oldest frame that waits.", lambda v: v.flow.lag_s),

@@ -54,11 +54,12 @@ class Link:
     """The link to the venue."""
 
     connected: bool
+    """Each symbol is asked for on a connection that is open."""
     answered: bool
-    """Something came on this connection since the symbols were asked for."""
+    """Something came on it since the symbols were asked for."""
     connections: int
     silence_s: float
-    """Since anything came from the venue, on whichever connection."""
+    """Since anything came from the venue, on whichever connection; of several groups, of the one that is silent."""
     silence_max_s: float
     symbols: int
     ticking: int
@@ -66,7 +67,7 @@ class Link:
     last_trade_at: dict[str, float]
     """By symbol, up to 1000."""
     gap: str | None
-    """The cause of the gap for all symbols that is open."""
+    """The cause of the gap that is open for all symbols, or for all of a group."""
     blind_symbols: tuple[str, ...]
     """Those with an open gap of their own, up to 1000."""
     gaps: dict[str, int]
@@ -74,9 +75,11 @@ class Link:
     blind_s: dict[str, float]
     """Total length of those that have ended, by cause."""
     gap_s: float = 0.0
-    """Age of the gap for all symbols."""
+    """Its age."""
+    groups: int = 1
+    """Into so many the symbols are divided, as a connection does not take all."""
     redundant: int = 1
-    """So many connections are to be read at once, each for all symbols."""
+    """So many connections are to be read at once: for each group one, or several."""
     open: int = 0
     """So many of them are."""
 
@@ -210,14 +213,17 @@ def find_problems(status: RecorderStatus) -> list[str]:
     """Problems as sentences, the worst first; none while trades are recorded as they come."""
     link, clock, disk = status.link, status.clock, status.disk
     problems = []
-    if not link.connected:
+    part = " (of a part of the symbols)" if link.groups > 1 and link.open else ""
+    if part and not link.connected:
+        problems.append(f"{link.redundant} connections, {link.open} open: a part of the symbols is not recorded")
+    elif not link.connected:
         problems.append("not connected to the venue")
     elif not link.answered:
-        problems.append("subscribed, and nothing has come yet")
+        problems.append(f"subscribed, and nothing has come yet{part}")
     elif link.silence_s > link.silence_max_s / 2:
-        problems.append(f"mute: nothing has come for {link.silence_s:.0f} s")
+        problems.append(f"mute: nothing has come for {link.silence_s:.0f} s{part}")
     elif link.gap is not None:
-        problems.append(f"{describe_blindness(link.gap)}: frames come, but no trades")
+        problems.append(f"{describe_blindness(link.gap)}: frames come, but no trades{part}")
     if clock.wrong_s:
         where = "behind" if clock.wrong_s < 0 else "ahead of"
         problems.append(
@@ -304,7 +310,7 @@ def read_status(layout: Layout) -> Status:
     rate, days_left = measure_growth(layout, time.time()), None
     if vitals is not None:
         ailments = find_problems(vitals)
-        if 0 < vitals.link.open < vitals.link.redundant:  # recorded all the same
+        if vitals.link.connected and vitals.link.open < vitals.link.redundant:  # recorded all the same
             ailments.append(f"{vitals.link.redundant} connections, {vitals.link.open} open")
         if vitals.link.blind_symbols:
             ailments.append(f"blind for {', '.join(vitals.link.blind_symbols[:5])}: see `ingestor coverage`")

@@ -6,7 +6,7 @@ from typing import Any
 
 import structlog
 
-from ingestor.capture.subscriptions import Subscriptions
+from ingestor.capture.subscriptions import Division
 from ingestor.config import Settings, Source
 from ingestor.errors import ConfigError
 from ingestor.ledger import Ledger
@@ -19,10 +19,10 @@ _LOOK_S = 1.0
 class LiveSettings:
     """Takes a new list of tickers over into a session that runs."""
 
-    def __init__(self, source: Source, settings: Settings, subscriptions: Subscriptions, ledger: Ledger) -> None:
+    def __init__(self, source: Source, settings: Settings, division: Division, ledger: Ledger) -> None:
         self._source = source
         self._settings = settings
-        self._subscriptions = subscriptions
+        self._division = division
         self._ledger = ledger
         self._look_at_s = 0.0
         self._files = source.files()
@@ -40,11 +40,15 @@ class LiveSettings:
         return self._seen_as is not None and self._seen_as not in (self._read_as, None) and self._seen_as == before
 
     def reload(self) -> None:
-        """Read the settings again. A file with a mistake changes nothing: its errors are logged, the old one stays."""
+        """Read the settings again. A file with a mistake, or with more tickers than there is room for, changes nothing:
+        its errors are logged, the old one stays.
+        """
         self._files = self._source.files()
         self._read_as = _identify(self._files)
         try:
             new = self._source.read()
+            changed = self._settings.model_copy(update={"tickers": new.tickers})
+            self._division.change(changed.symbols)
         except ConfigError as error:
             self._ledger.record("settings.refused", error=str(error))
             log.error("settings.refused", error=str(error), kept="the settings that it runs with")
@@ -52,12 +56,10 @@ class LiveSettings:
         # Each setting but the tickers that differs, such as `storage.rotate.age`.
         kept, read = (set(_flatten(one.model_dump(mode="json"), "")) for one in (self._settings, new))
         waiting = sorted({name for name, _ in kept ^ read if name != "tickers"})
-        before = self._settings.symbols
-        self._settings = self._settings.model_copy(update={"tickers": new.tickers})
-        after = self._settings.symbols
+        before, after = self._settings.symbols, changed.symbols
+        self._settings = changed
         added = [symbol for symbol in after if symbol not in set(before)]
         dropped = [symbol for symbol in before if symbol not in set(after)]
-        self._subscriptions.change(after)
         self._ledger.record("settings.reloaded", added=added, dropped=dropped, waiting=waiting)
         log.info("settings.reloaded", added=added, dropped=dropped)
         if waiting:

@@ -110,9 +110,9 @@ class Service:
 def summarize(status: RecorderStatus) -> str:
     """One line: `recording 57.1 trades/s; 48 of 50 symbols ticking; lag 12 ms`."""
     link, flow = status.link, status.flow
-    if not link.connected:
+    if not link.connected and not link.open:
         return f"not connected to the venue ({link.connections} connections so far)"
-    state = "recording" if link.answered else "waiting for the venue's first word,"
+    state = "waiting for the venue's first word," if link.connected and not link.answered else "recording"
     several = f"{link.open} of {link.redundant} connections open; " if link.redundant > 1 else ""
     return (
         f"{state} {flow.trades_per_s:,.1f} trades/s; {several}"

@@ -181,7 +181,7 @@ def has_struck(fault: str, rig: Rig) -> bool:
 
 
 def flows(rig: Rig) -> bool:
-    return rig.session.connected and proven_on(rig.layout, rig.connection_log.connections)
+    return rig.session.connected and proven_on(rig.layout, rig.connections.opened)
 
 
 # Ten faults in one run, by the processes that a user runs
