@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def draw_terminal(path: Path) -> None:
     """`ingestor top`, as its last screen was after RECORDED_S."""
     console = Console(record=True, width=104, height=14, file=io.StringIO(), force_terminal=True)
     began_s = time.monotonic()
-    for screen in watch(Layout(Path("data")), None, 1.0):
+    for screen in watch(Layout(Path("data")), None, 1.0, threading.Event()):
         if time.monotonic() - began_s > RECORDED_S:
             console.print(render_rich(screen, console.height))
             break

@@ -1,7 +1,9 @@
 """`ingestor top`: a row per symbol, live. It follows the journal as any process can, unnoticed by the recorder."""
 
 import os
+import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,6 +40,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 8
 _RATE_S = 10
 _COVERAGE_S = 10.0
+_IDLE_S = 0.25
 _PLAIN_LINES = 20
 _WIDTH_MAX = 80
 _FRAME_LINES = 5
@@ -179,25 +182,32 @@ def top(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None,
     symbols; keys: s by symbol, r by rate, b the blind first, n and p for the next and previous page, q ends.
     """
     layout = Layout(root_from(config, root).absolute())
-    screens = watch(layout, symbols, refresh_s=0.5 if not plain else 2.0)
+    stop = threading.Event()
+    # As a KeyboardInterrupt it may come while a file is closed, which would then be closed once more.
+    before = signal.signal(signal.SIGINT, lambda *_: stop.set())
     try:
+        screens = watch(layout, symbols, 0.5 if not plain else 2.0, stop)
         if plain or find_spec("rich") is None or not sys.stdout.isatty():
             for line, trouble, rows, now in screens:
                 click.echo(render_text(line, trouble, rows, now))
         else:
             _show(screens)
-    except KeyboardInterrupt:
-        return
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 Screen = tuple[str, str, list[SymbolRow], float]
 
 
-def watch(layout: Layout, symbols: Sequence[str] | None, refresh_s: float) -> Iterator[Screen]:
-    """A screen every `refresh_s`, without end: headline, trouble, rows by symbol, the time. Raises NotARecording."""
+def watch(layout: Layout, symbols: Sequence[str] | None, refresh_s: float, stop: threading.Event) -> Iterator[Screen]:
+    """A screen every `refresh_s` until `stop`, heeded within a quarter of a second: headline, trouble, rows by symbol,
+    the time. Raises NotARecording.
+    """
     board = SymbolBoard(symbols)
     shown_s = covered_s = float("-inf")
-    for batch in follow(layout.root, symbols, idle_s=refresh_s / 2):
+    for batch in follow(layout.root, symbols, idle_s=_IDLE_S):
+        if stop.is_set():
+            return
         now, now_s = time.time(), time.monotonic()
         board.add_trades(batch, now)
         if now_s - covered_s >= _COVERAGE_S:

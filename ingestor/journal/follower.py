@@ -118,15 +118,14 @@ class Follower:
             if not self._segment.over:
                 return
             ended = self._segment.file.id
-            self._segment.close()
-            self._segment = None
+            self.close()
             self.cursor = records.Cursor(ended.number + 1, 0)
             yield SegmentEnd(ended, self.cursor)
 
     def close(self) -> None:
-        if self._segment is not None:
-            self._segment.close()
-            self._segment = None
+        segment, self._segment = self._segment, None  # whatever comes between, it is closed once
+        if segment is not None:
+            segment.close()
 
     def _enter(self) -> "_ReadSegment | _LostSegment | None":
         """The segment at the cursor, or the next one there is; None where there is none yet."""
