@@ -183,7 +183,7 @@ def top(config: Path | None, root: Path | None, symbols: tuple[str, ...] | None,
     """
     layout = Layout(root_from(config, root).absolute())
     stop = threading.Event()
-    # As a KeyboardInterrupt it may come while a file is closed, which would then be closed once more.
+    # A KeyboardInterrupt could come while a file is being closed, which would then be closed twice.
     before = signal.signal(signal.SIGINT, lambda *_: stop.set())
     try:
         screens = watch(layout, symbols, 0.5 if not plain else 2.0, stop)

@@ -39,7 +39,9 @@ from ingestor.history import read_history
 from ingestor.layout import Layout
 
 GROUP_ROWS = 1 << 19
-"""So many rows are merged at a time, over all roots; those of one symbol and date together, however many."""
+"""So many rows are merged at a time, over all roots, while the next are read; those of one symbol and date together,
+however many.
+"""
 _DAY_MS = 86_400_000
 _LOOKED_AT = ("symbol", "timestamp", "price", "volume", "received_at", "sequence")
 _MINUTE_MS = 60_000
