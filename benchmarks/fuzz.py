@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from frame_mutations import MAPPED, block, lone_block, mapped_block
 from reference_decoder import Said, insane, own_of, read, read_mapped, said
 
-from ingestor.capture.validate import validate
+from ingestor.capture.validate import are_few_good, validate
 from ingestor.config.feeds import JsonSettings
 from ingestor.feeds import Frames
 from ingestor.feeds.finnhub import Finnhub
@@ -73,6 +73,8 @@ def check_block(feed: Finnhub, seed: int, counts: Counter[str]) -> str | None:
     kept = [row not in rows for row in range(decoded.trades.num_rows)] if rows else None
     if verdict.rejected != bad or (verdict.kept and verdict.kept.to_pylist()) != kept:
         return f"validate: {verdict.rejected} where {bad} was expected"
+    if decoded.few and are_few_good(decoded.few.values, NOW_US) != (not bad):
+        return f"are_few_good, where {bad} was expected"
     counts.update(blocks=1, frames=len(payloads), trades=len(heard.trades), rejects=len(heard.rejects), insane=len(bad))
     return None
 

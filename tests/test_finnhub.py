@@ -14,7 +14,7 @@ from requirements import of_tier
 
 from ingestor.config.feeds import FinnhubSettings
 from ingestor.feeds import Frames, Notice, Reject, make_feed
-from ingestor.feeds.finnhub import Finnhub
+from ingestor.feeds.finnhub import Finnhub, read_usual
 from ingestor.schema import VENUE_TRADES
 
 FEED = Finnhub("wss://ws.finnhub.io", "c0ffee")
@@ -376,6 +376,67 @@ def test_decode_says_what_the_reference_says_of_a_lone_mutated_frame() -> None:
     for _ in range(of_tier(500, 100)):
         payloads = lone_block(random)
         assert decode(payloads) == read(payloads)
+
+
+# The usual frame, which is read with fewer calls
+
+
+USUAL = (
+    b'{"data":[{"c":["1","12"],"p":164,"s":"BINANCE:X","t":1680286537580,"v":0.5},'
+    b'{"c":[],"p":1,"s":"","t":2,"v":0}],"type":"trade"}'
+)
+
+
+@pytest.mark.parametrize(
+    "payload", [USUAL, TRADE, SAMPLES[0][0], b'{"data":[],"type":"trade"}', b'{"type": "trade", "data": []}']
+)
+def test_a_usual_frame_is_read_as_such(payload: bytes) -> None:
+    rows = read_usual(payload)
+    assert rows is not None
+    assert [(0, at, symbol, repr(price), repr(volume), codes) for at, symbol, price, volume, codes in rows] == decode(
+        [payload]
+    ).trades
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"p":164', b'"p":164,"p":164'),
+        (b'"p":164', b'"p":[[]],"p":164'),
+        (b'"type":"trade"', b'"type":"trade","type":"trade"'),
+        (b'"p":164', b'"p":164,"x":1'),
+        (b'"p":164', b'"p":-0'),
+        (b'"p":164', b'"p":NaN'),
+        (b'"p":164', b'"p":1e999'),
+        (b'"p":164', b'"p":true'),
+        (b'"p":164', b'"p":' + b"1" * 400),
+        (b'"p":164', b'"p":' + b"1" * 5000),
+        (b',"v":0.5', b""),
+        (b"0.5", b"null"),
+        (b"1680286537580", b"1.0"),
+        (b"1680286537580", b"9223372036854775808"),
+        (b'"BINANCE:X"', b'"BINANCE\\u003aX"'),
+        (b'"BINANCE:X"', '"É"'.encode()),
+        (b'"BINANCE:X"', b"5"),
+        (b'["1","12"]', b"null"),
+        (b'["1","12"]', b'"12"'),
+        (b'["1","12"]', b'{"1":2}'),
+        (b'["1","12"]', b'["1,12"]'),
+        (b'["1","12"]', b'["1",""]'),
+        (b'["1","12"]', b'["1",2]'),
+        (b"trade", b"ping"),
+        (USUAL, b" " + USUAL),
+        (USUAL, USUAL + b" "),
+        (USUAL, USUAL[:-1]),
+        (USUAL, b"[%s]" % USUAL),
+        (USUAL, b"[" * 100_000),
+        (USUAL, b""),
+        (USUAL, b"5"),
+    ],
+)
+def test_what_is_unusual_about_a_frame_is_left_to_the_strict_reader(old: bytes, new: bytes) -> None:
+    assert USUAL.count(old) == 1
+    assert read_usual(USUAL.replace(old, new)) is None
 
 
 # Backwards

@@ -1,13 +1,22 @@
 """From the Buffer into a real journal: rows, counts, rejects, marks, and a disk that fails."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pyarrow as pa
 import pytest
 from blocks import AT_US, PING, frame, record_all
+from frame_mutations import block
 from recorders import Rig, make_rig
+from requirements import of_tier
 
+from ingestor.capture.buffer import FrameBlock
+from ingestor.capture.recorder import BlockDecoder
+from ingestor.capture.wall_clock import VenueTime
+from ingestor.feeds import Decoded, DecodedColumns, Frames
+from ingestor.feeds.finnhub import Finnhub
 from ingestor.metrics import Counts
 
 
@@ -27,6 +36,37 @@ def test_rows_have_their_key_their_time_and_their_place(rig: Rig) -> None:
     assert rows["sequence"].to_pylist() == [(1 << 40) + n for n in range(3)]
     assert rows["received_at"].cast(pa.int64()).to_pylist() == [AT_US, AT_US, AT_US + 500]
     assert rig.recorder.counts == Counts(frames=3, decoded=2, notices=1, trades=3)
+
+
+class OnlyColumns(Finnhub):
+    """It never tells its trades as rows."""
+
+    def decode(self, frames: Frames) -> Decoded:
+        right = super().decode(frames)
+        return DecodedColumns(right.trades, right.frame_of, right.rejects, right.notices)
+
+
+def test_a_few_rows_become_what_columns_become() -> None:
+    """Over two connections, amid frames of every kind."""
+    random = Random(1)
+    rows, columns = (BlockDecoder(one("ws://x", "k"), 1, VenueTime()) for one in (Finnhub, OnlyColumns))
+    last: list[bytes] = [PING]
+    few = 0
+    for number in range(of_tier(3000, 500)):
+        payloads = block(random, random.randint(1, 12), random.choice([0.0, 0.0, 0.3]))
+        if random.random() < 0.1:
+            payloads[0] = last[-1]
+        last, received_us = payloads, [AT_US + 1000 * number + at for at in range(len(payloads))]
+        one, other = (
+            decoder.decode(FrameBlock(1 + number // 7 % 2, Frames(payloads, received_us)))
+            for decoder in (rows, columns)
+        )
+        few += one.few is not None
+        assert replace(one, few=None) == other
+        assert one.batch.schema.equals(other.batch.schema, check_metadata=True)
+        assert one.batch.nbytes == other.batch.nbytes
+        one.batch.validate(full=True)
+    assert few > number / 2
 
 
 def test_what_is_refused_is_kept_under_the_runs_frame_and_the_trades_place(rig: Rig) -> None:

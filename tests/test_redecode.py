@@ -19,7 +19,7 @@ from ingestor.cli.main import cli
 from ingestor.cli.raw import Report, compare_again
 from ingestor.dataset.arguments import EVER
 from ingestor.dataset.raw import compare_trades
-from ingestor.feeds import Decoded, Frames
+from ingestor.feeds import Decoded, DecodedColumns, Frames
 from ingestor.feeds.finnhub import Finnhub
 from ingestor.layout import Layout
 from ingestor.schema import FORMAT_VERSION, TRADES
@@ -34,7 +34,7 @@ class Careless(Finnhub):
         trades = right.trades.filter(keep)
         cents = pc.if_else(pc.equal(trades["symbol"], "MSFT"), pc.divide(trades["price"], 100.0), trades["price"])
         trades = trades.set_column(trades.schema.names.index("price"), trades.schema.field("price"), cents)
-        return Decoded(trades, right.frame_of.filter(keep), right.rejects, right.notices)
+        return DecodedColumns(trades, right.frame_of.filter(keep), right.rejects, right.notices)
 
 
 def puts(count: int, first: int = 0) -> list[Put]:

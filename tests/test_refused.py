@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 from ingestor.capture.rejects import Refused, find_refused
-from ingestor.feeds import Decoded, Frames, Reject
+from ingestor.feeds import Decoded, DecodedColumns, Frames, Reject
 from ingestor.schema import VENUE_TRADES
 
 FRAMES = Frames([b"first", b"second", b"third"], [10, 20, 30])
@@ -11,7 +11,9 @@ FRAMES = Frames([b"first", b"second", b"third"], [10, 20, 30])
 
 def decoded(frame_of: list[int], rejects: list[Reject]) -> Decoded:
     rows = VENUE_TRADES.empty_table().to_batches()
-    return Decoded(rows[0] if rows else pa.RecordBatch.from_pylist([], VENUE_TRADES), pa.array(frame_of), rejects, [])
+    return DecodedColumns(
+        rows[0] if rows else pa.RecordBatch.from_pylist([], VENUE_TRADES), pa.array(frame_of), rejects, []
+    )
 
 
 def test_frames_and_trades_are_told_by_the_runs_count_of_frames() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from reference_decoder import insane
 from requirements import of_tier
 
-from ingestor.capture.validate import FEW, Validated, validate
+from ingestor.capture.validate import FEW, Validated, are_few_good, validate
 from ingestor.schema import VENUE_TRADES
 
 NOW_US = 1_700_000_000_000_999
@@ -151,3 +151,5 @@ def test_validate_says_what_the_reference_says(rows: list[Row], now_us: int) -> 
     else:
         assert verdict.kept is not None
         assert verdict.kept.to_pylist() == [row not in bad for row in range(len(rows))]
+    if not any(None in row[:3] for row in rows):
+        assert are_few_good(rows, now_us) == (not bad)

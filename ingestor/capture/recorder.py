@@ -19,11 +19,11 @@ from ingestor.capture.buffer import Buffer, FrameBlock
 from ingestor.capture.id_watch import IdWatch
 from ingestor.capture.rejects import Refused, Rejects, find_refused
 from ingestor.capture.stream_state import Delays, Observed, Observer
-from ingestor.capture.validate import AHEAD_US, FEW, Deduplicator, KnownTexts, Validated, validate
+from ingestor.capture.validate import AHEAD_US, FEW, Deduplicator, KnownTexts, Validated, are_few_good, validate
 from ingestor.capture.wall_clock import STEP_US, VenueTime
 from ingestor.config.sections import JournalSettings
 from ingestor.errors import RowsUnsaved
-from ingestor.feeds import Decoded, Feed, Frames, Notice
+from ingestor.feeds import Decoded, DecodedColumns, Feed, FewRows, Frames, Notice
 from ingestor.journal.records import Header, Kind, Pieces, encode_raw
 from ingestor.journal.writer import Block, Journal
 from ingestor.metrics import REPEATED, Counts
@@ -101,6 +101,8 @@ class DecodedBlock:
     notices: list[Notice]
     repeated: pa.RecordBatch | None = None
     """Symbol and time of the trades that another connection had brought before; None: there are none."""
+    few: FewRows | None = None
+    """The venue's part of the trades as rows; None where there are only columns."""
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -123,6 +125,9 @@ class BlockDecoder:
         self._feed = feed
         self._group_of = group_of
         self._schema = recorded(feed.schema)
+        self._row = pa.struct(list(self._schema))
+        self._names = [*feed.schema.names, "received_at", "sequence", "repeated"]
+        """Of the values of a row in `_of_few`."""
         self._venue = venue
         self._deduplicators: defaultdict[int, Deduplicator] = defaultdict(
             partial(Deduplicator, feed.schema, own_times=feed.terms.own_times)
@@ -149,45 +154,65 @@ class BlockDecoder:
         if beside_others and (found := texts.find(block.connection, frames.payloads, last_us)):
             known, repeated = found
         decoded = self._feed.decode(frames) if known is None else self._decode_others(frames, known)
-        validated = self._validate(block, decoded.trades, deduplicator)
-        rows, frame_of = decoded.trades, decoded.frame_of
-        if validated.kept is not None:
-            rows, frame_of = rows.filter(validated.kept), frame_of.filter(validated.kept)
-        refused = find_refused(frames, decoded, validated.rejected, self.next_frame)
-        if validated.repeated is not None:
-            more = decoded.trades.select(["symbol", "timestamp"]).filter(validated.repeated)
-            repeated = more if repeated is None else pa.concat_batches([repeated, more])
-        counts = _count(len(frames), decoded, rows.num_rows, refused, 0 if repeated is None else repeated.num_rows)
-        if beside_others and rows.num_rows and not refused and len(decoded.frame_of.unique()) == len(decoded.frame_of):
-            # Nothing was refused, and no frame holds several trades.
-            payloads = [frames.payloads[one] for one in frame_of.to_pylist()]
-            texts.remember(block.connection, payloads, rows, last_us)
-        batch = self._with_recorder_columns(rows, frame_of, block)
+        few = self._find_few(decoded, last_us)
+        if few and not beside_others and not deduplicator.knows_others(block.connection):
+            batch = self._of_few(few, block)
+            refused = find_refused(frames, decoded, [], self.next_frame) if decoded.rejects else []
+        else:
+            validated = Validated(None, []) if few else self._validate(block, decoded.trades)
+            few = None
+            if (same := deduplicator.find(block.connection, decoded.trades)) is not None:
+                validated = validated.without(same)
+            rows, frame_of = decoded.trades, decoded.frame_of
+            if validated.kept is not None:
+                rows, frame_of = rows.filter(validated.kept), frame_of.filter(validated.kept)
+            refused = find_refused(frames, decoded, validated.rejected, self.next_frame)
+            if validated.repeated is not None:
+                more = decoded.trades.select(["symbol", "timestamp"]).filter(validated.repeated)
+                repeated = more if repeated is None else pa.concat_batches([repeated, more])
+            if (
+                beside_others
+                and rows.num_rows
+                and not refused
+                and len(decoded.frame_of.unique()) == len(decoded.frame_of)
+            ):
+                # Nothing was refused, and no frame holds several trades.
+                payloads = [frames.payloads[one] for one in frame_of.to_pylist()]
+                texts.remember(block.connection, payloads, rows, last_us)
+            batch = self._with_recorder_columns(rows, frame_of, block)
+        counts = _count(len(frames), decoded, batch.num_rows, refused, 0 if repeated is None else repeated.num_rows)
         # Of two connections one block may reach a moment further than the next: what counts is the last so far.
         self._last_us = max(last_us, self._last_us) if self._last_us - last_us < STEP_US else last_us
         header = Header(Kind.BLOCK, counts, self.next_frame, self.next_sequence, first_us, self._last_us)
-        deduplicator.remember(block.connection, rows, last_us)
+        deduplicator.remember(block.connection, batch, last_us)
         self.next_frame += len(frames)
-        self.next_sequence += rows.num_rows
+        self.next_sequence += batch.num_rows
         if self._last.pop(block.connection, None) is None and len(self._last) == _CONNECTIONS_KEPT:
             del self._last[next(iter(self._last))]
         self._last[block.connection] = frames.payloads[-1]
-        return DecodedBlock(header, batch, refused, decoded.notices, repeated)
+        return DecodedBlock(header, batch, refused, decoded.notices, repeated, few)
 
     def _decode_others(self, frames: Frames, known: list[bool]) -> Decoded:
         """What those frames say that are not known."""
         places = list(compress(range(len(frames)), map(operator.not_, known)))
         part = Frames([frames.payloads[one] for one in places], [frames.received_us[one] for one in places])
         decoded = self._feed.decode(part)
-        return Decoded(
+        return DecodedColumns(
             decoded.trades,
             pa.array(places, pa.int64()).take(decoded.frame_of),
             [replace(one, frame=places[one.frame]) for one in decoded.rejects],
             [replace(one, frame=places[one.frame]) for one in decoded.notices],
         )
 
-    def _validate(self, block: FrameBlock, trades: pa.RecordBatch, deduplicator: Deduplicator) -> Validated:
-        """The verdict on these trades: are they sane, and has no other connection brought them already?"""
+    def _find_few(self, decoded: Decoded, now_us: int) -> FewRows | None:
+        """The trades as rows, where they are few and all of them are sane."""
+        few = decoded.few
+        if few is None or len(few.values) > FEW:
+            return None
+        return few if are_few_good(few.values, now_us, signed_prices=self._feed.terms.signed_prices) else None
+
+    def _validate(self, block: FrameBlock, trades: pa.RecordBatch) -> Validated:
+        """The verdict on these trades: are they sane?"""
         now_us = block.frames.received_us[-1]
         validated = validate(trades, now_us, signed_prices=self._feed.terms.signed_prices)
         if any(reason == "bad_time" for _, reason in validated.rejected):
@@ -198,19 +223,27 @@ class BlockDecoder:
                 behind_us = self._venue.saw_ahead(ahead_us, now_us)
                 if behind_us:
                     validated = validate(trades, now_us + behind_us, signed_prices=self._feed.terms.signed_prices)
-        known = deduplicator.find(block.connection, trades)
-        return validated if known is None else validated.without(known)
+        return validated
+
+    def _of_few(self, few: FewRows, block: FrameBlock) -> pa.RecordBatch:
+        """As `_with_recorder_columns`, of rows."""
+        received_us, repeats, names = block.frames.received_us, self._find_repeats(block), self._names
+        rows = [
+            dict(zip(names, (*values, received_us[frame], sequence, repeats[frame]), strict=True))
+            for sequence, (values, frame) in enumerate(zip(*few, strict=True), self.next_sequence)
+        ]
+        return pa.RecordBatch.from_struct_array(pa.array(rows, self._row))  # one call instead of one per column
+
+    def _find_repeats(self, block: FrameBlock) -> list[bool]:
+        """Of each frame whether it is the same as the one before on its connection."""
+        payloads = block.frames.payloads
+        return list(map(operator.eq, payloads, [self._last.get(block.connection), *payloads[:-1]]))
 
     def _with_recorder_columns(self, rows: pa.RecordBatch, frame_of: pa.Array, block: FrameBlock) -> pa.RecordBatch:
         """The venue's columns and ours, in the order of the root's schema."""
-        frames = block.frames
-        if rows.num_rows <= FEW:
-            received_us = pa.array([frames.received_us[frame] for frame in frame_of.to_pylist()], pa.int64())
-        else:
-            received_us = pa.array(frames.received_us, pa.int64()).take(frame_of)
+        received_us = pa.array(block.frames.received_us, pa.int64()).take(frame_of)
         sequence = pa.arange(self.next_sequence, self.next_sequence + rows.num_rows)
-        before = self._last.get(block.connection)
-        repeats = list(map(operator.eq, frames.payloads, [before, *frames.payloads[:-1]]))
+        repeats = self._find_repeats(block)
         repeated = pa.array(repeats).take(frame_of) if True in repeats else pa.repeat(False, rows.num_rows)
         columns = dict(zip(rows.schema.names, rows.columns, strict=True))
         columns |= {"received_at": received_us.view(RECEIVED_AT), "sequence": sequence, "repeated": repeated}
@@ -369,12 +402,17 @@ class Recorder:
         self._journal.append(Block(decoded.header, batch, reasons, raw))
         self.counts += decoded.header.counts
         self.reasons.update(reasons)
-        newest_us = self.delays.add(batch)
+        symbols = delays_us = None
+        if decoded.few is not None:
+            received_us, frame_of = block.frames.received_us, decoded.few.frame_of
+            times_ms, symbols = [row[0] for row in decoded.few.values], [row[1] for row in decoded.few.values]
+            delays_us = [received_us[frame] - 1000 * ms for frame, ms in zip(frame_of, times_ms, strict=True)]
+        newest_us = self.delays.add(batch, delays_us)
         if newest_us is not None:
             self._venue.saw_trades(newest_us)
         if self._ids:
             self._ids.see(block.connection, batch, time.monotonic())  # before the gaps that these rows end are closed
-        self._observer.observe(block, decoded.notices, batch, refused, decoded.repeated)
+        self._observer.observe(block, decoded.notices, batch, refused, decoded.repeated, symbols)
 
 
 def _count(frames: int, decoded: Decoded, trades: int, refused: list[Refused], repeats: int) -> Counts:

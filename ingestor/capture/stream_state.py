@@ -20,7 +20,6 @@ import structlog
 from ingestor.capture.buffer import FrameBlock
 from ingestor.capture.gaps import Gaps, GroupGaps
 from ingestor.capture.rejects import Refused, make_sample
-from ingestor.capture.validate import FEW
 from ingestor.facts import Fact
 from ingestor.feeds import Notice
 from ingestor.ledger import Ledger
@@ -53,19 +52,19 @@ class Delays:
         self.count = 0
         self.sum_s = 0.0
 
-    def add(self, trades: pa.RecordBatch) -> int | None:
+    def add(self, trades: pa.RecordBatch, few: list[int] | None = None) -> int | None:
         """Count these trades, and tell the least delay (µs), negative where a trade is ahead of our clock; None without
-        trades. What is ahead counts as a delay of zero.
+        trades. What is ahead counts as a delay of zero. `few`: their delays (µs), where they are known.
         """
         if not trades.num_rows:
             return None
-        sent_ms: Any = trades.column("timestamp").view(pa.int64())
-        received_us: Any = trades.column("received_at").view(pa.int64())
-        if trades.num_rows <= FEW:
-            few = sorted(us - 1000 * ms for us, ms in zip(received_us.to_pylist(), sent_ms.to_pylist(), strict=True))
+        if few:
+            few.sort()
             least_us, most_us, sum_us = few[0], few[-1], sum(delay for delay in few if delay > 0)
         else:
-            few, delays_us = [], pc.subtract(received_us, pc.multiply(sent_ms, _US_PER_MS))
+            sent_ms: Any = trades.column("timestamp").view(pa.int64())
+            received_us: Any = trades.column("received_at").view(pa.int64())
+            delays_us = pc.subtract(received_us, pc.multiply(sent_ms, _US_PER_MS))
             least_us, most_us = pc.min_max(delays_us).as_py().values()
             sum_us = pc.sum(pc.max_element_wise(delays_us, _ZERO) if least_us < 0 else delays_us).as_py()
         for at, bound_us in enumerate(_BOUNDS_US):  # most bounds have all of a block on one side
@@ -416,15 +415,17 @@ class Observer:
         rows: pa.RecordBatch,
         refused: Sequence[Refused] = (),
         repeated: pa.RecordBatch | None = None,
+        symbols: Iterable[str] | None = None,
     ) -> None:
         """Of the frames of a block, these were notices, these rows were recorded, and these were refused; `repeated`
-        are the symbols and times of trades that another connection had brought before.
+        are the symbols and times of trades that another connection had brought before. `symbols`: those of the rows,
+        one by one, where they are few.
         """
-        symbols: Any = rows.column("symbol")
-        if len(symbols) <= FEW:
-            ticking: dict[str, int] = Counter(symbols.to_pylist())
+        if symbols is not None:
+            ticking: dict[str, int] = Counter(symbols)
         else:
-            ticking = {entry["values"]: entry["counts"] for entry in symbols.value_counts().to_pylist()}
+            counts: Any = rows.column("symbol").value_counts()
+            ticking = {entry["values"]: entry["counts"] for entry in counts.to_pylist()}
         gaps, requests = self._groups[self._group_of.get(block.connection, 0)]
         self._observed.saw_trades(ticking, block.frames.received_us[-1])
         brought = requests.brought(block.connection).keys()

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from itertools import repeat
@@ -64,8 +65,6 @@ def validate(trades: pa.RecordBatch, now_us: int, *, signed_prices: bool = False
     signed), `bad_volume` (not finite, or below 0). A null is bad, except in volume, where it means unknown.
     """
     latest_ms, least_price = (now_us + AHEAD_US) // 1000, -_MOST if signed_prices else _LEAST_PRICE
-    if trades.num_rows <= FEW and _are_good(trades, latest_ms, least_price):
-        return Validated(None, [])
     volume = trades["volume"]
     symbols: Any = trades["symbol"].dictionary_encode()  # each distinct one is judged once
     verdicts = pa.array(map(_is_symbol, symbols.dictionary.to_pylist()), pa.bool_(), size=len(symbols.dictionary))
@@ -90,16 +89,17 @@ def _is_symbol(text: str) -> bool:
     return 0 < len(text) <= _SYMBOL_CHARACTERS and is_visible(text)
 
 
-def _are_good(trades: pa.RecordBatch, latest_ms: int, least_price: float) -> bool:
-    """Whether all of a few trades are, by the same bounds."""
-    times: Any = trades["timestamp"].view(pa.int64())
-    symbols, prices = trades["symbol"], trades["price"]
-    return (
-        not (times.null_count or symbols.null_count or prices.null_count)
-        and all(_EARLIEST_MS <= time <= latest_ms for time in times.to_pylist())
-        and all(map(_is_symbol, symbols.to_pylist()))
-        and all(least_price <= price <= _MOST for price in prices.to_pylist())
-        and all(volume is None or 0.0 <= volume <= _MOST for volume in trades["volume"].to_pylist())
+def are_few_good(rows: Sequence[tuple[Any, ...]], now_us: int, *, signed_prices: bool = False) -> bool:
+    """Whether `validate` rejects none of these: rows of a feed, whose values begin with time, symbol, price and volume,
+    none of them null but for volumes.
+    """
+    latest_ms, least_price = (now_us + AHEAD_US) // 1000, -_MOST if signed_prices else _LEAST_PRICE
+    return all(
+        _EARLIEST_MS <= time <= latest_ms
+        and least_price <= price <= _MOST
+        and (volume is None or 0.0 <= volume <= _MOST)
+        and _is_symbol(symbol)
+        for time, symbol, price, volume, *_ in rows
     )
 
 
@@ -156,6 +156,10 @@ class Deduplicator:
         seen = pa.concat_arrays([one.keys for one in others])
         found = pc.is_in(_keys(trades["symbol"], trades["trade_id"]), seen, skip_nulls=True)  # without an id: not known
         return found if pc.any(found).as_py() else None
+
+    def knows_others(self, connection: int) -> bool:
+        """Whether something is remembered of another connection than this."""
+        return any(one.connection != connection for one in self._recent)
 
     def remember(self, connection: int, recorded: pa.RecordBatch, received_us: int) -> None:
         """These were recorded, received at that time."""

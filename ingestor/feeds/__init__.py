@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -50,18 +50,51 @@ class Notice:
     """True where an `error` says that a subscription was refused (with or without naming the symbol)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class FewRows(NamedTuple):
+    """Trades of a few frames, row by row: of so few, Arrow's calls would take longer than their work."""
+
+    values: list[tuple[Any, ...]]
+    """In the order of the feed's columns; times in the unit of theirs."""
+    frame_of: list[int]
+    """Of each trade the index of its frame in the block, never falling."""
+
+
+class Decoded(Protocol):
     """What a block of frames says. Each frame is counted once: decoded, rejected (a Reject without trade) or a
     notice.
     """
 
+    @property
+    def trades(self) -> pa.RecordBatch:
+        """In order of arrival, with the feed's schema. Values are of the right type and present, not yet sane."""
+        ...
+
+    @property
+    def frame_of(self) -> pa.Array:
+        """int64, one a trade: the index of its frame in the block, never falling."""
+        ...
+
+    @property
+    def few(self) -> FewRows | None:
+        """The same trades as rows; None where there are only columns."""
+        ...
+
+    @property
+    def rejects(self) -> list[Reject]: ...
+
+    @property
+    def notices(self) -> list[Notice]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedColumns:
+    """A Decoded that was read into columns."""
+
     trades: pa.RecordBatch
-    """In order of arrival, with the feed's schema. Values are of the right type and present, not yet sane."""
     frame_of: pa.Array
-    """int64, one a trade: the index of its frame in the block, never falling."""
     rejects: list[Reject]
     notices: list[Notice]
+    few: None = None
 
 
 @dataclass(frozen=True, slots=True)

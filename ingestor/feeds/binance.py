@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.config.feeds import BINANCE_STREAMS
-from ingestor.feeds import Decoded, Frames, Notice, Terms, json_frames
+from ingestor.feeds import Decoded, DecodedColumns, Frames, Notice, Terms, json_frames
 from ingestor.schema import TIMESTAMP, VENUE_FIELDS
 
 BINANCE_TRADES = pa.schema(
@@ -89,10 +89,10 @@ class Binance:
 
     def read_strictly(self, frames: Frames, first: int) -> Decoded:
         """Frame by frame; the first of them is number `first`."""
-        reading = json_frames.Reading()
+        reading = json_frames.Reading(BINANCE_TRADES)
         for frame, payload in enumerate(frames.payloads, first):
             _read(frame, payload, reading)
-        return reading.decoded(BINANCE_TRADES)
+        return reading
 
     def read_block(self, frames: Frames, first: int) -> Decoded | None:
         """As one, or None where pyarrow can't be relied on to read them as strict `json` would."""
@@ -114,11 +114,11 @@ class Binance:
         trades = _columns(events if json_frames.no_false(is_trade) else events.filter(is_trade))
         if trades is None:
             return None
-        others = json_frames.Reading()
+        others = json_frames.Reading(BINANCE_TRADES)
         for row in pc.indices_nonzero(pc.invert(is_trade)).to_pylist():
             _read(first + row, frames.payloads[row], others)
         frame_of = pc.add(pc.indices_nonzero(is_trade).cast(pa.int64()), pa.scalar(first))
-        return Decoded(trades, frame_of, others.rejects, others.notices)
+        return DecodedColumns(trades, frame_of, others.rejects, others.notices)
 
     def encode(self, trades: pa.RecordBatch) -> list[bytes]:
         """One frame per trade, in the form that this feed asks for; a trade without volume can't be said."""

@@ -16,7 +16,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Protocol, TypeVar
 
 import pyarrow as pa
@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from pyarrow import json as pajson
 
 from ingestor.config.feeds import Compression
-from ingestor.feeds import Decoded, Frames, Notice, Reject
+from ingestor.feeds import Decoded, DecodedColumns, FewRows, Frames, Notice, Reject
 
 DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
 """A number in a string, as venues write prices: no sign, no exponent."""
@@ -42,14 +42,15 @@ class RefusedError(Exception):
 class JsonObject(dict[str, Any]):
     """A JSON object that knows which keys it was given more than once; the last of their values counts."""
 
-    __slots__ = ("repeated",)
+    repeated: frozenset[str] = frozenset()
 
-    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
-        super().__init__(pairs)
-        self.repeated: frozenset[str] = frozenset()
-        if len(self) < len(pairs):
-            counts = Counter(key for key, _ in pairs)
-            self.repeated = frozenset(key for key, count in counts.items() if count > 1)
+
+def _make_object(pairs: list[tuple[str, Any]]) -> JsonObject:
+    made = JsonObject(pairs)
+    if len(made) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        made.repeated = frozenset(key for key, count in counts.items() if count > 1)
+    return made
 
 
 def _no_constant(text: str) -> float:
@@ -57,7 +58,7 @@ def _no_constant(text: str) -> float:
 
 
 _JSON = json.JSONDecoder(
-    object_pairs_hook=JsonObject,
+    object_pairs_hook=_make_object,
     # An int where int64 might hold it (and -0 is none), otherwise the nearest double, as pyarrow reads it.
     parse_int=lambda text: int(text) if len(text) <= 20 and text != "-0" else float(text),
     parse_constant=_no_constant,
@@ -174,22 +175,22 @@ def notice_text(value: Any) -> str:
     return value.encode(errors="replace").decode()[:_NOTICE_CHARACTERS] if isinstance(value, str) else ""
 
 
-@dataclass(slots=True)
 class Reading:
-    """What the frames read so far say."""
+    """What the frames read so far say: a Decoded whose columns are made when they are asked for."""
 
-    rows: list[tuple[Any, ...]] = field(default_factory=list)
-    """Values in the order of the feed's columns; times in the unit of theirs."""
-    frame_of: list[int] = field(default_factory=list)
-    rejects: list[Reject] = field(default_factory=list)
-    notices: list[Notice] = field(default_factory=list)
+    def __init__(self, schema: pa.Schema) -> None:
+        """`schema` is the feed's."""
+        self._schema = schema
+        self.few = FewRows([], [])
+        self.rejects: list[Reject] = []
+        self.notices: list[Notice] = []
 
     def add_trades(self, frame: int, items: Iterable[T], read: Callable[[T], tuple[Any, ...]]) -> None:
         """`read` makes a row of each item; one that it refuses (RefusedError) is rejected, and the others are not."""
         for index, item in enumerate(items):
             try:
-                self.rows.append(read(item))
-                self.frame_of.append(frame)
+                self.few.values.append(read(item))
+                self.few.frame_of.append(frame)
             except RefusedError as refused:
                 self.rejects.append(Reject(frame, index, str(refused)))
 
@@ -197,16 +198,16 @@ class Reading:
         """The whole frame."""
         self.rejects.append(Reject(frame, None, str(refused)))
 
-    def decoded(self, schema: pa.Schema) -> Decoded:
-        """All of it, the rows as columns of this schema."""
-        columns = zip(*self.rows, strict=True) if self.rows else [()] * len(schema)
+    @cached_property
+    def trades(self) -> pa.RecordBatch:
+        schema, rows = self._schema, self.few.values
+        columns = zip(*rows, strict=True) if rows else [()] * len(schema)
         arrays = [pa.array(column, type_) for column, type_ in zip(columns, schema.types, strict=True)]
-        return Decoded(
-            trades=pa.record_batch(arrays, schema=schema),
-            frame_of=pa.array(self.frame_of, pa.int64()),
-            rejects=self.rejects,
-            notices=self.notices,
-        )
+        return pa.record_batch(arrays, schema=schema)
+
+    @cached_property
+    def frame_of(self) -> pa.Array:
+        return pa.array(self.few.frame_of, pa.int64())
 
 
 # A block of frames as one
@@ -242,6 +243,8 @@ class Language(Protocol):
 
 def decode_blocks(language: Language, frames: Frames) -> Decoded:
     """What the frames say. Never raises."""
+    if len(frames) < _STRICT_FRAMES:
+        return language.read_strictly(frames, 0)
     starts = range(0, max(1, len(frames)), _BLOCK_FRAMES)
     blocks = (_part(frames, start, _BLOCK_FRAMES) for start in starts)
     parts = [part for start, block in zip(starts, blocks, strict=True) for part in _decode(language, block, start)]
@@ -269,7 +272,7 @@ def _part(frames: Frames, start: int, count: int) -> Frames:
 
 def _joined(parts: list[Decoded], schema: pa.Schema) -> Decoded:
     columns = zip(*(part.trades.columns for part in parts), strict=True)
-    return Decoded(
+    return DecodedColumns(
         trades=pa.record_batch([pa.concat_arrays(column) for column in columns], schema=schema),
         frame_of=pa.concat_arrays([part.frame_of for part in parts]),
         rejects=[reject for part in parts for reject in part.rejects],

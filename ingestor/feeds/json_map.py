@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from ingestor.config.feeds import Compression, JsonLogin, JsonSettings, JsonSymbolList, find_list
 from ingestor.config.types import KEY_PLACE
-from ingestor.feeds import Decoded, Frames, Heartbeat, Login, Notice, Terms, json_columns, json_frames
+from ingestor.feeds import Decoded, DecodedColumns, Frames, Heartbeat, Login, Notice, Terms, json_columns, json_frames
 from ingestor.schema import VENUE_TRADES
 
 
@@ -113,10 +113,10 @@ class JsonMap:
 
     def read_strictly(self, frames: Frames, first: int) -> Decoded:
         """Frame by frame; the first of them is number `first`."""
-        reading = json_frames.Reading()
+        reading = json_frames.Reading(self.schema)
         for frame, (payload, received_us) in enumerate(zip(frames.payloads, frames.received_us, strict=True), first):
             self._reader.read(frame, payload, received_us // 1000, reading)
-        return reading.decoded(self.schema)
+        return reading
 
     def read_block(self, frames: Frames, first: int) -> Decoded | None:
         """As one, or None where that might say something else. What is no object, or no list, is read strictly beside
@@ -137,12 +137,12 @@ class JsonMap:
         if block is None:
             return None
         frame_of = pa.array(alike, pa.int64()).take(block.frame_of)
-        others = json_frames.Reading()
+        others = json_frames.Reading(self.schema)
         for frame in sorted({*range(len(frames))}.difference(frame_of.to_pylist())):
             self._reader.read(first + frame, frames.payloads[frame], frames.received_us[frame] // 1000, others)
-        if others.rows:
+        if others.few.values:
             return None
-        return Decoded(block.trades, pc.add(frame_of, pa.scalar(first)), others.rejects, others.notices)
+        return DecodedColumns(block.trades, pc.add(frame_of, pa.scalar(first)), others.rejects, others.notices)
 
     def encode(self, trades: pa.RecordBatch) -> list[bytes]:
         """One frame per trade, compressed where this venue does that; what it has no field for is not said."""
