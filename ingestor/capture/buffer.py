@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ingestor.feeds import Frames
 
@@ -25,8 +26,7 @@ class FrameBlock:
     frames: Frames
 
 
-@dataclass(frozen=True, slots=True)
-class _Chunk:
+class _Chunk(NamedTuple):
     connection: int
     payloads: list[bytes]
     received_us: int
@@ -41,10 +41,19 @@ class Buffer:
 
     def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_bytes = max_bytes
+        self._enough = max_bytes // 2
+        """Below this a reader that waits for room goes on."""
         self._full_block = min(_BLOCK_BYTES, max_bytes)
         self._clock = clock
         self._chunks: deque[_Chunk] = deque()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        """For those who wait for room, or for the end; the recorder waits for its bell, which takes far less."""
+        self._bell = threading.Lock()
+        """Held, but for the moment between somebody's ring and the recorder's waking."""
+        self._bell.acquire()
+        self._listens = False
+        """Whether the recorder waits for the bell, and it has not been rung."""
         self._closed = False
         self.bytes = 0
         self.frames_put = 0
@@ -57,18 +66,18 @@ class Buffer:
         False where the buffer was closed before: the frames are not in it, and nothing may be claimed of them.
         """
         size = sum(map(len, payloads)) + _FRAME_OVERHEAD * len(payloads)
-        with self._changed:
+        with self._lock:
             if self._closed:
                 return False
             self._chunks.append(_Chunk(connection, payloads, received_us, size, self._clock()))
             self.bytes += size
             self.frames_put += len(payloads)
             if len(self._chunks) == 1 or self.bytes >= self._full_block:  # else the recorder has no reason to wake
-                self._changed.notify_all()
+                self._ring()
             if self.bytes >= self._max_bytes:
                 paused_at = self._clock()
                 self.pauses += 1
-                self._changed.wait_for(lambda: self.bytes < self._max_bytes // 2 or self._closed)
+                self._changed.wait_for(lambda: self.bytes < self._enough or self._closed)
                 self.paused_s += self._clock() - paused_at
         return True
 
@@ -77,12 +86,14 @@ class Buffer:
 
         Waits until the oldest frame is `linger_s` old, or a block is full, or the buffer is closed.
         """
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._chunks or self._closed, timeout_s) or not self._chunks:
+        with self._lock:
+            if not self._chunks and not self._closed:
+                self._listen(timeout_s)
+            if not self._chunks:
                 return None
             due = self._chunks[0].put_at + linger_s
             while self.bytes < self._full_block and not self._closed and (left := due - self._clock()) > 0:
-                self._changed.wait(left)
+                self._listen(left)
             connection = self._chunks[0].connection
             payloads: list[bytes] = []
             received_us: list[int] = []
@@ -101,17 +112,37 @@ class Buffer:
             if others:
                 self._chunks.extendleft(reversed(others))
             self.bytes -= size
-            self._changed.notify_all()
+            if self.bytes < self._enough <= self.bytes + size:
+                self._changed.notify_all()
             return FrameBlock(connection, Frames(payloads, received_us))
+
+    def _listen(self, timeout_s: float) -> None:
+        """Wait for the bell, the lock given up meanwhile. For the recorder, which holds the lock."""
+        self._listens = True
+        self._lock.release()
+        try:
+            self._bell.acquire(timeout=timeout_s)
+        finally:
+            self._lock.acquire()
+            if self._listens:
+                self._listens = False
+            else:  # it was rung, if only after the time was over: it is held again
+                self._bell.acquire(blocking=False)
+
+    def _ring(self) -> None:
+        """Wake the recorder, if it waits. For whoever holds the lock."""
+        if self._listens:
+            self._listens = False
+            self._bell.release()
 
     def lag_s(self) -> float:
         """How long the oldest waiting frame has waited."""
-        with self._changed:
+        with self._lock:
             return self._clock() - self._chunks[0].put_at if self._chunks else 0.0
 
     @property
     def frames_waiting(self) -> int:
-        with self._changed:
+        with self._lock:
             return sum(len(chunk.payloads) for chunk in self._chunks)
 
     @property
@@ -126,6 +157,7 @@ class Buffer:
 
     def close(self) -> None:
         """No more frames will be put: whoever waits goes on at once."""
-        with self._changed:
+        with self._lock:
             self._closed = True
+            self._ring()
             self._changed.notify_all()

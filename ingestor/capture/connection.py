@@ -120,12 +120,16 @@ class FrameStream(websocket.WebSocket):
         self.drained = False
         """Whether the last read found nothing in the socket."""
         self._tcp = sock
+        self._room = memoryview(bytearray(_READ))
+        """Where a read puts what comes: `recv` would ask for so much memory anew each time."""
         self._max_message = max_message
         self._ahead = b""
         self._at = 0
         """How much of `_ahead` is taken."""
         self._since_message = 0
         self._may_read = False
+        self._inside_message = False
+        """Whether the library has begun to read a message: then only the library can end it."""
 
     def receive(self) -> tuple[int, list[bytes]]:
         """The next messages as (opcode, payloads): any number of text messages, or one of another kind.
@@ -133,7 +137,7 @@ class FrameStream(websocket.WebSocket):
         Raises NothingYet, any other WebSocketException or OSError where the connection is of no more use.
         """
         self._may_read = True
-        if self._inside_message():
+        if self._inside_message:
             return self._receive_slowly()
         if self._at == len(self._ahead):
             self._read()
@@ -154,15 +158,14 @@ class FrameStream(websocket.WebSocket):
         self._tcp.close()
 
     def _receive_slowly(self) -> tuple[int, list[bytes]]:
-        opcode, frame = self.recv_data_frame(control_frame=True)
-        if not self._inside_message():  # a ping between two fragments ends no message
+        try:
+            opcode, frame = self.recv_data_frame(control_frame=True)
+        finally:
+            parser = self.frame_buffer
+            self._inside_message = bool(self.cont_frame.recving_frames or parser.header or parser.recv_buffer)
+        if not self._inside_message:  # a ping between two fragments ends no message
             self._since_message = len(self._ahead) - self._at
         return opcode, [frame.data]
-
-    def _inside_message(self) -> bool:
-        """Whether the library has begun to read a message: then only the library can end it."""
-        parser = self.frame_buffer
-        return bool(self.cont_frame.recving_frames or parser.header or parser.recv_buffer)
 
     def _recv(self, bufsize: int) -> bytes:
         """Where the library's parser gets its bytes."""
@@ -178,18 +181,18 @@ class FrameStream(websocket.WebSocket):
             raise NothingYet("not whole yet")
         self._may_read = False
         try:
-            data = self._tcp.recv(_READ)
+            size = self._tcp.recv_into(self._room)
         except (TimeoutError, ssl.SSLWantReadError) as error:
             self.drained = True
             raise NothingYet("nothing came") from error
         self.drained = False
-        if not data:
+        if not size:
             raise websocket.WebSocketConnectionClosedException("the connection was closed without a close frame")
-        self.bytes_received += len(data)
-        self._since_message += len(data)
+        self.bytes_received += size
+        self._since_message += size
         if self._since_message > self._max_message:
             raise websocket.WebSocketConnectionClosedException(f"a message longer than {self._max_message} bytes")
-        self._ahead = self._ahead[self._at :] + data
+        self._ahead = b"".join((self._ahead[self._at :], self._room[:size]))
         self._at = 0
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from statistics import median
+from typing import NamedTuple
 
 import structlog
 
@@ -32,12 +33,12 @@ _DAY_US = 86_400_000_000
 _WAITING_US = 60_000_000
 """So long before the clock was set, at most, a block was received that is looked at afterwards."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)  # Linux has it
 
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """Three clocks at one moment, in µs."""
 
     wall_us: int
@@ -47,8 +48,7 @@ class Reading:
     @classmethod
     def now(cls) -> "Reading":
         monotonic_us = time.monotonic_ns() // 1000
-        boottime = getattr(time, "CLOCK_BOOTTIME", None)  # Linux has it
-        boottime_us = monotonic_us if boottime is None else time.clock_gettime_ns(boottime) // 1000
+        boottime_us = monotonic_us if _BOOTTIME is None else time.clock_gettime_ns(_BOOTTIME) // 1000
         return cls(time.time_ns() // 1000, monotonic_us, boottime_us)
 
 
