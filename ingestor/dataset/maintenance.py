@@ -33,7 +33,7 @@ _REST = timedelta(days=5)
 GRACE = timedelta(hours=1)
 """After midnight UTC: late trades come up to 40 minutes after their time."""
 _STOP_S = 5.0
-_WATCH_S = 0.5
+_WATCH_S = 2.0
 
 
 def delete_expired(

@@ -17,7 +17,7 @@ from ingestor.layout import Layout, list_segments
 from ingestor.sinks import Sink
 from ingestor.sinks.retention_slots import RetentionSlots
 
-_POLL_S = 0.5  # what is synced grows once in `journal.sync_interval`
+_POLL_S = 1.0  # what is synced grows once in `journal.sync_interval`
 _RETRY_S = 1.0
 
 log = structlog.get_logger()
@@ -37,6 +37,8 @@ class Runner:
         self._places = {sink.name: sink.committed() for sink in sinks}
         self._follower = Follower(layout, _first_place(layout, self._places.values()), synced_only=True)
         self._failing: set[str] = set()
+        self._freed_before: int | None = None
+        """All segments below this number are deleted, unless somebody else keeps a slot."""
         self.hurried = threading.Event()
         """Set: give up what is left; the next start does it."""
         self.turned_at_s = time.monotonic()
@@ -81,12 +83,16 @@ class Runner:
         return False
 
     def _free(self) -> None:
+        number = min(sink.committed() for sink in self._sinks).segment
+        if self._slots is None and number == self._freed_before:
+            return
         try:
             free_segments(self._layout, self._sinks, self._slots)
         except (OSError, DamagedFile) as error:
             self._works("freeing", error)
         else:
             self._works("freeing", None)
+            self._freed_before = number
 
     def _deliver(self, event: Event) -> None:
         """Hand one event to each sink that has not had it, waiting for those that are unavailable."""
