@@ -23,7 +23,7 @@ from typing import IO, Any
 from trade_load import SYMBOLS
 
 HERE = Path(__file__).parent
-_GIVE_UP_S = 300.0
+_GIVE_UP_S = 900.0
 _LOOK_S = 0.1
 
 

@@ -85,6 +85,8 @@ class Paced:
     cpu_share: float
     """Of one core, from the end of the first third to the end."""
     peak_rss: int
+    rss: int
+    """At the end."""
     rss_growth: int
     """Bytes, over the same time."""
     own: int
@@ -134,6 +136,7 @@ def run_paced(
         received_ms=followed["received"],
         cpu_share=watch.cpu_share(),
         peak_rss=used.peak_rss,
+        rss=watch.rss[-1],
         rss_growth=watch.rss[-1] - watch.rss[third],
         own=own,
         journal_bytes=sum(watch.segments.values()),

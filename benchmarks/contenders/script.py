@@ -2,8 +2,8 @@
 
     python script.py URL FILE [CA_FILE]
 
-Written as well as its kind allows: one queue entry a message, a `writerows` a message. Ends when the venue closes the
-connection, with every trade written.
+Written as well as its kind allows: one queue entry a message, a `writerows` a message, a flush when no message waits.
+Ends when the venue closes the connection, with every trade written.
 """
 
 import csv
@@ -44,6 +44,8 @@ def write(waiting: queue.Queue[Trades | None], path: Path) -> None:
         rows.writerow(("timestamp", "symbol", "price", "volume", "conditions"))
         while (trades := waiting.get()) is not None:
             rows.writerows((one["t"], one["s"], one["p"], one["v"], ",".join(one["c"])) for one in trades)
+            if waiting.empty():  # what stays in memory is lost when it is killed
+                file.flush()
 
 
 if __name__ == "__main__":
