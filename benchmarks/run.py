@@ -248,7 +248,8 @@ class Bench:
         """The recorder at a free key's rate, and its CPU by that of the usual script right after it."""
         seconds = self.plan.quiet_s
         paced = run_paced(self.load, QUIET_RATE, seconds, self.folder, RECORDERS[0], batches=batches)
-        script = run_paced_script(self.load, QUIET_RATE, seconds, self.folder, SCRIPTS[0], batches=batches)
+        flushing = replace(SCRIPTS[0], options=("--flush",))
+        script = run_paced_script(self.load, QUIET_RATE, seconds, self.folder, flushing, batches=batches)
         return paced, paced.cpu_share / script
 
     def measure_idle(self) -> None:

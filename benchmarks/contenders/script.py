@@ -1,9 +1,10 @@
 """The usual script: websocket-client's WebSocketApp, json, a queue, csv in a thread of its own.
 
-    python script.py URL FILE [CA_FILE]
+    python script.py URL FILE [--flush] [CA_FILE]
 
-Written as well as its kind allows: one queue entry a message, a `writerows` a message, a flush when no message waits.
-Ends when the venue closes the connection, with every trade written.
+Written as well as its kind allows: one queue entry a message, a `writerows` a message; with `--flush`, a flush when no
+message waits, since what stays in memory is lost when it is killed. Ends when the venue closes the connection, with
+every trade written.
 """
 
 import csv
@@ -19,9 +20,10 @@ from websocket import WebSocketApp
 Trades = list[dict[str, Any]]
 
 
-def main(url: str, path: str, ca_file: str | None) -> None:
+def main(url: str, path: str, *options: str) -> None:
+    flush, ca_file = "--flush" in options, next((one for one in options if one != "--flush"), None)
     waiting: queue.Queue[Trades | None] = queue.Queue()
-    writer = threading.Thread(target=write, args=(waiting, Path(path)))
+    writer = threading.Thread(target=write, args=(waiting, Path(path), flush))
     writer.start()
 
     def on_open(app: WebSocketApp) -> None:
@@ -38,15 +40,15 @@ def main(url: str, path: str, ca_file: str | None) -> None:
     writer.join()
 
 
-def write(waiting: queue.Queue[Trades | None], path: Path) -> None:
+def write(waiting: queue.Queue[Trades | None], path: Path, flush: bool) -> None:
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("timestamp", "symbol", "price", "volume", "conditions"))
         while (trades := waiting.get()) is not None:
             rows.writerows((one["t"], one["s"], one["p"], one["v"], ",".join(one["c"])) for one in trades)
-            if waiting.empty():  # what stays in memory is lost when it is killed
+            if flush and waiting.empty():
                 file.flush()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None)
+    main(*sys.argv[1:])
