@@ -204,11 +204,13 @@ class Contender:
     formats: tuple[str, ...] = ()
     """What the recorder writes; empty for the scripts."""
     script: str = ""
+    options: tuple[str, ...] = ()
+    """Of the script."""
     written_as: str = "csv"
     python: str = sys.executable
     keeps_frames: bool = False
     """Of the recorder: with `storage.raw`."""
-    rotate_size: str = "32MB"
+    rotate_size: str = "16MB"
     """Of the recorder's segments."""
     ends_by_itself: bool = True
     """Whether it ends when the venue closes the connection; else by SIGTERM, once it has read everything."""
@@ -224,7 +226,14 @@ class Contender:
             config.write_text(json.dumps(self._settings(at, folder / "data")))
             return [self.python, "-m", "ingestor", "run", "--config", str(config)]
         ca_file = [str(at.tls.certificate)] if at.tls else []
-        return [self.python, str(HERE / "contenders" / self.script), at.url, str(self.output(folder)), *ca_file]
+        return [
+            self.python,
+            str(HERE / "contenders" / self.script),
+            at.url,
+            str(self.output(folder)),
+            *self.options,
+            *ca_file,
+        ]
 
     def output(self, folder: Path) -> Path:
         """Where it writes its trades."""

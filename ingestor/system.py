@@ -108,6 +108,11 @@ def allow_open_files(count: int) -> None:
 
 _UNUSED = frozenset({"numpy", "pandas", "rich", "tornado"})
 _TRIM_S = 10.0
+_MALLOPT = ((-3, 2 << 20, "MALLOC_MMAP_THRESHOLD_"), (-1, 8 << 20, "MALLOC_TRIM_THRESHOLD_"))
+"""Parameter, value, and what sets it from outside. Columns that are sealed are mapped by themselves, and are gone when
+they are freed; what blocks of frames need stays in the heaps. glibc moves the first up to 32 MB by itself, until the
+heaps hold what a seal has needed, in holes: https://man7.org/linux/man-pages/man3/mallopt.3.html.
+"""
 
 
 class _Refusal:
@@ -139,12 +144,17 @@ def use_system_allocator() -> None:
 
 
 class FreeMemory:
-    """Gives what lies free in the C library's heaps back to the system, every ten seconds."""
+    """Gives what lies free in the C library's heaps back to the system, every ten seconds; large pieces at once."""
 
     def __init__(self) -> None:
-        # Only glibc has it: https://man7.org/linux/man-pages/man3/malloc_trim.3.html
-        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+        # Only glibc has both: https://man7.org/linux/man-pages/man3/malloc_trim.3.html
+        library = ctypes.CDLL(None) if sys.platform == "linux" else None
+        self._trim = getattr(library, "malloc_trim", None)
         self._due_s = 0.0
+        if mallopt := getattr(library, "mallopt", None):
+            for parameter, value, outside in _MALLOPT:
+                if outside not in os.environ:
+                    mallopt(parameter, value)
 
     def tick(self, now_s: float) -> None:
         """At most some tenths of a millisecond, since little gathers in ten seconds."""

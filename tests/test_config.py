@@ -355,7 +355,7 @@ def test_the_schema_shows_defaults_as_the_file_would() -> None:
     assert schema["properties"]["tickers"]["anyOf"][1]["required"] == ["files"]
     rotate = schema["$defs"]["RotateSettings"]["properties"]
     assert rotate["age"]["default"] == "15m"
-    assert rotate["size"]["default"] == "32MB"
+    assert rotate["size"]["default"] == "16MB"
     assert schema["properties"]["stop_timeout"]["type"] == "string"
     assert schema["properties"]["tickers"]["anyOf"][0]["items"]["type"] == ["string", "number", "boolean", "null"]
     assert schema["additionalProperties"] is False

@@ -139,7 +139,7 @@ class RotateSettings(types.Section):
 
     age: Annotated[types.Duration, types.lasting("1s", "1d")] = Field(default=900.0, description="after this time")
     size: Annotated[types.Size, types.holding("4KB", "4GB")] = Field(
-        default=32 << 20, description="or this many bytes of journal"
+        default=16 << 20, description="or this many bytes of journal"
     )
 
 
