@@ -2,6 +2,7 @@
 
 import os
 from datetime import date, timedelta
+from itertools import accumulate
 from pathlib import Path
 
 import pyarrow as pa
@@ -194,6 +195,25 @@ class TestDates:
         sink.end_segment(END)
         assert published(layout) == []
         assert ledger_facts(layout, "segment.sealed") == []
+
+
+def test_small_batches_are_held_as_few_and_sealed_as_they_came(tmp_path: Path) -> None:
+    """Each of them alone takes three kilobytes, however few its rows."""
+    sizes = [3] * 1000 + [500] * 300 + [1] * 600
+    starts = list(accumulate(sizes, initial=1))
+    batches = [trades(start, size) for start, size in zip(starts, sizes, strict=False)]
+    layout, whole = make_root(tmp_path / "small"), make_root(tmp_path / "whole")
+    sink = ParquetFiles(layout, make_ledger(layout))
+    for batch in batches:
+        sink.write(as_rows(batch))
+    assert len(sink._batches) < 300 + 2 * 256 + 10
+    sink.end_segment(END)
+    publish_rows(whole, SEGMENT, pa.Table.from_batches(batches).combine_chunks().to_batches())
+    one, other = (pq.read_table(each.trades) for each in (layout, whole))
+    assert one.num_rows == sum(sizes)
+    assert one.equals(other)
+    sink.write(as_rows(batches[0]))
+    assert len(sink._batches) == 1
 
 
 class TestRecovery:

@@ -26,6 +26,9 @@ from ingestor.schema import PACKED_FRAMES, TIMESTAMP
 if TYPE_CHECKING:
     from pathlib import Path
 
+_GATHER = 256
+_SMALL_ROWS = 64
+"""Of a batch with fewer, most of the memory is what stands around its rows."""
 _DAY_MS = 86_400_000
 _EPOCH = date(1970, 1, 1)
 
@@ -41,6 +44,8 @@ class ParquetFiles:
         self._layout = layout
         self._ledger = ledger
         self._batches: list[pa.RecordBatch] = []
+        self._seen = 0
+        """So many of them, the first ones, are gathered, or large."""
         segments = list_segments(layout)
         behind = Cursor(segments[-1].id.number + 1, 0) if segments else Cursor(0, 0)
         # The oldest segment that the dataset doesn't speak for, or the place behind the newest.
@@ -51,6 +56,15 @@ class ParquetFiles:
     def write(self, rows: Rows) -> None:
         if rows.batch.num_rows:
             self._batches.append(rows.batch)
+            if len(self._batches) - self._seen >= _GATHER:
+                self._gather()
+
+    def _gather(self) -> None:
+        """Make one batch of many small ones: a quiet stream brings thousands until a segment ends."""
+        newest = self._batches[self._seen :]
+        if sum(one.num_rows for one in newest) < _SMALL_ROWS * len(newest):
+            self._batches[self._seen :] = pa.Table.from_batches(newest).combine_chunks().to_batches()
+        self._seen = len(self._batches)
 
     def set_aside(self, damage: Damage) -> None:
         """Nothing: what is no record holds no row."""
@@ -65,7 +79,7 @@ class ParquetFiles:
             sync_directory(self._layout.journal)
         except OSError as error:
             raise SinkUnavailable(f"can't seal {end.segment}: {error.strerror or error}") from None
-        self._batches = []
+        self._batches, self._seen = [], 0
         self._committed = end.at
         if files:
             rows = sum(files.values())

@@ -21,6 +21,8 @@ from ingestor.trade_ids import IdRanges
 log = structlog.get_logger()
 
 _COUNT_ROWS = 1 << 13
+_COUNT_BATCHES = 256
+"""Of a quiet stream: so many small ones take a megabyte."""
 
 
 @dataclass(slots=True)
@@ -54,7 +56,7 @@ class _Account:
         self.last_received_us = rows.last_received_us
         self.uncounted.append(rows.batch)
         self.uncounted_rows += rows.batch.num_rows
-        if self.uncounted_rows >= _COUNT_ROWS:
+        if self.uncounted_rows >= _COUNT_ROWS or len(self.uncounted) >= _COUNT_BATCHES:
             self.count()
 
     def count(self) -> None:
