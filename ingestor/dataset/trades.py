@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _POLL_S = 0.005
-_REST_POLL_S = 0.025
+_REST_POLL_S = 0.04
 """The interval where nothing has come for a second: most of the cost of a poll is then the waking up."""
 _REST_S = 1.0
 _STATES_S = 0.25
