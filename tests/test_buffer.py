@@ -69,6 +69,29 @@ def test_connections_that_are_read_at_once_take_turns() -> None:
     assert [block.frames.received_us[-1] for block in blocks] == [20, 39, 38]
 
 
+def test_the_first_frame_wakes_a_recorder_that_waits() -> None:
+    buffer = Buffer(MB)
+    with ThreadPoolExecutor() as pool:
+        taken = pool.submit(buffer.take, 0.0, LONG_S)
+        eventually(lambda: buffer._listens, "the recorder waits")
+        buffer.put(1, [b"a"], 0)
+        block = taken.result(timeout=LONG_S / 2)
+    assert block is not None
+    assert block.frames.payloads == [b"a"]
+
+
+def test_a_full_block_wakes_a_recorder_that_waits_for_company() -> None:
+    buffer = Buffer(MB)
+    with ThreadPoolExecutor() as pool:
+        buffer.put(1, [b"a"], 0)
+        taken = pool.submit(buffer.take, LONG_S, SOON_S)
+        eventually(lambda: buffer._listens, "the recorder waits")
+        buffer.put(1, [bytes(MB)], 0)
+        block = taken.result(timeout=LONG_S / 2)
+    assert block is not None
+    assert len(block.frames) == 2
+
+
 def test_nothing_within_the_time_is_none() -> None:
     assert Buffer(MB).take(0.0, SOON_S) is None
 

@@ -50,8 +50,7 @@ class Buffer:
         self._changed = threading.Condition(self._lock)
         """For those who wait for room, or for the end; the recorder waits for its bell, which takes far less."""
         self._bell = threading.Lock()
-        """Held, but for the moment between somebody's ring and the recorder's waking."""
-        self._bell.acquire()
+        """Held while the recorder waits for it; a ring lets go of it."""
         self._listens = False
         """Whether the recorder waits for the bell, and it has not been rung."""
         self._closed = False
@@ -118,16 +117,14 @@ class Buffer:
 
     def _listen(self, timeout_s: float) -> None:
         """Wait for the bell, the lock given up meanwhile. For the recorder, which holds the lock."""
+        self._bell.acquire(blocking=False)  # it is free where it was rung when the time before was over
         self._listens = True
         self._lock.release()
         try:
             self._bell.acquire(timeout=timeout_s)
         finally:
             self._lock.acquire()
-            if self._listens:
-                self._listens = False
-            else:  # it was rung, if only after the time was over: it is held again
-                self._bell.acquire(blocking=False)
+            self._listens = False
 
     def _ring(self) -> None:
         """Wake the recorder, if it waits. For whoever holds the lock."""
