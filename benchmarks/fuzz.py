@@ -73,7 +73,7 @@ def check_block(feed: Finnhub, seed: int, counts: Counter[str]) -> str | None:
     kept = [row not in rows for row in range(decoded.trades.num_rows)] if rows else None
     if verdict.rejected != bad or (verdict.kept and verdict.kept.to_pylist()) != kept:
         return f"validate: {verdict.rejected} where {bad} was expected"
-    if decoded.few and are_few_good(decoded.few.values, NOW_US) != (not bad):
+    if decoded.few is not None and are_few_good(decoded.few.values, NOW_US) != (not bad):
         return f"are_few_good, where {bad} was expected"
     counts.update(blocks=1, frames=len(payloads), trades=len(heard.trades), rejects=len(heard.rejects), insane=len(bad))
     return None

@@ -167,7 +167,7 @@ def rounds_targets(rounds: list[Round]) -> list[Target]:
 
 def memory_targets(steady: Paced) -> list[Target]:
     """Of what the recorder takes at 57 trades a second, but for the CPU: that is held against the usual script's."""
-    after = f"after {steady.lasted_s / 60:.2g} min at 57 trades/s"
+    after = f"after {steady.lasted_s:g} s at 57 trades/s"
     return [
         Target(f"RSS {after}", True, 100, steady.rss / 1e6, "MB"),
         Target(f"memory of its own {after}", True, 45, steady.own / 1e6, "MB"),

@@ -155,11 +155,11 @@ class BlockDecoder:
             known, repeated = found
         decoded = self._feed.decode(frames) if known is None else self._decode_others(frames, known)
         few = self._find_few(decoded, last_us)
-        if few and not beside_others and not deduplicator.knows_others(block.connection):
+        if few is not None and not beside_others and not deduplicator.knows_others(block.connection):
             batch = self._of_few(few, block)
             refused = find_refused(frames, decoded, [], self.next_frame) if decoded.rejects else []
         else:
-            validated = Validated(None, []) if few else self._validate(block, decoded.trades)
+            validated = self._validate(block, decoded.trades) if few is None else Validated(None, [])
             few = None
             if (same := deduplicator.find(block.connection, decoded.trades)) is not None:
                 validated = validated.without(same)

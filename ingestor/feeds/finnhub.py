@@ -32,7 +32,6 @@ _TRADE = pa.struct(
 )
 _FRAME = pa.schema([pa.field("data", pa.list_(_TRADE)), pa.field("type", pa.string())])
 
-
 _Row = tuple[int, str, float, float | None, str | None]
 """Of VENUE_TRADES; the time in milliseconds."""
 _read_plainly = json.JSONDecoder().raw_decode
