@@ -751,12 +751,13 @@ def test_the_last_text_of_each_connection_is_kept_however_often_another_is_renew
 
 
 def test_planned_renewals_of_all_groups_are_apart() -> None:
-    connections = Connections(max_age_s=1000.0, groups=3)
+    apart_s = 100.0  # a whole number, so that it can be taken from any uptime without rounding
+    connections = Connections(max_age_s=12 * apart_s, groups=3)
     renewed = [connections.begin(place % 3)[1] for place in range(6)]
     connections.retire(1)
     connections.retire(2)
     renewed = [*renewed[2:], *(connections.begin(place)[1] for place in range(2))]
-    assert all(abs(one - other) >= 1000 / 12 for one, other in combinations(renewed, 2))
+    assert all(abs(one - other) >= apart_s for one, other in combinations(renewed, 2))
     assert min(renewed) > time.monotonic() + 300, "and none is renewed soon"
     assert connections.opened == 8
     assert connections.group_of == {2: 1, 3: 2, 5: 1, 6: 2, 8: 1}
