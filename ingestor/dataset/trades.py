@@ -317,6 +317,7 @@ def follow(
     )
     warn_of_unknown([layout], chosen)
     states = _changes_of_state(layout, chosen) if events else repeat([])
+    nothing = pa.RecordBatch.from_pylist([], schema=TRADES)
     heard_at_s = last_row_s = time.monotonic()
     with contextlib.closing(follower):
         while True:
@@ -333,7 +334,7 @@ def follow(
                     heard_at_s = last_row_s = time.monotonic()
             yield from next(states)
             if idle_s is not None and time.monotonic() - heard_at_s >= idle_s:
-                yield pa.RecordBatch.from_pylist([], schema=TRADES)
+                yield nothing
                 heard_at_s = time.monotonic()
             time.sleep(_POLL_S if time.monotonic() - last_row_s < _REST_S else _REST_POLL_S)
 

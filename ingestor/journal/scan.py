@@ -137,6 +137,7 @@ class JournalFolder:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
+        self._folder = str(layout.journal)
         self._segments: list[SegmentFile] = []
         self._changed_ns: int | None = None
         self._settled_s = 0.0
@@ -148,7 +149,7 @@ class JournalFolder:
     def segments(self) -> list[SegmentFile]:
         """As `list_segments`. Raises OSError."""
         try:
-            changed_ns = os.stat(self._layout.journal).st_mtime_ns  # noqa: PTH116  asked many times a second
+            changed_ns = os.stat(self._folder).st_mtime_ns  # noqa: PTH116  asked many times a second
         except FileNotFoundError:
             return []
         now_s = time.monotonic()
