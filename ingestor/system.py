@@ -7,7 +7,7 @@ import ctypes
 import os
 import selectors
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -98,42 +98,58 @@ def allow_open_files(count: int) -> None:
 
 # A process that stays small
 #
-# pyarrow imports numpy when it is imported, and pandas when it makes its first array; structlog imports rich, tenacity
-# tornado. Where they are installed, that is half of the CPU and memory of a command's start, and of a recorder that
-# works on columns alone. Each of them does without, as on a machine that has none of them.
+# pyarrow imports numpy and cloudpickle when it is imported, and pandas when it makes its first array; structlog imports
+# rich, tenacity tornado. Where they are installed, that is half of the CPU and memory of a command's start, and of a
+# recorder that works on columns alone. Each of them does without, as on a machine that has none of them. So does
+# `pyarrow.fs` without the stores of a cloud, where no root lies in one.
 #
 # Of what a recorder frees, the C library and Arrow's own allocator would keep tens of megabytes for months. Arrow takes
 # its memory from the C library, and what lies free there goes back to the system every few seconds: see
 # docs/performance.md for the figures.
 
-_UNUSED = frozenset({"numpy", "pandas", "rich", "tornado"})
+UNUSED = frozenset({"cloudpickle", "numpy", "pandas", "rich", "tornado"})
+"""By what works on columns alone."""
+CLOUDS = frozenset({"pyarrow._azurefs", "pyarrow._gcsfs", "pyarrow._hdfs", "pyarrow._s3fs"})
+"""The stores that pyarrow knows."""
 _TRIM_S = 10.0
-_MALLOPT = ((-3, 2 << 20, "MALLOC_MMAP_THRESHOLD_"), (-1, 8 << 20, "MALLOC_TRIM_THRESHOLD_"))
+_MALLOPT = (
+    (-3, 2 << 20, "MALLOC_MMAP_THRESHOLD_"),
+    (-1, 8 << 20, "MALLOC_TRIM_THRESHOLD_"),
+    (-8, 2, "MALLOC_ARENA_MAX"),
+)
 """Parameter, value, and what sets it from outside. Columns that are sealed are mapped by themselves, and are gone when
 they are freed; what blocks of frames need stays in the heaps. glibc moves the first up to 32 MB by itself, until the
-heaps hold what a seal has needed, in holes: https://man7.org/linux/man-pages/man3/mallopt.3.html.
+heaps hold what a seal has needed, in holes: https://man7.org/linux/man-pages/man3/mallopt.3.html. And the threads
+share two heaps, so that the holes of one are filled by all.
 """
 
 
 class _Refusal:
     """Stands first among the finders of `sys.meta_path`."""
 
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         del path, target
-        package = fullname.partition(".")[0]
-        if package in _UNUSED and package not in sys.modules:  # one that is loaded may load its parts later
-            raise ModuleNotFoundError(f"this process does without {fullname}", name=fullname)
+        for name in self.names:
+            if f"{fullname}.".startswith(f"{name}.") and name not in sys.modules:  # a loaded one may load its parts
+                raise ModuleNotFoundError(f"this process does without {fullname}", name=fullname)
         return None
 
 
-def refuse_unused() -> None:
-    """From now on this process can't import numpy, pandas, rich and tornado, but for those that it has imported
-    already. To be called before pyarrow is imported.
+_REFUSAL = _Refusal()
+
+
+def refuse(names: Collection[str]) -> None:
+    """From now on this process can't import these modules, but for those that it has imported already: `UNUSED` to be
+    refused before pyarrow is imported, `CLOUDS` before `pyarrow.fs` is.
     """
-    if not any(isinstance(finder, _Refusal) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Refusal())
+    _REFUSAL.names |= set(names)
+    if _REFUSAL not in sys.meta_path:
+        sys.meta_path.insert(0, _REFUSAL)
 
 
 def use_system_allocator() -> None:

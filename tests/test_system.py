@@ -13,14 +13,14 @@ from ingestor.system import is_readable
 
 WORK = """
 import sys
-from ingestor.system import refuse_unused
-refuse_unused()
-refuse_unused()
-import pyarrow as pa, pyarrow.compute as pc, structlog
+from ingestor.system import CLOUDS, UNUSED, refuse
+refuse(UNUSED)
+refuse(CLOUDS)
+import pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq, structlog
 column = pa.array([3, 1, 2])
 print(pc.sort_indices(column).to_pylist(), pc.add(column, 1).to_pylist())
 print(*sorted({"numpy", "pandas", "rich"} & set(sys.modules)))
-for name in ("numpy", "pandas", "rich.console"):
+for name in ("numpy", "pandas", "rich.console", "pyarrow._s3fs"):
     try:
         __import__(name)
     except ModuleNotFoundError as error:
@@ -36,13 +36,14 @@ def test_columns_without_what_is_not_used() -> None:
         "this process does without numpy",
         "this process does without pandas",
         "this process does without rich",
+        "this process does without pyarrow._s3fs",
     ]
 
 
 FREED = """
 import re
 from ingestor import system
-system.refuse_unused()
+system.refuse(system.UNUSED)
 system.use_system_allocator()
 import pyarrow as pa
 def own_kb():
@@ -70,6 +71,38 @@ print(pa.default_memory_pool().backend_name, full - before > 50_000, freed - bef
 def test_what_is_freed_goes_back_to_the_system() -> None:
     done = subprocess.run([sys.executable, "-c", FREED], check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["True", "True", "system", "True", "True", "True"]
+
+
+HEAPS = """
+import ctypes, sys, threading
+from ingestor import system
+memory = system.FreeMemory()
+library = ctypes.CDLL(None)
+library.fopen.restype = ctypes.c_void_p
+held, meet = [], threading.Barrier(9)
+def hold():
+    meet.wait()  # all at once: a thread that has ended leaves its heap to the next
+    held.append(bytes(5000))
+    meet.wait()
+for _ in range(8):
+    threading.Thread(target=hold).start()
+meet.wait()
+meet.wait()
+told = ctypes.c_void_p(library.fopen(sys.argv[1].encode(), b"w"))
+library.malloc_info(0, told)
+library.fclose(told)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="heaps per thread are glibc's")
+@pytest.mark.parametrize(("outside", "count"), [(None, 2), ("5", 5)])
+def test_all_threads_share_two_heaps(tmp_path: Path, outside: str | None, count: int) -> None:
+    """Or as many as the environment says."""
+    told = tmp_path / "heaps.xml"
+    environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+    environment |= {} if outside is None else {"MALLOC_ARENA_MAX": outside}
+    subprocess.run([sys.executable, "-c", HEAPS, str(told)], check=True, env=environment)
+    assert told.read_text().count("<heap nr=") == count
 
 
 def test_any_descriptor_is_waited_for() -> None:

@@ -19,7 +19,7 @@ import click
 
 import ingestor
 from ingestor.errors import IngestorError
-from ingestor.system import refuse_unused, use_system_allocator
+from ingestor.system import CLOUDS, UNUSED, refuse, use_system_allocator
 from ingestor.texts import escape
 
 COMMANDS = {
@@ -111,13 +111,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code; a warning or an error is one clear message on stderr.
 
     For a process of its own: where no argument is the name of a command that needs them, it can't import numpy and
-    pandas afterwards.
+    pandas afterwards, nor a recorder the stores of a cloud.
     """
-    words = set(sys.argv[1:] if arguments is None else arguments)
+    line = list(sys.argv[1:] if arguments is None else arguments)
+    words = set(line)
     if not WITH_NUMPY & {word.removeprefix("--format=") for word in words}:
-        refuse_unused()
-    if "run" in words:
+        refuse(UNUSED)
+    if line[:1] == ["run"]:
         use_system_allocator()
+        refuse(CLOUDS)
     if words & COMMANDS.keys():  # until a command says otherwise: what is logged goes to stderr, data alone to stdout
         from ingestor.logs import configure_logs
 
