@@ -18,6 +18,11 @@ SCENARIOS := $(BIN)/pytest tests/scenarios
 IN_TMP = tmp=$$(mktemp -d) && TMPDIR=$$tmp
 # What a test took its own user's permission from is given it back first: only root could remove it as it is.
 REMOVE_TMP = && chmod -R u+rwX "$$tmp" && rm -rf "$$tmp"
+# pip would compile thousands of files on one core. Some packages hold files that are of no Python: they stay as they are.
+define INSTALL
+$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e '.[$(1)]'
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || :
+endef
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check docs bench bench-quick bench-live bench-sinks bench-years screenshots fuzz chaos soak clean
@@ -85,13 +90,13 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.analysis: pyproject.toml | $(BIN)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[analysis]'
+	$(call INSTALL,analysis)
 	@touch $@
 
 $(VENV)/.docs: pyproject.toml | $(BIN)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(call INSTALL,docs)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(call INSTALL,dev)
 	@touch $@ $(VENV)/.analysis
