@@ -27,6 +27,7 @@ from ingestor.operations.reload import LiveSettings
 from ingestor.operations.systemd import Notifier, Service, Signals
 from ingestor.recording import Recording, make_sink_process, prepare
 from ingestor.sinks.process import SinkProcess
+from ingestor.store import require_folder
 from ingestor.system import FreeMemory
 
 _WATCH_S = 0.5
@@ -412,6 +413,7 @@ def record(
     `source` is where `settings` came from. Raises IngestorError, OSError.
     """
     os.umask(0o027)
+    require_folder(settings.storage.root)
     layout = Layout(settings.storage.root.absolute())
     sinks = make_sink_process(settings, layout, (source.path or DEFAULT_PATH).parent)
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import urlencode
 
-from ingestor.errors import IngestorError, NotARecording
+from ingestor.errors import ConfigError, IngestorError, NotARecording
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -62,13 +62,26 @@ def locate_root(root: str | Path) -> Path:
     """
     if isinstance(root, StorePath):
         return root
-    scheme = _STORE.match(str(root))
-    if not scheme or Path(root).exists():
+    scheme = _find_scheme(root)
+    if scheme is None:
         path = Path(root)
         return Store(str(path)).root if (path / MIRROR).is_dir() else path
     if isinstance(root, Path):  # which leaves one slash of several
         return Store(f"{scheme[1]}:/{'/' * (1 + (scheme[1] == 'file'))}{str(root)[scheme.end() :]}").root
     return Store(root).root
+
+
+def require_folder(root: Path) -> None:
+    """Raises ConfigError where `locate_root` takes this for an address, which no recording is written to."""
+    if scheme := _find_scheme(root):  # the rest may hold a password
+        hint = "name a folder of this machine; `sinks.object_store` copies it to a store"
+        raise ConfigError(f"the root is an address ({scheme[1]}:), and a recording is written to a folder: {hint}")
+
+
+def _find_scheme(root: str | Path) -> re.Match[str] | None:
+    """What an address begins with; None of a folder, be it one with such a name."""
+    scheme = _STORE.match(str(root))
+    return None if scheme and Path(root).exists() else scheme
 
 
 def open_place(uri: str) -> "tuple[FileSystem, str]":

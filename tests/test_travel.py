@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -377,6 +379,27 @@ def test_an_address_that_can_not_be_read(address: str, fault: str) -> None:
         with pytest.raises(NotARecording, match=fault) as refused:
             ingestor.read_trades(root)
         assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("address", ["s3://id:hunter2@bucket/data", "file:///data"])
+@pytest.mark.parametrize("command", ["run --symbols AAPL --root", "merge one two --into"])
+def test_nothing_is_recorded_to_an_address(
+    command: str, address: str, stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor to a folder of that name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FINNHUB_API_KEY", "k" * 20)
+    for name in ("one", "two"):
+        Path(name).symlink_to(stopped / "data")
+    line = [sys.executable, "-m", "ingestor", *command.split(), address]
+    done = subprocess.run(line, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "and a recording is written to a folder: name a folder of this machine" in done.stderr.splitlines()[-1]
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
+    checked = CliRunner().invoke(cli, ["check", "--root", address, "--symbols", "AAPL"])
+    assert checked.exit_code == 2
+    assert "and a recording is written to a folder" in " ".join(checked.output.split())
+    assert "hunter2" not in done.stderr + checked.output
 
 
 def test_a_shared_place_is_read_recorder_by_recorder(stopped: Path, tmp_path: Path) -> None:

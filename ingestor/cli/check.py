@@ -30,6 +30,7 @@ from ingestor.errors import ConfigError
 from ingestor.layout import Layout, read_holder
 from ingestor.operations.alerts import load_receivers
 from ingestor.operations.preflight import Rest, VenueUnreachable, find_unknown, measure_disk
+from ingestor.store import require_folder
 from ingestor.texts import escape, format_size
 
 _LOWER_NAMED, _UNKNOWN_NAMED = 5, 8
@@ -74,10 +75,12 @@ def check(
     directory = config_dir(config)
     settings, findings = None, []
     try:
-        settings = settings_from(config, Flags(symbols=symbols, root=root))
+        found = settings_from(config, Flags(symbols=symbols, root=root))
+        require_folder(found.storage.root)
     except ConfigError as error:
         findings += [Finding("error", "settings", line) for line in str(error).splitlines()]
     else:
+        settings = found
         source = config or (DEFAULT_PATH if DEFAULT_PATH.exists() else "the defaults")
         count = len(settings.tickers)
         findings.append(Finding("ok", "settings", f"{source}: {count} ticker{'s' if count != 1 else ''}"))

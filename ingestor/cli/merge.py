@@ -39,7 +39,7 @@ from ingestor.schema import FORMAT_VERSION, RUN_SHIFT
 from ingestor.sinks.parquet_files import ParquetFiles
 from ingestor.sinks.runner import Runner
 from ingestor.sinks.segment_accounts import SegmentAccounts
-from ingestor.store import list_folder, locate_root
+from ingestor.store import list_folder, locate_root, require_folder
 
 _SHOWN = 20
 _BLOCK_ROWS = 1 << 13
@@ -152,7 +152,10 @@ def merge_roots(
 
 
 def begin_root(into: Layout, feed: str, venue: str, schema: pa.Schema, id_column: str | None, **made_of: Any) -> Ledger:
-    """Make a root of one run that no recorder makes; its ledger. Raises ConfigError where it is there, OSError."""
+    """Make a root of one run that no recorder makes; its ledger. Raises ConfigError where it is there, or is an
+    address; OSError.
+    """
+    require_folder(into.root)
     if into.root.exists() and any(into.root.iterdir()):
         raise ConfigError(f"{into.root} is not empty: name a directory that is not there yet")
     into.create()
