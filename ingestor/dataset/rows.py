@@ -81,10 +81,11 @@ def read_rows(path: Path, selection: Selection, day: date | None = None) -> pa.T
         named_errors(path),
     ):
         check_format(path, file.metadata.metadata)
-        check_columns(path, file.schema_arrow.names)
+        names = file.schema_arrow.names  # made anew each time it is asked for
+        check_columns(path, names)
         span = EVER if day is not None and selection.span.holds_all_of(day) else selection.span
         groups = useful_groups(file.metadata, span, selection.symbols)
-        present = [name for name in selection.needed if name in file.schema_arrow.names]
+        present = [name for name in selection.needed if name in names]
         rows = file.read_row_groups(groups, columns=present)
         check_rows(path, rows)
         return filter_rows(rows, selection, span)
@@ -172,18 +173,16 @@ def useful_groups(metadata: pq.FileMetaData, span: Span, symbols: Collection[str
     """The row groups that may hold a row asked for, by their statistics."""
     if span == EVER and symbols is None:
         return list(range(metadata.num_row_groups))
-    names = metadata.schema.to_arrow_schema().names
+    names = metadata.schema.names
     at_symbol, at_time = names.index("symbol"), names.index("timestamp")
     found = []
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
         held = group.column(at_symbol).statistics if symbols is not None else None
-        if (
-            held is not None
-            and held.has_min_max
-            and not any(held.min <= symbol <= held.max for symbol in symbols or ())
-        ):
-            continue
+        if held is not None and held.has_min_max:
+            first, last = held.min, held.max
+            if not any(first <= symbol <= last for symbol in symbols or ()):
+                continue
         times = group.column(at_time).statistics if span != EVER else None
         if times is not None and times.has_min_max:
             too_late = span.end_ms is not None and times.min_raw >= span.end_ms
@@ -222,7 +221,7 @@ def known_schema(snapshot: Snapshot) -> pa.Schema:
     return TRADES
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=256)  # those of a year's days
 def _read_schema(path: Path, *_as_it_is: int) -> pa.Schema:
     """The columns of a file, once as long as it is the one that these numbers tell. In a store a name is never used
     again.
@@ -296,13 +295,14 @@ def open_rows(
             open_parquet(path, opened, read_dictionary=list(TEXTS), pre_buffer=False, page_checksum_verification=True)
         )
         check_format(path, file.metadata.metadata)
-        check_columns(path, file.schema_arrow.names)
+        names = file.schema_arrow.names
+        check_columns(path, names)
         # Without threads: to hand out a few thousand rows' columns to them costs three times as much as to read them.
         if selection is None:
             batches = file.iter_batches(batch_rows, use_threads=False)
         else:
             groups = useful_groups(file.metadata, selection.span, selection.symbols)
-            present = [name for name in selection.needed if name in file.schema_arrow.names]
+            present = [name for name in selection.needed if name in names]
             batches = file.iter_batches(batch_rows, groups, columns=present, use_threads=False)
     return _read_batches(path, batches, selection)
 
