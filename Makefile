@@ -18,7 +18,7 @@ SCENARIOS := $(BIN)/pytest tests/scenarios
 IN_TMP = tmp=$$(mktemp -d) && TMPDIR=$$tmp
 # What a test took its own user's permission from is given it back first: only root could remove it as it is.
 REMOVE_TMP = && chmod -R u+rwX "$$tmp" && rm -rf "$$tmp"
-# pip would compile thousands of files on one core. Some packages hold files that are of no Python: they stay as they are.
+# pip would compile thousands of files on one core. Some packages hold files that no Python compiles: they are left as they are.
 define INSTALL
 $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e '.[$(1)]'
 	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || :

@@ -344,11 +344,19 @@ def _read_kafka_frame(stream: BinaryIO) -> bytes:
     return length + stream.read(int.from_bytes(length)) if len(length) == 4 else b""
 
 
+def _weed_sockets(ports: list[int]) -> list[Path]:
+    """Those that SeaweedFS makes for these ports, where they are there."""
+    return [path for port in ports for path in _WEED_SOCKETS.glob(f"seaweedfs-*-{port}.sock")]
+
+
 class S3Server:
     """SeaweedFS with one bucket."""
 
     def __init__(self, folder: Path) -> None:
-        self._ports = ports = free_ports(10)
+        # weed makes sockets of these names, and can't where another user's, who was killed, lie there still.
+        while _weed_sockets(ports := free_ports(10)):
+            pass
+        self._ports = ports
         names = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc",
                  "filer.port", "filer.port.grpc", "admin.port", "admin.port.grpc")  # fmt: skip
         off = ("webdav", "admin.ui", "master.telemetry")
@@ -376,9 +384,8 @@ class S3Server:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
-        for port in self._ports:
-            for left in _WEED_SOCKETS.glob(f"seaweedfs-*-{port}.sock"):
-                left.unlink()
+        for left in _weed_sockets(self._ports):
+            left.unlink()
 
     def close(self) -> None:
         self.kill()
