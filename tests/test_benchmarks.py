@@ -20,6 +20,7 @@ sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 import backlog
 import fuzz
+import sinks
 from load_server import Client, send_stamped
 from processes import BenchmarkFailed, Contender, LeftOut, Tls, recorder
 from reading import ReadingPlan, check_rows, make_recordings, measure_reading, reading_notes, reading_targets
@@ -309,9 +310,16 @@ def test_a_sink_is_measured_on_what_it_holds_in_the_end(tmp_path: Path) -> None:
     assert left_out == {}
     assert (rate.kind, rate.rows) == ("directory", 100_000)
     assert rate.rows_a_second == pytest.approx(100_000 / rate.lasted_s)
-    mirrored = (tmp_path / "directory/place/mirror").glob("date=*/*.parquet")
+    mirrored = (tmp_path / "directory 0/place/mirror").glob("date=*/*.parquet")
     assert sum(pq.read_metadata(path).num_rows for path in mirrored) == rate.rows
     assert told[1].split()[:2] == ["directory", f"{rate.rows_a_second:,.0f}"]
+
+
+def test_what_is_compared_is_the_middle_of_three_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lasted_s = iter([1.0, 4.0, 2.0])
+    monkeypatch.setattr(sinks, "_measure", lambda kind, *_: sinks.SinkRate(kind, 100_000, next(lasted_s), 1.0, 2.0))
+    (rate,), _ = measure_sinks(100_000, tmp_path, ["sqlite"])
+    assert (rate.lasted_s, rate.ratio) == (2.0, 1.0)
 
 
 def test_a_view_at_rest_is_measured_without_and_behind_segments(monkeypatch: pytest.MonkeyPatch) -> None:
