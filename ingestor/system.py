@@ -152,25 +152,28 @@ def refuse(names: Collection[str]) -> None:
         sys.meta_path.insert(0, _REFUSAL)
 
 
+_LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
 def use_system_allocator() -> None:
-    """Arrow takes its memory from the C library, unless the environment names another allocator. To be called before
-    pyarrow is imported; children inherit it.
+    """Arrow takes its memory from the C library, unless the environment names another allocator, and the library's
+    heaps are few. To be called before pyarrow is imported and before any thread is started: a heap that is there stays.
+    Children inherit the first.
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    # Only glibc has both: https://man7.org/linux/man-pages/man3/malloc_trim.3.html
+    if mallopt := getattr(_LIBRARY, "mallopt", None):
+        for parameter, value, outside in _MALLOPT:
+            if outside not in os.environ:
+                mallopt(parameter, value)
 
 
 class FreeMemory:
-    """Gives what lies free in the C library's heaps back to the system, every ten seconds; large pieces at once."""
+    """Gives what lies free in the C library's heaps back to the system, every ten seconds."""
 
     def __init__(self) -> None:
-        # Only glibc has both: https://man7.org/linux/man-pages/man3/malloc_trim.3.html
-        library = ctypes.CDLL(None) if sys.platform == "linux" else None
-        self._trim = getattr(library, "malloc_trim", None)
+        self._trim = getattr(_LIBRARY, "malloc_trim", None)
         self._due_s = 0.0
-        if mallopt := getattr(library, "mallopt", None):
-            for parameter, value, outside in _MALLOPT:
-                if outside not in os.environ:
-                    mallopt(parameter, value)
 
     def tick(self, now_s: float) -> None:
         """At most some tenths of a millisecond, since little gathers in ten seconds."""

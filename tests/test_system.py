@@ -76,7 +76,7 @@ def test_what_is_freed_goes_back_to_the_system() -> None:
 HEAPS = """
 import ctypes, sys, threading
 from ingestor import system
-memory = system.FreeMemory()
+system.use_system_allocator()
 library = ctypes.CDLL(None)
 library.fopen.restype = ctypes.c_void_p
 held, meet = [], threading.Barrier(9)

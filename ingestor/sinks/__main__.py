@@ -15,7 +15,7 @@ from ingestor.layout import Layout, open_own, try_lock
 from ingestor.logs import configure_logs
 from ingestor.sinks.destinations import make_external_workers
 from ingestor.sinks.process import SinkSetup
-from ingestor.system import UNUSED, FreeMemory, is_readable, refuse
+from ingestor.system import UNUSED, FreeMemory, is_readable, refuse, use_system_allocator
 
 _NICE = 10
 _LOOK_S = 0.2
@@ -31,6 +31,7 @@ def main(pipe: BinaryIO) -> int:
     os.umask(0o027)
     os.nice(_NICE)
     refuse(UNUSED)
+    use_system_allocator()
     told = pipe.readline()
     if not told:
         return 0
@@ -45,10 +46,10 @@ def main(pipe: BinaryIO) -> int:
     except (OSError, DamagedFile) as error:  # by another name the destinations would take all of it for new
         log.error("sinks.refused", error=str(error), hint="put the root's name back, or remove the file for a new one")
         return 1
-    memory = FreeMemory()  # before the threads take heaps of their own
     threads = [threading.Thread(target=worker.run, name=worker.name, daemon=True) for worker in workers]
     for thread in threads:
         thread.start()
+    memory = FreeMemory()
     while all(thread.is_alive() for thread in threads) and not _has_ended(pipe, _LOOK_S):
         memory.tick(time.monotonic())
     stop.set()
