@@ -108,9 +108,9 @@ def allow_open_files(count: int) -> None:
 # docs/performance.md for the figures.
 
 UNUSED = frozenset({"cloudpickle", "numpy", "pandas", "rich", "tornado"})
-"""By what works on columns alone."""
+"""What a process that works on columns alone does without."""
 CLOUDS = frozenset({"pyarrow._azurefs", "pyarrow._gcsfs", "pyarrow._hdfs", "pyarrow._s3fs"})
-"""The stores that pyarrow knows."""
+"""The file systems of pyarrow that are none of this machine."""
 _TRIM_S = 10.0
 _MALLOPT = (
     (-3, 2 << 20, "MALLOC_MMAP_THRESHOLD_"),
@@ -158,7 +158,7 @@ _LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
 def use_system_allocator() -> None:
     """Arrow takes its memory from the C library, unless the environment names another allocator, and the library's
     heaps are few. To be called before pyarrow is imported and before any thread is started: a heap that is there stays.
-    Children inherit the first.
+    Children inherit the allocator, not the limit of heaps.
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     # Only glibc has both: https://man7.org/linux/man-pages/man3/malloc_trim.3.html

@@ -75,8 +75,11 @@ def test_what_is_freed_goes_back_to_the_system() -> None:
 
 HEAPS = """
 import ctypes, sys, threading
-from ingestor import system
-system.use_system_allocator()
+from ingestor.cli.main import main
+try:
+    main(["run", "--help"])
+except SystemExit:
+    pass
 library = ctypes.CDLL(None)
 library.fopen.restype = ctypes.c_void_p
 held, meet = [], threading.Barrier(9)
@@ -96,13 +99,31 @@ library.fclose(told)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="heaps per thread are glibc's")
 @pytest.mark.parametrize(("outside", "count"), [(None, 2), ("5", 5)])
-def test_all_threads_share_two_heaps(tmp_path: Path, outside: str | None, count: int) -> None:
-    """Or as many as the environment says."""
+def test_a_recorders_threads_share_two_heaps(tmp_path: Path, outside: str | None, count: int) -> None:
+    """Or as many as the environment says. The limit is there before the command is imported, and starts a thread."""
     told = tmp_path / "heaps.xml"
     environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
     environment |= {} if outside is None else {"MALLOC_ARENA_MAX": outside}
     subprocess.run([sys.executable, "-c", HEAPS, str(told)], check=True, env=environment)
     assert told.read_text().count("<heap nr=") == count
+
+
+COMMAND = """
+import sys
+from ingestor.cli.main import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    pass
+import pyarrow.fs
+print("pyarrow._s3fs" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(("line", "has_clouds"), [("run --help", False), ("head --root run --help", True)])
+def test_a_recorder_alone_does_without_clouds(line: str, has_clouds: bool) -> None:
+    done = subprocess.run([sys.executable, "-c", COMMAND, *line.split()], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == str(has_clouds)
 
 
 def test_any_descriptor_is_waited_for() -> None:
