@@ -7,7 +7,7 @@ import ctypes
 import os
 import selectors
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -152,7 +152,12 @@ def refuse(names: Collection[str]) -> None:
         sys.meta_path.insert(0, _REFUSAL)
 
 
-_LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
+def _find_in_c_library(name: str) -> Callable[..., int] | None:
+    """Only glibc has what we ask it for: https://man7.org/linux/man-pages/man3/malloc_trim.3.html"""
+    try:
+        return getattr(ctypes.CDLL(None), name, None)
+    except TypeError:  # Windows, where a library needs a name
+        return None
 
 
 def use_system_allocator() -> None:
@@ -161,8 +166,7 @@ def use_system_allocator() -> None:
     Children inherit the allocator, not the limit of heaps.
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    # Only glibc has both: https://man7.org/linux/man-pages/man3/malloc_trim.3.html
-    if mallopt := getattr(_LIBRARY, "mallopt", None):
+    if mallopt := _find_in_c_library("mallopt"):
         for parameter, value, outside in _MALLOPT:
             if outside not in os.environ:
                 mallopt(parameter, value)
@@ -172,7 +176,7 @@ class FreeMemory:
     """Gives what lies free in the C library's heaps back to the system, every ten seconds."""
 
     def __init__(self) -> None:
-        self._trim = getattr(_LIBRARY, "malloc_trim", None)
+        self._trim = _find_in_c_library("malloc_trim")
         self._due_s = 0.0
 
     def tick(self, now_s: float) -> None:
