@@ -4,13 +4,16 @@ Recording needs Linux; reading needs none of it.
 """
 
 import ctypes
+import logging
 import os
 import selectors
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ingestor.errors import ConfigError
 
@@ -101,7 +104,8 @@ def allow_open_files(count: int) -> None:
 # pyarrow imports numpy and cloudpickle when it is imported, and pandas when it makes its first array; structlog imports
 # rich, tenacity tornado. Where they are installed, that is half of the CPU and memory of a command's start, and of a
 # recorder that works on columns alone. Each of them does without, as on a machine that has none of them. So does
-# `pyarrow.fs` without the stores of a cloud, where no root lies in one.
+# `pyarrow.fs` without the stores of a cloud, where no root lies in one. And what they import of Python's own library,
+# and hardly ever call, is imported when it is called.
 #
 # Of what a recorder frees, the C library and Arrow's own allocator would keep tens of megabytes for months. Arrow takes
 # its memory from the C library, and what lies free there goes back to the system every few seconds: see
@@ -111,6 +115,8 @@ UNUSED = frozenset({"cloudpickle", "numpy", "pandas", "rich", "tornado"})
 """What a process that works on columns alone does without."""
 CLOUDS = frozenset({"pyarrow._azurefs", "pyarrow._gcsfs", "pyarrow._hdfs", "pyarrow._s3fs"})
 """The file systems of pyarrow that are none of this machine."""
+RARE = ("asyncio", "html", "pydoc")
+"""What structlog, http.server and pyarrow import, and use in coroutines, pages of errors, and docstrings."""
 _TRIM_S = 10.0
 _MALLOPT = (
     (-3, 2 << 20, "MALLOC_MMAP_THRESHOLD_"),
@@ -150,6 +156,27 @@ def refuse(names: Collection[str]) -> None:
     _REFUSAL.names |= set(names)
     if _REFUSAL not in sys.meta_path:
         sys.meta_path.insert(0, _REFUSAL)
+
+
+class _Postponed(ModuleType):
+    """Stands for a module in `sys.modules` until something of it is asked for, and hands on from then on.
+
+    `importlib.util.LazyLoader` does not wait: a second `import` asks for `__spec__`, by which it loads the module.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(import_module(self.__name__), name)
+
+
+def postpone(names: Iterable[str]) -> None:
+    """Import these modules when something of them is first used, not before; to be called before they are imported."""
+    # From Python 3.12 on, each record of a log asks asyncio for its task, which nothing here prints:
+    # https://docs.python.org/3/howto/logging.html#optimization
+    vars(logging)["logAsyncioTasks"] = False
+    for name in names:
+        sys.modules.setdefault(name, _Postponed(name))
 
 
 def _find_in_c_library(name: str) -> Callable[..., int] | None:

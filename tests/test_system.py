@@ -126,6 +126,52 @@ def test_a_recorder_alone_does_without_clouds(line: str, has_clouds: bool) -> No
     assert done.stdout.splitlines()[-1] == str(has_clouds)
 
 
+STARTED = """
+import sys
+from ingestor.cli.main import main
+try:
+    main(["run", "--help"])
+except SystemExit:
+    pass
+import ingestor.daemon
+print(*sorted({"asyncio.events", "html.entities", "pkgutil", "structlog", "pyarrow.compute"} & set(sys.modules)))
+"""
+
+
+def test_a_recorder_imports_what_is_rarely_called_when_it_is_called() -> None:
+    done = subprocess.run([sys.executable, "-c", STARTED], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "pyarrow.compute structlog"
+
+
+AT_ONCE = """
+import pydoc
+from multiprocessing.pool import ThreadPool
+with ThreadPool(8) as pool:
+    assert len(set(pool.map(lambda _: pydoc.getdoc, range(64), chunksize=1))) == 1
+"""
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "import asyncio; asyncio.run(asyncio.sleep(0))",
+        "from asyncio import sleep, run; run(sleep(0))",
+        "import asyncio.events; asyncio.events.new_event_loop().close()",
+        "from asyncio.queues import Queue; Queue()",
+        "from asyncio import *; run(sleep(0))",
+        "import asyncio as one, asyncio as two; one.Queue; import asyncio; assert two.Queue is asyncio.Queue",
+        "import html, http.server; assert html.escape('<') == '&lt;' and html.unescape('&lt;') == '<'",
+        "from html.parser import HTMLParser; HTMLParser().feed('<a>')",
+        "import pydoc; assert pydoc.getdoc(print).startswith('Prints')",
+        "import html\ntry: html.none\nexcept AttributeError: pass\nelse: raise AssertionError",
+        AT_ONCE,
+    ],
+)
+def test_what_is_imported_later_is_used_as_ever(use: str) -> None:
+    program = f"from ingestor.system import RARE, postpone; postpone(RARE); postpone(RARE)\n{use}"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_any_descriptor_is_waited_for() -> None:
     """One above 1023, which `select` refuses, and `/dev/null`, which `epoll` refuses."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -19,7 +19,7 @@ import click
 
 import ingestor
 from ingestor.errors import IngestorError
-from ingestor.system import CLOUDS, UNUSED, refuse, use_system_allocator
+from ingestor.system import CLOUDS, RARE, UNUSED, postpone, refuse, use_system_allocator
 from ingestor.texts import escape
 
 COMMANDS = {
@@ -115,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     line = list(sys.argv[1:] if arguments is None else arguments)
     words = set(line)
+    postpone(RARE)
     if not WITH_NUMPY & {word.removeprefix("--format=") for word in words}:
         refuse(UNUSED)
     if line[:1] == ["run"]:
