@@ -159,7 +159,8 @@ def refuse(names: Collection[str]) -> None:
 
 
 class _Postponed(ModuleType):
-    """Stands for a module in `sys.modules` until something of it is asked for, and hands on from then on.
+    """Stands for a module in `sys.modules` until something of it is asked for. Who has imported it by then gets from it
+    what the module has; what was asked for once is kept.
 
     `importlib.util.LazyLoader` does not wait: a second `import` asks for `__spec__`, by which it loads the module.
     """
@@ -167,7 +168,8 @@ class _Postponed(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
-        return getattr(import_module(self.__name__), name)
+        value = vars(self)[name] = getattr(import_module(self.__name__), name)
+        return value
 
 
 def postpone(names: Iterable[str]) -> None:

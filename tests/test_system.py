@@ -162,6 +162,7 @@ with ThreadPool(8) as pool:
         "import asyncio as one, asyncio as two; one.Queue; import asyncio; assert two.Queue is asyncio.Queue",
         "import html, http.server; assert html.escape('<') == '&lt;' and html.unescape('&lt;') == '<'",
         "from html.parser import HTMLParser; HTMLParser().feed('<a>')",
+        "import html; html.escape; assert html.escape is vars(html)['escape']",
         "import pydoc; assert pydoc.getdoc(print).startswith('Prints')",
         "import html\ntry: html.none\nexcept AttributeError: pass\nelse: raise AssertionError",
         AT_ONCE,
