@@ -159,10 +159,10 @@ def refuse(names: Collection[str]) -> None:
 
 
 class _Postponed(ModuleType):
-    """Stands for a module in `sys.modules` until something of it is asked for. Who has imported it by then gets from it
-    what the module has; what was asked for once is kept.
+    """A stand-in for a module, which imports it when one of its attributes is looked up. Whoever has imported the
+    stand-in by then goes on with it, so it keeps each attribute that was looked up.
 
-    `importlib.util.LazyLoader` does not wait: a second `import` asks for `__spec__`, by which it loads the module.
+    `importlib.util.LazyLoader` can't be used: a second `import` looks up `__spec__`, and that loads the module.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -174,7 +174,7 @@ class _Postponed(ModuleType):
 
 def postpone(names: Iterable[str]) -> None:
     """Import these modules when something of them is first used, not before; to be called before they are imported."""
-    # From Python 3.12 on, each record of a log asks asyncio for its task, which nothing here prints:
+    # From Python 3.12 on, each log record would look up its asyncio task, which nothing here prints:
     # https://docs.python.org/3/howto/logging.html#optimization
     vars(logging)["logAsyncioTasks"] = False
     for name in names:
@@ -182,7 +182,9 @@ def postpone(names: Iterable[str]) -> None:
 
 
 def _find_in_c_library(name: str) -> Callable[..., int] | None:
-    """Only glibc has what we ask it for: https://man7.org/linux/man-pages/man3/malloc_trim.3.html"""
+    """A function of the C library, or None where it has none of this name: what we look for, only glibc has
+    (https://man7.org/linux/man-pages/man3/malloc_trim.3.html).
+    """
     try:
         return getattr(ctypes.CDLL(None), name, None)
     except TypeError:  # Windows, where a library needs a name

@@ -143,6 +143,13 @@ def test_a_recorder_imports_what_is_rarely_called_when_it_is_called() -> None:
     assert done.stdout.splitlines()[-1] == "pyarrow.compute structlog"
 
 
+POSTPONED = """
+import sys
+from ingestor.system import RARE, postpone
+postpone(RARE)
+postpone(RARE)
+assert not any("__file__" in vars(sys.modules[name]) for name in RARE)
+"""
 AT_ONCE = """
 import pydoc
 from multiprocessing.pool import ThreadPool
@@ -169,7 +176,7 @@ with ThreadPool(8) as pool:
     ],
 )
 def test_what_is_imported_later_is_used_as_ever(use: str) -> None:
-    program = f"from ingestor.system import RARE, postpone; postpone(RARE); postpone(RARE)\n{use}"
+    program = f"{POSTPONED}\n{use}"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 

@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code; a warning or an error is one clear message on stderr.
 
     For a process of its own: where no argument is the name of a command that needs them, it can't import numpy and
-    pandas afterwards, nor a recorder the stores of a cloud.
+    pandas afterwards, nor a recorder the stores of a cloud; and `RARE` modules are imported when they are used.
     """
     line = list(sys.argv[1:] if arguments is None else arguments)
     words = set(line)
