@@ -37,6 +37,7 @@ PASSWORD = "a password of a test"
 BUCKET = "trades"
 _PARTITIONS = 4
 _PRODUCE = 0  # the request's number in Kafka's protocol
+_RECORDER = b"finnhub-ingestor"  # what its producers call themselves there
 _WEED_SOCKETS = Path("/tmp")  # noqa: S108  it knows no other place for them
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -246,8 +247,9 @@ class KafkaCluster:
 
 
 class LossyKafka:
-    """tansu, a Kafka broker in memory, behind a proxy that loses what it says: a share of its answers to requests to
-    keep messages never arrives, and both sides are hung up on. The broker has kept those, and the client can't know.
+    """tansu, a Kafka broker in memory, behind a proxy that loses what it says: a share of its answers to a recorder's
+    requests to keep messages never arrives, and both sides are hung up on. The broker has kept those, and the client
+    can't know. What other clients write, as a reader its marks, they are always told of.
     """
 
     def __init__(self, loss: float = 0.0) -> None:
@@ -319,7 +321,7 @@ class LossyKafka:
             def _ask(self, broker: socket.socket, keeping: set[bytes]) -> None:
                 with suppress(OSError), self.request.makefile("rb") as requests:
                     while request := _read_kafka_frame(requests):
-                        if int.from_bytes(request[4:6]) == _PRODUCE:
+                        if int.from_bytes(request[4:6]) == _PRODUCE and request[14:].startswith(_RECORDER):
                             keeping.add(request[8:12])
                         broker.sendall(request)
                 _hang_up(broker)
@@ -339,7 +341,9 @@ def _hang_up(side: socket.socket) -> None:
 
 
 def _read_kafka_frame(stream: BinaryIO) -> bytes:
-    """A request (length, kind, version, number, …) or an answer (length, number, …); nothing at the end."""
+    """A request (length, kind, version, number, length of the client's name, name, …) or an answer (length, number, …);
+    nothing at the end.
+    """
     length = stream.read(4)
     return length + stream.read(int.from_bytes(length)) if len(length) == 4 else b""
 

@@ -10,7 +10,6 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from journals import (
     NOON,
     Crash,
@@ -34,7 +33,7 @@ from journals import (
     trades,
 )
 from pyarrow import fs as pafs
-from servers import KafkaCluster, LossyKafka, PostgresServer, RedisServer, S3Server, wait_until
+from servers import PATIENCE_S, KafkaCluster, LossyKafka, PostgresServer, RedisServer, S3Server, wait_until
 
 from ingestor.config.sections import KafkaSettings, PostgresSettings, RedisSettings
 from ingestor.journal.follower import Follower
@@ -57,6 +56,7 @@ EXTRA = pa.schema([*TRADES, pa.field("trade_id", pa.int64()), pa.field("side", p
 """As a feed that appends columns of its own."""
 ROOT = "the root of a test"
 TOPIC = "trades.finnhub"
+_MARK = b"the end until now"
 _AWAY = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN)
 """What a reader hears while brokers are killed."""
 
@@ -423,6 +423,7 @@ class TopicReader:
     """
 
     def __init__(self, brokers: str, topic: str) -> None:
+        self._brokers, self._topic = brokers, topic
         self._consumer = Consumer(
             {
                 "bootstrap.servers": brokers,
@@ -434,15 +435,15 @@ class TopicReader:
             }
         )
         try:
-            numbers = self._consumer.list_topics(topic, 30).topics[topic].partitions
-            assert numbers, f"no topic {topic}"
+            self._partitions = set(self._consumer.list_topics(topic, PATIENCE_S).topics[topic].partitions)
+            assert self._partitions, f"no topic {topic}"
         except BaseException:
             self._consumer.close()
             raise
-        self._partitions = [TopicPartition(topic, number, 0) for number in numbers]
-        self._consumer.assign(self._partitions)
-        self._next = dict.fromkeys(numbers, 0)
+        self._consumer.assign([TopicPartition(topic, number, 0) for number in self._partitions])
         self._messages: list[Any] = []  # their types leave open that each has a key, a value and headers
+        self._marks: set[tuple[int | None, bytes | None]] = set()
+        self._readings = 0
         self._faults: list[str] = []
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._read, name="topic reader")
@@ -450,9 +451,10 @@ class TopicReader:
 
     def read_to_end(self) -> list[Any]:
         """All messages that the topic has had until now, in each partition's order."""
-        self._leave_off()  # a consumer that polls in another thread gets no answer about the end
-        ends = {one.partition: self._consumer.get_watermark_offsets(one, 30)[1] for one in self._partitions}
-        wait_until(partial(self._is_beyond, ends), "the end of the topic")
+        self._leave_off()
+        self._readings += 1
+        marks = self._mark_ends(str(self._readings).encode())
+        wait_until(lambda: self._has_read(marks), "the end of the topic")
         return self._messages
 
     def close(self) -> None:
@@ -467,17 +469,28 @@ class TopicReader:
         while not self._ended.is_set():
             self._take()
 
-    def _is_beyond(self, ends: dict[int, int]) -> bool:
+    def _mark_ends(self, name: bytes) -> set[tuple[int, bytes]]:
+        """A message of this name at the end of each partition. The offset that a broker calls its end is no such mark:
+        tansu's is where its last batch begins.
+        """
+        producer = Producer({"bootstrap.servers": self._brokers})
+        for number in self._partitions:
+            producer.produce(self._topic, name, _MARK, partition=number)
+        assert not producer.flush(PATIENCE_S), f"no mark at the end of {self._topic}"
+        return {(number, name) for number in self._partitions}
+
+    def _has_read(self, marks: set[tuple[int, bytes]]) -> bool:
         self._take()
         assert not self._faults, self._faults
-        return all(self._next[number] >= end for number, end in ends.items())
+        return marks <= self._marks
 
     def _take(self) -> None:
         for message in self._consumer.consume(1000, 0.05):
             error = message.error()
-            if error is None:
+            if error is None and message.key() == _MARK:
+                self._marks.add((message.partition(), message.value()))
+            elif error is None:
                 self._messages.append(message)
-                self._next[message.partition()] += 1
             elif error.code() not in _AWAY:
                 self._faults.append(error.str())
 
