@@ -208,11 +208,6 @@ class Server:
         """Host and port."""
         return self.url.removeprefix("ws://").split(":")
 
-    @property
-    def rss(self) -> int:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.split("VmRSS:")[1].split()[0]) * 1024
-
 
 @contextmanager
 def growing_journal(root: Path, folder: Path) -> Iterator[Path]:
@@ -247,7 +242,7 @@ def gather(server: Server, folder: Path, name: str, seconds: float, **more: Any)
     told = answer_of(crowd_command(server, seconds, **more), folder / "crowd.log")
     share = (cpu_s(server.process) - spent_s) / (time.monotonic() - began_s)
     clients = more["clients"] + more.get("idle", 0)
-    return Crowd(name, clients, told["messages_s"], told["p50_ms"], told["p99_ms"], share, server.rss)
+    return Crowd(name, clients, told["messages_s"], told["p50_ms"], told["p99_ms"], share, server.process.rss())
 
 
 def attack(misdeed: str, folder: Path, plan: Plan, clients: int) -> Attack:

@@ -81,6 +81,11 @@ class Process:
             return True
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
+    def rss(self) -> int:
+        """Bytes, until `wait`; 0 once it is ending: the kernel takes its memory before it says that it has ended."""
+        status = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS:")), 0)
+
     def signal(self, number: int) -> None:
         if self._used is None:
             os.kill(self.pid, number)

@@ -49,11 +49,14 @@ class Watch:
     """The largest size seen of each segment of the journal."""
 
     def look(self, process: Process, root: Path) -> None:
-        status = Path(f"/proc/{process.pid}/status").read_text()
+        """Sees nothing of one that is ending."""
+        rss = process.rss()
+        if not rss:
+            return
         ticks = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
         self.at_s.append(time.monotonic())
         self.cpu_s.append(sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK"))
-        self.rss.append(int(status.split("VmRSS:")[1].split()[0]) * 1024)
+        self.rss.append(rss)
         for path in (root / "journal").glob("*.journal"):
             with suppress(FileNotFoundError):  # sealed and freed meanwhile
                 name = path.name.split(".")[0]

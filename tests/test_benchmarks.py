@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from documents import REPOSITORY
 from matplotlib.figure import Figure
+from recorders import eventually
 
 from ingestor.capture.connection import scan_text_frames
 
@@ -22,7 +23,7 @@ import backlog
 import fuzz
 import sinks
 from load_server import Client, send_stamped
-from processes import BenchmarkFailed, Contender, LeftOut, Tls, recorder
+from processes import BenchmarkFailed, Contender, LeftOut, Tls, recorder, running
 from reading import ReadingPlan, check_rows, make_recordings, measure_reading, reading_notes, reading_targets
 from report import (
     CRYPTOFEED,
@@ -40,6 +41,7 @@ from report import (
     table,
 )
 from run import QUICK, Bench
+from scenarios import Watch
 from sinks import measure_sinks
 from throughput import Run, run_load, volume_of
 from trade_load import FRAME_SIZES, PART_TRADES, part_path, write_load
@@ -158,6 +160,18 @@ def test_a_contender_that_dies_ends_the_benchmark(load: Path, tmp_path: Path) ->
     script.write_text("raise SystemExit('no disk')")
     with pytest.raises(BenchmarkFailed, match="no disk"):
         run_load(Contender("dead", script=str(script)), load, 1, 1, None, tmp_path / "run")
+
+
+def test_a_contender_that_is_ending_is_no_longer_looked_at(tmp_path: Path) -> None:
+    """Its end is seen between two looks, or in one."""
+    watch = Watch()
+    with running([sys.executable, "-c", "import sys; sys.stdin.read()"], tmp_path / "log") as process:
+        watch.look(process, tmp_path)
+        process.end_input()  # it ends by that
+        eventually(process.has_ended, "its end")
+        watch.look(process, tmp_path)
+    assert len(watch.rss) == len(watch.cpu_s) == len(watch.at_s) == 1
+    assert watch.rss[0] > 0
 
 
 def test_start_and_stop_are_subtracted() -> None:
