@@ -44,10 +44,13 @@ class CoverageDays:
         self._until_us = 0 if end is None else (end - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) - 1
         """What was said up to here holds: the database had the trades."""
         self._looked = False
+        """Whether all dates up to today were given."""
+        self._news = False
+        """Whether a segment has ended since the round of dates began, which may have passed what is new."""
 
     def segment_ended(self) -> None:
         """There is news, as of every segment."""
-        self._looked = False
+        self._news = True
 
     def due(self, received_us: int, now_s: float) -> Iterator[tuple[date, pa.Table]]:
         """What is to be said at this tick: a date and its rows, which replace those of the table; at the last one,
@@ -62,18 +65,19 @@ class CoverageDays:
                 return  # one per tick: trades come first
 
     def _take(self, received_us: int) -> tuple[date, pa.Table] | None:
+        today = datetime.now(UTC).date()
+        if self._begun and self._next > today:
+            self._next, self._looked = today - _DAY, True
         if self._looked:
-            return None
+            if not self._news:
+                return None
+            self._looked = self._news = False
         try:
-            today = datetime.now(UTC).date()
             if not self._begun:
                 closed, _ = oldest_and_newest_closed_days(self._layout, 1)
                 opened = [date.fromisoformat(file.day) for file in list_ledger_files(self._layout) if file.day]
                 began = min([today, *closed, *opened])  # before it there is nothing to say
-                self._next, self._begun = max(began, self._next), True
-            if self._next > today:
-                self._next, self._looked = today - _DAY, True
-                return None
+                self._next, self._begun = min(max(began, self._next), today), True
             day = self._next
             rows = self._read(day, received_us)
             self._next = day + _DAY
