@@ -86,6 +86,14 @@ class Process:
         status = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS:")), 0)
 
+    def own_bytes(self) -> int:
+        """What no other process shares and no file holds. Raises BenchmarkFailed where it is ending."""
+        try:
+            told = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
+        except ProcessLookupError:  # its memory is gone already
+            raise BenchmarkFailed(f"it ended too early: {self.complaint()}") from None
+        return int(told.split("Private_Dirty:")[1].split()[0]) * 1024
+
     def signal(self, number: int) -> None:
         if self._used is None:
             os.kill(self.pid, number)

@@ -68,11 +68,6 @@ class Watch:
         return (self.cpu_s[-1] - self.cpu_s[at]) / (self.at_s[-1] - self.at_s[at])
 
 
-def private_bytes(pid: int) -> int:
-    told = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return int(told.split("Private_Dirty:")[1].split()[0]) * 1024
-
-
 @dataclass(frozen=True, slots=True)
 class Paced:
     """A recorder at a steady rate, followed by another process."""
@@ -120,7 +115,7 @@ def run_paced(
             read = at.next("read", process)
             probe.end_input()
             followed = probe.answer()
-        own = private_bytes(process.pid)
+        own = process.own_bytes()
         process.signal(signal.SIGTERM)
         used = process.wait()
     if followed["trades"] < read["trades"] / 2:

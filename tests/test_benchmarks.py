@@ -174,6 +174,16 @@ def test_a_contender_that_is_ending_is_no_longer_looked_at(tmp_path: Path) -> No
     assert watch.rss[0] > 0
 
 
+def test_a_contender_that_ends_before_its_memory_is_read_fails_the_part(tmp_path: Path) -> None:
+    script = "import sys; sys.stdin.read(); sys.stderr.write('no disk')"
+    with running([sys.executable, "-c", script], tmp_path / "log") as process:
+        assert process.own_bytes() > 0
+        process.end_input()
+        eventually(process.has_ended, "its end")
+        with pytest.raises(BenchmarkFailed, match="no disk"):
+            process.own_bytes()
+
+
 def test_start_and_stop_are_subtracted() -> None:
     one = Round(idle={name: made_run(name, cpu_s=1.0, lasted_s=1.0) for name in ("ours", "theirs")})
     one.runs = [made_run("ours", cpu_s=2.0, lasted_s=2.0), made_run("theirs", cpu_s=9.0, lasted_s=5.0)]
