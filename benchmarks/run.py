@@ -24,6 +24,7 @@ installed.
 import argparse
 import shutil
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from live import describe, live_targets, measure_live
-from processes import HERE, BenchmarkFailed, Contender, LeftOut, Tls, answer_of, make_tls, recorder
+from processes import HERE, BenchmarkFailed, Contender, LeftOut, Tls, answer_of, forget_libraries, make_tls, recorder
 from reading import FULL as READING
 from reading import measure_reading, reading_notes, reading_targets
 from report import (
@@ -95,8 +96,9 @@ QUICK = Plan(1, (1, 5), (1,), (1,), 10, 12, 2, 8, 1, 8, 6, 1.5, 2, 1, 400_000)
 QUIET_RATE = 57
 CRYPTOFEED_RELEASE = "3"
 ABOUT_CRYPTOFEED = """
-import importlib.metadata, json, sys
+import importlib.metadata, json, sys, sysconfig
 about = {"release": importlib.metadata.version("cryptofeed"), "python": "%d.%d" % sys.version_info[:2]}
+about["packages"] = sysconfig.get_path("platlib")
 print(json.dumps(about))
 """
 RESULTS = HERE / "results"
@@ -122,6 +124,7 @@ def main() -> int:
         load.mkdir()
         plan = QUICK if arguments.quick else FULL
         bench = Bench(plan, load, work / "run", arguments.cryptofeed_python, time.monotonic(), RESULTS)
+        forget_libraries(Path(sysconfig.get_path("platlib")))
         try:
             make_load = [str(HERE / "trade_load.py"), str(load), "--trades", str(plan.load_parts * 50_000)]
             answer_of(make_load, work / "load.log")
@@ -216,6 +219,7 @@ class Bench:
         if python != ours:
             both = "docs/performance.md says how to run both on one"
             raise LeftOut(f"it runs on Python {python}, the recorder on {ours}: {both}")
+        forget_libraries(Path(about.pop("packages")))
         base = Contender(CRYPTOFEED, script="cryptofeed_csv.py", ends_by_itself=False)
         self.cryptofeed.append(replace(base, python=self.cryptofeed_python))
         self.add("cryptofeed", about, [], [f"cryptofeed {release} on Python {python}, as the recorder."])

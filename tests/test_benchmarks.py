@@ -23,7 +23,7 @@ import backlog
 import fuzz
 import sinks
 from load_server import Client, send_stamped
-from processes import BenchmarkFailed, Contender, LeftOut, Tls, recorder, running
+from processes import BenchmarkFailed, Contender, LeftOut, Tls, forget_libraries, recorder, running
 from reading import ReadingPlan, check_rows, make_recordings, measure_reading, reading_notes, reading_targets
 from report import (
     CRYPTOFEED,
@@ -184,6 +184,26 @@ def test_a_contender_that_ends_before_its_memory_is_read_fails_the_part(tmp_path
             process.own_bytes()
 
 
+def test_libraries_are_read_from_the_disk_again(tmp_path: Path) -> None:
+    """Asked by a read that may not wait for the disk."""
+    library = tmp_path / "pyarrow" / "libarrow.so.2600"
+    library.parent.mkdir()
+    library.write_bytes(bytes(1 << 20))
+    with library.open("rb", buffering=0) as file:
+
+        def is_in_memory() -> bool:
+            try:
+                return os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT) == 1
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                pytest.skip(f"this file system doesn't tell what it holds in memory: {error.strerror}")
+
+        assert is_in_memory()
+        forget_libraries(tmp_path)
+        assert not is_in_memory()
+
+
 def test_start_and_stop_are_subtracted() -> None:
     one = Round(idle={name: made_run(name, cpu_s=1.0, lasted_s=1.0) for name in ("ours", "theirs")})
     one.runs = [made_run("ours", cpu_s=2.0, lasted_s=2.0), made_run("theirs", cpu_s=9.0, lasted_s=5.0)]
@@ -248,7 +268,8 @@ def bench_with(tmp_path: Path) -> Callable[[str, str], Bench]:
     python = tmp_path / "python"
 
     def make(release: str, version: str) -> Bench:
-        python.write_text(f"#!/bin/sh\necho '{json.dumps({'release': release, 'python': version})}'\n")
+        about = {"release": release, "python": version, "packages": str(tmp_path / "packages")}
+        python.write_text(f"#!/bin/sh\necho '{json.dumps(about)}'\n")
         python.chmod(0o700)
         tls = Tls(tmp_path / "certificate.pem", tmp_path / "key.pem")
         return Bench(QUICK, tmp_path / "load", tmp_path, str(python), 0.0, tmp_path / "results", [tls])
