@@ -23,7 +23,7 @@ import backlog
 import fuzz
 import sinks
 from load_server import Client, send_stamped
-from processes import BenchmarkFailed, Contender, LeftOut, Tls, forget_libraries, recorder, running
+from processes import BenchmarkFailed, Contender, LeftOut, Tls, answer_of, forget_libraries, recorder, running
 from reading import ReadingPlan, check_rows, make_recordings, measure_reading, reading_notes, reading_targets
 from report import (
     CRYPTOFEED,
@@ -182,6 +182,13 @@ def test_a_contender_that_ends_before_its_memory_is_read_fails_the_part(tmp_path
         eventually(process.has_ended, "its end")
         with pytest.raises(BenchmarkFailed, match="no disk"):
             process.own_bytes()
+
+
+def test_a_contender_keeps_what_it_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an installed package is compiled, whatever this process was told."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    script = "import json, sys; print(json.dumps({'keeps': not sys.dont_write_bytecode}))"
+    assert answer_of(["-c", script], tmp_path / "log") == {"keeps": True}
 
 
 def test_libraries_are_read_from_the_disk_again(tmp_path: Path) -> None:
