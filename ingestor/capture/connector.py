@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 import structlog
@@ -37,13 +38,12 @@ class _Stored(BaseModel):
 
 
 class KnownKey:
-    """One key, and whether this root has seen it accepted."""
+    """One key, and whether this root has seen it accepted. For any thread."""
 
     def __init__(self, layout: Layout, key: str) -> None:
         """Where there is a memory that can't be read, that is told, and a new one begun."""
         self._layout = layout
-        self._unwritten = False
-        self._needed = bool(key)
+        self._key = key
         stored = _Stored(salt=secrets.token_hex(16), hashes=[])
         try:
             stored = read_small(layout.accepted_keys, _Stored.model_validate_json)
@@ -53,26 +53,45 @@ class KnownKey:
             log.warning("keys.forgotten", error=str(error))
         self._salt = bytes.fromhex(stored.salt)
         self._hashes = set(stored.hashes)
-        self._hash = hashlib.scrypt(key.encode(), salt=self._salt, n=1 << 14, r=8, p=1).hex()
+        self._accepted = self._written = not key  # no venue can refuse a key that the feed doesn't have
+        self._writes = threading.Lock()
+        self._writer: threading.Thread | None = None
+
+    @cached_property
+    def _hash(self) -> str:
+        return hashlib.scrypt(self._key.encode(), salt=self._salt, n=1 << 14, r=8, p=1).hex()
 
     @property
     def accepted(self) -> bool:
-        """Whether the venue has accepted it before; also where the feed has none, which no venue can refuse."""
-        return not self._needed or self._hash in self._hashes
+        """Whether the venue has accepted it before; also where the feed has none."""
+        return self._accepted or self._hash in self._hashes
 
     def remember(self) -> None:
-        """The venue has accepted this key. What the disk refuses is written the next time."""
-        if self.accepted and not self._unwritten:
-            return
-        self._hashes.add(self._hash)
-        stored = {"salt": self._salt.hex(), "hashes": sorted(self._hashes)}
-        try:
-            write_whole(self._layout.accepted_keys, json.dumps(stored), self._layout.staging)
-        except OSError as error:
-            log.error("key.unremembered", error=error.strerror)
-            self._unwritten = True
-        else:
-            self._unwritten = False
+        """The venue has accepted this key. It is written in the background: the first trades wait neither for the hash,
+        which takes 40 ms, nor for the disk. What the disk refuses is written the next time.
+        """
+        self._accepted = True
+        if not self._written:
+            self._writer = threading.Thread(target=self._write, name="accepted key", daemon=True)
+            self._writer.start()
+
+    def settle(self) -> None:
+        """Wait until it is written, or can't be."""
+        if self._writer is not None:
+            self._writer.join()
+
+    def _write(self) -> None:
+        with self._writes:  # several connections may bring the news
+            hashes = self._hashes | {self._hash}
+            if hashes != self._hashes:
+                stored = {"salt": self._salt.hex(), "hashes": sorted(hashes)}
+                try:
+                    write_whole(self._layout.accepted_keys, json.dumps(stored), self._layout.staging)
+                except OSError as error:
+                    log.error("key.unremembered", error=error.strerror)
+                    return
+                self._hashes = hashes
+            self._written = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +193,10 @@ class Connector:
                     stop=tenacity.stop_when_event_set(self._stop),
                     reraise=True,
                 )
+
+    def close(self) -> None:
+        """No more connections: wait until the disk has what is to be known of the key."""
+        self._known_key.settle()
 
     def pause(self) -> None:
         """After we hung up: until the venue has noticed, a second connection would end both."""

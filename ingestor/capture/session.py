@@ -140,6 +140,7 @@ class Session:
             raise
         if self._retiring:
             self._retiring.join()
+        self._connector.close()
 
     def _live(self) -> None:
         """One connection, from handshake to end. Raises ConnectionLost where it was of no use, FeedRefused."""
