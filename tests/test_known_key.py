@@ -80,10 +80,11 @@ def test_nobody_waits_for_a_disk_that_does_not_answer(layout: Layout, monkeypatc
         write_whole(path, text, staging)
 
     monkeypatch.setattr(connector, "write_whole", write_late)
-    key = KnownKey(layout, KEY)
+    key, before = KnownKey(layout, KEY), threading.active_count()
     for _ in range(3):  # connections
         key.remember()
         assert key.accepted
+    assert threading.active_count() == before + 1  # however many connections come and go meanwhile
     assert not layout.accepted_keys.exists()
     answers.set()
     key.settle()

@@ -71,7 +71,7 @@ class KnownKey:
         which takes 40 ms, nor for the disk. What the disk refuses is written the next time.
         """
         self._accepted = True
-        if not self._written:
+        if not self._written and (self._writer is None or not self._writer.is_alive()):
             self._writer = threading.Thread(target=self._write, name="accepted key", daemon=True)
             self._writer.start()
 
