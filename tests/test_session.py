@@ -4,12 +4,15 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from recorders import CRYPTO, Rig, eventually, make_rig, stop_reader
 from sessions import VENUE, listening, recording
 from simulated_venues import running_venue
 from structlog.testing import capture_logs
 
+from ingestor.capture import connector
 from ingestor.capture.gaps import OpenGap
+from ingestor.layout import write_whole
 from ingestor.simulator.faults import Mute, Schedule
 from ingestor.simulator.market import MarketSettings
 
@@ -113,6 +116,23 @@ def test_it_stops_while_nothing_comes(tmp_path: Path) -> None:
         assert stop_reader(rig, reader)
     assert rig.facts("gap.opened")[0]["cause"] == "shutdown"
     assert len(rig.facts("connection.closed")) == 1
+
+
+def test_it_ends_once_the_disk_knows_that_the_key_was_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late the disk answers."""
+    with running_venue(replace(VENUE, faults=Schedule([Mute()]))) as venue:
+        rig = make_rig(tmp_path, venue.url)
+
+        def write_late(path: Path, text: str, staging: Path) -> None:
+            rig.wait_fact("connection.closed")
+            write_whole(path, text, staging)
+
+        monkeypatch.setattr(connector, "write_whole", write_late)
+        reader = start_reading(rig)
+        rig.wait_fact("symbols.requested")
+        assert not rig.layout.accepted_keys.exists()
+        assert stop_reader(rig, reader)
+        assert rig.layout.accepted_keys.exists()
 
 
 def test_it_stops_while_the_buffer_is_full(tmp_path: Path) -> None:
